@@ -1,0 +1,59 @@
+# `make demo` and `make test` need nothing but Python >= 3.10 and make: each makes the virtual environment first.
+# Paths are relative to this file's folder, so a clone may lie in a path with spaces.
+
+# The Python that makes the virtual environment:  make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last and holding the folder it was made in: absent or of another folder, the installation goes again.
+STAMP := $(VENV)/.installed
+
+# One process computes at a time, so it may have every core it is allowed; more than 8 do not help here.
+CORES := $(shell { nproc || getconf _NPROCESSORS_ONLN; \
+  awk '$$1 != "max" { print int(($$1 + $$2 - 1) / $$2) }' /sys/fs/cgroup/cpu.max; echo 8; } 2>/dev/null | sort -n | head -n 1)
+OMP_NUM_THREADS ?= $(CORES)
+export OMP_NUM_THREADS
+# For tests: no progress bar (an output that never repeats itself), and the kernel `python3` of the
+# virtual environment with no start-up file or kernel of the user's own.
+CHECKED := env -u JUPYTER_PATH TQDM_DISABLE=1 JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR="$(CURDIR)/$(VENV)/ipython"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint lab clean moved
+
+help: ## say what the targets do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  demo, test, lint and lab set up $(VENV) by themselves, from nothing (a few minutes and a few GB, once)."
+	@echo "  make demo PYTHON=python3.12 picks the Python; a CPU-only PyTorch is a smaller download:"
+	@echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo"
+
+demo: $(STAMP) ## the demonstration: samples with and without tuned times, in minutes on a CPU
+	@$(BIN)/tt demo
+
+test: lint ## style, types, tests, then every notebook run and compared with its stored outputs
+	@$(CHECKED) $(BIN)/python -m pytest tests
+	@$(CHECKED) $(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks/
+
+lint: $(STAMP) ## ruff and mypy
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m mypy
+
+lab: $(STAMP) ## JupyterLab, open on the map of the notebooks
+	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
+
+clean: ## remove the virtual environment and the caches; data/ and runs/ stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	find tt_lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | while IFS= read -r found; do rm -rf "$$found"; done
+
+$(STAMP): pyproject.toml $(if $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] || echo moved),moved)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "error: Python 3.10 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1)." >&2; \
+	  echo "       Install one and name it:  make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@rm -f $(STAMP)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+	  echo "making the virtual environment $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing tt_lib and what it needs into $(VENV) (the first time: a few minutes and a few GB) ..."
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check 'pip>=23'
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -e '.[train,test]'
+	@printf '%s\n' "$(CURDIR)" > $(STAMP)

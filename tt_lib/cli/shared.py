@@ -1,0 +1,110 @@
+"""What every command shares: the app, errors as one line, the progress bar, common options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import click
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperGroup
+
+from tt_lib.errors import BadValue, TTError
+
+console = Console()
+Report = Callable[[int, int, str], None]
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="The CIFAR-10 folder or archive (else $TT_CIFAR10, else data/cifar10)."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda or cuda:1.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a finished result.")]
+SeedOption = Annotated[int, typer.Option(help="Everything drawn at random follows from it.")]
+
+
+class OneLineErrors(TyperGroup):
+    """Prints the library's own errors as one line and exits with 2; other errors are bugs and keep their traceback."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except TTError as error:
+            console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="", highlight=False)
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+def make_app() -> typer.Typer:
+    """The typer application, without commands."""
+    return typer.Typer(
+        cls=OneLineErrors,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        help="**TimeTuner**: sample a frozen diffusion network in few steps, tune the times it is conditioned on, "
+        "and measure what that does. Start with `tt demo`.",
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a name means; ``auto`` takes the GPU if there is one.
+
+    Raises:
+        BadValue: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadValue(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu") from error
+    return device
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Report]:
+    """A progress bar with the time left; yields ``report(done, total, message)``.
+
+    Only the first process of a distributed run shows it, and where the output is no terminal (a log
+    file) a plain line is printed about every ten seconds instead.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield lambda done, total, message: None
+    elif not console.is_terminal:
+        yield _plain_lines(title)
+    else:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[message]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=console) as bars:
+            task = bars.add_task(title, total=None, message="")
+            yield lambda done, total, message: bars.update(task, completed=done, total=total, message=message)
+
+
+def _plain_lines(title: str, every: float = 10.0) -> Report:
+    import time
+
+    begun = time.monotonic()
+    state = {"last": begun - every, "first": -1}
+
+    def report(done: int, total: int, message: str) -> None:
+        now = time.monotonic()
+        if state["first"] < 0:
+            state["first"] = done
+        if now - state["last"] >= every or done == total:
+            state["last"] = now
+            speed = (done - state["first"]) / max(now - begun, 1e-9)
+            left = f"{(total - done) / speed:.0f} s left" if speed > 0 else "time left unknown"
+            print(f"{title}: {done}/{total}, {now - begun:.0f} s, {left}  {message}", flush=True)
+
+    return report

@@ -1,0 +1,75 @@
+"""``tt train`` and ``tt features``: the two networks that everything else uses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, SeedOption, console, pick_device, progress_bar
+from tt_lib.errors import choose
+from tt_lib.files import refuse_overwrite
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Model folder to write; its name becomes the model's name.")],
+    dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    data: DataOption = None,
+    images: Annotated[int | None, typer.Option(help="Images to see in all [default: 20,000,000; digits 150,000].")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the UNet's first level [default: 64; digits 32].")] = None,
+    batch: Annotated[int | None, typer.Option(help="Global batch, shared by the processes [default: 1024; digits 128].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: 1e-3; digits 2e-3].")] = None,
+    seed: SeedOption = 0,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile: slow to start, then about twice as fast.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
+    results: Annotated[Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].")] = None,
+    stop_after: Annotated[int | None, typer.Option(help="Stop after this many steps, with a checkpoint to go on from.")] = None,
+    force: ForceOption = False,
+) -> None:
+    """Train an eps-prediction network on the linear-beta schedule.
+
+    Killed and started again with the same options, it goes on from its last checkpoint and sees the
+    same data as an uninterrupted run. On several GPUs, start it with
+    `torchrun --nproc_per_node 2 -m tt_lib train --out ...` (or `accelerate launch`).
+
+    Example: `tt train --dataset digits --out runs/digits` (about a minute on a CPU).
+    """
+    from tt_lib.training import DEFAULTS
+    from tt_lib.training import train as run
+
+    choose("data set", dataset, DEFAULTS)
+    given = {"images": images, "width": width, "batch": batch, "lr": lr, "seed": seed}
+    config = replace(DEFAULTS[dataset], **{key: value for key, value in given.items() if value is not None})
+    with progress_bar(f"train {out.name}") as report:
+        folder = run(
+            config, out, data=str(data) if data else None, compile=compile, checkpoint_seconds=checkpoint_seconds,
+            results=results, force=force, stop_after=stop_after, progress=report,
+        )  # fmt: skip
+    console.print(f"model folder: {folder}", highlight=False)
+
+
+def features(
+    out: Annotated[Path, typer.Option(help="Folder to write the classifier to.")],
+    data: DataOption = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the 50,000 training images.")] = 60,
+    seed: SeedOption = 0,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the classifier.")] = False,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Train the CIFAR-10 classifier whose 256 features the Fréchet distances are taken in.
+
+    Its distances are called `FD (cifar10-resnet)`, never FID: they have a scale of their own.
+    """
+    from tt_lib.datasets import load_cifar10
+    from tt_lib.metrics.train_features import train_features
+
+    refuse_overwrite(out / "config.json", force)
+    root = str(data) if data else None
+    report = train_features(
+        load_cifar10("train", root), load_cifar10("test", root), out,
+        epochs=epochs, seed=seed, compile=compile, device=pick_device(device),
+    )  # fmt: skip
+    console.print(report, highlight=False)

@@ -1,0 +1,131 @@
+"""The engine drives any solver: it asks the timing for tau, calls the predictor and counts evaluations.
+
+A solver (see :mod:`tt_lib.solvers`) is a generator: it yields a :class:`Request` ``(x, t)`` whenever it
+needs the network, is sent the answer ``eps`` and returns ``x`` at the end of its grid. It knows nothing
+of tau, of counting or of gradients; all of that is here, once, for every solver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tt_lib.errors import NotFinite
+from tt_lib.predictors import Predictor
+
+
+class Request(NamedTuple):
+    """What a solver asks: the direction at state ``x`` [B, ...] and nominal time ``t`` (scalar or [B], float64)."""
+
+    x: Tensor
+    t: Tensor
+
+
+Solution = Generator[Request, Tensor, Tensor]
+"""A running solver: yields requests, is sent directions, returns the final state."""
+
+
+@dataclass
+class Run:
+    """What a sampling run gave.
+
+    Attributes:
+        x: [B, ...], the state at the end of the grid.
+        nfe: network evaluations, counted.
+        trajectory: the requests in order (only if ``keep``), each with the state and its nominal time.
+        answers: the directions that were sent back (only if ``keep``).
+    """
+
+    x: Tensor
+    nfe: int
+    trajectory: list[Request] = field(default_factory=list)
+    answers: list[Tensor] = field(default_factory=list)
+
+
+def drive(
+    solution: Solution,
+    predictor: Predictor,
+    taus: Sequence[float] | Tensor | None = None,
+    *,
+    keep: bool = False,
+    grad: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Run:
+    """Run a solver to its end.
+
+    Args:
+        solution: a solver's generator, not yet started.
+        predictor: ``(x, t, tau) -> eps``.
+        taus: the conditioning time of each evaluation, in order (untuned: None, every tau is its t).
+            One row for each evaluation; a row may itself be a vector over samples.
+        keep: keep the trajectory and the answers.
+        grad: keep gradients through the whole run (to the taus and the start); otherwise none are kept.
+        progress: called with the number of evaluations done.
+
+    Raises:
+        NotFinite: an answer holds NaN or infinity.
+        ValueError: ``taus`` has another length than the number of evaluations.
+    """
+    run = Run(x=torch.empty(0), nfe=0)
+    with torch.set_grad_enabled(grad):
+        try:
+            request = next(solution)
+            while True:
+                tau = request.t if taus is None else _nth(taus, run.nfe)
+                answer = predictor(request.x, request.t, tau)
+                check_finite(answer, run.nfe, request.t, tau)
+                run.nfe += 1
+                if keep:
+                    run.trajectory.append(request)
+                    run.answers.append(answer)
+                if progress:
+                    progress(run.nfe)
+                request = solution.send(answer)
+        except StopIteration as stop:
+            run.x = stop.value
+    if taus is not None and len(taus) != run.nfe:
+        raise ValueError(f"{len(taus)} conditioning times were given, the solver made {run.nfe} evaluations")
+    return run
+
+
+def replay(solution: Solution, answers: Sequence[Tensor]) -> Request | Tensor:
+    """Send recorded ``answers`` to a fresh solver; return its next request, or its result if it ended.
+
+    Generators cannot be copied, but they can be run again: a tuner tries one tau after another at
+    evaluation k by replaying the k answers before it, which costs arithmetic and no network.
+    """
+    try:
+        item: Request | Tensor = next(solution)
+        for answer in answers:
+            item = solution.send(answer)
+    except StopIteration as stop:
+        return stop.value
+    return item
+
+
+def check_finite(answer: Tensor, evaluation: int, t: Tensor, tau: Tensor | float) -> None:
+    """Raise :class:`NotFinite` unless every number of ``answer`` is finite."""
+    # One reduction and one read-back: a NaN or infinity anywhere survives in the sum.
+    if bool(answer.detach().sum(dtype=torch.float64).isfinite()):
+        return
+    where = f"evaluation {evaluation}, t = {_brief(t)}, tau = {_brief(tau)}"
+    raise NotFinite(
+        f"the network answered NaN or infinity at {where}; check its weights and its input range, "
+        "and run it in float32 if it is run in float16"
+    )
+
+
+def _nth(taus: Sequence[float] | Tensor, index: int) -> Tensor:
+    if index >= len(taus):
+        raise ValueError(f"{len(taus)} conditioning times were given, the solver asks for evaluation {index + 1}")
+    tau = taus[index]
+    return tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=torch.float64)
+
+
+def _brief(t: Tensor | float) -> str:
+    values = torch.as_tensor(t).detach().double().flatten()
+    return f"{values[0].item():.6g}" if len(values) == 1 else f"{values.min().item():.6g}..{values.max().item():.6g}"

@@ -1,0 +1,111 @@
+"""Files written whole or not at all, and files checked by hash.
+
+Every file of this library is written under a temporary name in the folder where it will lie and then
+renamed: a reader, or a run that was killed, sees the old file or the new one and never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, MissingFile
+
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
+def data_folder() -> Path:
+    """The project's ``data/`` folder: ``$TT_DATA`` if set, else the one beside the package, else ``./data``."""
+    if os.environ.get("TT_DATA"):
+        return Path(os.environ["TT_DATA"])
+    beside = PACKAGE_ROOT / "data"
+    return beside if beside.is_dir() else Path("data")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block ends without an error.
+
+    Raises:
+        BadValue: the folder cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise BadValue(
+            f"cannot write {path}: {error.strerror}; choose another output folder or mend its permissions"
+        ) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files private (0600); give the file the mode that open() would have given it.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write ``text`` (UTF-8) atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON; a missing or damaged file gives one clear error.
+
+    Raises:
+        MissingFile, CorruptFile
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFile(f"no file at {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile(f"{path} is not JSON ({error}); restore it or make it again") from error
+
+
+def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
+    """Hex digest of a file, read in blocks of 1 MiB."""
+    digest = hashlib.new(algorithm)
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_hash(path: Path | str, expected: str, algorithm: str = "sha256", remedy: str = "restore it") -> None:
+    """Raise unless ``path`` exists and has the digest ``expected``.
+
+    Raises:
+        MissingFile, CorruptFile
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFile(f"no file at {path}; {remedy}")
+    found = file_hash(path, algorithm)
+    if found != expected:
+        raise CorruptFile(f"{path} has {algorithm} {found}, expected {expected}: it is damaged or another file; {remedy}")
+
+
+def refuse_overwrite(path: Path | str, force: bool) -> None:
+    """Raise :class:`AlreadyDone` if ``path`` exists and ``force`` is false."""
+    if Path(path).exists() and not force:
+        raise AlreadyDone(f"{path} exists; give --force to replace it or choose another --out")

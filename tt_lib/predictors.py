@@ -1,0 +1,56 @@
+"""Predictors: a network as ``(x, t, tau) -> eps``, the one place where the two times differ.
+
+The network is conditioned on ``tau``; the state ``x`` is at noise level ``t``, so conversions between
+eps, x0, v and score use ``t``. TimeTuner changes only ``tau``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tt_lib.models import Model
+from tt_lib.schedules import Schedule
+
+
+class Predictor(Protocol):
+    """The direction ``eps`` [B, ...] at state ``x`` [B, ...], nominal time ``t``, conditioning time ``tau`` (scalars or [B])."""
+
+    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor: ...
+
+
+class EpsPredictor:
+    """A network that predicts the noise, conditioned on ``tau``.
+
+    Args:
+        network: called as ``network(x, c)`` with ``x`` float32 [B, C, H, W] and ``c`` float32 [B], the
+            schedule's ``network_time(tau)``; returns eps [B, C, H, W], or an object with it as ``.sample``.
+        schedule: turns ``tau`` into ``c``.
+        bf16: run the network in bfloat16 under autocast.
+
+    The answer is float32. ``tau`` reaches the network as a float tensor, never as a Python number:
+    diffusers' ``UNet2DModel`` truncates a float timestep to an integer.
+    """
+
+    def __init__(self, network: nn.Module | Callable, schedule: Schedule, bf16: bool = False) -> None:
+        self.network, self.schedule, self.bf16 = network, schedule, bf16
+
+    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        c = self.schedule.network_time(tau).to(device=x.device, dtype=torch.float32).expand(len(x))
+        context = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+        with context:
+            answer = self.network(x, c)
+        answer = answer if isinstance(answer, Tensor) else answer.sample
+        return answer.float()
+
+
+def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False) -> EpsPredictor:
+    """The predictor of a loaded model; ``compile`` pays on a GPU and for many batches of one size."""
+    network = model.network
+    if bf16:
+        network = network.to(memory_format=torch.channels_last)
+    return EpsPredictor(torch.compile(network, dynamic=False) if compile else network, model.schedule, bf16)

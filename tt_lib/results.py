@@ -1,0 +1,152 @@
+"""Results are rows: every number that is shown anywhere comes from a row of ``data/results/*.csv``.
+
+A row is written by a command, says what made it, and is replaced (not doubled) when the same command
+runs again. The files are small, so they are read whole, changed and written back atomically, under a
+lock: several processes may write to one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from tt_lib.errors import BadValue, CorruptFile
+from tt_lib.files import PACKAGE_ROOT, atomic_path, data_folder
+
+FD_COLUMNS = (
+    "dataset", "model", "solver", "grid", "nfe", "eta", "timing", "metric", "features", "reference",
+    "n", "value", "low", "high", "seed", "device", "versions", "date", "commit", "command",
+)  # fmt: skip
+FD_KEY = (
+    "dataset", "model", "solver", "grid", "nfe", "eta", "timing", "metric", "features", "reference", "n", "seed",
+)  # fmt: skip
+TRAINING_COLUMNS = (
+    "run", "step", "images", "loss", "images_per_s", "devices", "elapsed_s", "versions", "date", "commit", "command",
+)  # fmt: skip
+SPEED_COLUMNS = ("what", "ours", "peer", "ratio", "unit", "device", "versions", "date", "commit", "command")
+SPEED_KEY = ("what", "device")
+
+
+def results_folder() -> Path:
+    """``data/results/`` of the project, or under ``$TT_DATA``."""
+    return data_folder() / "results"
+
+
+def provenance() -> dict[str, str]:
+    """The columns that say where a row comes from: versions, date (UTC), commit and command."""
+    return {
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "commit": git_commit(),
+        "command": command_line(),
+    }
+
+
+def git_commit() -> str:
+    """The commit of the code that runs: ``$TT_COMMIT`` (for copies without ``.git``), else git's word, else unknown."""
+    if os.environ.get("TT_COMMIT"):
+        return os.environ["TT_COMMIT"]
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(PACKAGE_ROOT), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+def command_line() -> str:
+    """The command as a reader would type it: ``$TT_COMMAND`` if set, else ``tt`` (or torchrun) and its arguments."""
+    if os.environ.get("TT_COMMAND"):
+        return os.environ["TT_COMMAND"]
+    program = Path(sys.argv[0]).name
+    if program in ("tt", "__main__.py"):
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        start = f"torchrun --nproc_per_node {processes} -m tt_lib" if processes > 1 else "tt"
+        return " ".join([start, *sys.argv[1:]])
+    # A notebook kernel's arguments name files of one machine: the program's name says enough.
+    return "jupyter" if "kernel" in program else program
+
+
+def device_name(device: torch.device | str) -> str:
+    """A device in words: the GPU's product name, or ``cpu`` and the number of threads used."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of a results file; an empty table with ``columns`` where there is no file.
+
+    Raises:
+        CorruptFile: the file is no CSV or lacks a column.
+    """
+    path = Path(path)
+    if not path.exists():
+        return pd.DataFrame(columns=list(columns or ()))
+    try:
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (ValueError, pd.errors.ParserError) as error:
+        raise CorruptFile(f"{path} is not a results file ({error}); restore it from git") from error
+    missing = [name for name in columns or () if name not in frame.columns]
+    if missing:
+        raise CorruptFile(f"{path} lacks the columns {missing}; restore it from git or move it away")
+    return frame
+
+
+def write_rows(
+    path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], key: Sequence[str]
+) -> None:
+    """Add ``rows`` to a results file; a row with the same ``key`` as an old one takes its place.
+
+    Raises:
+        BadValue: a row lacks a column or has an unknown one.
+    """
+    new = list(rows)
+    for row in new:
+        if set(row) != set(columns):
+            raise BadValue(f"a row of {path} needs exactly the columns {list(columns)}, got {sorted(row)}")
+    with locked(path):
+        old = read_rows(path, columns)
+        table = {tuple(str(row[name]) for name in key): row for row in old.to_dict("records")}
+        for row in _through_csv(new, columns):
+            table[tuple(str(row[name]) for name in key)] = row
+        with atomic_path(path) as temporary:
+            pd.DataFrame(list(table.values()), columns=list(columns)).to_csv(temporary, index=False)
+
+
+def _through_csv(rows: list, columns: Sequence[str]) -> list[dict]:
+    """Rows as they read back from a file, so that 10 and 10.0 or None and NaN are one key."""
+    from io import StringIO
+
+    text = pd.DataFrame(rows, columns=list(columns)).to_csv(index=False)
+    return pd.read_csv(StringIO(text), keep_default_na=False, na_values=[""]).to_dict("records")
+
+
+@contextlib.contextmanager
+def locked(path: Path | str) -> Iterator[None]:
+    """Hold an exclusive lock for ``path`` (a hidden file beside it) while the block runs."""
+    lock = Path(path).parent / f".{Path(path).name}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(lock, "w")  # noqa: SIM115 - closed below, after the lock is let go
+    except OSError as error:
+        raise BadValue(f"cannot write {path}: {error.strerror}; choose another output folder") from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+    finally:
+        stream.close()

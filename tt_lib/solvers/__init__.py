@@ -1,0 +1,88 @@
+"""Solvers: each a generator that reads like its paper, and a registry of them by name.
+
+A solver function takes ``(x, times, schedule, noise, **options)``:
+
+- ``x`` [B, ...]: the state at ``times[0]``;
+- ``times``: float64 [K + 1], the grid, or [K + 1, B], one grid for each sample (that is how all K
+  one-step problems of a tuning run as one batch);
+- ``noise``: a function that draws noise shaped like the state it is given (only stochastic solvers call it).
+
+It yields ``Request(x, t)``, is sent ``eps`` and returns ``x`` at ``times[-1]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tt_lib.engine import Solution
+from tt_lib.errors import BadValue, choose
+from tt_lib.grids import Grid
+from tt_lib.schedules import Schedule
+from tt_lib.solvers.ddim import ddim
+from tt_lib.solvers.dpmpp import dpmpp_2m
+
+Noise = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver's function with its options and the facts that others need to know.
+
+    Attributes:
+        name: its name in the registry, in rows and in timings.
+        function: the generator function.
+        history: how many earlier evaluations a step uses (0 for single-step solvers).
+        ends_at_zero: whether a grid may end at clean data, ``t = 0``.
+        options: keyword arguments of the function, such as ``eta``.
+    """
+
+    name: str
+    function: Callable[..., Solution]
+    history: int = 0
+    ends_at_zero: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, x: Tensor, times: Tensor | Grid, schedule: Schedule, noise: Noise | None = None) -> Solution:
+        """Start the solver.
+
+        Raises:
+            BadValue: the solver draws noise and no ``noise`` was given.
+        """
+        if isinstance(times, Grid):
+            times = torch.tensor(times.times, dtype=torch.float64)
+        return self.function(x, times, schedule, noise or _no_noise, **self.options)
+
+    @property
+    def eta(self) -> float:
+        """The share of ancestral noise, 0 for a deterministic solver."""
+        return float(self.options.get("eta", 0.0))
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": Solver("ddim", ddim),
+    "dpmpp-2m": Solver("dpmpp-2m", dpmpp_2m, history=1),
+}
+
+
+def make_solver(name: str, **options: Any) -> Solver:
+    """A solver by name, with options.
+
+    Raises:
+        BadValue: unknown name, or an option that the solver does not take.
+    """
+    choose("solver", name, SOLVERS)
+    plain = SOLVERS[name]
+    known = getattr(plain.function, "__kwdefaults__", None) or {}
+    for option in options:
+        if option not in known:
+            raise BadValue(f"solver {name!r} takes no option {option!r}; it takes {sorted(known) or 'none'}")
+    return Solver(plain.name, plain.function, plain.history, plain.ends_at_zero, {**plain.options, **options})
+
+
+def _no_noise(x: Tensor) -> Tensor:
+    raise BadValue("this solver draws noise (eta > 0), and no noise source was given: pass noise=...")

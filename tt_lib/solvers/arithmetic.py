@@ -1,0 +1,15 @@
+"""The arithmetic that all solvers share: float64 coefficients on states of any dtype."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def along(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient ready to multiply the state ``x`` [B, ...].
+
+    ``coefficient`` is a float64 scalar, or [B] with one value for each sample. It is computed in float64
+    and rounded once, here, to the dtype of ``x``; a vector gets the trailing axes of ``x``.
+    """
+    coefficient = coefficient.to(device=x.device, dtype=x.dtype)
+    return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient

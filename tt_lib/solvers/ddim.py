@@ -1,0 +1,34 @@
+"""DDIM (Song, Meng & Ermon 2021, *Denoising Diffusion Implicit Models*, arXiv 2010.02502)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor
+
+from tt_lib.engine import Request, Solution
+from tt_lib.schedules import Schedule
+from tt_lib.solvers.arithmetic import along
+
+
+def ddim(x: Tensor, times: Tensor, schedule: Schedule, noise, *, eta: float = 0.0) -> Solution:
+    """One step from t to s (eq. 12, in our alpha = the paper's sqrt(alpha)):
+
+    ``x_s = alpha_s (x_t - sigma_t eps) / alpha_t + sqrt(sigma_s^2 - c^2) eps + c z``,
+    ``c = eta (sigma_s / sigma_t) sqrt(1 - alpha_t^2 / alpha_s^2)`` (eq. 16), ``z ~ N(0, I)``.
+
+    ``eta = 0`` is the first-order exponential integrator of the probability-flow ODE; ``eta = 1`` has
+    the variance of ancestral sampling. The times may end at 0.
+    """
+    for t, s in pairwise(times):
+        alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
+        sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
+        c = eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s) ** 2).sqrt()
+
+        eps = yield Request(x, t)
+        a = alpha_s / alpha_t
+        b = (sigma_s**2 - c**2).sqrt() - a * sigma_t
+        x = along(a, x) * x + along(b, x) * eps
+        if eta > 0:
+            x = x + along(c, x) * noise(x)
+    return x

@@ -1,0 +1,119 @@
+"""Timings: the conditioning time tau_k of every network evaluation, with where they come from.
+
+A tuned timing belongs to one model, schedule, solver and grid. It is saved as JSON with all of them,
+and using it with another solver or grid is an error that names both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tt_lib.errors import BadValue, CorruptFile, TimingMismatch
+from tt_lib.files import read_json, write_json
+from tt_lib.grids import Grid
+from tt_lib.solvers import Solver
+
+FORMAT = "tt-timing-1"
+UNTUNED = "untuned"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The conditioning times of one few-step sampler.
+
+    Attributes:
+        name: ``untuned``, or objective and strategy, as ``truncation-parallel``.
+        taus: the conditioning time of each evaluation, in order.
+        times: the nominal time t of each evaluation, in order.
+        model: the name of the model they were tuned for.
+        schedule: the name of its schedule.
+        solver: the solver's name.
+        options: the solver's options, such as ``eta``.
+        grid: the grid's name.
+        grid_times: the grid's K + 1 nominal times.
+        tuning: how they were tuned: objective, strategy, optimiser, images, final losses, seconds, ...
+        provenance: versions, date, commit and command.
+    """
+
+    name: str
+    taus: tuple[float, ...]
+    times: tuple[float, ...]
+    model: str
+    schedule: str
+    solver: str
+    options: dict[str, Any]
+    grid: str
+    grid_times: tuple[float, ...]
+    tuning: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.taus) != len(self.times):
+            raise BadValue(f"a timing needs one tau for each evaluation: {len(self.taus)} taus, {len(self.times)} times")
+        for tau in self.taus:
+            if not (math.isfinite(tau) and 0 < tau <= 1):
+                raise BadValue(f"a conditioning time must lie in (0, 1], got {tau}")
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations that the timing is for."""
+        return len(self.taus)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """tau / t of each evaluation."""
+        return tuple(tau / t for tau, t in zip(self.taus, self.times, strict=True))
+
+    def check(self, *, model: str, schedule: str, solver: Solver, grid: Grid) -> None:
+        """Raise unless the timing was tuned for just this sampler.
+
+        Raises:
+            TimingMismatch: naming what the timing has and what it is used with.
+        """
+        self._same("model", self.model, model)
+        self._same("schedule", self.schedule, schedule)
+        self._same("solver", _label(self.solver, self.options), _label(solver.name, solver.options))
+        self._same("grid", f"{self.grid} with {len(self.grid_times) - 1} steps", f"{grid.name} with {grid.steps} steps")
+        if any(abs(a - b) > 1e-9 for a, b in zip(self.grid_times, grid.times, strict=True)):
+            raise TimingMismatch(
+                f"the timing was tuned for a grid {self.grid!r} with other times (first difference near "
+                f"{max(zip(self.grid_times, grid.times, strict=True), key=lambda ab: abs(ab[0] - ab[1]))}); tune it again"
+            )
+
+    def _same(self, what: str, mine: str, used: str) -> None:
+        if mine != used:
+            raise TimingMismatch(
+                f"the timing was tuned for {what} {mine!r} and is used with {what} {used!r}; "
+                "tune one for it with `tt tune`, or sample with what it was tuned for"
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write the timing as JSON, atomically."""
+        write_json(path, {"format": FORMAT, **asdict(self)})
+
+
+def load_timing(path: Path | str) -> Timing:
+    """Read a timing.
+
+    Raises:
+        MissingFile, CorruptFile
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CorruptFile(f"{path} is not a timing (its format is not {FORMAT!r}); make one with `tt tune`")
+    content.pop("format")
+    try:
+        for name in ("taus", "times", "grid_times"):
+            content[name] = tuple(float(value) for value in content[name])
+        return Timing(**content)
+    except (TypeError, KeyError, BadValue) as error:
+        raise CorruptFile(f"{path} is a damaged timing ({error}); restore it or make it again with `tt tune`") from error
+
+
+def _label(solver: str, options: dict[str, Any]) -> str:
+    # An option at its default says nothing, so eta=0 and no eta are one solver.
+    shown = ", ".join(f"{key}={value:g}" for key, value in sorted(options.items()) if value)
+    return f"{solver}({shown})" if shown else solver

@@ -1,0 +1,227 @@
+"""The tuner: which steps are tuned in which order, what is kept, and how an interrupted run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tt_lib.errors import BadValue
+from tt_lib.files import atomic_path
+from tt_lib.grids import Grid
+from tt_lib.predictors import Predictor
+from tt_lib.results import provenance
+from tt_lib.schedules import Schedule
+from tt_lib.solvers import Solver
+from tt_lib.timing import Timing
+from tt_lib.tuning.config import TuneConfig
+from tt_lib.tuning.optimisers import OPTIMISER_FUNCTIONS, Rows
+from tt_lib.tuning.problems import advance, parallel_problem, sequential_problem
+
+HISTORY_COLUMNS = ("step", "iteration", "loss", "tau", "t")
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class TuneResult:
+    """A tuned timing and how it was reached.
+
+    Attributes:
+        timing: the timing, with its provenance.
+        history: one row for each step and iteration: step, iteration, loss, tau, t.
+    """
+
+    timing: Timing
+    history: pd.DataFrame
+
+
+def tune(
+    predictor: Predictor,
+    schedule: Schedule,
+    solver: Solver,
+    grid: Grid,
+    images: Tensor,
+    config: TuneConfig | None = None,
+    *,
+    model: str = "",
+    source: str = "real",
+    state: Path | str | None = None,
+    save_seconds: float = 20.0,
+    progress: Progress | None = None,
+) -> TuneResult:
+    """Tune the conditioning times of one few-step sampler.
+
+    Args:
+        predictor: ``(x, t, tau) -> eps``, frozen.
+        schedule: its noise schedule.
+        solver: any deterministic solver with one evaluation a step.
+        grid: the nominal times.
+        images: x0 [P, ...] in [-1, 1] on the predictor's device: real images, or the network's own.
+        config: the choices; by default the authors'.
+        model: the model's name, for the timing.
+        source: where the images come from, for the timing: ``real`` or ``generated``.
+        state: a file to keep the state of the run in; if it is there, the run goes on from it. It is
+            removed when the run ends.
+        save_seconds: seconds between two writes of ``state``.
+        progress: called with (done, total, message).
+
+    Raises:
+        BadValue: the solver draws noise, or ``state`` belongs to another tuning.
+        NotFinite: the network answered NaN or infinity.
+    """
+    config = config or TuneConfig()
+    if solver.eta > 0:
+        raise BadValue(f"cannot tune {solver.name} with eta {solver.eta}: only deterministic solvers (eta = 0) are supported")
+    if len(images) < 1:
+        raise BadValue("tuning needs at least one image, got none")
+    return _Tuning(predictor, schedule, solver, grid, images, config, model, source, state, save_seconds, progress).run()
+
+
+class _Tuning:
+    """One tuning run: its inputs, and its state as far as it got."""
+
+    def __init__(self, predictor, schedule, solver, grid, images, config, model, source, state, save_seconds, progress):
+        self.predictor, self.schedule, self.solver, self.grid = predictor, schedule, solver, grid
+        self.images, self.config, self.model, self.source = images, config, model, source
+        self.times = torch.tensor(grid.times, dtype=torch.float64)
+        self.noise = torch.randn(
+            images.shape, generator=torch.Generator().manual_seed(config.seed), dtype=torch.float32
+        ).to(images.device, images.dtype)
+        self.taus = [float(t) for t in self.times[:-1]]
+        self.stages = self._stages()
+        self.done_stages, self.rows, self.elapsed = 0, [], 0.0
+        self.partial: dict[str, Any] | None = None
+        self.state, self.save_seconds, self.progress = Path(state) if state else None, save_seconds, progress
+        self.begun = self.last_saved = time.monotonic()
+        self.ticks = 0
+        self._load()
+
+    def run(self) -> TuneResult:
+        sequential = self.config.strategy == "sequential"
+        answers: list[Tensor] = []
+        start = self._start_state() if sequential else None
+        for index, steps in enumerate(self.stages):
+            if not sequential and index < self.done_stages:
+                continue
+            make = self._sequential if sequential else self._parallel
+            problem = make(steps, start, answers)
+            if index >= self.done_stages:
+                self._tune_stage(problem, steps)
+            if sequential:
+                answers.append(advance(problem, self.taus[steps[0]]))
+        if self.state:
+            self.state.unlink(missing_ok=True)
+        return TuneResult(self._timing(), pd.DataFrame(self.rows, columns=list(HISTORY_COLUMNS)))
+
+    def _stages(self) -> list[list[int]]:
+        """The steps that are tuned together: one by one, or all with a history of one length, ``sweeps`` times."""
+        steps = list(range(max(0, self.grid.steps - self.config.freeze_last)))
+        if self.config.strategy == "sequential":
+            return [[step] for step in steps]
+        groups: dict[int, list[int]] = {}
+        for step in steps:
+            groups.setdefault(min(step, self.solver.history), []).append(step)
+        sweep = list(groups.values())
+        # Without history the states do not depend on the taus, and a second sweep would find the same again.
+        return sweep * (self.config.sweeps if self.solver.history else 1)
+
+    def _start_state(self) -> Tensor:
+        """x_T = alpha_T x_0 + sigma_T eps at the grid's first time."""
+        t = self.times[0]
+        return self.schedule.alpha(t).to(self.images.dtype).item() * self.images + self.schedule.sigma(t).item() * self.noise
+
+    def _sequential(self, steps, start, answers):
+        return sequential_problem(
+            self.solver, self.schedule, self.predictor, self.config.objective, self.config.substeps,
+            self.times, steps[0], start, list(answers),
+        )  # fmt: skip
+
+    def _parallel(self, steps, start, answers):
+        return parallel_problem(
+            self.solver, self.schedule, self.predictor, self.config.objective, self.config.substeps,
+            self.times, steps, self.images, self.noise, self.taus,
+        )  # fmt: skip
+
+    def _tune_stage(self, problem, steps: list[int]) -> None:
+        optimise = OPTIMISER_FUNCTIONS[self.config.optimiser]
+        taus, rows = optimise(problem, self.config, watch=self._watch, resume=self.partial)
+        for step, tau in zip(steps, taus.tolist(), strict=True):
+            self.taus[step] = tau
+        self.rows += rows
+        self.partial, self.done_stages = None, self.done_stages + 1
+        self._save()
+
+    def _watch(self, partial: dict[str, Any]) -> None:
+        self.ticks += 1
+        self.partial = partial or None
+        # Saved before the progress is reported: whoever interrupts there loses nothing that was reported.
+        if time.monotonic() - self.last_saved > self.save_seconds:
+            self._save()
+        if self.progress:
+            steps = self.stages[self.done_stages]
+            where = f"step {steps[0] + 1}" if len(steps) == 1 else f"steps {steps[0] + 1}-{steps[-1] + 1}"
+            self.progress(self.ticks, self._total_ticks(), f"{self.config.name}, {where} of {self.grid.steps}")
+
+    def _total_ticks(self) -> int:
+        each = self.config.iterations if self.config.optimiser == "adam" else 23
+        return each * len(self.stages)
+
+    def _fingerprint(self) -> str:
+        """What must agree for a state file to be this tuning's."""
+        content = hashlib.sha256(self.images.detach().cpu().numpy().tobytes()).hexdigest()
+        parts = [self.model, self.solver.name, self.solver.options, self.grid, asdict(self.config), content]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _save(self) -> None:
+        self.last_saved = time.monotonic()
+        if not self.state:
+            return
+        content = {
+            "fingerprint": self._fingerprint(), "taus": self.taus, "done_stages": self.done_stages,
+            "rows": self.rows, "partial": self.partial, "ticks": self.ticks, "elapsed": self._elapsed(),
+        }  # fmt: skip
+        with atomic_path(self.state) as temporary:
+            torch.save(content, temporary)
+
+    def _load(self) -> None:
+        if not (self.state and self.state.exists()):
+            return
+        content = torch.load(self.state, weights_only=True)
+        if content["fingerprint"] != self._fingerprint():
+            raise BadValue(f"{self.state} is the state of another tuning (other model, solver, grid, images or options); delete it")
+        self.taus, self.done_stages = content["taus"], content["done_stages"]
+        self.rows, self.partial = content["rows"], content["partial"]
+        self.ticks, self.elapsed = content["ticks"], content["elapsed"]
+
+    def _elapsed(self) -> float:
+        return self.elapsed + time.monotonic() - self.begun
+
+    def _timing(self) -> Timing:
+        losses = _first_and_last(self.rows)
+        tuning = {
+            **asdict(self.config), "images": len(self.images), "source": self.source, "seconds": round(self._elapsed(), 2),
+            "loss_untuned": [first for first, _ in losses], "loss_tuned": [last for _, last in losses],
+        }  # fmt: skip
+        return Timing(
+            name=self.config.name, taus=tuple(self.taus), times=tuple(self.times[:-1].tolist()),
+            model=self.model, schedule=self.schedule.name, solver=self.solver.name, options=dict(self.solver.options),
+            grid=self.grid.name, grid_times=self.grid.times, tuning=tuning, provenance=provenance(),
+        )  # fmt: skip
+
+
+def _first_and_last(rows: Rows) -> list[tuple[float, float]]:
+    """For each tuned step the loss at tau = t and the lowest loss that was seen in its last sweep."""
+    steps = sorted({row[0] for row in rows})
+    result = []
+    for step in steps:
+        mine = [row for row in rows if row[0] == step]
+        last_sweep = mine[max(i for i, row in enumerate(mine) if row[1] == 0) :]
+        result.append((last_sweep[0][2], min(row[2] for row in last_sweep)))
+    return result
