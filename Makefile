@@ -1,4 +1,4 @@
-# `make demo` and `make test` need nothing but Python >= 3.10 and make: each makes the virtual environment first.
+# `make demo` and `make test` need nothing but Python >= 3.11 and make: each makes the virtual environment first.
 # Paths are relative to this file's folder, so a clone may lie in a path with spaces.
 
 # The Python that makes the virtual environment:  make demo PYTHON=python3.12
@@ -43,12 +43,12 @@ lab: $(STAMP) ## JupyterLab, open on the map of the notebooks
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
 clean: ## remove the virtual environment and the caches; data/ and runs/ stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
-	find tt_lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | while IFS= read -r found; do rm -rf "$$found"; done
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	@find tt_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune 2>/dev/null | while IFS= read -r found; do rm -rf "$$found"; done
 
 $(STAMP): pyproject.toml $(if $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] || echo moved),moved)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-	  echo "error: Python 3.10 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1)." >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: Python 3.11 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1)." >&2; \
 	  echo "       Install one and name it:  make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@rm -f $(STAMP)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \

@@ -102,7 +102,9 @@ def check_hash(path: Path | str, expected: str, algorithm: str = "sha256", remed
         raise MissingFile(f"no file at {path}; {remedy}")
     found = file_hash(path, algorithm)
     if found != expected:
-        raise CorruptFile(f"{path} has {algorithm} {found}, expected {expected}: it is damaged or another file; {remedy}")
+        raise CorruptFile(
+            f"{path} has {algorithm} {found}, expected {expected}: it is damaged or another file; {remedy}"
+        )
 
 
 def refuse_overwrite(path: Path | str, force: bool) -> None:

@@ -47,7 +47,7 @@ class Model:
     card: dict[str, Any] = field(default_factory=dict)
 
 
-def make_unet(dataset: str = "cifar10", width: int = 64) -> nn.Module:
+def make_unet(dataset: str = "cifar10", width: int = 64) -> Any:
     """A fresh ``UNet2DModel`` with the shape of ``google/ddpm-cifar10-32`` at another base width.
 
     Args:
@@ -61,7 +61,13 @@ def make_unet(dataset: str = "cifar10", width: int = 64) -> nn.Module:
 
     if width < 32 or width % 32:
         raise BadValue(f"width must be a positive multiple of 32, got {width}")
-    common = {"layers_per_block": 2, "norm_eps": 1e-6, "attention_head_dim": 32, "flip_sin_to_cos": False, "freq_shift": 1}
+    common = {
+        "layers_per_block": 2,
+        "norm_eps": 1e-6,
+        "attention_head_dim": 32,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+    }
     if dataset == "cifar10":
         return UNet2DModel(
             sample_size=32, in_channels=3, out_channels=3,
@@ -156,7 +162,7 @@ def _load_hub(name: str) -> Model:
     return _model(_from_pretrained(name), _schedule_of(name), name, "", {})
 
 
-def _from_pretrained(source: str) -> nn.Module:
+def _from_pretrained(source: str) -> Any:
     from diffusers import UNet2DModel
 
     try:

@@ -28,3 +28,11 @@ class SampleNoise:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.start(x.shape[1:]).to(x.device, x.dtype)
+
+
+def derive_seed(seed: int, counter: int) -> int:
+    """A generator's seed for one step, epoch or iteration of a run with ``seed``.
+
+    torch's CPU generator uses only the low 32 bits of a seed, so shifting ``seed`` above them would lose it.
+    """
+    return (seed * 1_000_003 + counter) % 2**32

@@ -213,9 +213,7 @@ def _lay_out(
     return figure
 
 
-def image_grid(
-    pixels: Any, columns: int = 8, titles: Sequence[str] | None = None, scale: float = 2
-) -> Figure:
+def image_grid(pixels: Any, columns: int = 8, titles: Sequence[str] | None = None, scale: float = 2) -> Figure:
     """Pictures in rows of ``columns``.
 
     ``pixels`` is uint8 [N, C, H, W] (C = 1 is drawn grey, C = 3 in colour), ``titles`` one short text for
@@ -237,9 +235,7 @@ def image_grid(
     )
 
 
-def compare_rows(
-    rows: Mapping[str, Any], scale: float = 2, column_titles: Sequence[str] | None = None
-) -> Figure:
+def compare_rows(rows: Mapping[str, Any], scale: float = 2, column_titles: Sequence[str] | None = None) -> Figure:
     """One labelled row of pictures for each name; a column holds the samples that came from one noise.
 
     Raises:
@@ -285,9 +281,7 @@ def timing_plot(timings: Mapping[str, tuple[Any, Any]]) -> Figure:
                 )
             times = times[: len(taus)]
             if not (times > 0).all():
-                raise BadValue(
-                    f"timing {label!r} has a nominal time of {times.min()}; tau/t needs times above 0"
-                )
+                raise BadValue(f"timing {label!r} has a nominal time of {times.min()}; tau/t needs times above 0")
             axes.plot(times, taus / times, label=label, **drawn._asdict())
         axes.set_xlim(1.04 * axes.dataLim.x1, 0)
         axes.set(xlabel="nominal time t (1 = noise, 0 = data)", ylabel="ratio τ/t (1 = untuned)")
@@ -364,9 +358,7 @@ def fd_against_nfe(frame: pd.DataFrame) -> Figure:
     repeated = points[points.duplicated(["panel", "grid", "timing", "nfe"])]
     if len(repeated):
         row = repeated.iloc[0]
-        raise BadValue(
-            f"several rows for {row['panel']}, {row['grid']}, {row['timing']}, NFE {row['nfe']}; keep one"
-        )
+        raise BadValue(f"several rows for {row['panel']}, {row['grid']}, {row['timing']}, NFE {row['nfe']}; keep one")
     panels, grids = list(dict.fromkeys(points["panel"])), list(dict.fromkeys(points["grid"]))
     styles = line_styles(list(points["timing"]))
     with style():
@@ -464,9 +456,7 @@ def _plain_log_axis(axes: Axes, which: str, low: float, high: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
 
 
-def _legend_below(
-    figure: Figure, handles: Sequence[Any], names: Sequence[str], title: str | None = None
-) -> None:
+def _legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str], title: str | None = None) -> None:
     """A legend under the axes, in as many columns as fit."""
     size = STYLE["legend.fontsize"]
     widest = max(_text_width(name, size) for name in names) + 6.5 * size

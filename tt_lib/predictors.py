@@ -48,6 +48,28 @@ class EpsPredictor:
         return answer.float()
 
 
+class Chunked:
+    """A predictor that runs any batch in pieces, so that memory stays bounded.
+
+    Args:
+        predictor: what runs the pieces, without gradients.
+        size: the largest piece.
+        fill: fill the last piece up to ``size``, so that a network compiled for one size serves every batch.
+    """
+
+    def __init__(self, predictor: Predictor, size: int, fill: bool = False) -> None:
+        self.predictor, self.size, self.fill = predictor, size, fill
+
+    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        pieces = []
+        for begin in range(0, len(x), self.size):
+            rows = torch.arange(begin, begin + self.size if self.fill else min(begin + self.size, len(x)))
+            rows = rows.clamp(max=len(x) - 1)
+            each = [value[rows.to(value.device)] if value.ndim else value for value in (x, t, tau)]
+            pieces.append(self.predictor(*each)[: len(x) - begin])
+        return torch.cat(pieces)
+
+
 def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False) -> EpsPredictor:
     """The predictor of a loaded model; ``compile`` pays on a GPU and for many batches of one size."""
     network = model.network

@@ -47,7 +47,7 @@ def provenance() -> dict[str, str]:
     """The columns that say where a row comes from: versions, date (UTC), commit and command."""
     return {
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "commit": git_commit(),
         "command": command_line(),
     }
@@ -107,9 +107,7 @@ def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> pd.Data
     return frame
 
 
-def write_rows(
-    path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], key: Sequence[str]
-) -> None:
+def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], key: Sequence[str]) -> None:
     """Add ``rows`` to a results file; a row with the same ``key`` as an old one takes its place.
 
     Raises:

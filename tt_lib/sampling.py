@@ -32,6 +32,7 @@ class Sampler:
         timing: the conditioning times; None is untuned (tau = t).
         model: the model's name, which a timing is checked against.
         device: where to run.
+        weights: sha256 of the model's weights, if they come from a file.
     """
 
     predictor: Predictor
@@ -42,10 +43,13 @@ class Sampler:
     timing: Timing | None = None
     model: str = ""
     device: torch.device | str = "cpu"
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if self.timing is not None:
-            self.timing.check(model=self.model, schedule=self.schedule.name, solver=self.solver, grid=self.grid)
+            self.timing.check(
+                model=self.model, schedule=self.schedule.name, solver=self.solver, grid=self.grid, weights=self.weights
+            )
         if self.grid.times[-1] == 0 and not self.solver.ends_at_zero:
             raise BadValue(f"solver {self.solver.name} cannot end at t = 0; make the grid with end > 0")
 
@@ -65,7 +69,9 @@ class Sampler:
         elif self.solver.eta > 0:
             raise BadValue("a stochastic solver draws its start and its steps from one stream: give seeds, not start")
         taus = self.timing.taus if self.timing else None
-        return drive(self.solver(start, self.grid, self.schedule, noise), self.predictor, taus, keep=keep, progress=progress)
+        return drive(
+            self.solver(start, self.grid, self.schedule, noise), self.predictor, taus, keep=keep, progress=progress
+        )
 
 
 def batches(first: int, count: int, size: int) -> Iterator[range]:

@@ -64,7 +64,8 @@ class Schedule(ABC):
 
     def sigma(self, t: Times) -> Tensor:
         """``sigma(t) = sqrt(1 - alpha(t)^2)``, computed through ``expm1`` so that small values keep their digits."""
-        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+        # 0 - ..., not a minus sign: at t = 0 that would give -0.
+        return (0.0 - torch.expm1(2 * self.log_alpha(t))).sqrt()
 
     def lam(self, t: Times) -> Tensor:
         """``lambda(t) = log(alpha(t) / sigma(t))``, half the log signal-to-noise ratio; ``+inf`` at ``t = 0``."""
@@ -119,7 +120,7 @@ class DiscreteSchedule(Schedule):
         # The knots fall with t; searchsorted wants them rising.
         left = (torch.searchsorted(-knots, -value.detach()).clamp(1, self.levels)) - 1
         low, high = knots[left], knots[left + 1]
-        return ((left + (value - low) / (high - low)) / self.levels).clamp(0.0, 1.0)
+        return _clamp((left + (value - low) / (high - low)) / self.levels)
 
     def network_time(self, t: Times) -> Tensor:
         return index_of_time(t, self.levels)
@@ -186,4 +187,12 @@ def _in_range(t: Times) -> Tensor:
     t = torch.as_tensor(t, dtype=torch.float64)
     if bool(((t < -1e-12) | (t > 1 + 1e-12)).any()) or bool(t.isnan().any()):
         raise BadValue(f"times must lie in [0, 1], got {t.detach().flatten()[:8].tolist()}")
-    return t.clamp(0.0, 1.0)
+    return _clamp(t)
+
+
+def _clamp(t: Tensor) -> Tensor:
+    """``t`` clamped to [0, 1], with slope 1 at both ends.
+
+    ``torch.clamp`` has slope 0 there (in torch 2.14), and a tau that is tuned from t = 1 would never move.
+    """
+    return torch.where(t > 1, 1.0, torch.where(t < 0, 0.0, t))

@@ -36,6 +36,7 @@ class Timing:
         grid_times: the grid's K + 1 nominal times.
         tuning: how they were tuned: objective, strategy, optimiser, images, final losses, seconds, ...
         provenance: versions, date, commit and command.
+        weights: sha256 of the model's weights, so that a retrained model of the same name is told apart.
     """
 
     name: str
@@ -49,10 +50,13 @@ class Timing:
     grid_times: tuple[float, ...]
     tuning: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if len(self.taus) != len(self.times):
-            raise BadValue(f"a timing needs one tau for each evaluation: {len(self.taus)} taus, {len(self.times)} times")
+            raise BadValue(
+                f"a timing needs one tau for each evaluation: {len(self.taus)} taus, {len(self.times)} times"
+            )
         for tau in self.taus:
             if not (math.isfinite(tau) and 0 < tau <= 1):
                 raise BadValue(f"a conditioning time must lie in (0, 1], got {tau}")
@@ -67,13 +71,15 @@ class Timing:
         """tau / t of each evaluation."""
         return tuple(tau / t for tau, t in zip(self.taus, self.times, strict=True))
 
-    def check(self, *, model: str, schedule: str, solver: Solver, grid: Grid) -> None:
-        """Raise unless the timing was tuned for just this sampler.
+    def check(self, *, model: str, schedule: str, solver: Solver, grid: Grid, weights: str = "") -> None:
+        """Raise unless the timing was tuned for just this sampler (weights count where both sides name them).
 
         Raises:
             TimingMismatch: naming what the timing has and what it is used with.
         """
         self._same("model", self.model, model)
+        if self.weights and weights:
+            self._same("weights of the model", self.weights[:16], weights[:16])
         self._same("schedule", self.schedule, schedule)
         self._same("solver", _label(self.solver, self.options), _label(solver.name, solver.options))
         self._same("grid", f"{self.grid} with {len(self.grid_times) - 1} steps", f"{grid.name} with {grid.steps} steps")
@@ -110,7 +116,9 @@ def load_timing(path: Path | str) -> Timing:
             content[name] = tuple(float(value) for value in content[name])
         return Timing(**content)
     except (TypeError, KeyError, BadValue) as error:
-        raise CorruptFile(f"{path} is a damaged timing ({error}); restore it or make it again with `tt tune`") from error
+        raise CorruptFile(
+            f"{path} is a damaged timing ({error}); restore it or make it again with `tt tune`"
+        ) from error
 
 
 def _label(solver: str, options: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from tt_lib.datasets import Images, load_dataset, to_float
 from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, NotFinite
 from tt_lib.files import atomic_path
 from tt_lib.models import WEIGHTS, make_unet, save_model
+from tt_lib.noise import derive_seed
 from tt_lib.results import TRAINING_COLUMNS, device_name, provenance, results_folder, write_rows
 from tt_lib.schedules import Schedule, make_schedule
 
@@ -110,7 +111,7 @@ class Batches:
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         device, batch = self.pixels.device, self.config.batch
-        generator = torch.Generator(device).manual_seed((self.config.seed << 40) + step)
+        generator = torch.Generator(device).manual_seed(derive_seed(self.config.seed, step))
         flip = torch.rand(batch, generator=generator, device=device) < (0.5 if self.config.flip else 0.0)
         index = torch.randint(self.levels, (batch,), generator=generator, device=device)
         noise = torch.randn((batch, *self.pixels.shape[1:]), generator=generator, device=device)
@@ -133,7 +134,7 @@ class Batches:
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed((self.config.seed << 40) + (1 << 39) + epoch)
+            generator = torch.Generator().manual_seed(derive_seed(self.config.seed, epoch))
             # Kept on the device: a copy from the host in every step would make the host wait for the GPU.
             self._epoch = epoch
             self._order = torch.randperm(len(self.pixels), generator=generator).to(self.pixels.device)
@@ -264,7 +265,11 @@ def train(
                 raise NotFinite(f"the training loss is NaN at step {step}; lower lr (now {config.lr}) and resume")
             rate = (step - last_row_step) * config.batch / (now - last_row_time)
             row = {"run": out.name, "step": step, "images": step * config.batch, "loss": round(value, 6)}
-            row |= {"images_per_s": round(rate, 1), "devices": devices, "elapsed_s": round(elapsed_before + now - begun, 1)}
+            row |= {
+                "images_per_s": round(rate, 1),
+                "devices": devices,
+                "elapsed_s": round(elapsed_before + now - begun, 1),
+            }
             rows.append(row | provenance())
             running, counted, last_row_step, last_row_time = torch.zeros((), device=device), 0, step, now
 
@@ -273,7 +278,11 @@ def train(
         now = time.monotonic()
         if progress and rank == 0 and (now - last_shown > 1 or step == config.steps):
             last_shown = now
-            progress(step, config.steps, f"loss {rows[-1]['loss']:.4f}, {rows[-1]['images_per_s']:.0f} images/s" if rows else "")
+            progress(
+                step,
+                config.steps,
+                f"loss {rows[-1]['loss']:.4f}, {rows[-1]['images_per_s']:.0f} images/s" if rows else "",
+            )
         if now - last_saved > checkpoint_seconds or stopping or step == config.steps:
             last_saved = now
             save(now)
@@ -303,7 +312,9 @@ def _resume(path, config, device, weights, average, optimizer) -> dict[str, Any]
         raise CorruptFile(f"{path} cannot be read ({error}); delete it to start the run again") from error
     if state["config"] != asdict(config):
         changed = {k: (v, asdict(config)[k]) for k, v in state["config"].items() if v != asdict(config)[k]}
-        raise BadValue(f"{path} was written with other settings (file, now): {changed}; restore them or choose another --out")
+        raise BadValue(
+            f"{path} was written with other settings (file, now): {changed}; restore them or choose another --out"
+        )
     with torch.no_grad():
         for target, source in zip([*weights, *average], [*state["weights"], *state["average"]], strict=True):
             target.copy_(source)

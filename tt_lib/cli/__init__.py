@@ -1,4 +1,4 @@
-"""The command line ``tt``: one module a command, nothing here but the list of them.
+"""The command line ``tt``: one module a group of commands, nothing here but the list of them.
 
 Commands print what they do with a progress bar and an estimate, resume when they are started again,
 and never overwrite a finished result without ``--force``. An error that the user can mend is one line.
@@ -6,9 +6,12 @@ and never overwrite a finished result without ``--force``. An error that the use
 
 from __future__ import annotations
 
+from tt_lib.cli.sampler import evaluate, info, sample, tune
 from tt_lib.cli.shared import make_app
+from tt_lib.cli.stats import stats
+from tt_lib.cli.table import floor, table
 from tt_lib.cli.train import features, train
 
 app = make_app()
-app.command()(train)
-app.command()(features)
+for command in (tune, sample, evaluate, table, floor, train, features, stats, info):
+    app.command()(command)

@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import torch
 import typer
 from rich.console import Console
@@ -32,7 +31,7 @@ SeedOption = Annotated[int, typer.Option(help="Everything drawn at random follow
 class OneLineErrors(TyperGroup):
     """Prints the library's own errors as one line and exits with 2; other errors are bugs and keep their traceback."""
 
-    def invoke(self, ctx: click.Context):
+    def invoke(self, ctx: Any):
         try:
             return super().invoke(ctx)
         except TTError as error:
@@ -66,7 +65,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadValue(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu") from error
+        raise BadValue(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from error
     return device
 
 

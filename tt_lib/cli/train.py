@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,15 +17,27 @@ def train(
     out: Annotated[Path, typer.Option(help="Model folder to write; its name becomes the model's name.")],
     dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
     data: DataOption = None,
-    images: Annotated[int | None, typer.Option(help="Images to see in all [default: 20,000,000; digits 150,000].")] = None,
-    width: Annotated[int | None, typer.Option(help="Channels of the UNet's first level [default: 64; digits 32].")] = None,
-    batch: Annotated[int | None, typer.Option(help="Global batch, shared by the processes [default: 1024; digits 128].")] = None,
+    images: Annotated[
+        int | None, typer.Option(help="Images to see in all [default: 20,000,000; digits 150,000].")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Channels of the UNet's first level [default: 64; digits 32].")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Global batch, shared by the processes [default: 1024; digits 128].")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: 1e-3; digits 2e-3].")] = None,
     seed: SeedOption = 0,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile: slow to start, then about twice as fast.")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile: slow to start, then about twice as fast.")
+    ] = False,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
-    results: Annotated[Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].")] = None,
-    stop_after: Annotated[int | None, typer.Option(help="Stop after this many steps, with a checkpoint to go on from.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].")
+    ] = None,
+    stop_after: Annotated[
+        int | None, typer.Option(help="Stop after this many steps, with a checkpoint to go on from.")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Train an eps-prediction network on the linear-beta schedule.
@@ -40,7 +52,7 @@ def train(
     from tt_lib.training import train as run
 
     choose("data set", dataset, DEFAULTS)
-    given = {"images": images, "width": width, "batch": batch, "lr": lr, "seed": seed}
+    given: dict[str, Any] = {"images": images, "width": width, "batch": batch, "lr": lr, "seed": seed}
     config = replace(DEFAULTS[dataset], **{key: value for key, value in given.items() if value is not None})
     with progress_bar(f"train {out.name}") as report:
         folder = run(

@@ -31,5 +31,5 @@ def load_dataset(name: str, split: str, root: str | Path | None = None) -> Image
     if name == "cifar10":
         return load_cifar10(split, root)
     if root is not None:
-        raise BadValue(f"the digits come with scikit-learn and are not read from a folder, got {str(root)!r}; leave it out")
+        raise BadValue(f"digits come with scikit-learn, not from a folder such as {str(root)!r}; leave it out")
     return split_digits(split)

@@ -27,9 +27,7 @@ ARCHIVE_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 ARCHIVE_MD5 = "c58f30108f718f92721af3d95e74349a"
 ENVIRONMENT = "TT_CIFAR10"
 
-REMEDIES = (
-    f"give the folder (--data, root=) or set {ENVIRONMENT} to it, use download=True, or fetch {ARCHIVE_URL} by hand"
-)
+REMEDIES = f"give the folder (--data, root=), set {ENVIRONMENT} to it, use download=True, or fetch {ARCHIVE_URL}"
 FORMS = f"{FOLDER}/ (torchvision), {ARCHIVE}, or train-*.parquet and test-*.parquet, here or in plain_text/ or data/"
 
 Reader = Callable[[], tuple[Tensor, Tensor]]
@@ -73,7 +71,7 @@ def _reader(split: str, root: str | Path | None, download: bool) -> Reader:
 
 
 def _reader_in(root: Path, split: str, whence: str) -> Reader:
-    """What reads ``split`` from ``root``; an extracted folder is preferred to the archive, and that to parquet."""
+    """What reads ``split`` from ``root``: the extracted folder, else the archive, else parquet."""
     if not root.exists():
         raise MissingFile(f"no CIFAR-10 at {root} ({whence}): no such file or folder; {REMEDIES}")
     if root.is_file():
@@ -125,7 +123,8 @@ def fetch_archive(path: Path) -> None:
             _copy(answer, temporary, int(answer.headers.get("Content-Length") or 0))
             check_hash(temporary, ARCHIVE_MD5, "md5", "the download broke off; try again")
     except OSError as error:  # URLError and time-outs are OSErrors
-        raise MissingFile(f"could not fetch {ARCHIVE_URL} ({error}); fetch it elsewhere and put it at {path}") from error
+        remedy = f"fetch it elsewhere and put it at {path}"
+        raise MissingFile(f"could not fetch {ARCHIVE_URL} ({error}); {remedy}") from error
 
 
 def _copy(answer, path: Path, total: int) -> None:

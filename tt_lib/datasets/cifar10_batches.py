@@ -90,7 +90,7 @@ def read_archive(path: Path, split: str) -> tuple[Tensor, Tensor]:
                     assert stream is not None  # as it is a regular file
                     contents[wanted[member.name]] = stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise CorruptFile(f"{path} is not a readable archive ({error}); delete it and fetch it again") from error
+        raise CorruptFile(f"{path} is no readable archive ({error}); delete it and fetch it again") from error
     missing = sorted(set(wanted.values()) - set(contents))
     if missing:
         raise CorruptFile(f"{path} lacks {', '.join(missing)}; delete it and fetch it again")
@@ -102,7 +102,7 @@ def _decode(name: str, content: bytes, split: str, place: Path) -> tuple[Tensor,
     found = hashlib.md5(content).hexdigest()
     expected = BATCH_MD5[split][name]
     if found != expected:
-        raise CorruptFile(f"{name} in {place} has md5 {found}, expected {expected}: it is damaged; extract it again")
+        raise CorruptFile(f"{name} in {place} is damaged: md5 {found}, expected {expected}; extract it again")
     try:
         # Latin-1, as Python 2 wrote these files and their strings are bytes.
         batch = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()

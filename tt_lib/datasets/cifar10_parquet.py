@@ -23,7 +23,7 @@ BLOCK = 500
 
 
 def find_shards(root: Path, split: str) -> list[Path]:
-    """The files of ``split`` in the first of ``root``, ``root/plain_text``, ``root/data`` that has any, in order."""
+    """The files of ``split``, in order, from the first of ``FOLDERS`` in ``root`` that has any."""
     for folder in FOLDERS:
         shards = sorted((root / folder).glob(f"{split}-*.parquet"))
         if shards:
@@ -84,11 +84,11 @@ def _decode(content: bytes | None, path: Path, row: int) -> np.ndarray:
 
     try:
         # Naming the formats skips the search for one, which takes longer than decoding 32x32 pixels.
-        image = Image.open(io.BytesIO(content or b""), formats=FORMATS)
-        image = image if image.mode == "RGB" else image.convert("RGB")
+        opened = Image.open(io.BytesIO(content or b""), formats=FORMATS)
+        image: Image.Image = opened if opened.mode == "RGB" else opened.convert("RGB")
         pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
     except (OSError, ValueError, SyntaxError) as error:
         raise CorruptFile(f"row {row} of {path} is not an image ({error}); fetch the file again") from error
     if pixels.shape != (32, 32, 3):
-        raise CorruptFile(f"row {row} of {path} is {image.width}x{image.height}, expected 32x32: not CIFAR-10")
+        raise CorruptFile(f"row {row} of {path} is {image.width}x{image.height}, not 32x32: it is not CIFAR-10")
     return pixels.transpose(2, 0, 1)

@@ -31,11 +31,11 @@ class Images:
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
-            raise BadValue(f"pixels must be uint8 [N, C, H, W], got {self.pixels.dtype} {list(self.pixels.shape)}")
+            found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
+            raise BadValue(f"pixels must be uint8 [N, C, H, W], got {found}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.pixels.shape[:1]:
-            raise BadValue(
-                f"labels must be int64 [{len(self.pixels)}], got {self.labels.dtype} {list(self.labels.shape)}"
-            )
+            found = f"{self.labels.dtype} {list(self.labels.shape)}"
+            raise BadValue(f"labels must be int64 [{len(self.pixels)}], got {found}")
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -34,11 +34,12 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outside)
         self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
         same = stride == 1 and inside == outside
-        self.project = None if same else nn.Conv2d(inside, outside, 1, stride, bias=False)
+        self.project: nn.Module = nn.Identity() if same else nn.Conv2d(inside, outside, 1, stride, bias=False)
+        self.projects = not same
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm1(x).relu()
-        shortcut = x if self.project is None else self.project(h)
+        shortcut = self.project(h if self.projects else x)
         h = self.conv2(self.norm2(self.conv1(h)).relu())
         return h + shortcut
 
@@ -55,12 +56,15 @@ class FeatureNet(nn.Module):
         BadValue: a width, the channels or the classes below 1.
     """
 
+    mean: Tensor
+    deviation: Tensor
+    """The training images' mean and deviation per channel, on the scale of [-1, 1]; the trainer sets them."""
+
     def __init__(self, widths: Sequence[int] = WIDTHS, in_channels: int = 3, classes: int = 10) -> None:
         super().__init__()
         if not widths or min(*widths, in_channels, classes) < 1:
-            raise BadValue(f"need widths, channels and classes of 1 or more, got {widths}, {in_channels}, {classes}")
+            raise BadValue(f"widths, channels, classes must be 1 or more, got {widths}, {in_channels}, {classes}")
         self.widths, self.in_channels, self.classes = tuple(widths), in_channels, classes
-        # The training images' mean and deviation per channel, on the scale of [-1, 1]; set by the trainer.
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("deviation", torch.ones(in_channels))
         self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
@@ -127,7 +131,7 @@ def shipped(network: FeatureNet) -> dict[str, Tensor]:
 
 
 def save_features(network: FeatureNet, folder: Path | str, card: Mapping[str, Any]) -> Path:
-    """Write ``model.safetensors`` (float16) and, last, ``config.json`` with ``card`` and the weights' hash."""
+    """Write the weights (float16) and, last, ``config.json`` with ``card`` and the weights' hash."""
     from safetensors.torch import save_file
 
     folder = Path(folder)

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tt_lib.datasets import Images
 from tt_lib.errors import BadValue, CorruptFile, NotFinite
 from tt_lib.files import atomic_path, read_json
+from tt_lib.metrics.augment import augment
 from tt_lib.metrics.classifier import (
     CONFIG,
     WIDTHS,
@@ -35,6 +36,7 @@ from tt_lib.metrics.classifier import (
     load_features,
     save_features,
 )
+from tt_lib.noise import derive_seed
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -138,7 +140,7 @@ class _Run:
             torch.manual_seed(recipe.seed)
             network = FeatureNet(recipe.widths, train.pixels.shape[1], len(train.classes))
         network.set_normalisation(train.pixels)
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.averaged, self.current = float_tensors(self.average), float_tensors(self.network)
         logits: Any = _Logits(self.network)
@@ -158,7 +160,7 @@ class _Run:
         while self.step < last:
             epoch, place = divmod(self.step, self.epoch_steps)
             if place == 0 or self.step == first:
-                pixels, labels = self.epoch(epoch)
+                pixels, labels = epoch_images(self.pixels, self.labels, self.recipe, epoch)
             rows = slice(place * self.recipe.batch, (place + 1) * self.recipe.batch)
             loss = self.make_step(pixels[rows], labels[rows])
             now = time.monotonic()
@@ -168,12 +170,6 @@ class _Run:
             if now - saved > every:
                 self.save(checkpoint)
                 saved = time.monotonic()
-
-    def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """All training images of one epoch, shuffled and augmented, and their labels."""
-        generator = torch.Generator().manual_seed((self.recipe.seed << 32) + epoch)
-        order = torch.randperm(len(self.train), generator=generator).to(self.device)
-        return augment(self.pixels[order], generator, self.recipe.flip), self.labels[order]
 
     def make_step(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """One step of SGD on a batch; returns the loss (on the device, not waited for)."""
@@ -225,9 +221,10 @@ class _Run:
         except Exception as error:  # torch names no single type for a damaged file
             raise CorruptFile(f"{path} cannot be read ({error}); delete it or use resume=False") from error
         ours = asdict(self.recipe)
-        changed = {key: (state["recipe"].get(key), ours[key]) for key in ours if state["recipe"].get(key) != ours[key]}
+        theirs = state["recipe"]
+        changed = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
         if changed:
-            raise BadValue(f"{path} is of a run with other settings (file, now): {changed}; restore them or delete it")
+            raise BadValue(f"{path} has other settings (file, now): {changed}; restore them or delete it")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -245,42 +242,21 @@ class _Logits(nn.Module):
         return self.network.logits(pixels)
 
 
-def augment(pixels: Tensor, generator: torch.Generator, flip: bool = True) -> Tensor:
-    """Crop, mirror and cut a hole into each image, independently.
-
-    The image is padded by an eighth of its side (4 pixels of 32) by reflection and cropped back at a random
-    place; a square of a quarter of its side (8 of 32), anywhere on it, is painted in the mean colour.
-
-    Args:
-        pixels: uint8 [N, C, H, W] with H = W, on any device.
-        generator: a CPU generator, so that every device draws the same.
-        flip: mirror with probability 1/2.
-    """
-    count, _, side, _ = pixels.shape
-    pad, hole, device = side // 8, side // 4, pixels.device
-
-    def draw(most: int) -> Tensor:
-        return torch.randint(most, (count, 1), generator=generator).to(device)
-
-    line = torch.arange(side, device=device)
-    rows, columns = line + draw(2 * pad + 1), line + draw(2 * pad + 1)
-    columns = torch.where(draw(2).bool() & flip, columns.flip(1), columns)
-    # Reflection about the edge pixel, as an index into the unpadded image: no padded copy is made.
-    rows, columns = (side - 1 - (side - 1 - (place - pad).abs()).abs() for place in (rows, columns))
-    image = torch.arange(count, device=device).view(-1, 1, 1)
-    out = pixels.permute(0, 2, 3, 1)[image, rows.unsqueeze(2), columns.unsqueeze(1)]
-    top, left = draw(side) - hole // 2, draw(side) - hole // 2
-    inside_rows, inside_columns = (((line - start) >= 0) & ((line - start) < hole) for start in (top, left))
-    cut = inside_rows.unsqueeze(2) & inside_columns.unsqueeze(1)
-    mean = pixels[:1000].float().mean((0, 2, 3)).round().to(torch.uint8)
-    return torch.where(cut.unsqueeze(3), mean, out).permute(0, 3, 1, 2)
+def epoch_images(pixels: Tensor, labels: Tensor, recipe: Recipe, epoch: int) -> tuple[Tensor, Tensor]:
+    """All training images of one epoch, shuffled and augmented, and their labels; set by (seed, epoch)."""
+    generator = torch.Generator().manual_seed(derive_seed(recipe.seed, epoch))
+    order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
+    return augment(pixels[order], generator, recipe.flip), labels[order]
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """SGD with Nesterov momentum 0.9; weight decay on kernels and matrices only."""
     kernels = [weight for weight in network.parameters() if weight.ndim > 1]
     vectors = [weight for weight in network.parameters() if weight.ndim <= 1]
-    groups = [{"params": kernels, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": kernels, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
 
 
@@ -320,7 +296,9 @@ def _finish(run: _Run, out: Path, log: Callable[[str], Any]) -> dict[str, Any]:
     card = settings | {"device": device_name(run.device), "seconds": round(run.seconds, 1), **provenance()}
     save_features(run.average, out, card)
     found = run.test_accuracy(load_features(out, run.device))
-    save_features(run.average, out, {"test_accuracy": round(found, 6), "test": f"{run.test.name}, {len(run.test)}", **card})
+    measured = {"test_accuracy": round(found, 6), "test": f"{run.test.name}, {len(run.test)}"}
+    save_features(run.average, out, measured | card)
     (out / CHECKPOINT).unlink(missing_ok=True)
-    log(f"{out}: {count_parameters(run.average):,} parameters, test accuracy {100 * found:.2f} %, {run.seconds:.0f} s")
+    size = f"{count_parameters(run.average):,} parameters"
+    log(f"{out}: {size}, test accuracy {100 * found:.2f} %, {run.seconds:.0f} s")
     return read_json(out / CONFIG)

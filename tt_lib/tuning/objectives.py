@@ -32,7 +32,9 @@ from tt_lib.solvers.dpmpp import dpmpp_2m
 class Objective(Protocol):
     """A target, computed once for each state, and the loss [B] of a step's result ``x_next`` against it."""
 
-    def target(self, predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int) -> Tensor: ...
+    def target(
+        self, predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int
+    ) -> Tensor: ...
 
     def loss(self, problem, x_next: Tensor, s: Tensor, target: Tensor) -> Tensor: ...
 
@@ -40,7 +42,9 @@ class Objective(Protocol):
 class Consistency:
     """The paper's objective."""
 
-    def target(self, predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int) -> Tensor:
+    def target(
+        self, predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int
+    ) -> Tensor:
         return predictor(x, t, t)
 
     def loss(self, problem, x_next: Tensor, s: Tensor, target: Tensor) -> Tensor:
@@ -52,7 +56,9 @@ class Consistency:
 class Truncation:
     """The distance of the step's result from a fine solution of its interval."""
 
-    def target(self, predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int) -> Tensor:
+    def target(
+        self, predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int
+    ) -> Tensor:
         return fine_solution(predictor, schedule, x, t, s, substeps)
 
     def loss(self, problem, x_next: Tensor, s: Tensor, target: Tensor) -> Tensor:
@@ -67,9 +73,7 @@ def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().flatten(1).sum(1)
 
 
-def fine_solution(
-    predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int
-) -> Tensor:
+def fine_solution(predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int) -> Tensor:
     """The interval from t to s (scalars or [B]) in ``substeps`` equal steps of time, by DPM-Solver++(2M), untuned."""
     fractions = torch.linspace(0, 1, substeps + 1, dtype=torch.float64)
     times = torch.lerp(t.expand(t.shape), s, fractions.reshape(-1, *[1] * t.ndim))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tt_lib.noise import derive_seed
 from tt_lib.tuning.config import TuneConfig
 from tt_lib.tuning.problems import Problem
 
@@ -149,7 +150,7 @@ def _vertex(tried: list[Tensor], found: list[Tensor], near: Tensor) -> Tensor:
 def _batch(problem: Problem, config: TuneConfig, iteration: int) -> Tensor:
     """Rows for one iteration, drawn from (seed, first step, iteration), so that a resumed run draws the same."""
     count = min(config.batch, problem.images)
-    seed = (config.seed << 40) + (problem.steps[0] << 24) + iteration
+    seed = derive_seed(config.seed, 10_007 * problem.steps[0] + iteration)
     return torch.randperm(problem.images, generator=torch.Generator().manual_seed(seed))[:count]
 
 

@@ -144,9 +144,7 @@ def parallel_problem(
     )  # fmt: skip
 
 
-def _with_target(
-    solver, schedule, predictor, objective, substeps, steps, x, times, answers, state, t, s
-) -> Problem:
+def _with_target(solver, schedule, predictor, objective, substeps, steps, x, times, answers, state, t, s) -> Problem:
     chosen = OBJECTIVE_FUNCTIONS[objective]
     count = len(x) // len(steps)
     with torch.no_grad():
@@ -161,8 +159,6 @@ def advance(problem: Problem, tau: float) -> Tensor:
 
 
 @torch.no_grad()
-def generate_images(
-    predictor: Predictor, solver: Solver, times: Tensor, schedule: Schedule, noise: Tensor
-) -> Tensor:
+def generate_images(predictor: Predictor, solver: Solver, times: Tensor, schedule: Schedule, noise: Tensor) -> Tensor:
     """Images [P, ...] that the network itself makes from ``noise``, for tuning without a data set."""
     return drive(solver(noise, times, schedule), predictor).x.clamp(-1, 1)

@@ -51,6 +51,7 @@ def tune(
     config: TuneConfig | None = None,
     *,
     model: str = "",
+    weights: str = "",
     source: str = "real",
     state: Path | str | None = None,
     save_seconds: float = 20.0,
@@ -65,7 +66,7 @@ def tune(
         grid: the nominal times.
         images: x0 [P, ...] in [-1, 1] on the predictor's device: real images, or the network's own.
         config: the choices; by default the authors'.
-        model: the model's name, for the timing.
+        model, weights: the model's name and its weights' sha256, for the timing.
         source: where the images come from, for the timing: ``real`` or ``generated``.
         state: a file to keep the state of the run in; if it is there, the run goes on from it. It is
             removed when the run ends.
@@ -78,18 +79,24 @@ def tune(
     """
     config = config or TuneConfig()
     if solver.eta > 0:
-        raise BadValue(f"cannot tune {solver.name} with eta {solver.eta}: only deterministic solvers (eta = 0) are supported")
+        raise BadValue(
+            f"cannot tune {solver.name} with eta {solver.eta}: only deterministic solvers (eta = 0) are supported"
+        )
     if len(images) < 1:
         raise BadValue("tuning needs at least one image, got none")
-    return _Tuning(predictor, schedule, solver, grid, images, config, model, source, state, save_seconds, progress).run()
+    return _Tuning(
+        predictor, schedule, solver, grid, images, config, model, weights, source, state, save_seconds, progress
+    ).run()
 
 
 class _Tuning:
     """One tuning run: its inputs, and its state as far as it got."""
 
-    def __init__(self, predictor, schedule, solver, grid, images, config, model, source, state, save_seconds, progress):
+    def __init__(
+        self, predictor, schedule, solver, grid, images, config, model, weights, source, state, save_seconds, progress
+    ):
         self.predictor, self.schedule, self.solver, self.grid = predictor, schedule, solver, grid
-        self.images, self.config, self.model, self.source = images, config, model, source
+        self.images, self.config, self.model, self.weights, self.source = images, config, model, weights, source
         self.times = torch.tensor(grid.times, dtype=torch.float64)
         self.noise = torch.randn(
             images.shape, generator=torch.Generator().manual_seed(config.seed), dtype=torch.float32
@@ -135,7 +142,10 @@ class _Tuning:
     def _start_state(self) -> Tensor:
         """x_T = alpha_T x_0 + sigma_T eps at the grid's first time."""
         t = self.times[0]
-        return self.schedule.alpha(t).to(self.images.dtype).item() * self.images + self.schedule.sigma(t).item() * self.noise
+        return (
+            self.schedule.alpha(t).to(self.images.dtype).item() * self.images
+            + self.schedule.sigma(t).item() * self.noise
+        )
 
     def _sequential(self, steps, start, answers):
         return sequential_problem(
@@ -176,7 +186,15 @@ class _Tuning:
     def _fingerprint(self) -> str:
         """What must agree for a state file to be this tuning's."""
         content = hashlib.sha256(self.images.detach().cpu().numpy().tobytes()).hexdigest()
-        parts = [self.model, self.solver.name, self.solver.options, self.grid, asdict(self.config), content]
+        parts = [
+            self.model,
+            self.weights,
+            self.solver.name,
+            self.solver.options,
+            self.grid,
+            asdict(self.config),
+            content,
+        ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _save(self) -> None:
@@ -195,7 +213,9 @@ class _Tuning:
             return
         content = torch.load(self.state, weights_only=True)
         if content["fingerprint"] != self._fingerprint():
-            raise BadValue(f"{self.state} is the state of another tuning (other model, solver, grid, images or options); delete it")
+            raise BadValue(
+                f"{self.state} is the state of another tuning (other model, solver, grid, images or options); delete it"
+            )
         self.taus, self.done_stages = content["taus"], content["done_stages"]
         self.rows, self.partial = content["rows"], content["partial"]
         self.ticks, self.elapsed = content["ticks"], content["elapsed"]
@@ -212,7 +232,7 @@ class _Tuning:
         return Timing(
             name=self.config.name, taus=tuple(self.taus), times=tuple(self.times[:-1].tolist()),
             model=self.model, schedule=self.schedule.name, solver=self.solver.name, options=dict(self.solver.options),
-            grid=self.grid.name, grid_times=self.grid.times, tuning=tuning, provenance=provenance(),
+            grid=self.grid.name, grid_times=self.grid.times, tuning=tuning, provenance=provenance(), weights=self.weights,
         )  # fmt: skip
 
 

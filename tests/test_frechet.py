@@ -1,0 +1,156 @@
+"""The Fréchet distance against closed forms and scipy, and the coverage of its interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from tt_lib.errors import BadValue
+from tt_lib.metrics.frechet import frechet_distance, jackknife_interval
+from tt_lib.metrics.statistics import FeatureStatistics, merge_all
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def statistics(x: torch.Tensor, name: str = "made") -> FeatureStatistics:
+    return FeatureStatistics(x.shape[1], name, "abc").update(x)
+
+
+def planted(mean, covariance) -> FeatureStatistics:
+    """Statistics with exactly this mean and covariance."""
+    mean = torch.as_tensor(mean, dtype=torch.float64)
+    found = FeatureStatistics(len(mean), "made", "abc")
+    found.n, found.mean, found.scatter = 11, mean, 10 * torch.as_tensor(covariance, dtype=torch.float64)
+    return found
+
+
+def normal(generator: torch.Generator, n: int, dimension: int) -> torch.Tensor:
+    return torch.randn(n, dimension, generator=generator, dtype=torch.float64)
+
+
+def test_closed_form_for_independent_features():
+    """|mu_a - mu_b|^2 + sum of (s_a - s_b)^2."""
+    a = planted([0.0, 1.0, 2.0], np.diag([1.0, 4.0, 9.0]))
+    b = planted([1.0, 1.0, 0.0], np.diag([4.0, 4.0, 1.0]))
+    assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 0 + 4, rel=1e-12)
+
+
+def test_against_scipys_root():
+    generator = torch.Generator().manual_seed(0)
+    a = statistics(normal(generator, 200, 12) @ normal(generator, 12, 12))
+    b = statistics(normal(generator, 200, 12) @ normal(generator, 12, 12) + 0.3)
+    sa, sb = a.covariance.numpy(), b.covariance.numpy()
+    root = scipy.linalg.sqrtm(sa @ sb).real
+    expected = ((a.mean - b.mean).numpy() ** 2).sum() + np.trace(sa + sb - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_equal_statistics_are_at_no_distance():
+    x = normal(torch.Generator().manual_seed(0), 50, 8)
+    assert 0 <= frechet_distance(statistics(x), statistics(x)) < 1e-12
+
+
+def test_fewer_samples_than_dimensions():
+    """Singular covariances: the distance is still that of the formula, and no NaN."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = statistics(normal(generator, 6, 20)), statistics(normal(generator, 300, 20))
+    whitened = np.linalg.eigvals(a.covariance.numpy() @ b.covariance.numpy()).real.clip(0)
+    expected = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace()
+    assert frechet_distance(a, b) == pytest.approx(float(expected) - 2 * np.sqrt(whitened).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("other", [("others", 3), ("made", 4)])
+def test_different_features_are_refused_by_name(other):
+    name, dimension = other
+    x = normal(torch.Generator().manual_seed(0), 20, 4)
+    with pytest.raises(BadValue, match=rf"'made' \(3 .* and '{name}' \({dimension} "):
+        frechet_distance(statistics(x[:, :3]), statistics(x[:, :dimension], name))
+    sets = [statistics(part[:, :3]) for part in x.tensor_split(5)]
+    with pytest.raises(BadValue, match="different features"):
+        jackknife_interval(sets, statistics(x[:, :dimension], name))
+
+
+def test_different_weights_are_refused():
+    x = normal(torch.Generator().manual_seed(0), 20, 3)
+    with pytest.raises(BadValue, match=r"weights abc.* weights xyz"):
+        frechet_distance(statistics(x), FeatureStatistics(3, "made", "xyz").update(x))
+
+
+def test_too_few_samples_are_refused():
+    x = normal(torch.Generator().manual_seed(0), 20, 3)
+    with pytest.raises(BadValue, match="at least 2 samples"):
+        frechet_distance(statistics(x), statistics(x[:1]))
+
+
+# The interval
+
+
+def simulate(shift: float, scale: float, runs: int = 150, sets: int = 10):
+    """Intervals of many samples of 400 in 4 dimensions, and the mean distance of the small sets."""
+    generator = torch.Generator().manual_seed(1)
+    reference = statistics(normal(generator, 20_000, 4))
+    found, small = [], []
+    for _ in range(runs):
+        parts = [statistics(part) for part in (normal(generator, 400, 4) * scale + shift).tensor_split(sets)]
+        found.append(jackknife_interval(parts, reference))
+        small.append(np.mean([frechet_distance(part, reference) for part in parts]))
+    return np.array(found), np.array(small)
+
+
+def test_interval_covers_what_other_samples_give():
+    found, small = simulate(shift=0.3, scale=1.2)
+    value, low, high = found.T
+    expected = value.mean()  # over 150 samples: what one sample gives on average
+    covered = ((low <= expected) & (expected <= high)).mean()
+    # 95 % of 150 runs, give or take three standard errors.
+    assert 0.89 <= covered <= 0.995
+    # The mean of the small sets' own distances lies above, by more than the interval is wide to that side.
+    assert (small > value).all() and small.mean() - expected > 0.1 * expected
+    # And the interval is not simply wide: it is what t times the true spread would be, within 20 %.
+    assert np.mean(high - value) == pytest.approx(2.262 * value.std(), rel=0.2)
+
+
+def test_interval_belongs_to_the_whole_sample():
+    generator = torch.Generator().manual_seed(0)
+    reference = statistics(normal(generator, 1000, 3))
+    parts = [statistics(part) for part in (normal(generator, 500, 3) + 0.5).tensor_split(8)]
+    value, low, high = jackknife_interval(parts, reference)
+    assert value == frechet_distance(merge_all(parts), reference)
+    assert low < value < high and value - low == pytest.approx(high - value)
+    narrow = jackknife_interval(parts, reference, level=0.5)
+    # Student's quantiles for 7 degrees of freedom.
+    assert (narrow[2] - value) / (high - value) == pytest.approx(0.7111 / 2.3646, rel=1e-3)
+
+
+def test_interval_by_hand():
+    """The jackknife's definition, on five sets."""
+    generator = torch.Generator().manual_seed(0)
+    reference = statistics(normal(generator, 100, 2))
+    x = (normal(generator, 100, 2) * 1.5).reshape(5, 20, 2)
+    value, _, high = jackknife_interval([statistics(part) for part in x], reference)
+    others = [np.delete(x.numpy(), i, axis=0).reshape(-1, 2) for i in range(5)]
+    without = [frechet_distance(statistics(torch.from_numpy(other)), reference) for other in others]
+    assert high - value == pytest.approx(
+        2.7764 * np.sqrt(0.8 * np.square(without - np.mean(without)).sum()), rel=1e-4
+    )
+
+
+def test_interval_is_cut_at_zero():
+    parts = [statistics(x) for x in normal(torch.Generator().manual_seed(0), 60, 2).reshape(5, 12, 2)]
+    value, low, high = jackknife_interval(parts, merge_all(parts))
+    assert value < 1e-12 and low == 0 <= high
+
+
+def test_impossible_intervals():
+    x = normal(torch.Generator().manual_seed(0), 100, 2)
+    reference = statistics(x)
+    with pytest.raises(BadValue, match="at least 5 disjoint sets, got 4"):
+        jackknife_interval([statistics(part) for part in x.tensor_split(4)], reference)
+    with pytest.raises(BadValue, match=r"equal size .*\[60, 10, 10, 10, 10\]"):
+        jackknife_interval([statistics(part) for part in x.tensor_split([60, 70, 80, 90])], reference)
+    for level in (0.0, 1.0, 95):
+        with pytest.raises(BadValue, match="level"):
+            jackknife_interval([statistics(part) for part in x.tensor_split(5)], reference, level)

@@ -1,0 +1,137 @@
+"""Inception-2015 features: pytorch-fid's own, found and checked without a download.
+
+The real weights are not at hand where tests run; random ones of the true architecture, planted under
+torch hub's name for the file, stand in for them.
+"""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_fid import fid_score
+from pytorch_fid import inception as theirs
+
+from tt_lib.errors import BadValue, CorruptFile, MissingFile
+from tt_lib.files import file_hash
+from tt_lib.metrics import inception
+from tt_lib.metrics.features import load_feature_extractor
+
+NAME = "pt_inception-2015-12-05-6726825d.pth"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A torch home whose cache holds random weights under the official name."""
+    home = tmp_path_factory.mktemp("torch")
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    torch.manual_seed(0)
+    # The FID variant changes only the pooling, so the parameters are torchvision's, with 1008 classes.
+    network = theirs._inception_v3(num_classes=1008, aux_logits=False)
+    torch.save(network.state_dict(), home / "hub" / "checkpoints" / NAME)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def planted(monkeypatch, home):
+    """torch hub looks into ``home``; nothing may be fetched."""
+
+    def refuse(*args, **options):
+        raise AssertionError("tried to connect")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(home))
+    monkeypatch.delenv("TT_INCEPTION", raising=False)
+
+
+@pytest.fixture
+def pixels():
+    """Eight colour images of 32x32, uint8."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.randint(256, (8, 3, 4, 4), generator=generator).float()
+    return torch.nn.functional.interpolate(smooth, size=32, mode="bilinear").to(torch.uint8)
+
+
+def weights(home):
+    return home / "hub" / "checkpoints" / NAME
+
+
+def test_same_as_pytorch_fid(home, pixels, tmp_path):
+    files = []
+    for i, image in enumerate(pixels):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
+    block = theirs.InceptionV3.BLOCK_INDEX_BY_DIM[2048]
+    expected = fid_score.get_activations(
+        files, theirs.InceptionV3([block]), batch_size=8, dims=2048, device="cpu", num_workers=0
+    )
+    found = inception.load_inception(verify=False)(pixels)
+    assert found.shape == (8, 2048) and found.dtype == torch.float32
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    # Eight different images have eight different features, so the comparison means something.
+    assert expected.std(0).max() > 100 * np.abs(found.numpy() - expected).max()
+
+
+def test_as_named_features(home, pixels, monkeypatch):
+    monkeypatch.setattr(inception, "HASH_PREFIX", file_hash(weights(home))[:8])
+    features = load_feature_extractor("inception-2015")
+    assert (features.name, features.dimension, features.metric) == ("inception-2015", 2048, "FID")
+    assert features.sha256 == file_hash(weights(home))
+    assert features(pixels[:2]).shape == (2, 2048)
+    # pytorch-fid's own way to its weights is back in place.
+    assert theirs.load_state_dict_from_url.__module__.startswith("torch")
+
+
+def test_other_weights_are_refused(home):
+    with pytest.raises(CorruptFile, match="should begin with 6726825d"):
+        load_feature_extractor("inception-2015")
+
+
+def test_missing_weights_say_where_to_get_them(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(MissingFile) as error:
+        inception.load_inception()
+    for words in (
+        NAME,
+        f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}",
+        "TT_INCEPTION",
+    ):
+        assert words in str(error.value)
+    assert str(tmp_path / "hub" / "checkpoints" / NAME) in str(error.value)
+
+
+def test_where_the_weights_are_looked_for(home, tmp_path, monkeypatch):
+    assert inception.find_inception() == weights(home)
+    mine = tmp_path / "mine.pth"
+    mine.touch()
+    monkeypatch.setenv("TT_INCEPTION", str(mine))
+    assert inception.find_inception() == mine
+    assert inception.find_inception(weights(home).parent) == weights(home)
+    monkeypatch.setenv("TT_INCEPTION", str(tmp_path / "gone"))
+    with pytest.raises(MissingFile, match="gone"):  # a wrong setting is not passed over
+        inception.find_inception()
+
+
+@pytest.mark.parametrize("content", ["truncated", "html", "another network", "a list"])
+def test_damaged_weights(home, tmp_path, content):
+    path = tmp_path / NAME
+    if content == "truncated":
+        path.write_bytes(weights(home).read_bytes()[:100_000])
+    elif content == "html":
+        path.write_bytes(b"<html>404</html>")
+    else:
+        torch.save({"fc.weight": torch.zeros(2)} if content == "another network" else [1, 2], path)
+    with pytest.raises(CorruptFile, match="holds no Inception weights"):
+        inception.load_inception(path, verify=False)
+
+
+def test_wrong_pixels(home):
+    network = inception.load_inception(verify=False)
+    with pytest.raises(BadValue, match=r"uint8 pixels \[B, 3, H, W\]"):
+        network(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(BadValue, match="float32"):
+        network(torch.zeros(1, 3, 8, 8))

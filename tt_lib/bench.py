@@ -1,0 +1,160 @@
+"""A workbench: one loaded model with all that tuning and measuring it takes, and samplers made from it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tt_lib.datasets import load_dataset, to_float
+from tt_lib.errors import BadValue, choose
+from tt_lib.files import data_folder
+from tt_lib.grids import make_grid
+from tt_lib.models import Model, load_model
+from tt_lib.noise import SampleNoise
+from tt_lib.predictors import Chunked, EpsPredictor, make_predictor
+from tt_lib.sampling import Sampler
+from tt_lib.solvers import make_solver
+from tt_lib.timing import UNTUNED, Timing, load_timing
+from tt_lib.tuning import TuneConfig, TuneResult, tune
+from tt_lib.tuning.problems import generate_images
+
+GENERATED_FIRST_SEED = 1_000_000_000
+"""Images made for tuning use seeds from here on, so that none is also measured."""
+IMAGE_SOURCES = ("real", "generated")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One sampler of a table, by names: what :attr:`timing` is ``untuned`` or objective and strategy."""
+
+    solver: str
+    grid: str
+    nfe: int
+    timing: str = UNTUNED
+    eta: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """For progress bars and file names."""
+        eta = f"-eta{self.eta:g}" if self.eta else ""
+        return f"{self.solver}{eta}-{self.grid}-{self.nfe}-{self.timing}"
+
+
+@dataclass
+class Bench:
+    """A model ready to be sampled, tuned and measured.
+
+    Attributes:
+        model: the loaded network.
+        predictor: for sampling, without gradients.
+        tuner_predictor: for tuning with gradients: float32, not compiled.
+        device: where all of it runs.
+        batch: samples at a time.
+    """
+
+    model: Model
+    predictor: EpsPredictor | Chunked
+    tuner_predictor: EpsPredictor
+    device: torch.device
+    batch: int
+    images: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def sampler(self, cell: Cell, timing: Timing | None = None) -> Sampler:
+        """The sampler of a cell; a timing is checked against it."""
+        options = {"eta": cell.eta} if cell.eta else {}
+        model = self.model
+        return Sampler(
+            self.predictor, model.schedule, make_solver(cell.solver, **options),
+            make_grid(cell.grid, cell.nfe, model.schedule), model.shape, timing, model.name, self.device, model.digest,
+        )  # fmt: skip
+
+    def tuning_images(self, source: str, count: int, dataset: str, data: str | None) -> Tensor:
+        """``count`` images [count, C, H, W] in [-1, 1] on the device: real training images, or the network's own.
+
+        Real ones are drawn without replacement by a generator with seed 0; the network's own are made in 20
+        steps of DPM-Solver++(2M), untuned, from seeds that no measurement uses.
+        """
+        choose("source of images", source, IMAGE_SOURCES)
+        if (source, count) not in self.images:
+            make = self._real if source == "real" else self._generated
+            self.images[source, count] = make(count, dataset, data).to(self.device)
+        return self.images[source, count]
+
+    def _real(self, count: int, dataset: str, data: str | None) -> Tensor:
+        images = load_dataset(dataset, "train", data)
+        if count > len(images):
+            raise BadValue(f"{count} images were asked for, {images.name} has {len(images)}; ask for fewer")
+        rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+        return to_float(images.pixels[rows])
+
+    def _generated(self, count: int, dataset: str, data: str | None) -> Tensor:
+        schedule = self.model.schedule
+        times = torch.tensor(make_grid("logsnr", 20, schedule).times, dtype=torch.float64)
+        noise = SampleNoise(range(GENERATED_FIRST_SEED, GENERATED_FIRST_SEED + count)).start(self.model.shape)
+        return generate_images(self.predictor, make_solver("dpmpp-2m"), times, schedule, noise.to(self.device))
+
+    def tune(
+        self, cell: Cell, config: TuneConfig, images: Tensor, source: str,
+        state: Path | None = None, progress: Callable[[int, int, str], None] | None = None,
+    ) -> TuneResult:  # fmt: skip
+        """Tune the timing of a cell's sampler."""
+        sampler = self.sampler(cell)
+        # A search needs no gradient, so it may use the fast predictor.
+        predictor = self.predictor if config.optimiser == "search" else self.tuner_predictor
+        return tune(
+            predictor, self.model.schedule, sampler.solver, sampler.grid, images, config,
+            model=self.model.name, weights=self.model.digest, source=source, state=state, progress=progress,
+        )  # fmt: skip
+
+
+def make_bench(
+    model: str, device: torch.device | str = "cpu", *, batch: int = 64, bf16: bool | None = None, compile: bool = False
+) -> Bench:
+    """Load a model as a bench.
+
+    Args:
+        model: see :func:`tt_lib.models.load_model`.
+        batch: samples at a time; a compiled network is compiled for this size.
+        bf16: the sampling network in bfloat16; by default on GPUs only (few CPUs have it in hardware).
+        compile: compile the sampling network.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        # Tuning moves a scalar by parts in a thousand: it needs float32 that is float32.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    bf16 = device.type == "cuda" if bf16 is None else bf16
+    loaded = load_model(model, device)
+    exact = make_predictor(loaded)
+    fast: EpsPredictor | Chunked = make_predictor(loaded, bf16=bf16, compile=compile)
+    return Bench(loaded, Chunked(fast, batch, fill=compile), exact, device, batch)
+
+
+def timing_path(model: str, cell: Cell) -> Path:
+    """Where the shipped timing of a cell lies: ``data/timings/<model>/<cell>.json``."""
+    return data_folder() / "timings" / model.replace("/", "--") / f"{cell.label}.json"
+
+
+def find_timing(model: str, cell: Cell) -> Timing | None:
+    """The shipped timing of a cell; None if it is untuned or there is none."""
+    path = timing_path(model, cell)
+    return load_timing(path) if cell.timing != UNTUNED and path.exists() else None
+
+
+def parse_timing(name: str) -> tuple[str, str]:
+    """``truncation-parallel`` -> (objective, strategy).
+
+    Raises:
+        BadValue: not of that form.
+    """
+    from tt_lib.tuning import OBJECTIVES, STRATEGIES
+
+    objective, _, strategy = name.partition("-")
+    if objective not in OBJECTIVES or strategy not in STRATEGIES:
+        names = [UNTUNED] + [f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES]
+        raise BadValue(f"unknown timing {name!r}; choose one of: {', '.join(names)}")
+    return objective, strategy

@@ -1,0 +1,200 @@
+"""``tt tune``, ``tt sample`` and ``tt evaluate``: one sampler at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, SeedOption, console, pick_device, progress_bar
+from tt_lib.files import refuse_overwrite
+
+ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
+SolverOption = Annotated[str, typer.Option(help="ddim or dpmpp-2m.")]
+GridOption = Annotated[str, typer.Option(help="uniform, uniform-trailing, quadratic, logsnr or karras.")]
+NfeOption = Annotated[int, typer.Option(help="Network evaluations for an image.")]
+BatchOption = Annotated[int, typer.Option(help="Images at a time.")]
+CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile the network: for many images on a GPU.")]
+
+
+def tune(
+    model: ModelOption = "cifar10",
+    solver: SolverOption = "ddim",
+    grid: GridOption = "uniform",
+    nfe: NfeOption = 10,
+    objective: Annotated[str, typer.Option(help="consistency (the paper's) or truncation.")] = "consistency",
+    strategy: Annotated[str, typer.Option(help="sequential (the paper's) or parallel.")] = "sequential",
+    optimiser: Annotated[str, typer.Option(help="adam (the authors') or search (no gradients, much faster).")] = "adam",
+    iterations: Annotated[int, typer.Option(help="Adam's iterations for each step.")] = 500,
+    tune_batch: Annotated[int, typer.Option(help="Images in an iteration.")] = 64,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-3,
+    value: Annotated[str, typer.Option(help="Learn the ratio tau / t or the offset tau - t.")] = "ratio",
+    low: Annotated[float | None, typer.Option(help="Smallest tau / t allowed (give both or neither).")] = None,
+    high: Annotated[float | None, typer.Option(help="Largest tau / t allowed.")] = None,
+    freeze_last: Annotated[int, typer.Option(help="How many last steps keep tau = t; 0 tunes all.")] = 1,
+    images: Annotated[int, typer.Option(help="Images to tune on.")] = 256,
+    source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
+    dataset: Annotated[str, typer.Option(help="Data set of the real images: cifar10 or digits.")] = "cifar10",
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Timing to write [default: data/timings/<model>/<cell>.json].")
+    ] = None,
+    history: Annotated[Path | None, typer.Option(help="CSV for loss and tau of every iteration.")] = None,
+    batch: BatchOption = 64,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Tune the conditioning times of one sampler, with the network frozen.
+
+    The defaults are the authors'. Killed and started again, it goes on where it was.
+
+    Example: `tt tune --nfe 10 --objective truncation --strategy parallel --optimiser search --source generated --images 16`
+    """
+    from tt_lib.bench import Cell, make_bench, timing_path
+    from tt_lib.errors import BadValue
+    from tt_lib.files import atomic_path
+    from tt_lib.tuning import TuneConfig
+
+    if (low is None) != (high is None):
+        raise BadValue("give both --low and --high, or neither")
+    config = TuneConfig(
+        objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,
+        value=value, bounds=(low, high) if low is not None and high is not None else None,
+        freeze_last=freeze_last, seed=seed,
+    )  # fmt: skip
+    bench = make_bench(model, pick_device(device), batch=batch)
+    cell = Cell(solver, grid, nfe, config.name)
+    path = out or timing_path(bench.model.name, cell)
+    refuse_overwrite(path, force)
+    pictures = bench.tuning_images(source, images, dataset, str(data) if data else None)
+    with progress_bar(f"tune {cell.label}") as report:
+        result = bench.tune(cell, config, pictures, source, path.with_suffix(".state"), report)
+    result.timing.save(path)
+    if history:
+        with atomic_path(history) as temporary:
+            result.history.to_csv(temporary, index=False)
+    ratios = " ".join(f"{ratio:.3f}" for ratio in result.timing.ratios)
+    console.print(f"{path}\ntau / t, from noise to data: {ratios}", highlight=False)
+
+
+def sample(
+    out: Annotated[Path, typer.Option(help="PNG to write, with all images in a grid.")],
+    model: ModelOption = "cifar10",
+    solver: SolverOption = "ddim",
+    grid: GridOption = "uniform",
+    nfe: NfeOption = 10,
+    eta: Annotated[float, typer.Option(help="Share of ancestral noise (ddim): 0 is deterministic.")] = 0.0,
+    timing: Annotated[Path | None, typer.Option(help="A tuned timing (JSON); untuned without.")] = None,
+    n: Annotated[int, typer.Option(help="Number of images.")] = 32,
+    batch: BatchOption = 64,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Sample images from the seeds SEED, SEED + 1, ...; a seed gives the same image in every run.
+
+    Example: `tt sample --nfe 10 --out samples.png`
+    """
+    from tt_lib.bench import Cell, make_bench
+    from tt_lib.plots import image_grid, save_figure
+    from tt_lib.sampling import sample_pixels
+    from tt_lib.timing import load_timing
+
+    refuse_overwrite(out, force)
+    bench = make_bench(model, pick_device(device), batch=batch)
+    tuned = load_timing(timing) if timing else None
+    sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned)
+    with progress_bar("sample") as report:
+        pixels = sample_pixels(sampler, n, first_seed=seed, batch=batch, progress=report)
+    name = tuned.name if tuned else "untuned"
+    caption = f"{n} samples of {bench.model.name}: {solver}, {grid} grid, {nfe} evaluations, {name}"
+    save_figure(image_grid(pixels), out, caption, f"A grid of {n} small generated images.")
+    console.print(f"{out}: {caption}", highlight=False)
+
+
+def evaluate(
+    model: ModelOption = "cifar10",
+    solver: SolverOption = "ddim",
+    grid: GridOption = "uniform",
+    nfe: NfeOption = 10,
+    eta: Annotated[float, typer.Option(help="Share of ancestral noise (ddim).")] = 0.0,
+    timing: Annotated[Path | None, typer.Option(help="A tuned timing (JSON); untuned without.")] = None,
+    dataset: Annotated[str, typer.Option(help="Whose training images are the reference.")] = "cifar10",
+    features: Annotated[
+        str, typer.Option(help="cifar10-resnet, digits-resnet or inception-2015 (that is FID).")
+    ] = "cifar10-resnet",
+    weights: Annotated[Path | None, typer.Option(help="The features' weights, if not in their usual place.")] = None,
+    n: Annotated[int, typer.Option(help="Samples, a multiple of 10: 50000 for a number to compare with.")] = 50_000,
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
+    seed: SeedOption = 0,
+    results: Annotated[Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].")] = None,
+    work: Annotated[Path, typer.Option(help="Folder for the state of an unfinished run.")] = Path("runs/evaluate"),
+    compile: CompileOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure the Fréchet distance of a sampler, with a 95 % interval, and write it as a row.
+
+    The interval comes from 10 disjoint sets of samples (delete-one jackknife). A killed run goes on
+    with the next set.
+    """
+    from tt_lib.bench import Cell, make_bench
+    from tt_lib.evaluating import fd_row, measure
+    from tt_lib.metrics.features import load_feature_extractor
+    from tt_lib.metrics.reference import load_reference
+    from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
+    from tt_lib.timing import UNTUNED, load_timing
+
+    where = pick_device(device)
+    extractor = load_feature_extractor(features, weights, where)
+    reference = load_reference(dataset, "train", extractor)
+    bench = make_bench(model, where, batch=batch, compile=compile)
+    tuned = load_timing(timing) if timing else None
+    sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned)
+    with progress_bar("evaluate") as report:
+        found = measure(sampler, extractor, reference, n, first_seed=seed, batch=batch, work=work, progress=report)
+    name = tuned.name if tuned else UNTUNED
+    row = fd_row(found, sampler, extractor, dataset=dataset, reference="train", n=n, seed=seed, timing=name)
+    write_rows(results or results_folder() / "fd.csv", [row], FD_COLUMNS, FD_KEY)
+    shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
+    console.print(shown, highlight=False)
+
+
+def info(
+    path: Annotated[Path | None, typer.Argument(help="A model folder or a timing; without, what is here.")] = None,
+) -> None:
+    """Show a model's card or a timing, or what this installation has: versions, devices, models, data."""
+    from tt_lib.files import data_folder, read_json
+    from tt_lib.models import CARD, SHIPPED, find_model
+    from tt_lib.timing import load_timing
+
+    if path is not None and path.suffix == ".json":
+        console.print(dataclasses.asdict(load_timing(path)))
+        return
+    if path is not None:
+        console.print(read_json((find_model(str(path)) or path) / CARD))
+        return
+    import platform
+
+    import torch
+
+    from tt_lib import __version__
+    from tt_lib.errors import TTError
+
+    console.print(
+        f"tt_lib {__version__}, python {platform.python_version()}, torch {torch.__version__}", highlight=False
+    )
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    console.print(f"devices: cpu ({torch.get_num_threads()} threads) {' '.join(gpus)}", highlight=False)
+    for name in SHIPPED.values():
+        console.print(f"model {name}: {'here' if find_model(name) else 'not here'}", highlight=False)
+    timings = sorted((data_folder() / "timings").glob("*/*.json"))
+    console.print(f"shipped timings: {len(timings)}", highlight=False)
+    try:
+        from tt_lib.datasets import load_cifar10
+
+        console.print(f"CIFAR-10: {len(load_cifar10('test'))} test images found", highlight=False)
+    except TTError as error:
+        console.print(f"CIFAR-10: {error}", highlight=False, markup=False)

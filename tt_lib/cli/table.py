@@ -1,0 +1,81 @@
+"""``tt table`` and ``tt floor``: many samplers, and what a perfect one would score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, console, pick_device, progress_bar
+
+ResultsOption = Annotated[Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].")]
+
+
+def table(
+    config: Annotated[Path, typer.Option(help="TOML file with the cells, such as data/tables/spine.toml.")],
+    data: DataOption = None,
+    results: ResultsOption = None,
+    work: Annotated[Path, typer.Option(help="Folder for the state of unfinished cells.")] = Path("runs/table"),
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
+    n: Annotated[int | None, typer.Option(help="Samples for each cell, in place of the file's.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Tune and measure every cell of a table.
+
+    Cells that have a row are skipped, so a killed table goes on when it is started again. On several
+    GPUs start it once for each, with `--device cuda:0`, `--device cuda:1`, ...: they share the cells.
+    """
+    from dataclasses import replace
+
+    from tt_lib.bench import make_bench
+    from tt_lib.metrics.features import load_feature_extractor
+    from tt_lib.metrics.reference import load_reference
+    from tt_lib.results import results_folder
+    from tt_lib.tables import read_table, run_table
+
+    spec = read_table(config)
+    spec = replace(spec, n=n) if n else spec
+    where = pick_device(device)
+    features = load_feature_extractor(spec.features, None, where)
+    reference = load_reference(spec.dataset, "train", features)
+    bench = make_bench(spec.model, where, batch=batch, compile=compile)
+    path = results or results_folder() / "fd.csv"
+    with progress_bar(f"table {config.stem}") as report:
+        rows = run_table(
+            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, progress=report
+        )
+    for row in rows:
+        console.print(
+            f"{row['solver']} {row['grid']} {row['nfe']} {row['timing']}: "
+            f"{row['metric']} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
+            highlight=False, markup=False,
+        )  # fmt: skip
+    console.print(f"{len(rows)} rows written to {path}", highlight=False)
+
+
+def floor(
+    dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    features: Annotated[str, typer.Option(help="Features of the distance.")] = "cifar10-resnet",
+    data: DataOption = None,
+    results: ResultsOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure the floor: real test images against the training images' statistics, as a row."""
+    from tt_lib.datasets import load_dataset
+    from tt_lib.evaluating import SETS, floor_row
+    from tt_lib.metrics.features import disjoint_sets, load_feature_extractor
+    from tt_lib.metrics.reference import load_reference
+    from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
+
+    extractor = load_feature_extractor(features, None, pick_device(device))
+    reference = load_reference(dataset, "train", extractor)
+    images = load_dataset(dataset, "test", str(data) if data else None)
+    row = floor_row(extractor, reference, dataset, disjoint_sets(images.pixels, extractor, SETS))
+    write_rows(results or results_folder() / "fd.csv", [row], FD_COLUMNS, FD_KEY)
+    console.print(
+        f"floor, {row['metric']}, n {row['n']}: {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]",
+        highlight=False,
+    )

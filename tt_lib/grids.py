@@ -1,0 +1,222 @@
+"""Grids: the K + 1 nominal times t_0 > ... > t_K of a sampler with K steps.
+
+A grid decides where a few-step sampler spends its evaluations. It evaluates the network at t_0 .. t_{K-1}
+and lands on t_K, which is clean data, ``t = 0``, unless another ``end`` is asked for.
+
+**Two families.** On a discrete schedule, ``uniform``, ``uniform-trailing`` and ``quadratic`` choose among the
+network's levels: whole indices n, at times ``(n + 1) / N`` (see :mod:`tt_lib.schedules`). Every other grid
+spreads its nodes evenly in some function of time, so that they fall between levels.
+
+**Where a grid starts.** ``x_T ~ N(0, I)`` belongs to ``t = 1``. On a discrete schedule ``uniform`` starts
+below that, the more so the fewer the steps (10 of 1000: ``t = 0.901``), and ``quadratic`` at ``t = 0.801``:
+that is how the published figures were made. ``start=1.0`` moves the first node up. With a single step either
+rule would start at its lowest level, almost clean data: with one step every grid starts at ``t = 1``.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import SupportsIndex
+
+import torch
+from torch import Tensor
+
+from tt_lib.errors import BadValue, choose
+from tt_lib.schedules import DiscreteSchedule, Schedule, time_of_index
+
+GRIDS: dict[str, str] = {
+    "uniform": "every (N/K)-th level from the lowest, index 0 (the DDIM paper's; 'leading' in diffusers)",
+    "uniform-trailing": "every (N/K)-th level from the highest, t = 1",
+    "quadratic": "levels spaced as squares up to 0.8 N (the DDIM paper's for CIFAR-10)",
+    "logsnr": "even in lambda = log(alpha / sigma), from t = 1 to t_min (DPM-Solver's)",
+    "karras": "even in (sigma / alpha)^(1/7), from t = 1 to t_min (Karras et al. 2022)",
+}
+"""The names, with a line on each."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The nominal times of a sampler.
+
+    Attributes:
+        name: the rule that made it, as rows and timings record it.
+        times: K + 1 times, strictly falling, in [0, 1].
+
+    Raises:
+        BadValue: fewer than two times, a time outside [0, 1] or times that do not fall.
+    """
+
+    name: str
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.times) < 2:
+            raise BadValue(f"a grid needs at least two times, a start and an end, got {self.times}")
+        if not all(0 <= t <= 1 for t in self.times):
+            raise BadValue(f"a grid's times must lie in [0, 1], got {self.times}")
+        if not all(t > s for t, s in pairwise(self.times)):
+            raise BadValue(f"a grid's times must fall strictly from noise to data, got {self.times}")
+
+    @property
+    def steps(self) -> int:
+        """K, the number of intervals."""
+        return len(self.times) - 1
+
+
+def make_grid(
+    name: str, steps: SupportsIndex, schedule: Schedule, *, end: float = 0.0, start: float | None = None
+) -> Grid:
+    """A grid by name.
+
+    Args:
+        name: one of :data:`GRIDS`. On a continuous schedule, which has no levels, ``uniform`` and
+            ``quadratic`` are even in t and in sqrt(t) from 1 to ``t_min``, and ``uniform-trailing`` is
+            ``1 - k / K``.
+        steps: K, at least 1; at most N where whole levels are chosen.
+        schedule: turns levels into times and times into lambda and rho.
+        end: the last time, in [0, t_0). At 0 the last node at which the network is evaluated is as stated in
+            :data:`GRIDS`, and the last step runs from there to clean data. Above 0 (for solvers that cannot
+            end at 0), grids that spread their nodes spread all K + 1 from t_0 to ``end``, and those of whole
+            levels end at ``end`` instead of 0.
+        start: the first time, in place of the rule's own.
+
+    Raises:
+        BadValue: naming the value and the remedy.
+    """
+    choose("grid", name, GRIDS)
+    count = _count(steps)
+    if start is not None and not schedule.t_min <= start <= 1:
+        raise BadValue(f"start must lie in [{schedule.t_min:g}, 1], got {start}")
+    if name in LEVEL_RULES and isinstance(schedule, DiscreteSchedule):
+        nodes = _on_levels(name, count, schedule, start, end)
+    else:
+        nodes = _spread(name, count, schedule, 1.0 if start is None else start, end)
+    if nodes[-2] < schedule.t_min:
+        raise BadValue(
+            f"the grid {name!r} with {count} steps and end = {end:g} has a node at t = {nodes[-2]:g}, below "
+            f"{schedule.t_min:g}, the smallest time that the network knows; ask for fewer steps or another "
+            f"end (0, or {schedule.t_min:g} and more)"
+        )
+    return Grid(name, tuple(nodes))
+
+
+def _count(steps: SupportsIndex) -> int:
+    try:
+        count = operator.index(steps)
+    except TypeError:
+        raise BadValue(f"steps must be a whole number, got {steps!r}") from None
+    if count < 1:
+        raise BadValue(f"steps must be at least 1, got {count}")
+    return count
+
+
+def _check_end(end: float, start: float) -> None:
+    if not 0 <= end < start:  # NaN fails both comparisons
+        raise BadValue(f"end must lie in [0, {start:g}), below the grid's first time, got {end}")
+
+
+# ---- grids of whole levels
+
+
+def _leading(steps: int, levels: int) -> list[int]:
+    """``n_k = floor(k N / K)``, rising (Song et al. 2021, arXiv 2010.02502, appendix D.2, "linear")."""
+    return [k * levels // steps for k in range(steps)]
+
+
+def _trailing(steps: int, levels: int) -> list[int]:
+    """``n_k = round((k + 1) N / K) - 1``, rising (Lin et al. 2024, arXiv 2305.08891, table 2)."""
+    # Fractions round exactly, ties to even: no level is lost or doubled to rounding noise.
+    return [round(Fraction((k + 1) * levels, steps)) - 1 for k in range(steps)]
+
+
+def _quadratic(steps: int, levels: int) -> list[int]:
+    """``n_k = floor((k / (K - 1))^2 0.8 N)``, made strictly rising (Song et al. 2021, appendix D.2).
+
+    The authors' code repeats an index where the squares are close (at K = 50, index 0), which wastes an
+    evaluation: a repeated index is moved to the next free level.
+    """
+    indices: list[int] = []
+    for k in range(steps):
+        square = 4 * levels * k**2 // (5 * (steps - 1) ** 2)
+        indices.append(max(square, indices[-1] + 1) if indices else square)
+    return indices
+
+
+LEVEL_RULES: dict[str, Callable[[int, int], list[int]]] = {
+    "uniform": _leading,
+    "uniform-trailing": _trailing,
+    "quadratic": _quadratic,
+}
+
+
+def _on_levels(name: str, steps: int, schedule: Schedule, start: float | None, end: float) -> list[float]:
+    if steps > schedule.levels:
+        raise BadValue(
+            f"steps must be at most {schedule.levels}, the levels of the schedule {schedule.name!r}, "
+            f"got {steps}; ask for fewer, or take logsnr or karras, which place nodes between the levels"
+        )
+    # With one step the rules would start at their lowest level, from almost clean data.
+    indices = LEVEL_RULES[name](steps, schedule.levels) if steps > 1 else [schedule.levels - 1]
+    nodes = [time_of_index(n, schedule.levels).item() for n in reversed(indices)]
+    if start is not None:
+        if steps > 1 and start <= nodes[1]:
+            raise BadValue(f"start must lie above the grid's second time, {nodes[1]:g}, got {start}")
+        nodes[0] = float(start)
+    _check_end(end, nodes[0])
+    if end >= nodes[-1]:
+        raise BadValue(
+            f"the grid {name!r} with {steps} steps has a node at t = {nodes[-1]:g}, not above end = {end:g}; "
+            "choose a smaller end, fewer steps, or logsnr or karras, which spread their nodes down to the end"
+        )
+    return [*nodes, float(end)]
+
+
+# ---- grids that spread their nodes
+
+
+@dataclass(frozen=True)
+class _Variable:
+    """A function of time in which nodes lie evenly, and its inverse."""
+
+    of_time: Callable[[Schedule, Tensor], Tensor]
+    to_time: Callable[[Schedule, Tensor], Tensor]
+
+
+_KARRAS = 7  # "rho" of Karras et al. 2022 (arXiv 2206.00364), eq. 5; their sigma is our rho = sigma / alpha
+
+_TIME = _Variable(lambda schedule, t: t, lambda schedule, t: t)
+_VARIABLES: dict[str, _Variable] = {
+    "uniform": _TIME,
+    "uniform-trailing": _TIME,
+    "quadratic": _Variable(lambda schedule, t: t.sqrt(), lambda schedule, root: root**2),
+    # Uniform in lambda: DPM-Solver, Lu et al. 2022 (arXiv 2206.00927), section 3.
+    "logsnr": _Variable(lambda schedule, t: schedule.lam(t), lambda schedule, lam: schedule.time_of_lam(lam)),
+    "karras": _Variable(
+        lambda schedule, t: schedule.rho(t) ** (1 / _KARRAS),
+        lambda schedule, root: schedule.time_of_lam(-_KARRAS * root.log()),
+    ),
+}
+
+
+def _spread(name: str, steps: int, schedule: Schedule, start: float, end: float) -> list[float]:
+    _check_end(end, start)
+    if end > 0 or name == "uniform-trailing":
+        return _between(_VARIABLES[name], schedule, start, end, steps + 1)
+    # lambda and log rho are infinite at t = 0: the nodes go down to t_min, and the last step from there to 0.
+    if steps > 1 and start <= schedule.t_min:
+        raise BadValue(f"start must be above {schedule.t_min:g}, the last time of an evaluation, got {start}")
+    return [*_between(_VARIABLES[name], schedule, start, schedule.t_min, steps), 0.0]
+
+
+def _between(variable: _Variable, schedule: Schedule, start: float, end: float, count: int) -> list[float]:
+    """``count`` times from ``start`` to ``end``, even in ``variable``, with exact ends."""
+    if count == 1:
+        return [float(start)]
+    ends = variable.of_time(schedule, torch.tensor([start, end], dtype=torch.float64))
+    places = torch.linspace(0, 1, count, dtype=torch.float64)
+    inner = variable.to_time(schedule, torch.lerp(ends[0], ends[1], places[1:-1])).tolist()
+    return [float(start), *inner, float(end)]

@@ -1,0 +1,140 @@
+"""The features that distances are taken in, by name, and the statistics of images in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tt_lib.datasets import Images
+from tt_lib.errors import BadValue, choose
+from tt_lib.files import data_folder
+from tt_lib.metrics.classifier import load_features, read_config
+from tt_lib.metrics.statistics import FeatureStatistics
+
+CLASSIFIERS = ("cifar10-resnet", "digits-resnet")
+INCEPTION = "inception-2015"
+BATCH = 500
+"""Images a batch. It is fixed, as the last digits of a convolution depend on the batch it is part of."""
+
+
+class Features(Protocol):
+    """A function from images to feature vectors that knows what it is.
+
+    Attributes:
+        name: for example ``cifar10-resnet``.
+        dimension: length of a feature vector.
+        sha256: hash of the weights' file.
+        metric: what a distance in these features is called: ``FID`` only for Inception-2015.
+        device: where it computes.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Features float32 [B, dimension], on ``device``, of uint8 pixels [B, C, H, W] from any device."""
+        ...
+
+
+@dataclass(frozen=True)
+class NetworkFeatures:
+    """:class:`Features` of a network that maps uint8 pixels to vectors."""
+
+    name: str
+    network: nn.Module
+    dimension: int
+    sha256: str
+    metric: str
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        with full_precision():
+            return self.network(pixels.to(self.device)).float()
+
+
+def load_feature_extractor(
+    name: str, path: Path | str | None = None, device: torch.device | str = "cpu"
+) -> NetworkFeatures:
+    """Features by name: ``cifar10-resnet``, ``digits-resnet`` or ``inception-2015``.
+
+    Args:
+        path: the classifier's folder (default ``data/pretrained/<name>``) or Inception's weights
+            (default: see :func:`tt_lib.metrics.inception.find_inception`).
+        device: where to compute.
+
+    Raises:
+        BadValue: an unknown name.
+        MissingFile, CorruptFile: the weights are not there or not the right ones.
+    """
+    choose("features", name, (*CLASSIFIERS, INCEPTION))
+    device = torch.device(device)
+    if name == INCEPTION:
+        from tt_lib.metrics.inception import DIMENSION, load_inception
+
+        inception = load_inception(path, device)
+        return NetworkFeatures(name, inception, DIMENSION, inception.sha256, "FID", device)
+    folder = Path(path) if path else data_folder() / "pretrained" / name
+    network = load_features(folder, device)
+    return NetworkFeatures(name, network, network.widths[-1], read_config(folder)["sha256"], f"FD ({name})", device)
+
+
+def reference_statistics(images: Images, features: Features, batch: int = BATCH) -> FeatureStatistics:
+    """Statistics of all ``images``, with their data set and split as ``meta``.
+
+    Raises:
+        BadValue: no images, or a batch below 1.
+        NotFinite: a feature is NaN.
+    """
+    dataset, _, split = images.name.partition("-")
+    return _statistics(images.pixels, features, batch, {"dataset": dataset, "split": split or "all"})
+
+
+def disjoint_sets(pixels: Tensor, features: Features, sets: int = 10, batch: int = BATCH) -> list[FeatureStatistics]:
+    """Statistics of ``sets`` consecutive, equal parts of ``pixels``, uint8 [N, C, H, W].
+
+    They are what :func:`tt_lib.metrics.frechet.jackknife_interval` takes; merged, they are the whole.
+
+    Raises:
+        BadValue: fewer than two images a set, or a batch below 1.
+        NotFinite: a feature is NaN.
+    """
+    if sets < 1 or len(pixels) < 2 * sets:
+        raise BadValue(f"{sets} sets need at least 2 images each, got {len(pixels)} images; use fewer sets")
+    return [_statistics(part, features, batch, {}) for part in pixels.tensor_split(sets)]
+
+
+def _statistics(pixels: Tensor, features: Features, batch: int, meta: dict[str, str]) -> FeatureStatistics:
+    if batch < 1 or not len(pixels):
+        raise BadValue(f"need images and a batch of 1 or more, got {len(pixels)} images and batch {batch}")
+    # Apple's GPUs have no float64, in which the sums are kept.
+    device = features.device if features.device.type != "mps" else "cpu"
+    found = FeatureStatistics(features.dimension, features.name, features.sha256, meta, device)
+    for part in pixels.split(batch):
+        found.update(features(part))
+    return found
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions without TF32: a distance should not depend on which GPU it was measured on."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

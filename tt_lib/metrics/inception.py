@@ -1,0 +1,116 @@
+"""Inception-2015 features (2,048 numbers, the last pooling layer): the ones that FID is defined with.
+
+The network is pytorch-fid's port of the TensorFlow graph of 2015-12-05 (Heusel et al. 2017). Its weights
+(91 MB) are not part of this project and are never fetched by it: they are used where they are at hand.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tt_lib.errors import BadValue, CorruptFile, MissingFile
+from tt_lib.files import file_hash
+
+FILE = "pt_inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
+HASH_PREFIX = "6726825d"
+"""The first eight digits of the weights' SHA-256, which their name carries."""
+ENVIRONMENT = "TT_INCEPTION"
+DIMENSION = 2048
+
+
+class InceptionFeatures(nn.Module):
+    """pytorch-fid's Inception-2015 as a function of uint8 images.
+
+    Attributes:
+        sha256: hash of the weights' file.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        self.sha256 = file_hash(weights)
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            self.network = _build(state)
+        except (RuntimeError, OSError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
+            raise CorruptFile(f"{weights} holds no Inception weights ({error}); fetch {URL} again") from error
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features float32 [B, 2048] of uint8 pixels [B, 3, H, W]; scaled to 299x299 as pytorch-fid does.
+
+        Raises:
+            BadValue: pixels of another type or shape.
+        """
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise BadValue(f"Inception takes uint8 pixels [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+        return self.network(pixels.float() / 255)[0].flatten(1)
+
+
+def find_inception(path: Path | str | None = None) -> Path:
+    """The weights: ``path``, else ``$TT_INCEPTION`` (each a file or its folder), else torch hub's cache.
+
+    Raises:
+        MissingFile: it is not there; the message says where it comes from and where to put it.
+    """
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    given = path or os.environ.get(ENVIRONMENT)
+    place = Path(given).expanduser() if given else cache
+    if place.is_dir():
+        place = place / FILE
+    if not place.is_file():
+        raise MissingFile(
+            f"the Inception-2015 weights are not at {place}; FID needs the file {FILE}: "
+            f"fetch {URL} and put it at {cache}, or set {ENVIRONMENT} to where it is"
+        )
+    return place
+
+
+def load_inception(
+    path: Path | str | None = None, device: torch.device | str = "cpu", verify: bool = True
+) -> InceptionFeatures:
+    """The Inception-2015 features, in eval mode.
+
+    Args:
+        path: the weights, see :func:`find_inception`.
+        verify: check that the SHA-256 begins with the digits in the official file's name.
+
+    Raises:
+        MissingFile: no weights.
+        CorruptFile: other weights than the official ones, or a damaged file.
+    """
+    place = find_inception(path)
+    if verify:
+        found = file_hash(place)
+        if not found.startswith(HASH_PREFIX):
+            raise CorruptFile(
+                f"{place} has sha256 {found}, which should begin with {HASH_PREFIX}: "
+                f"it is damaged or another file; fetch {URL} again"
+            )
+    return InceptionFeatures(place).to(device)
+
+
+def _build(state: dict[str, Tensor]) -> nn.Module:
+    """pytorch-fid's network with the given weights."""
+    from pytorch_fid import inception
+
+    with _in_place_of_download(inception, state):
+        return inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[DIMENSION]])
+
+
+@contextmanager
+def _in_place_of_download(module, state: dict[str, Tensor]) -> Iterator[None]:
+    """Let pytorch-fid, which knows only how to download its weights, have those we read."""
+    before = module.load_state_dict_from_url
+    module.load_state_dict_from_url = lambda *_, **__: state
+    try:
+        yield
+    finally:
+        module.load_state_dict_from_url = before

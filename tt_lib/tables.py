@@ -1,0 +1,209 @@
+"""Tables: a list of cells in a TOML file, each tuned if need be, measured, and written as a row.
+
+Cells that have their row are skipped, so a killed table goes on where it was. Several processes (one for
+each GPU, say) may work on one table: a cell that another process holds is left to it.
+
+The file::
+
+    [table]
+    dataset = "cifar10"              # its reference statistics and tuning images
+    model = "cifar10-ddpm-w64"
+    features = "cifar10-resnet"
+    n = 50000                        # samples for each cell
+    seed = 0                         # the first sample's seed
+
+    [tuning]                         # any field of TuneConfig, and where the images come from
+    optimiser = "search"
+    images = 256
+    source = "real"                  # or "generated"
+
+    [[cells]]                        # every combination of the lists
+    solver = ["ddim"]
+    grid = ["uniform", "quadratic"]
+    nfe = [5, 10]
+    timing = ["untuned", "truncation-parallel"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tt_lib.bench import Bench, Cell, find_timing, parse_timing, timing_path
+from tt_lib.errors import BadValue, CorruptFile, MissingFile
+from tt_lib.evaluating import StartNoise, fd_row, measure
+from tt_lib.metrics.features import Features
+from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
+from tt_lib.timing import UNTUNED, Timing
+from tt_lib.tuning import TuneConfig
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table's file says; see the module's text."""
+
+    dataset: str
+    model: str
+    features: str
+    n: int
+    seed: int
+    cells: tuple[Cell, ...]
+    tuning: dict[str, Any] = field(default_factory=dict)
+    images: int = 256
+    source: str = "real"
+
+    def config(self, cell: Cell) -> TuneConfig:
+        """How the timing of a cell is tuned."""
+        objective, strategy = parse_timing(cell.timing)
+        return TuneConfig(objective=objective, strategy=strategy, **self.tuning)
+
+    def cost(self, cell: Cell) -> int:
+        """Network evaluations of a cell's samples."""
+        return cell.nfe * self.n
+
+
+def read_table(path: Path | str) -> Table:
+    """Read a table's TOML file.
+
+    Raises:
+        MissingFile, CorruptFile: no such file, or not TOML.
+        BadValue: an entry is missing, unknown or out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFile(f"no table file at {path}; the shipped ones are in data/tables/")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise CorruptFile(f"{path} is not TOML: {error}") from error
+    head, tuning = dict(content.get("table", {})), dict(content.get("tuning", {}))
+    images, source = tuning.pop("images", 256), tuning.pop("source", "real")
+    try:
+        cells = tuple(cell for block in content.get("cells", []) for cell in _cells(block))
+        table = Table(**head, cells=cells, tuning=tuning, images=images, source=source)
+        for cell in cells:
+            if cell.timing != UNTUNED:
+                table.config(cell)
+    except TypeError as error:
+        raise BadValue(f"{path}: {error}; see `tt table --help` for the entries") from error
+    if not cells:
+        raise BadValue(f"{path} has no [[cells]]")
+    return table
+
+
+def _cells(block: dict[str, Any]) -> Iterator[Cell]:
+    lists = {key: value if isinstance(value, list) else [value] for key, value in block.items()}
+    for values in product(*lists.values()):
+        yield Cell(**dict(zip(lists, values, strict=True)))
+
+
+def run_table(
+    table: Table,
+    bench: Bench,
+    features: Features,
+    reference: FeatureStatistics,
+    results: Path,
+    work: Path,
+    *,
+    data: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Fill in the rows of a table.
+
+    Args:
+        results: the ``fd.csv`` to write to.
+        work: folder for the state of unfinished cells.
+        data: where the data set is, for tuning on real images.
+        force: measure cells again that have a row already.
+        progress: called with (network evaluations done, of all, message).
+
+    Returns:
+        The rows that this call wrote.
+    """
+    start = StartNoise(bench.model.shape, bench.device)
+    total = sum(table.cost(cell) for cell in table.cells)
+    spent, rows = 0, []
+    for cell in table.cells:
+        with hold(work / f"{cell.label}.lock") as mine:
+            if mine and (force or not has_row(results, table, bench, features, cell)):
+                timing = cell_timing(table, bench, cell, work, data, progress, spent, total)
+                base = spent
+
+                def tell(done: int, _: int, message: str, base: int = base, cell: Cell = cell) -> None:
+                    if progress:
+                        progress(base + done * cell.nfe, total, cell.label)
+
+                sampler = bench.sampler(cell, timing)
+                measured = measure(
+                    sampler, features, reference, table.n, first_seed=table.seed, batch=bench.batch,
+                    work=work / "sets", start=start, progress=tell,
+                )  # fmt: skip
+                row = fd_row(
+                    measured, sampler, features, dataset=table.dataset, reference="train", n=table.n,
+                    seed=table.seed, timing=cell.timing,
+                )  # fmt: skip
+                write_rows(results, [row], FD_COLUMNS, FD_KEY)
+                rows.append(row)
+        spent += table.cost(cell)
+        if progress:
+            progress(spent, total, f"{cell.label} done")
+    return rows
+
+
+def cell_timing(
+    table: Table, bench: Bench, cell: Cell, work: Path, data: str | None,
+    progress: Progress | None = None, spent: int = 0, total: int = 1,
+) -> Timing | None:  # fmt: skip
+    """The timing of a cell: the shipped one, or one that is tuned now and saved where the shipped ones are."""
+    if cell.timing == UNTUNED:
+        return None
+    timing = find_timing(bench.model.name, cell)
+    if timing is not None and timing.weights == bench.model.digest:
+        return timing
+
+    def tell(done: int, of: int, message: str) -> None:
+        if progress:
+            progress(spent, total, f"tuning {cell.label}: {done}/{of}")
+
+    images = bench.tuning_images(table.source, table.images, table.dataset, data)
+    with torch.no_grad() if table.tuning.get("optimiser") == "search" else contextlib.nullcontext():
+        result = bench.tune(cell, table.config(cell), images, table.source, work / f"{cell.label}.tuning", tell)
+    result.timing.save(timing_path(bench.model.name, cell))
+    return result.timing
+
+
+def has_row(results: Path, table: Table, bench: Bench, features: Features, cell: Cell) -> bool:
+    """Whether the results file holds the row of a cell."""
+    rows = read_rows(results, FD_COLUMNS)
+    wanted = {
+        "dataset": table.dataset, "model": bench.model.name, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe,
+        "eta": cell.eta, "timing": cell.timing, "features": features.name, "n": table.n, "seed": table.seed,
+    }  # fmt: skip
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return len(rows) > 0
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[bool]:
+    """Try to hold a lock file; yields whether it is ours. It lets go when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True

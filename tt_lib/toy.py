@@ -1,0 +1,348 @@
+"""Toys with known answers: Gaussian mixtures, whose eps and probability-flow ODE are exact.
+
+Data ``x_0 ~ sum_m w_m N(mu_m, C_m)`` diffused to time t are again a mixture,
+``p_t = sum_m w_m N(alpha mu_m, alpha^2 C_m + sigma^2 I)``, so the direction that a perfect network would
+answer is known: ``eps(x, t) = -sigma grad log p_t(x)``. Whatever error a sampler makes on a toy is its own.
+
+Everything here is float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from tt_lib.errors import BadValue, NotFinite
+from tt_lib.predictors import Predictor
+from tt_lib.schedules import Schedule, Times
+from tt_lib.solvers.arithmetic import along
+
+Numbers = Tensor | Sequence | float
+
+
+class _Level(NamedTuple):
+    """What all answers at one noise level share; ``z`` and ``variance`` in the components' principal axes."""
+
+    log_joint: Tensor  # [B, M], log(w_m N_m(x))
+    z: Tensor  # [B, M, D], x - alpha mu_m
+    variance: Tensor  # [B or 1, M, D], of x_t about alpha mu_m
+
+
+class GaussianMixture:
+    """A mixture of M Gaussians in D dimensions, and all that is known of its diffusion.
+
+    In every method ``x`` is [B, D] and a time is a number, a scalar or [B]; the answers are float64 on the
+    device of ``x`` and differentiable in ``x`` and in the time (in (0, 1]; sigma has no slope at t = 0).
+
+    Args:
+        weights: [M], positive; they are divided by their sum.
+        means: [M, D].
+        scales: [M], positive: standard deviations of isotropic components.
+        covariances: [M, D, D], symmetric and positive definite; instead of ``scales``.
+
+    Raises:
+        BadValue: a shape or a value outside these.
+    """
+
+    def __init__(
+        self,
+        weights: Numbers,
+        means: Numbers,
+        scales: Numbers | None = None,
+        covariances: Numbers | None = None,
+    ) -> None:
+        self.weights, self.means = _float64(weights), _float64(means)
+        if self.means.ndim != 2 or 0 in self.means.shape:
+            raise BadValue(f"means must be [M, D], got the shape {list(self.means.shape)}")
+        if self.weights.shape != self.means.shape[:1] or not _positive(self.weights):
+            raise BadValue(f"weights must be {len(self.means)} positive numbers, one a mean, got {weights}")
+        if not bool(self.means.isfinite().all()):
+            raise BadValue(f"means must be finite, got {means}")
+        self.weights = self.weights / self.weights.sum()
+        if (scales is None) == (covariances is None):
+            raise BadValue("give either scales or covariances")
+        # Every component in its principal axes: variances [M, D] along the columns of axes [M, D, D].
+        self._variances, self._axes = self._isotropic(scales) if covariances is None else self._full(covariances)
+
+    def _isotropic(self, scales: Numbers | None) -> tuple[Tensor, Tensor]:
+        assert scales is not None
+        values = _float64(scales)
+        if values.shape != self.weights.shape or not _positive(values):
+            raise BadValue(f"scales must be {len(self.weights)} positive numbers, one a mean, got {scales}")
+        return values.square()[:, None].expand_as(self.means), self._identity()
+
+    def _full(self, covariances: Numbers) -> tuple[Tensor, Tensor]:
+        values, shape = _float64(covariances), self._identity().shape
+        if values.shape != shape or not torch.allclose(values, values.mT, rtol=1e-9, atol=0):
+            raise BadValue(f"covariances must be symmetric matrices, {list(shape)}, got {covariances}")
+        variances, axes = torch.linalg.eigh(values)
+        if not _positive(variances):
+            raise BadValue(f"covariances must be positive definite, got eigenvalues {variances.tolist()}")
+        return variances, axes
+
+    def _identity(self) -> Tensor:
+        return torch.eye(self.dim, dtype=torch.float64).expand(len(self.means), -1, -1)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.means.shape[1]
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` draws of x_0: [n, D] on the CPU."""
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.dim, dtype=torch.float64, generator=generator) * self._variances[which].sqrt()
+        return self.means[which] + torch.einsum("nde,ne->nd", self._axes[which], z)
+
+    def log_density(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
+        """``log p_t(x)``: [B]."""
+        return self._level(x, *_alpha_sigma(t, schedule)).log_joint.logsumexp(1)
+
+    def eps(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
+        """``eps(x, t) = E[eps | x_t = x] = -sigma(t) grad log p_t(x)``: [B, D]; 0 at t = 0."""
+        return self._eps_x0(x, *_alpha_sigma(t, schedule))[0]
+
+    def x0(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
+        """The posterior mean ``E[x_0 | x_t = x]``: [B, D]; x itself at t = 0."""
+        return self._eps_x0(x, *_alpha_sigma(t, schedule))[1]
+
+    def velocity(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """``alpha eps - sigma x0`` (Salimans & Ho 2022, arXiv 2202.00512, appendix D): [B, D].
+
+        It is dx/dphi along the probability flow, with ``alpha = cos phi`` and ``sigma = sin phi``. Time
+        enters through alpha and sigma (scalars or [B]) alone, so it is as smooth at a level of a discrete
+        schedule as between two of them.
+        """
+        eps, x0 = self._eps_x0(x, alpha, sigma)
+        return along(alpha, x0) * eps - along(sigma, x0) * x0
+
+    def _level(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> _Level:
+        x = self._checked(x, alpha)
+        alpha, sigma = (value.to(x.device).reshape(-1, 1, 1) for value in (alpha, sigma))
+        parts = (self.weights, self.means, self._variances, self._axes)
+        weights, means, variances, axes = (part.to(x.device) for part in parts)
+        z = torch.einsum("mde,bmd->bme", axes, x[:, None] - alpha * means)
+        variance = alpha**2 * variances + sigma**2
+        log_normal = -0.5 * (z**2 / variance + variance.log() + math.log(2 * math.pi)).sum(2)
+        return _Level(weights.log() + log_normal, z, variance)
+
+    def _eps_x0(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        level = self._level(x, alpha, sigma)
+        # softmax subtracts the largest logarithm: far out, where every density underflows, it still answers.
+        share = level.log_joint.softmax(1)
+        pull = share[:, :, None] * level.z / level.variance
+        axes, variances, means = (part.to(x.device) for part in (self._axes, self._variances, self.means))
+        eps = along(sigma, pull[:, 0]) * torch.einsum("mde,bme->bd", axes, pull)
+        # Not (x - sigma eps) / alpha: that cancels where alpha is small.
+        shrunk = torch.einsum("mde,bme->bd", axes, variances * pull)
+        return eps, share @ means + along(alpha, shrunk) * shrunk
+
+    def _checked(self, x: Tensor, alpha: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise BadValue(f"x must be [B, {self.dim}] for this mixture, got the shape {list(x.shape)}")
+        if alpha.ndim > 1 or (alpha.ndim == 1 and len(alpha) != len(x)):
+            raise BadValue(f"times must be a scalar or [{len(x)}], one a row of x, got {list(alpha.shape)}")
+        return x.double()
+
+
+class MixturePredictor:
+    """A mixture as a predictor: the exact eps, believing that the state is at time ``tau``.
+
+    It stands in for a perfect network conditioned on ``tau``; ``tau = t`` gives the true direction. It
+    computes in float64 and answers in the dtype of ``x`` [B, D]; gradients reach ``x`` and ``tau``.
+    """
+
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule) -> None:
+        self.mixture, self.schedule = mixture, schedule
+
+    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        return self.mixture.eps(x, tau, self.schedule).to(x.dtype)
+
+
+# ---- presets
+
+
+def single_gaussian(mean: Numbers = 0.5, scale: float = 0.25) -> GaussianMixture:
+    """``N(mean, scale^2 I)``; a number as mean is one dimension, a vector [D] is D."""
+    return GaussianMixture([1.0], _float64(mean).reshape(1, -1), [scale])
+
+
+def two_modes_1d(weight: float = 0.35, scale: float = 0.2) -> GaussianMixture:
+    """Two modes on the line, at -1 (with this weight) and at 1."""
+    return GaussianMixture([weight, 1 - weight], [[-1.0], [1.0]], [scale, scale])
+
+
+def ring_2d(modes: int = 8, radius: float = 1.0, scale: float = 0.1) -> GaussianMixture:
+    """``modes`` equal modes on a circle in the plane, the first at (radius, 0)."""
+    if modes < 1:
+        raise BadValue(f"modes must be at least 1, got {modes}")
+    angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
+    means = radius * torch.stack([angle.cos(), angle.sin()], 1)
+    return GaussianMixture(torch.ones(modes), means, torch.full((modes,), scale, dtype=torch.float64))
+
+
+# ---- the exact probability flow
+
+
+def exact_flow(
+    source: GaussianMixture | Predictor,
+    x: Tensor,
+    t_start: Times,
+    t_end: Times,
+    schedule: Schedule,
+    *,
+    rtol: float = 1e-10,
+) -> Tensor:
+    """Carry ``x`` along the probability-flow ODE from ``t_start`` to ``t_end``, either way, precisely.
+
+    The ODE is ``dy/drho = eps(x, t)`` in ``y = x / alpha``, ``rho = sigma / alpha``. It is integrated in the
+    angle ``phi = atan(rho)``, where it reads ``dx/dphi = alpha eps - sigma x0``: x stays of order one, the
+    interval is finite for every pair of times, ``t = 0`` included, and the field has none of the kinks that
+    a discrete schedule has in t.
+
+    Args:
+        source: a mixture, or any predictor, then with tau = t. A predictor that is not a mixture's cannot
+            end below its ``t_min``, and one in float32 needs an ``rtol`` of about 1e-5.
+        x: [B, D] (any [B, ...] for a predictor of that shape).
+        t_start, t_end: scalars or [B], one interval for each sample.
+        schedule: alpha and sigma.
+        rtol: relative tolerance of a step, and the absolute one for values below 1, for the worst sample.
+
+    Returns:
+        x at ``t_end``, float64, without gradients.
+
+    Raises:
+        NotFinite: the integration failed.
+    """
+    return _integrate(source, x, _angle(t_start, schedule), _angle(t_end, schedule), schedule, rtol)[-1]
+
+
+def exact_trajectory(
+    source: GaussianMixture | Predictor, x: Tensor, times: Numbers, schedule: Schedule, *, rtol: float = 1e-10
+) -> Tensor:
+    """The exact flow from ``x`` [B, D] at ``times[0]`` through all ``times`` [T]: [T, B, D], x itself first.
+
+    Otherwise as :func:`exact_flow`.
+
+    Raises:
+        BadValue: fewer than two times, or times that neither rise nor fall throughout.
+    """
+    angle = _angle(_float64(times).cpu(), schedule)
+    steps = angle.diff() if angle.ndim == 1 else angle.new_empty(0)
+    if len(steps) == 0 or not bool((steps > 0).all() | (steps < 0).all()):
+        raise BadValue(f"times must be two or more that rise or fall throughout, got {times}")
+    places = (angle - angle[0]) / (angle[-1] - angle[0])
+    return _integrate(source, x, angle[0], angle[-1], schedule, rtol, places)
+
+
+def _integrate(
+    source: GaussianMixture | Predictor,
+    x: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    schedule: Schedule,
+    rtol: float,
+    places: Tensor | None = None,
+) -> Tensor:
+    """States [T, B, ...] at the fractions ``places`` [T] of the way from angle ``begin`` to ``end``."""
+    velocity = _velocity(source, schedule)
+    span = along(end - begin, x.double())
+
+    def slope(place: float, flat):
+        with torch.no_grad():
+            state = torch.from_numpy(flat).reshape(x.shape).to(x.device)
+            return (span * velocity(state, begin + place * (end - begin))).flatten().cpu().numpy()
+
+    # scipy holds the root mean square over the batch to the tolerance; this holds its worst member to it.
+    tolerance = max(rtol / math.sqrt(max(x.numel(), 1)), 1e-13)
+    start = x.detach().double().cpu().flatten().numpy()
+    solution = solve_ivp(
+        slope,
+        (0.0, 1.0),
+        start,
+        method="DOP853",
+        t_eval=None if places is None else places.clamp(0, 1).numpy(),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+    if not solution.success:
+        raise NotFinite(f"the exact flow could not be integrated ({solution.message}); ask for a larger rtol")
+    return torch.from_numpy(solution.y.T.copy()).reshape(-1, *x.shape).to(x.device)
+
+
+def _velocity(source: GaussianMixture | Predictor, schedule: Schedule) -> Callable[[Tensor, Tensor], Tensor]:
+    """``dx/dphi`` as a function of ``x`` [B, ...] and ``phi`` (scalar or [B])."""
+    if isinstance(source, MixturePredictor) and source.schedule is schedule:
+        source = source.mixture
+    if isinstance(source, GaussianMixture):
+        mixture = source
+        return lambda x, phi: mixture.velocity(x, phi.cos(), phi.sin())
+    predictor = source
+
+    def velocity(x: Tensor, phi: Tensor) -> Tensor:
+        t = schedule.time_of_lam(-phi.tan().log())
+        eps = predictor(x, t, t).double()
+        return (eps - along(phi.sin(), x) * x) / along(phi.cos(), x)
+
+    return velocity
+
+
+# ---- one Gaussian, in closed form
+
+
+def gaussian_flow(x: Tensor, t_start: Times, t_end: Times, mean: Numbers, scale: float, schedule: Schedule) -> Tensor:
+    """The exact flow of ``N(m, s^2 I)`` from t to u:
+
+    ``x_u = alpha_u m + sqrt((alpha_u^2 s^2 + sigma_u^2) / (alpha_t^2 s^2 + sigma_t^2)) (x_t - alpha_t m)``
+
+    for ``x`` [B, D], times scalar or [B], the mean a number or [D].
+    """
+    alpha_t, sigma_t = _alpha_sigma(t_start, schedule)
+    alpha_u, sigma_u = _alpha_sigma(t_end, schedule)
+    factor = torch.hypot(alpha_u * scale, sigma_u) / torch.hypot(alpha_t * scale, sigma_t)
+    return _about_mean(x, mean, alpha_t, alpha_u, factor)
+
+
+def gaussian_ddim(x: Tensor, times: Numbers, mean: Numbers, scale: float, schedule: Schedule) -> Tensor:
+    """What DDIM (eta 0) makes of ``N(m, s^2 I)`` along ``times`` [K + 1], for ``x`` [B, D] at ``times[0]``.
+
+    With ``eps = sigma_t (x - alpha_t m) / v_t``, ``v_t = alpha_t^2 s^2 + sigma_t^2``, the step from t to u is
+    linear about the mean, and so is the product of the steps:
+
+    ``x_u - alpha_u m = (alpha_t alpha_u s^2 + sigma_t sigma_u) / v_t  (x_t - alpha_t m)``
+    """
+    alpha, sigma = _alpha_sigma(_float64(times), schedule)
+    overlap = alpha[:-1] * alpha[1:] * scale**2 + sigma[:-1] * sigma[1:]
+    variance = (alpha[:-1] * scale) ** 2 + sigma[:-1] ** 2
+    return _about_mean(x, mean, alpha[0], alpha[-1], (overlap / variance).prod())
+
+
+def _about_mean(x: Tensor, mean: Numbers, alpha_from: Tensor, alpha_to: Tensor, factor: Tensor) -> Tensor:
+    x, mean = x.double(), _float64(mean).to(x.device)
+    return along(alpha_to, x) * mean + along(factor, x) * (x - along(alpha_from, x) * mean)
+
+
+# ---- small things
+
+
+def _float64(values: Numbers) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
+def _positive(values: Tensor) -> bool:
+    return bool(((values > 0) & values.isfinite()).all())
+
+
+def _alpha_sigma(t: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    return schedule.alpha(t), schedule.sigma(t)
+
+
+def _angle(t: Times, schedule: Schedule) -> Tensor:
+    """``phi = atan(sigma / alpha)``, from 0 at clean data to nearly pi / 2 at noise."""
+    alpha, sigma = _alpha_sigma(t, schedule)
+    return torch.atan2(sigma, alpha)
