@@ -6,12 +6,13 @@ and never overwrite a finished result without ``--force``. An error that the use
 
 from __future__ import annotations
 
+from tt_lib.cli.demo import demo
 from tt_lib.cli.sampler import evaluate, info, sample, tune
 from tt_lib.cli.shared import make_app
-from tt_lib.cli.stats import stats
+from tt_lib.cli.stats import card, stats
 from tt_lib.cli.table import floor, table
 from tt_lib.cli.train import features, train
 
 app = make_app()
-for command in (tune, sample, evaluate, table, floor, train, features, stats, info):
+for command in (demo, tune, sample, evaluate, table, floor, train, features, stats, card, info):
     app.command()(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,18 +94,18 @@ def progress_bar(title: str) -> Iterator[Report]:
 
 
 def _plain_lines(title: str, every: float = 10.0) -> Report:
-    import time
-
+    """A report that prints a line about every ``every`` seconds, with the time left judged since the first report."""
     begun = time.monotonic()
-    state = {"last": begun - every, "first": -1}
+    last, first = begun - every, (0, begun)
 
     def report(done: int, total: int, message: str) -> None:
+        nonlocal last, first
         now = time.monotonic()
-        if state["first"] < 0:
-            state["first"] = done
-        if now - state["last"] >= every or done == total:
-            state["last"] = now
-            speed = (done - state["first"]) / max(now - begun, 1e-9)
+        if last < begun:
+            first = (done, now)
+        if now - last >= every or done == total:
+            last = now
+            speed = (done - first[0]) / max(now - first[1], 1e-9)
             left = f"{(total - done) / speed:.0f} s left" if speed > 0 else "time left unknown"
             print(f"{title}: {done}/{total}, {now - begun:.0f} s, {left}  {message}", flush=True)
 

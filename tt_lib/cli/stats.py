@@ -36,3 +36,13 @@ def stats(
     found = reference_statistics(images, extractor)
     found.save(path, {**found.meta, **provenance()})
     console.print(f"{path}: {found.n} images, {found.dimension} features", highlight=False)
+
+
+def card() -> None:
+    """Write `data/README.md`: what each shipped file is, which command made it, and its hash."""
+    from tt_lib.card import data_card
+    from tt_lib.files import data_folder, write_text
+
+    path = data_folder() / "README.md"
+    write_text(path, data_card(data_folder()))
+    console.print(str(path), highlight=False)

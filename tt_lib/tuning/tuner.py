@@ -117,6 +117,7 @@ class _Tuning:
         for index, steps in enumerate(self.stages):
             if not sequential and index < self.done_stages:
                 continue
+            self._tell(steps, "preparing states and targets")
             make = self._sequential if sequential else self._parallel
             problem = make(steps, start, answers)
             if index >= self.done_stages:
@@ -174,10 +175,12 @@ class _Tuning:
         # Saved before the progress is reported: whoever interrupts there loses nothing that was reported.
         if time.monotonic() - self.last_saved > self.save_seconds:
             self._save()
+        self._tell(self.stages[self.done_stages], "tuning")
+
+    def _tell(self, steps: list[int], doing: str) -> None:
         if self.progress:
-            steps = self.stages[self.done_stages]
             where = f"step {steps[0] + 1}" if len(steps) == 1 else f"steps {steps[0] + 1}-{steps[-1] + 1}"
-            self.progress(self.ticks, self._total_ticks(), f"{self.config.name}, {where} of {self.grid.steps}")
+            self.progress(self.ticks, self._total_ticks(), f"{doing}, {where} of {self.grid.steps}")
 
     def _total_ticks(self) -> int:
         each = self.config.iterations if self.config.optimiser == "adam" else 23
