@@ -25,6 +25,7 @@ from tt_lib.sampling import Sampler, batches
 from tt_lib.solvers import make_solver
 from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig
+from tt_lib.tuning.optimisers import SEARCH_TRIES
 
 CELL = Cell("ddim", "uniform", 10, "truncation-parallel")
 FINE_STEPS = 20
@@ -73,33 +74,38 @@ def demo(
         fine: how many of them are also solved finely (``FINE_STEPS`` steps of DPM-Solver++(2M)).
         images: images that the network makes for itself to tune on.
         state: file for the state of the tuning, so that an interrupted demonstration goes on.
-        progress: called with (stage, stages, message).
+        progress: called with (network evaluations done, of all, message).
     """
     begun = time.monotonic()
 
-    def tell(stage: int, message: str) -> None:
+    objective, strategy = cell.timing.split("-")
+    config = TuneConfig(objective=objective, strategy=strategy, optimiser="search")
+    # Progress is counted in evaluations of the network on one image, which is where the time goes.
+    tries = (cell.nfe - config.freeze_last) * images
+    costs = (n * cell.nfe, tries * config.substeps, tries * SEARCH_TRIES, n * cell.nfe, fine * FINE_STEPS)
+
+    def tell(stages: int, message: str, share: float = 0.0) -> None:
         if progress:
-            progress(stage, 5, message)
+            done = sum(costs[:stages]) + (int(share * costs[stages]) if share else 0)
+            progress(done, sum(costs), message)
 
     tell(0, f"untuned: {n} images in {cell.nfe} evaluations")
     untuned = bench.sampler(cell)
     ends = {"untuned": sample_floats(untuned, n, bench.batch)}
-    tuning = f"tuning the {cell.nfe} conditioning times on {images} images of the network's own"
+    tuning = f"tuning {cell.nfe} times on {images} images of the network's own"
     tell(1, tuning)
-    objective, strategy = cell.timing.split("-")
-    config = TuneConfig(objective=objective, strategy=strategy, optimiser="search")
     own = bench.tuning_images("generated", images, "", None)
     timing = bench.tune(
-        cell, config, own, "generated", state, lambda done, of, what: tell(1, f"{tuning}: {done}/{of}, {what}")
-    ).timing
-    tell(2, "tuned: the same noise again")
+        cell, config, own, "generated", state,
+        lambda done, of, what: tell(2, f"{tuning}: {what}", done / of) if done else None,
+    ).timing  # fmt: skip
+    tell(3, "tuned: the same noise again")
     ends["tuned"] = sample_floats(bench.sampler(cell, timing), n, bench.batch)
-    tell(3, f"fine solution of {fine} images in {FINE_STEPS} evaluations")
+    tell(4, f"fine solution of {fine} images in {FINE_STEPS} evaluations")
     exact = fine_ends(untuned, fine, bench.batch)
-    tell(4, "features and distances")
+    tell(5, "features and distances")
     table = pd.DataFrame([_row(name, cell, end, exact, features, reference) for name, end in ends.items()])
     pixels = {name: to_uint8(end) for name, end in ends.items()} | {"fine solution": to_uint8(exact)}
-    tell(5, "done")
     return Demo(table, pixels, timing, time.monotonic() - begun)
 
 
@@ -110,7 +116,7 @@ def sample_floats(sampler: Sampler, n: int, batch: int) -> Tensor:
 
 def fine_ends(sampler: Sampler, n: int, batch: int, steps: int = FINE_STEPS) -> Tensor:
     """The ends of fine runs from the noise of seeds 0 .. n - 1, started at the time where the sampler starts."""
-    grid = make_grid("logsnr", steps, sampler.schedule, start=sampler.grid.times[0])
+    grid = make_grid("karras", steps, sampler.schedule, start=sampler.grid.times[0])
     solver = make_solver("dpmpp-2m")
     parts = []
     for seeds in batches(0, n, batch):

@@ -283,7 +283,7 @@ def timing_plot(timings: Mapping[str, tuple[Any, Any]]) -> Figure:
             if not (times > 0).all():
                 raise BadValue(f"timing {label!r} has a nominal time of {times.min()}; tau/t needs times above 0")
             axes.plot(times, taus / times, label=label, **drawn._asdict())
-        axes.set_xlim(1.04 * axes.dataLim.x1, 0)
+        axes.set_xlim(1.04 * axes.dataLim.x1, -0.02 * axes.dataLim.x1)
         axes.set(xlabel="nominal time t (1 = noise, 0 = data)", ylabel="ratio τ/t (1 = untuned)")
         _legend_below(figure, *axes.get_legend_handles_labels())
     return figure

@@ -115,7 +115,7 @@ def load_timing(path: Path | str) -> Timing:
         for name in ("taus", "times", "grid_times"):
             content[name] = tuple(float(value) for value in content[name])
         return Timing(**content)
-    except (TypeError, KeyError, BadValue) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise CorruptFile(
             f"{path} is a damaged timing ({error}); restore it or make it again with `tt tune`"
         ) from error

@@ -16,6 +16,9 @@ from tt_lib.noise import derive_seed
 from tt_lib.tuning.config import TuneConfig
 from tt_lib.tuning.problems import Problem
 
+COARSE, FINE = 13, 9
+SEARCH_TRIES = 1 + COARSE + (FINE - 1) + 1
+"""Losses that a search computes: tau = t, the scan, the finer scan but its centre, and the parabola's vertex."""
 Rows = list[tuple[int, int, float, float, float]]
 Watch = Callable[[dict[str, Any]], None]
 """Called after each iteration with a state from which the optimiser can go on."""
@@ -94,7 +97,7 @@ def search(
 ) -> tuple[Tensor, Rows]:
     """A scan of the range, a finer scan around its best value, and the vertex of a parabola through the best three.
 
-    A scalar needs no gradient: 13 + 9 evaluations on all the images, with the same noise for each, find the
+    A scalar needs no gradient: ``SEARCH_TRIES`` evaluations on all the images, with the same noise for each, find the
     minimum that Adam approaches in hundreds of iterations, and no starting point decides which one.
     tau = t is among the values, so the result is never worse than untuned on the images it was found on.
     """
@@ -110,14 +113,14 @@ def search(
             watch({})
 
     attempt(problem.t.clone())
-    for fraction in torch.linspace(0, 1, 13, dtype=torch.float64):
+    for fraction in torch.linspace(0, 1, COARSE, dtype=torch.float64):
         attempt(torch.lerp(low, high, fraction))
-    spacing = (high - low) / 12
+    spacing = (high - low) / (COARSE - 1)
     centre = _best(tried, found)
-    for offset in torch.linspace(-1, 1, 9, dtype=torch.float64):
+    for offset in torch.linspace(-1, 1, FINE, dtype=torch.float64):
         if offset:
             attempt((centre + offset * spacing).clamp(min=low, max=high))
-    attempt(_vertex(tried, found, spacing / 4).clamp(min=low, max=high))
+    attempt(_vertex(tried, found, spacing / (FINE // 2)).clamp(min=low, max=high))
     rows: Rows = []
     for iteration, (taus, losses) in enumerate(zip(tried, found, strict=True)):
         rows += _rows(problem, iteration, losses, taus)

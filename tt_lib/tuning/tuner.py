@@ -22,7 +22,7 @@ from tt_lib.schedules import Schedule
 from tt_lib.solvers import Solver
 from tt_lib.timing import Timing
 from tt_lib.tuning.config import TuneConfig
-from tt_lib.tuning.optimisers import OPTIMISER_FUNCTIONS, Rows
+from tt_lib.tuning.optimisers import OPTIMISER_FUNCTIONS, SEARCH_TRIES, Rows
 from tt_lib.tuning.problems import advance, parallel_problem, sequential_problem
 
 HISTORY_COLUMNS = ("step", "iteration", "loss", "tau", "t")
@@ -183,7 +183,7 @@ class _Tuning:
             self.progress(self.ticks, self._total_ticks(), f"{doing}, {where} of {self.grid.steps}")
 
     def _total_ticks(self) -> int:
-        each = self.config.iterations if self.config.optimiser == "adam" else 23
+        each = self.config.iterations if self.config.optimiser == "adam" else SEARCH_TRIES
         return each * len(self.stages)
 
     def _fingerprint(self) -> str:
