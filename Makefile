@@ -25,8 +25,7 @@ help: ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  demo, test, lint and lab set up $(VENV) by themselves, from nothing (a few minutes and a few GB, once)."
-	@echo "  make demo PYTHON=python3.12 picks the Python; a CPU-only PyTorch is a smaller download:"
-	@echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo"
+	@echo "  make demo PYTHON=python3.12 picks the Python."
 
 demo: $(STAMP) ## the demonstration: samples with and without tuned times, in minutes on a CPU
 	@$(BIN)/tt demo
