@@ -361,9 +361,7 @@ def test_the_sampler_uses_its_timing_and_checks_it():
     tuned = sampler(timing=timing(), model="ring")(range(3), keep=True)
     assert len(tuned.trajectory) == tuned.nfe == plain.nfe == 4
     start = SampleNoise(range(3)).start((2,))
-    expected = drive(
-        make_solver("ddim")(start, make_grid("uniform", 4, LINEAR), LINEAR), EXACT, timing().taus
-    )
+    expected = drive(make_solver("ddim")(start, make_grid("uniform", 4, LINEAR), LINEAR), EXACT, timing().taus)
     assert torch.equal(tuned.x, expected.x) and not torch.equal(tuned.x, plain.x)
     for changes, options in (
         ({}, {"model": "another"}),

@@ -10,16 +10,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from nbval.plugin import get_sanitize_patterns
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10; pytest itself needs tomli there
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -276,7 +272,7 @@ def test_make_test_ends_with_the_notebooks_under_pytest():
 def test_make_asks_for_a_python_that_will_do():
     answer = make("-B", "demo", "PYTHON=false")
     assert answer.returncode != 0
-    assert "Python 3.10 or newer is needed" in answer.stderr
+    assert "Python 3.11 or newer is needed" in answer.stderr
     assert "make demo PYTHON=" in answer.stderr
 
 

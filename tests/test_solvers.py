@@ -79,9 +79,7 @@ def test_measured_order_of_convergence(name, low, high, data, schedule):
     orders = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     table = "\n".join(
         f"{steps:5d} steps  error {error:.3e}  order {order}"
-        for steps, error, order in zip(
-            ladder, errors, ["-", *(f"{order:.3f}" for order in orders)], strict=True
-        )
+        for steps, error, order in zip(ladder, errors, ["-", *(f"{order:.3f}" for order in orders)], strict=True)
     )
     assert all(low < order < high for order in orders), f"{name}, {data}, {schedule.name}:\n{table}"
 
@@ -242,9 +240,7 @@ def test_eta_has_the_exact_mean_and_variance_on_gaussian_data(eta):
         return torch.randn(x.shape, dtype=x.dtype, generator=generator)
 
     x = 0.3 + 1.2 * noise(torch.empty(n, 1, dtype=torch.float64))
-    run = drive(
-        make_solver("ddim", eta=eta)(x, torch.tensor(times, dtype=torch.float64), LINEAR, noise), predictor
-    )
+    run = drive(make_solver("ddim", eta=eta)(x, torch.tensor(times, dtype=torch.float64), LINEAR, noise), predictor)
     m, v = 0.3, 1.2**2
     for t, s in pairwise(times):
         a_t, a_s = alpha_bar(t), alpha_bar(s)
@@ -292,9 +288,7 @@ def test_eta_needs_noise_and_eta_0_takes_none():
 def test_a_vector_of_times_is_each_sample_alone(name, options):
     predictor = MixturePredictor(two_modes_1d(), LINEAR)
     # One grid a sample, one of them down to clean data.
-    times = torch.tensor(
-        [[1.0, 0.9, 0.5], [0.7, 0.85, 0.4], [0.3, 0.2, 0.3], [0.1, 0.05, 0.0]], dtype=torch.float64
-    )
+    times = torch.tensor([[1.0, 0.9, 0.5], [0.7, 0.85, 0.4], [0.3, 0.2, 0.3], [0.1, 0.05, 0.0]], dtype=torch.float64)
     x, z = points(3), points(3, seed=5)
     together = drive(make_solver(name, **options)(x, times, LINEAR, lambda x: z), predictor, keep=True)
     assert [request.t.shape for request in together.trajectory] == [(3,)] * 3

@@ -192,6 +192,7 @@ class _Tuning:
         parts = [
             self.model,
             self.weights,
+            self.schedule.name,
             self.solver.name,
             self.solver.options,
             self.grid,
@@ -221,7 +222,9 @@ class _Tuning:
             )
         self.taus, self.done_stages = content["taus"], content["done_stages"]
         self.rows, self.partial = content["rows"], content["partial"]
-        self.ticks, self.elapsed = content["ticks"], content["elapsed"]
+        self.elapsed = content["elapsed"]
+        # A search that was interrupted begins its stage again, and so does its count.
+        self.ticks = content["ticks"] if self.partial else self.done_stages * self._total_ticks() // len(self.stages)
 
     def _elapsed(self) -> float:
         return self.elapsed + time.monotonic() - self.begun

@@ -1,0 +1,194 @@
+"""Files: whole or not at all, checked by hash, and errors that say which file and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tt_lib import files
+from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, MissingFile
+from tt_lib.files import (
+    atomic_path,
+    check_hash,
+    data_folder,
+    file_hash,
+    read_json,
+    refuse_overwrite,
+    write_json,
+    write_text,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Written whole or not at all
+
+
+def test_atomic_path_replaces_only_at_the_end(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    with atomic_path(path) as temporary:
+        # In the same folder: a rename over another file system would be a copy, which can end half way.
+        assert temporary.parent == path.parent and not path.exists()
+        temporary.write_text("old")
+    assert path.read_text() == "old" and names(path.parent) == ["file.txt"]
+    with atomic_path(str(path)) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_interrupted_write_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(error), atomic_path(path) as temporary:
+        temporary.write_text("hal")
+        raise error
+    assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
+
+
+def test_killed_write_leaves_the_old_file(tmp_path):
+    """No code runs after SIGKILL: the old file must be whole, and the next write must work."""
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    program = (
+        "import os, signal, sys\nfrom tt_lib.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('hal')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(path)], cwd=files.PACKAGE_ROOT)
+    assert ended.returncode == -signal.SIGKILL and path.read_text() == "old"
+    left = set(names(tmp_path)) - {"file.txt"}
+    # What is left is hidden and named so that .gitignore covers it.
+    assert all(name.startswith(".file.txt.") and name.endswith(".tmp") for name in left)
+    write_text(path, "new")
+    assert path.read_text() == "new" and set(names(tmp_path)) == left | {"file.txt"}
+
+
+def test_written_files_have_the_usual_mode(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "ours", "x")
+        (tmp_path / "plain").write_text("x")
+        assert os.umask(0o027) == 0o027  # the umask is put back
+    finally:
+        os.umask(before)
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("where", ["below a file", "/proc/no-such-folder/file.txt"])
+def test_unwritable_output_is_named(tmp_path, where):
+    (tmp_path / "plain").write_text("a file, not a folder")
+    path = tmp_path / "plain" / "out.txt" if where == "below a file" else Path(where)
+    with pytest.raises(BadValue, match="choose another output folder") as caught:
+        write_text(path, "x")
+    assert str(path) in str(caught.value)
+    assert names(tmp_path) == ["plain"] and (tmp_path / "plain").read_text() == "a file, not a folder"
+
+
+# JSON
+
+
+def test_json_round_trip(tmp_path):
+    value = {"name": "Fréchet", "times": [1.0, 0.1], "none": None}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == read_json(str(tmp_path / "a.json")) == value
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "Fréchet" in text and text.endswith("}\n") and len(text.splitlines()) > 4
+
+
+def test_json_that_no_one_else_reads_is_not_written(tmp_path):
+    write_json(tmp_path / "a.json", [1])
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", [math.nan])
+    assert read_json(tmp_path / "a.json") == [1] and names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00"])
+def test_damaged_json(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"a\.json is not JSON.*restore it"):
+        read_json(tmp_path / "a.json")
+
+
+def test_missing_json(tmp_path):
+    with pytest.raises(MissingFile, match=r"a\.json"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(MissingFile):  # a folder is no file
+        read_json(tmp_path)
+
+
+# Hashes
+
+
+def test_file_hash(tmp_path):
+    content = bytes(range(256)) * 8192 + b"end"  # 2 MiB and a bit: more than one block
+    (tmp_path / "a").write_bytes(content)
+    assert file_hash(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert file_hash(str(tmp_path / "a"), "md5") == hashlib.md5(content).hexdigest()
+
+
+def test_check_hash(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(MissingFile, match="download it again") as caught:
+        check_hash(path, "0", remedy="download it again")
+    assert str(path) in str(caught.value)
+    path.write_bytes(b"content")
+    right = hashlib.sha256(b"content").hexdigest()
+    check_hash(path, right)
+    check_hash(path, hashlib.md5(b"content").hexdigest(), "md5")
+    path.write_bytes(b"contenT")
+    with pytest.raises(CorruptFile, match="download it again") as caught:
+        check_hash(path, right, remedy="download it again")
+    for part in (str(path), "sha256", right, file_hash(path)):
+        assert part in str(caught.value)
+
+
+# What is there already, and where data lies
+
+
+def test_refuse_overwrite(tmp_path):
+    path = tmp_path / "out.csv"
+    refuse_overwrite(path, force=False)
+    path.write_text("x")
+    refuse_overwrite(path, force=True)
+    for there in (path, tmp_path):
+        with pytest.raises(AlreadyDone, match="--force") as caught:
+            refuse_overwrite(there, force=False)
+        assert str(there) in str(caught.value)
+    assert path.read_text() == "x"
+
+
+def test_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TT_DATA", str(tmp_path / "elsewhere"))
+    assert data_folder() == tmp_path / "elsewhere"  # it need not be there yet
+    for unset in ("", None):
+        if unset is None:
+            monkeypatch.delenv("TT_DATA")
+        else:
+            monkeypatch.setenv("TT_DATA", unset)
+        assert data_folder() == Path(__file__).resolve().parent.parent / "data"
+    # Installed without the repository, it is a folder of the reader's own.
+    monkeypatch.setattr(files, "PACKAGE_ROOT", tmp_path)
+    assert data_folder() == Path("data")
+    (tmp_path / "data").mkdir()
+    assert data_folder() == tmp_path / "data"
+
+
+def test_errors_are_also_those_of_python(tmp_path):
+    """Code that knows only Python's own errors catches ours."""
+    assert issubclass(BadValue, ValueError) and issubclass(MissingFile, FileNotFoundError)
+    assert issubclass(AlreadyDone, FileExistsError)
+    (tmp_path / "a.json").write_text(json.dumps(1))
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "b.json")
