@@ -201,7 +201,7 @@ class Network(nn.Module):
         self.seen.append((x, c))
         answer = self.layer(x)
         self.dtype = answer.dtype
-        answer = answer + torch.sin(c / 100).reshape(-1, 1, 1, 1)
+        answer = answer + torch.sin(c / 100).to(answer.dtype).reshape(-1, 1, 1, 1)
         return SimpleNamespace(sample=answer) if self.wrap else answer
 
 

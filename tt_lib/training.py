@@ -200,7 +200,7 @@ def train(
     Raises:
         AlreadyDone: ``out`` holds a finished network and ``force`` is false.
         BadValue: the batch cannot be shared evenly, or the checkpoint belongs to another configuration.
-        NotFinite: the loss became NaN.
+        NotFinite: the loss became NaN or infinite.
     """
     from accelerate import Accelerator
 
@@ -261,8 +261,11 @@ def train(
         if step % row_every == 0 or step == config.steps:
             value = accelerator.reduce(running / counted, "mean").item()
             now = time.monotonic()
-            if value != value:
-                raise NotFinite(f"the training loss is NaN at step {step}; lower lr (now {config.lr}) and resume")
+            if not math.isfinite(value):
+                raise NotFinite(
+                    f"the training loss is {value} at step {step}; delete {out / CHECKPOINT}, lower lr (now {config.lr}) "
+                    "and start again"
+                )
             rate = (step - last_row_step) * config.batch / (now - last_row_time)
             row = {"run": out.name, "step": step, "images": step * config.batch, "loss": round(value, 6)}
             row |= {
