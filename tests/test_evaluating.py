@@ -17,15 +17,17 @@ from tt_lib.datasets import load_dataset, to_float, to_uint8
 from tt_lib.engine import Request
 from tt_lib.errors import BadValue
 from tt_lib.evaluating import SETS, StartNoise, fd_row, floor_row, measure, sample_statistics
+from tt_lib.grids import make_grid
 from tt_lib.metrics.classifier import FeatureNet, save_features
 from tt_lib.metrics.features import disjoint_sets, load_feature_extractor, reference_statistics
 from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import save_model
 from tt_lib.noise import SampleNoise
+from tt_lib.predictors import EpsPredictor
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
 from tt_lib.sampling import Sampler
-from tt_lib.schedules import make_schedule
+from tt_lib.schedules import make_schedule, time_of_index
 from tt_lib.solvers import Solver, make_solver
 from tt_lib.timing import Timing
 
@@ -101,11 +103,6 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def bench(data):
-    return make_bench(str(data / "pretrained" / "tiny"), batch=50)
-
-
-@pytest.fixture(scope="session")
 def features(data):
     return load_feature_extractor("digits-resnet", data / "pretrained" / "digits-resnet")
 
@@ -121,9 +118,27 @@ def no_git(monkeypatch):
     monkeypatch.setenv("TT_COMMAND", "tt test")
 
 
+SCHEDULE = make_schedule("linear")
+
+
+def formula(x: Tensor, c: Tensor) -> Tensor:
+    """A network that costs nothing: the direction for Gaussian data, bent a little."""
+    t = time_of_index(c, SCHEDULE.levels).clamp(max=1)
+    alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+    return (sigma / (0.3 * alpha**2 + sigma**2)).float().view(-1, 1, 1, 1) * x + 0.1 * x.roll(1, -1).tanh()
+
+
+def make_sampler(solver: str = "ddim", grid: str = "uniform", steps: int = 3, **options) -> Sampler:
+    predictor = EpsPredictor(formula, SCHEDULE)
+    grid_times = make_grid(grid, steps, SCHEDULE)
+    return Sampler(
+        predictor, SCHEDULE, make_solver(solver, **options), grid_times, (1, 8, 8), model="tiny", weights="ab"
+    )
+
+
 @pytest.fixture
-def sampler(bench):
-    return bench.sampler(Cell("ddim", "uniform", 3))
+def sampler():
+    return make_sampler()
 
 
 def a_timing(sampler: Sampler, factor: float = 0.9) -> Timing:
@@ -148,8 +163,8 @@ def directly(sampler: Sampler, features, reference, seeds: range) -> float:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("first", [0, 1000])
-def test_equals_the_direct_computation(bench, features, reference, eta, first):
-    sampler = bench.sampler(Cell("ddim", "quadratic", 3, eta=eta))
+def test_equals_the_direct_computation(features, reference, eta, first):
+    sampler = make_sampler(grid="quadratic", eta=eta)
     found = measure(sampler, features, reference, N, first_seed=first)
     expected = directly(sampler, features, reference, range(first, first + N))
     assert found.value == pytest.approx(expected, rel=1e-6) and found.value > 0.1
@@ -157,11 +172,13 @@ def test_equals_the_direct_computation(bench, features, reference, eta, first):
     assert found.value != pytest.approx(other, rel=1e-4)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_does_not_depend_on_the_batch(sampler, features, reference, batch):
-    small, large = (measure(sampler, features, reference, N, batch=size) for size in (batch, 500))
+def test_does_not_depend_on_the_batch(data, features, reference):
+    """Rounding in a real network differs with the batch, and may move a pixel from one level to the next."""
+    bench = make_bench(str(data / "pretrained" / "tiny"), batch=50)
+    sampler = bench.sampler(Cell("ddim", "uniform", 2))
+    small, large = (measure(sampler, features, reference, 100, batch=size) for size in (3, 500))
     for name in ("value", "low", "high"):
-        assert getattr(small, name) == pytest.approx(getattr(large, name), rel=1e-4)
+        assert getattr(small, name) == pytest.approx(getattr(large, name), abs=1e-4 * large.value)
 
 
 def test_interval_encloses_the_value_and_shrinks(sampler, features, reference):
@@ -304,16 +321,16 @@ def test_noise_is_drawn_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("eta", "kept"), [(0.0, N), (1.0, 0)])
-def test_start_noise_gives_the_same_numbers(bench, features, reference, eta, kept):
-    sampler = bench.sampler(Cell("ddim", "uniform", 2, eta=eta))
-    start = StartNoise(bench.model.shape, "cpu")
+def test_start_noise_gives_the_same_numbers(features, reference, eta, kept):
+    sampler = make_sampler(eta=eta)
+    start = StartNoise(sampler.shape, "cpu")
     expected = measure(sampler, features, reference, N)
     for _ in range(2):
         assert measure(sampler, features, reference, N, start=start) == expected
     # A stochastic solver draws start and steps from one stream: it takes no kept start.
     assert sum(map(len, start.kept)) == kept
     with pytest.raises(BadValue, match="give seeds, not start"):
-        bench.sampler(Cell("ddim", "uniform", 2, eta=1.0))(range(2), start=torch.zeros(2, 1, 8, 8))
+        make_sampler(eta=1.0)(range(2), start=torch.zeros(2, 1, 8, 8))
 
 
 # Rows

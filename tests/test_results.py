@@ -266,19 +266,19 @@ def started(monkeypatch, tmp_path):
 
 def test_command_line(started):
     arguments = ["train", "--dataset", "digits", "--out", "runs/a"]
-    for program in ("/opt/env/bin/tt", "tt", "/work/repo/tt_lib/__main__.py"):
+    for program in ("/opt/env/bin/tt", "tt", "/srv/repo/tt_lib/__main__.py"):
         assert started([program, *arguments]) == "tt train --dataset digits --out runs/a"
     both = "torchrun --nproc_per_node 2 -m tt_lib train --dataset digits --out runs/a"
-    assert started(["/work/repo/tt_lib/__main__.py", *arguments], WORLD_SIZE="2") == both
+    assert started(["/srv/repo/tt_lib/__main__.py", *arguments], WORLD_SIZE="2") == both
     assert started(["tt", *arguments], WORLD_SIZE="1") == "tt train --dataset digits --out runs/a"
     assert started(["tt", *arguments], TT_COMMAND="make digits") == "make digits"
 
 
 def test_command_line_of_other_programs(started):
     """A kernel's arguments name files of one machine and one session."""
-    kernel = ["/opt/env/lib/python3.12/site-packages/ipykernel_launcher.py", "-f", "/root/.local/kernel-1.json"]
+    kernel = ["/opt/env/lib/python3.12/site-packages/ipykernel_launcher.py", "-f", "/opt/home/.local/kernel-1.json"]
     assert started(kernel) == "jupyter"
-    assert started(["/opt/env/bin/pytest", "-q", "/root/tests"]) == "pytest"
+    assert started(["/opt/env/bin/pytest", "-q", "/opt/home/tests"]) == "pytest"
 
 
 def test_command_line_can_be_typed_again(started):

@@ -167,14 +167,20 @@ def _from_pretrained(source: str) -> Any:
 
     try:
         # float32 whatever the file holds: the taus are tuned through this network.
-        return UNet2DModel.from_pretrained(source, torch_dtype=torch.float32)
-    except (OSError, ValueError) as error:
+        network, report = UNet2DModel.from_pretrained(
+            source, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
         if Path(source).is_dir():
             raise CorruptFile(f"{source} is not a model folder of diffusers: {error}") from error
         raise MissingFile(
             f"cannot load {source!r} from the Hub ({str(error).splitlines()[0]}); check the name and the network, "
             "or download the repository and give its folder"
         ) from error
+    lacking = [*report["missing_keys"], *report["mismatched_keys"]]
+    if lacking:
+        raise CorruptFile(f"the weights of {source} do not fit its config.json: {lacking[:3]}; restore the folder")
+    return network
 
 
 def _schedule_of(source: str) -> Schedule:
@@ -186,6 +192,13 @@ def _schedule_of(source: str) -> Schedule:
             scheduler = DDPMScheduler.from_pretrained(source, **options)
         except OSError:
             continue
+        except NotImplementedError as error:
+            raise BadValue(f"the noise schedule of {source} is unknown: {error}; add tt_model.json") from error
+        if scheduler.config["prediction_type"] != "epsilon":
+            raise BadValue(
+                f"the network of {source} predicts {scheduler.config['prediction_type']}, and only networks that "
+                "predict the noise (epsilon) can be sampled here; choose another model"
+            )
         return DiscreteSchedule(scheduler.betas.double(), scheduler.config["beta_schedule"])
     raise MissingFile(f"{source} has no scheduler_config.json, so its noise schedule is unknown; add tt_model.json")
 

@@ -8,10 +8,12 @@ lock: several processes may write to one file.
 from __future__ import annotations
 
 import contextlib
+import csv
 import datetime
 import fcntl
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,9 +77,18 @@ def command_line() -> str:
     if program in ("tt", "__main__.py"):
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         start = f"torchrun --nproc_per_node {processes} -m tt_lib" if processes > 1 else "tt"
-        return " ".join([start, *sys.argv[1:]])
+        return " ".join([start, *(shlex.quote(_from_here(argument)) for argument in sys.argv[1:])])
     # A notebook kernel's arguments name files of one machine: the program's name says enough.
     return "jupyter" if "kernel" in program else program
+
+
+def _from_here(argument: str) -> str:
+    """An argument with a path below the current folder as a reader would type it there: relative."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    path = Path(value)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        value = str(path.relative_to(Path.cwd()))
+    return f"{option}{equals}{value}"
 
 
 def device_name(device: torch.device | str) -> str:
@@ -98,7 +109,9 @@ def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> pd.Data
     if not path.exists():
         return pd.DataFrame(columns=list(columns or ()))
     try:
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        # A commit such as 61e5298 is no number, whatever it looks like.
+        words = dict.fromkeys(("versions", "date", "commit", "command"), str)
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=words)
     except (ValueError, pd.errors.ParserError) as error:
         raise CorruptFile(f"{path} is not a results file ({error}); restore it from git") from error
     missing = [name for name in columns or () if name not in frame.columns]
@@ -118,20 +131,48 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Seq
         if set(row) != set(columns):
             raise BadValue(f"a row of {path} needs exactly the columns {list(columns)}, got {sorted(row)}")
     with locked(path):
-        old = read_rows(path, columns)
-        table = {tuple(str(row[name]) for name in key): row for row in old.to_dict("records")}
-        for row in _through_csv(new, columns):
-            table[tuple(str(row[name]) for name in key)] = row
-        with atomic_path(path) as temporary:
-            pd.DataFrame(list(table.values()), columns=list(columns)).to_csv(temporary, index=False)
+        # As text, not as numbers: rows that are not replaced keep every digit they were written with.
+        table = {_key(row, key): row for row in _read_text(Path(path), columns)}
+        for row in new:
+            text = {name: _text(row[name]) for name in columns}
+            table[_key(text, key)] = text
+        with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table.values())
 
 
-def _through_csv(rows: list, columns: Sequence[str]) -> list[dict]:
-    """Rows as they read back from a file, so that 10 and 10.0 or None and NaN are one key."""
-    from io import StringIO
+def _read_text(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a results file as text, in which nothing stands for None."""
+    if not path.exists():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            rows, found = list(reader), list(reader.fieldnames or ())
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise CorruptFile(f"{path} is not a results file ({error}); restore it from git") from error
+    if set(found) != set(columns) or any(None in row or None in row.values() for row in rows):
+        raise CorruptFile(
+            f"{path} has the columns {found} where {list(columns)} are needed; restore it from git or move it"
+        )
+    return rows
 
-    text = pd.DataFrame(rows, columns=list(columns)).to_csv(index=False)
-    return pd.read_csv(StringIO(text), keep_default_na=False, na_values=[""]).to_dict("records")
+
+def _text(value: Any) -> str:
+    return "" if value is None or value != value else str(value)
+
+
+def _key(row: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
+    """The key of a row, in which 10, 10.0 and "10" are one, and so are None, NaN and nothing."""
+    return tuple(_canonical(row[name]) for name in names)
+
+
+def _canonical(text: str) -> str:
+    try:
+        return "" if text in ("", "nan") else repr(float(text))
+    except ValueError:
+        return text
 
 
 @contextlib.contextmanager

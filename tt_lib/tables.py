@@ -85,7 +85,7 @@ def read_table(path: Path | str) -> Table:
         raise MissingFile(f"no table file at {path}; the shipped ones are in data/tables/")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError of a file that is no text
         raise CorruptFile(f"{path} is not TOML: {error}") from error
     head, tuning = dict(content.get("table", {})), dict(content.get("tuning", {}))
     images, source = tuning.pop("images", 256), tuning.pop("source", "real")

@@ -60,6 +60,11 @@ class TrainConfig:
     clip: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("images", "batch", "lr"):
+            if not getattr(self, name) > 0:
+                raise BadValue(f"{name} must be above 0, got {getattr(self, name)}")
+
     @property
     def steps(self) -> int:
         """Optimiser steps: the fewest that see ``images`` images."""
@@ -234,6 +239,7 @@ def train(
     step, elapsed_before, rows = state["step"], state["elapsed_s"], state["rows"]
     batches = Batches(images.pixels.to(device), schedule, config, rank, world)
     devices = f"{world} x {device_name(device)}"
+    log = results or results_folder() / "training.csv"
     row_every = max(1, config.steps // log_rows)
 
     begun = last_saved = last_shown = last_row_time = time.monotonic()
@@ -245,7 +251,7 @@ def train(
             place = {"step": step, "elapsed_s": elapsed_before + now - begun, "rows": rows}
             place |= {"running": running.item(), "counted": counted}
             _save(out / CHECKPOINT, config, place, weights, average, optimizer)
-            write_rows(results or results_folder() / "training.csv", rows, TRAINING_COLUMNS, ("run", "step"))
+            write_rows(log, rows, TRAINING_COLUMNS, ("run", "step"))
 
     while step < config.steps:
         for group in optimizer.param_groups:
@@ -293,6 +299,8 @@ def train(
             break
 
     if step == config.steps and rank == 0:
+        # Again, for a run that was killed between its last checkpoint and this log.
+        write_rows(log, rows, TRAINING_COLUMNS, ("run", "step"))
         _finish(network, average, out, config, schedule, devices, rows)
     accelerator.wait_for_everyone()
     return out
