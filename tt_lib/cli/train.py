@@ -46,7 +46,7 @@ def train(
     same data as an uninterrupted run. On several GPUs, start it with
     `torchrun --nproc_per_node 2 -m tt_lib train --out ...` (or `accelerate launch`).
 
-    Example: `tt train --dataset digits --out runs/digits` (about a minute on a CPU).
+    Example: `tt train --dataset digits --out runs/digits` (about seven minutes on two CPU cores).
     """
     from tt_lib.training import DEFAULTS
     from tt_lib.training import train as run
