@@ -129,6 +129,14 @@ def pipeline(project, one_thread):
     }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def nothing_left(project):
+    """What a failing test leaves behind must not fail the next one."""
+    yield
+    for path in Path("runs").glob("never*"):
+        path.unlink()
+
+
 def fd_rows() -> pd.DataFrame:
     return read_rows("data/results/fd.csv", FD_COLUMNS)
 
@@ -192,17 +200,17 @@ def test_tune(pipeline):
 
 def test_tune_options_reach_the_tuner(pipeline):
     succeeds(
-        "tune", "--model", "tiny", "--nfe", 2, "--solver", "dpmpp-2m", "--grid", "logsnr", "--objective", "truncation",
+        "tune", "--model", "tiny", "--nfe", 2, "--solver", "dpmpp-2m", "--grid", "uniform-trailing", "--objective", "truncation",
         "--strategy", "sequential", "--iterations", 2, "--tune-batch", 3, "--lr", 0.01, "--value", "offset",
         "--low", 0.9, "--high", 1.2, "--freeze-last", 0, "--images", 4, "--dataset", "digits", "--seed", 7,
     )  # fmt: skip
-    timing = load_timing("data/timings/tiny/dpmpp-2m-logsnr-2-truncation-sequential.json")
+    timing = load_timing("data/timings/tiny/dpmpp-2m-uniform-trailing-2-truncation-sequential.json")
     wanted = {
         "objective": "truncation", "strategy": "sequential", "optimiser": "adam", "iterations": 2, "batch": 3,
         "lr": 0.01, "value": "offset", "bounds": [0.9, 1.2], "freeze_last": 0, "seed": 7, "images": 4, "source": "real",
     }  # fmt: skip
     assert {key: timing.tuning[key] for key in wanted} == wanted
-    assert 1 not in timing.ratios, "freeze-last 0 tunes them all"
+    assert timing.ratios[-1] != 1, "freeze-last 0 tunes the last one too"
 
 
 def test_sample(pipeline):
@@ -375,6 +383,7 @@ def damaged(project):
 
 SAMPLE = ("sample", "--model", "tiny", "--n", "1", "--nfe", "3", "--out", "runs/never.png")
 TUNE = ("tune", "--model", "tiny", "--nfe", "3", "--out", "runs/never.json")
+DEMO = ("demo", "--model", "tiny", "--images", "1", "--out", "runs/refused")
 
 ERRORS = {
     "missing model": (("sample", "--model", "nothing", "--out", "runs/never.png"), "'nothing'", "data/pretrained"),
@@ -412,7 +421,7 @@ ERRORS = {
     "unwritable results": ((*EVALUATE, "--results", "a-file/fd.csv"), "a-file/fd.csv", "choose another"),
     "unwritable state": ((*EVALUATE, "--seed", 9, "--work", "a-file/w"), "a-file/w", "choose another"),
     "unwritable demo": (
-        ("demo", "--model", "tiny", "--n", 20, "--fine", 8, "--images", 1, "--out", "a-file/x"), "a-file/x", "choose",
+        (*DEMO, "--n", 20, "--fine", 8, "--out", "a-file/x"), "a-file/x", "choose",
     ),
     "unwritable table's state": (("table", "--config", "table.toml", "--work", "a-file/w"), "a-file/w"),
     "unknown device": ((*SAMPLE, "--device", "gpu"), "'gpu'", "auto or cpu"),
@@ -432,7 +441,7 @@ ERRORS = {
         "cifar10-train-digits-resnet", "tt stats --dataset cifar10 --split train --features digits-resnet",
     ),
     "eta of a solver without": ((*SAMPLE, "--solver", "dpmpp-2m", "--eta", 0.5), "dpmpp-2m", "'eta'"),
-    "tuning a stochastic solver is no option; more eta than 1": ((*SAMPLE, "--eta", 5), "eta", "5"),
+    "more eta than 1": ((*SAMPLE, "--eta", 5), "eta", "5"),
     "eta below 0": ((*SAMPLE, "--eta", -1), "eta", "-1"),
     "batch of none": ((*SAMPLE, "--batch", 0), "batch", "0"),
     "tuning in batches of none": ((*TUNE, *PARALLEL, "--out", "runs/never.json", "--batch", 0), "batch", "0"),
@@ -447,12 +456,22 @@ ERRORS = {
     "table of no samples": (("table", "--config", "table.toml", "--n", 0), "multiple of 10", "0"),
     "card that is not there": (("info", "nothing"), "nothing"),
     "results that are none": ((*EVALUATE, "--results", "table.toml"), "table.toml", "restore"),
-    "demo of too few": (("demo", "--model", "tiny", "--n", 10, "--fine", 2, "--images", 1, "--out", "runs/d"), "10"),
-    "demo that does not divide": (
-        ("demo", "--model", "tiny", "--n", 25, "--fine", 2, "--images", 1, "--out", "runs/d"), "25",
-    ),
+    "demo of too few": ((*DEMO, "--n", 10, "--fine", 2), "multiple of 10 and at least 20", "got 10"),
+    "demo that does not divide": ((*DEMO, "--n", 25, "--fine", 2), "multiple of 10 and at least 20", "got 25"),
+    "folder that is no model": ((*SAMPLE, "--model", "pictures"), "pictures", "model folder"),
+    "features for a model": ((*SAMPLE, "--model", "data/pretrained/digits-resnet"), "digits-resnet"),
 }  # fmt: skip
-KNOWN_BUGS: dict[str, str] = {}
+KNOWN_BUGS = {
+    "unwritable table's state": "tables.hold lets the OSError through",
+    "more eta than 1": "eta is not checked",
+    "eta below 0": "eta is not checked",
+    "tuning in batches of none": "make_bench does not check its batch",
+    "tuning on no image": "Bench.tuning_images does not check its count",
+    "tuning on fewer": "Bench.tuning_images does not check its count",
+    "tuning on images of another size": "Bench.tuning_images does not compare the shapes",
+    "demo of too few": "demo checks n only at its end, and then names neither n nor the remedy",
+    "demo that does not divide": "demo checks n only at its end, and then names neither n nor the remedy",
+}
 
 
 @pytest.mark.parametrize(
@@ -466,7 +485,7 @@ def test_errors_are_one_line_that_helps(pipeline, damaged, name):
     message = fails(*words)
     for part in parts:
         assert part in message, message
-    assert not list(Path("runs").glob("never*")), "nothing is left of it"
+    assert not list(Path("runs").glob("never*")), "something is left of it"
     pd.testing.assert_frame_equal(fd_rows(), before)
 
 
@@ -478,7 +497,7 @@ def test_network_that_answers_nan(pipeline, damaged):
     ):
         message = fails(*words)
         assert message.startswith("NotFinite: ") and "evaluation 0, t = " in message and "tau = " in message
-    assert "t = 0.668, tau = 0.668" in message  # the first time of the uniform grid of 3
+    assert "t = 0.667, tau = 0.667" in message  # the first time of the uniform grid of 3
 
 
 def test_cuda_where_there_is_none(project):
@@ -501,6 +520,7 @@ def test_statistics_of_other_features(pipeline):
         path.write_bytes(before)
 
 
+@pytest.mark.xfail(strict=True, reason="the tuner unpickles whatever is there")
 def test_damaged_state_of_a_tuning(pipeline):
     Path("runs/state.state").write_bytes(b"half a file")
     assert "state.state" in fails("tune", *PARALLEL, "--out", "runs/state.json")
@@ -512,6 +532,7 @@ def test_state_of_another_tuning(pipeline):
     assert "other.state is the state of another tuning" in fails("tune", *PARALLEL, "--out", "runs/other.json")
 
 
+@pytest.mark.xfail(strict=True, reason="the place is tried when the work is done")
 def test_unwritable_place_is_found_before_the_work(pipeline, monkeypatch):
     worked = []
     monkeypatch.setattr("tt_lib.bench.make_bench", lambda *a, **k: worked.append(a) or make_bench(*a, **k))
@@ -543,11 +564,13 @@ def test_messages_are_text_not_markup(project):
     assert "[bold]x[/bold]" in fails("sample", "--model", "[bold]x[/bold]", "--out", "runs/never.png")
 
 
+@pytest.mark.xfail(strict=True, reason="rich wraps what is printed, and takes brackets for markup")
 def test_paths_are_printed_in_one_piece(pipeline):
     path = "runs/" + "a-long-name-of-a-folder/" * 4 + "[red]x.png"
     assert path in succeeds("sample", "--model", "tiny", "--nfe", 1, "--n", 1, "--out", path)
 
 
+@pytest.mark.xfail(strict=True, reason="fine is compared with neither n nor the pictures shown")
 @pytest.mark.parametrize("fine", [4, 30])
 def test_demo_with_few_or_many_fine_solutions(pipeline, fine):
     succeeds("demo", "--model", "tiny", "--n", 20, "--fine", fine, "--images", 1, "--out", f"runs/demo-{fine}")
