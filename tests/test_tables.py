@@ -135,7 +135,6 @@ def test_entries_that_cannot_be(write, name):
         read_table(write(text))
 
 
-@pytest.mark.xfail(strict=True, reason="read_table checks neither sections nor the cells' values")
 @pytest.mark.parametrize("name", ["[cells]", "misspelt section", "solver", "grid", "nfe", "n", "source"])
 def test_errors_are_found_before_hours_of_work(write, name):
     text = {
@@ -430,7 +429,6 @@ def test_shipped_timing_of_another_grid_is_an_error(project):
     assert path.read_bytes() == before and not len(project.rows())
 
 
-@pytest.mark.xfail(strict=True, reason="the finished sets stay in the work folder, and --force reads them back")
 def test_cells_with_a_row_are_measured_again_by_force(whole, project, tmp_path):
     copy_of(whole, tmp_path)
     rows = project.run(replace(TABLE, cells=CELLS[:2]), force=True)

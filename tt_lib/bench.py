@@ -79,9 +79,17 @@ class Bench:
         steps of DPM-Solver++(2M), untuned, from seeds that no measurement uses.
         """
         choose("source of images", source, IMAGE_SOURCES)
+        if count < 1:
+            raise BadValue(f"tuning needs at least 1 image, got {count}")
         if (source, count) not in self.images:
             make = self._real if source == "real" else self._generated
-            self.images[source, count] = make(count, dataset, data).to(self.device)
+            images = make(count, dataset, data)
+            if images.shape[1:] != self.model.shape:
+                raise BadValue(
+                    f"{self.model.name} takes images of {list(self.model.shape)}, those of {dataset} are "
+                    f"{list(images.shape[1:])}; give the data set it was trained on (--dataset), or --source generated"
+                )
+            self.images[source, count] = images.to(self.device)
         return self.images[source, count]
 
     def _real(self, count: int, dataset: str, data: str | None) -> Tensor:
@@ -122,6 +130,8 @@ def make_bench(
         bf16: the sampling network in bfloat16; by default on GPUs only (few CPUs have it in hardware).
         compile: compile the sampling network.
     """
+    if batch < 1:
+        raise BadValue(f"batch must be at least 1, got {batch}")
     device = torch.device(device)
     if device.type == "cuda":
         # Tuning moves a scalar by parts in a thousand: it needs float32 that is float32.

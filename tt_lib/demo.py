@@ -15,6 +15,7 @@ from torch import Tensor
 from tt_lib.bench import Bench, Cell
 from tt_lib.datasets import to_uint8
 from tt_lib.engine import drive
+from tt_lib.errors import BadValue
 from tt_lib.files import atomic_path
 from tt_lib.grids import make_grid
 from tt_lib.metrics.features import Features, disjoint_sets
@@ -77,6 +78,9 @@ def demo(
         progress: called with (network evaluations done, of all, message).
     """
     begun = time.monotonic()
+    if n % 10 or n < 20:
+        raise BadValue(f"n must be a multiple of 10 and at least 20, got {n}")
+    fine = min(fine, n)
 
     objective, strategy = cell.timing.split("-")
     config = TuneConfig(objective=objective, strategy=strategy, optimiser="search")
@@ -145,7 +149,7 @@ def write_demo(result: Demo, folder: Path) -> list[Path]:
     """Write the table, the timing and two figures; returns their paths."""
     from tt_lib.plots import compare_rows, save_figure, timing_plot
 
-    shown = 8
+    shown = min(8, *map(len, result.pixels.values()))
     table, samples, times = folder / "demo.csv", folder / "samples.png", folder / "timing.png"
     with atomic_path(table) as temporary:
         result.table.to_csv(temporary, index=False)

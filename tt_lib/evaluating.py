@@ -119,10 +119,10 @@ def measure(
         )
     size = n // SETS
     sets, done = [], 0
+    paths = set_files(sampler, features, n, first_seed, work) if work else [None] * SETS
     nfe = sampler.timing.nfe if sampler.timing else 0
-    for index in range(SETS):
+    for index, path in enumerate(paths):
         seeds = range(first_seed + index * size, first_seed + (index + 1) * size)
-        path = work / f"{_fingerprint(sampler, features, seeds)}.safetensors" if work else None
         if path and path.exists():
             part = FeatureStatistics.load(path)
             nfe = int(part.meta["nfe"])
@@ -142,6 +142,13 @@ def measure(
         sets.append(part)
     value, low, high = jackknife_interval(sets, reference)
     return Measured(value, low, high, nfe)
+
+
+def set_files(sampler: Sampler, features: Features, n: int, first_seed: int, work: Path) -> list[Path]:
+    """Where :func:`measure` keeps the statistics of its sets; whoever has written the row deletes them."""
+    size = n // SETS
+    starts = range(first_seed, first_seed + SETS * size, size)
+    return [work / f"{_fingerprint(sampler, features, range(s, s + size))}.safetensors" for s in starts]
 
 
 def _fingerprint(sampler: Sampler, features: Features, seeds: range) -> str:

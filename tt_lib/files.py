@@ -111,3 +111,7 @@ def refuse_overwrite(path: Path | str, force: bool) -> None:
     """Raise :class:`AlreadyDone` if ``path`` exists and ``force`` is false."""
     if Path(path).exists() and not force:
         raise AlreadyDone(f"{path} exists; give --force to replace it or choose another --out")
+    # Now, and not when hours of work are done.
+    there = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise BadValue(f"cannot write {path}: {there} is no folder to write to; choose another output folder")

@@ -37,12 +37,14 @@ from typing import Any
 
 import torch
 
-from tt_lib.bench import Bench, Cell, find_timing, parse_timing, timing_path
-from tt_lib.errors import BadValue, CorruptFile, MissingFile
-from tt_lib.evaluating import StartNoise, fd_row, measure
+from tt_lib.bench import IMAGE_SOURCES, Bench, Cell, find_timing, parse_timing, timing_path
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
+from tt_lib.evaluating import SETS, StartNoise, fd_row, measure, set_files
+from tt_lib.grids import GRIDS
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
+from tt_lib.solvers import make_solver
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
 
@@ -87,6 +89,9 @@ def read_table(path: Path | str) -> Table:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError of a file that is no text
         raise CorruptFile(f"{path} is not TOML: {error}") from error
+    unknown = sorted(set(content) - {"table", "tuning", "cells"})
+    if unknown or not isinstance(content.get("cells", []), list):
+        raise BadValue(f"{path} may hold [table], [tuning] and [[cells]] (twice bracketed), got {unknown or '[cells]'}")
     head, tuning = dict(content.get("table", {})), dict(content.get("tuning", {}))
     images, source = tuning.pop("images", 256), tuning.pop("source", "real")
     try:
@@ -95,8 +100,15 @@ def read_table(path: Path | str) -> Table:
         for cell in cells:
             if cell.timing != UNTUNED:
                 table.config(cell)
+            make_solver(cell.solver, **({"eta": cell.eta} if cell.eta else {}))
+            choose("grid", cell.grid, GRIDS)
+            if not isinstance(cell.nfe, int) or cell.nfe < 1:
+                raise BadValue(f"{path}: nfe must be a whole number of at least 1, got {cell.nfe}")
     except TypeError as error:
         raise BadValue(f"{path}: {error}; see `tt table --help` for the entries") from error
+    choose("source of images", source, IMAGE_SOURCES)
+    if not isinstance(table.n, int) or table.n % SETS or table.n < 2 * SETS:
+        raise BadValue(f"{path}: n must be a multiple of {SETS} and at least {2 * SETS}, got {table.n}")
     if not cells:
         raise BadValue(f"{path} has no [[cells]]")
     return table
@@ -155,6 +167,8 @@ def run_table(
                     seed=table.seed, timing=cell.timing,
                 )  # fmt: skip
                 write_rows(results, [row], FD_COLUMNS, FD_KEY)
+                for path in set_files(sampler, features, table.n, table.seed, work / "sets"):
+                    path.unlink(missing_ok=True)
                 rows.append(row)
         spent += table.cost(cell)
         if progress:
@@ -199,8 +213,12 @@ def has_row(results: Path, table: Table, bench: Bench, features: Features, cell:
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[bool]:
     """Try to hold a lock file; yields whether it is ours. It lets go when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as stream:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "w")  # noqa: SIM115 - closed by the with below
+    except OSError as error:
+        raise BadValue(f"cannot write {path}: {error.strerror}; choose another --work folder") from error
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.shared import DeviceOption, console, pick_device, progress_bar
+from tt_lib.cli.shared import DeviceOption, console, pick_device, progress_bar, say
 
 
 def demo(
@@ -41,8 +41,8 @@ def demo(
     paths = write_demo(result, out)
     _show(result, features.metric, n)
     for path in paths:
-        console.print(str(path), highlight=False)
-    console.print(f"took {result.seconds:.0f} s", highlight=False)
+        say(str(path))
+    say(f"took {result.seconds:.0f} s")
     if record:
         _record(result.seconds, where)
 

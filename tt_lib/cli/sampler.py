@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, SeedOption, console, pick_device, progress_bar
+from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, SeedOption, console, pick_device, progress_bar, say
 from tt_lib.files import refuse_overwrite
 
 ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
@@ -77,7 +77,7 @@ def tune(
         with atomic_path(history) as temporary:
             result.history.to_csv(temporary, index=False)
     ratios = " ".join(f"{ratio:.3f}" for ratio in result.timing.ratios)
-    console.print(f"{path}\ntau / t, from noise to data: {ratios}", highlight=False)
+    say(f"{path}\ntau / t, from noise to data: {ratios}")
 
 
 def sample(
@@ -112,7 +112,7 @@ def sample(
     name = tuned.name if tuned else "untuned"
     caption = f"{n} samples of {bench.model.name}: {solver}, {grid} grid, {nfe} evaluations, {name}"
     save_figure(image_grid(pixels), out, caption, f"A grid of {n} small generated images.")
-    console.print(f"{out}: {caption}", highlight=False)
+    say(f"{out}: {caption}")
 
 
 def evaluate(
@@ -141,7 +141,7 @@ def evaluate(
     with the next set.
     """
     from tt_lib.bench import Cell, make_bench
-    from tt_lib.evaluating import fd_row, measure
+    from tt_lib.evaluating import fd_row, measure, set_files
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
@@ -158,6 +158,8 @@ def evaluate(
     name = tuned.name if tuned else UNTUNED
     row = fd_row(found, sampler, extractor, dataset=dataset, reference="train", n=n, seed=seed, timing=name)
     write_rows(results or results_folder() / "fd.csv", [row], FD_COLUMNS, FD_KEY)
+    for path in set_files(sampler, extractor, n, seed, work):
+        path.unlink(missing_ok=True)
     shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
     console.print(shown, highlight=False)
 
@@ -187,14 +189,14 @@ def info(
         f"tt_lib {__version__}, python {platform.python_version()}, torch {torch.__version__}", highlight=False
     )
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    console.print(f"devices: cpu ({torch.get_num_threads()} threads) {' '.join(gpus)}", highlight=False)
+    say(f"devices: cpu ({torch.get_num_threads()} threads) {' '.join(gpus)}")
     for name in SHIPPED.values():
-        console.print(f"model {name}: {'here' if find_model(name) else 'not here'}", highlight=False)
+        say(f"model {name}: {'here' if find_model(name) else 'not here'}")
     timings = sorted((data_folder() / "timings").glob("*/*.json"))
-    console.print(f"shipped timings: {len(timings)}", highlight=False)
+    say(f"shipped timings: {len(timings)}")
     try:
         from tt_lib.datasets import load_cifar10
 
-        console.print(f"CIFAR-10: {len(load_cifar10('test'))} test images found", highlight=False)
+        say(f"CIFAR-10: {len(load_cifar10('test'))} test images found")
     except TTError as error:
         console.print(f"CIFAR-10: {error}", highlight=False, markup=False)

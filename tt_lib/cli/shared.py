@@ -29,6 +29,11 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace a finished r
 SeedOption = Annotated[int, typer.Option(help="Everything drawn at random follows from it.")]
 
 
+def say(text: str) -> None:
+    """Print a line as it is: its brackets are no markup, and a path in it is not broken at column 80."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class OneLineErrors(TyperGroup):
     """Prints the library's own errors as one line and exits with 2; other errors are bugs and keep their traceback."""
 
@@ -37,7 +42,7 @@ class OneLineErrors(TyperGroup):
             return super().invoke(ctx)
         except TTError as error:
             console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="", highlight=False)
-            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            say(" ".join(str(error).split()))
             raise typer.Exit(2) from error
 
 
@@ -64,7 +69,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise BadValue(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, console, pick_device
+from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, pick_device, say
 from tt_lib.files import refuse_overwrite
 from tt_lib.results import provenance
 
@@ -35,7 +35,7 @@ def stats(
     images = load_dataset(dataset, split, str(data) if data else None)
     found = reference_statistics(images, extractor)
     found.save(path, {**found.meta, **provenance()})
-    console.print(f"{path}: {found.n} images, {found.dimension} features", highlight=False)
+    say(f"{path}: {found.n} images, {found.dimension} features")
 
 
 def card() -> None:
@@ -45,4 +45,4 @@ def card() -> None:
 
     path = data_folder() / "README.md"
     write_text(path, data_card(data_folder()))
-    console.print(str(path), highlight=False)
+    say(str(path))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, console, pick_device, progress_bar
+from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, console, pick_device, progress_bar, say
 
 ResultsOption = Annotated[Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].")]
 
@@ -37,7 +37,7 @@ def table(
     from tt_lib.tables import read_table, run_table
 
     spec = read_table(config)
-    spec = replace(spec, n=n) if n else spec
+    spec = replace(spec, n=n) if n is not None else spec
     where = pick_device(device)
     features = load_feature_extractor(spec.features, None, where)
     reference = load_reference(spec.dataset, "train", features)
@@ -53,7 +53,7 @@ def table(
             f"{row['metric']} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
             highlight=False, markup=False,
         )  # fmt: skip
-    console.print(f"{len(rows)} rows written to {path}", highlight=False)
+    say(f"{len(rows)} rows written to {path}")
 
 
 def floor(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, SeedOption, console, pick_device, progress_bar
+from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, SeedOption, console, pick_device, progress_bar, say
 from tt_lib.errors import choose
 from tt_lib.files import refuse_overwrite
 
@@ -59,7 +59,7 @@ def train(
             config, out, data=str(data) if data else None, compile=compile, checkpoint_seconds=checkpoint_seconds,
             results=results, force=force, stop_after=stop_after, progress=report,
         )  # fmt: skip
-    console.print(f"model folder: {folder}", highlight=False)
+    say(f"model folder: {folder}")
 
 
 def features(

@@ -81,6 +81,8 @@ def make_solver(name: str, **options: Any) -> Solver:
     for option in options:
         if option not in known:
             raise BadValue(f"solver {name!r} takes no option {option!r}; it takes {sorted(known) or 'none'}")
+    if not 0 <= options.get("eta", 0.0) <= 1:
+        raise BadValue(f"eta must lie between 0 (deterministic) and 1 (ancestral), got {options['eta']}")
     return Solver(plain.name, plain.function, plain.history, plain.ends_at_zero, {**plain.options, **options})
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.files import atomic_path
 from tt_lib.grids import Grid
 from tt_lib.predictors import Predictor
@@ -215,7 +215,10 @@ class _Tuning:
     def _load(self) -> None:
         if not (self.state and self.state.exists()):
             return
-        content = torch.load(self.state, weights_only=True)
+        try:
+            content = torch.load(self.state, weights_only=True)
+        except Exception as error:  # zip, pickle and torch name no single type
+            raise CorruptFile(f"{self.state} is no state of a tuning; delete it to begin again") from error
         if content["fingerprint"] != self._fingerprint():
             raise BadValue(
                 f"{self.state} is the state of another tuning (other model, solver, grid, images or options); delete it"
