@@ -39,10 +39,21 @@ def stats(
 
 
 def card() -> None:
-    """Write `data/README.md`: what each shipped file is, which command made it, and its hash."""
+    """Write what is said about the shipped files: `data/README.md`, and the results in README with their figure.
+
+    The data card says what each file is, which command made it, and its hash; the results are a table and a
+    figure of the rows in `data/results/fd.csv`.
+    """
     from tt_lib.card import data_card
-    from tt_lib.files import data_folder, write_text
+    from tt_lib.files import PACKAGE_ROOT, data_folder, write_text
+    from tt_lib.report import write_report
+    from tt_lib.results import FD_COLUMNS, read_rows, results_folder
 
     path = data_folder() / "README.md"
     write_text(path, data_card(data_folder()))
-    say(str(path))
+    written = [path]
+    # A package installed without its repository has no README to write to.
+    if (PACKAGE_ROOT / "README.md").exists():
+        written += write_report(PACKAGE_ROOT, read_rows(results_folder() / "fd.csv", FD_COLUMNS))
+    for file in written:
+        say(str(file))

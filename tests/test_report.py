@@ -1,0 +1,69 @@
+"""The README's results come from the rows, all of them and nothing else."""
+
+import pandas as pd
+import pytest
+
+from tt_lib.errors import CorruptFile
+from tt_lib.files import PACKAGE_ROOT
+from tt_lib.report import BEGIN, END, FIGURE, insert_block, results_block, results_table, study, write_report
+from tt_lib.results import FD_COLUMNS, read_rows
+
+
+def shipped() -> pd.DataFrame:
+    return read_rows(PACKAGE_ROOT / "data/results/fd.csv", FD_COLUMNS)
+
+
+def rows(*cells) -> pd.DataFrame:
+    base = dict.fromkeys(FD_COLUMNS, "") | {
+        "dataset": "cifar10", "model": "cifar10-ddpm-w64", "eta": 0.0, "metric": "FD (cifar10-resnet)",
+        "features": "cifar10-resnet", "reference": "train", "n": 50_000,
+    }  # fmt: skip
+    names = ("solver", "grid", "nfe", "timing", "value", "low", "high")
+    return pd.DataFrame([base | dict(zip(names, cell, strict=True)) for cell in cells])
+
+
+TWO = (
+    ("ddim", "uniform", 5, "untuned", 10.0, 9.9, 10.1),
+    ("ddim", "uniform", 5, "consistency-parallel", 7.5, 7.3, 7.7),
+)
+
+
+def test_readme_shows_the_rows():
+    page = (PACKAGE_ROOT / "README.md").read_text(encoding="utf-8")
+    assert insert_block(page, results_block(shipped())) == page, "run `tt card` and commit README.md"
+    assert (PACKAGE_ROOT / FIGURE).is_file()
+
+
+def test_every_shipped_row_is_of_the_shipped_network_or_the_floor():
+    frame = shipped()
+    assert len(study(frame)) + (frame["solver"] == "floor").sum() == len(frame)
+
+
+def test_table_marks_the_best_and_gives_the_gain():
+    table = results_table(rows(*TWO))
+    assert "| ddim, uniform | 5 | 10.00 ± 0.10 | **7.50 ± 0.20** | 25 % |" in table
+
+
+def test_table_says_so_where_tuning_harms():
+    worse = ("ddim", "uniform", 5, "consistency-parallel", 11.0, 10.9, 11.1)
+    assert "| **10.00 ± 0.10** | 11.00 ± 0.10 | -10 % |" in results_table(rows(TWO[0], worse))
+
+
+def test_ceiling_stands_below_the_table():
+    table = results_table(rows(*TWO, ("ddim", "uniform", 200, "untuned", 4.0, 3.9, 4.1)))
+    assert "ceiling: ddim, uniform, 200 steps, untuned: 4.00 ± 0.10." in table and "| 200 |" not in table
+
+
+def test_write_report_needs_the_markers(tmp_path):
+    (tmp_path / "README.md").write_text("no markers", encoding="utf-8")
+    with pytest.raises(CorruptFile, match="lacks the markers"):
+        write_report(tmp_path, rows(*TWO))
+
+
+def test_write_report_writes_page_and_figure(tmp_path):
+    (tmp_path / "README.md").write_text(f"before {BEGIN}old{END} after", encoding="utf-8")
+    frame = rows(*TWO, ("ddim", "uniform", 200, "untuned", 4.0, 3.9, 4.1))
+    write_report(tmp_path, frame)
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert page.startswith("before ") and page.endswith(" after") and "old" not in page and "25 %" in page
+    assert (tmp_path / FIGURE).stat().st_size > 1000

@@ -1,0 +1,94 @@
+"""The README's results: a table and a figure, both made from the rows of ``data/results/fd.csv`` and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from tt_lib.errors import CorruptFile
+from tt_lib.timing import UNTUNED
+
+BEGIN, END = "<!-- results: written by `tt card` from data/results/fd.csv -->", "<!-- end of results -->"
+CEILING_NFE = 200
+"""From so many evaluations on, an untuned row counts as the network's own ceiling."""
+FIGURE = "data/results/fd.png"
+CAPTION = (
+    "Fréchet distance of 50,000 samples against the number of network evaluations, untuned and tuned, with 95 % "
+    "intervals (most are smaller than the markers)."
+)
+ALT = "Distance against NFE, a panel for each solver and grid, a line for each timing."
+CELL = ["solver", "grid", "nfe"]
+
+
+def study(frame: pd.DataFrame, model: str = "cifar10-ddpm-w64", n: int = 50_000) -> pd.DataFrame:
+    """The rows of the README's table: one network, ``n`` samples, deterministic solvers."""
+    return frame[(frame["model"] == model) & (frame["n"] == n) & (frame["eta"] == 0)]
+
+
+def results_table(frame: pd.DataFrame) -> str:
+    """The rows of ``fd.csv`` as a Markdown table, best timing of each line in bold; ceiling and floor below."""
+    rows = study(frame)
+    few = rows[rows["nfe"] < CEILING_NFE]
+    timings = list(dict.fromkeys(few["timing"]))
+    lines = [
+        f"| sampler | NFE | {' | '.join(timings)} | gain of the best |",
+        f"| --- | ---: |{' ---: |' * (len(timings) + 1)}",
+    ]
+    for (solver, grid, nfe), group in few.sort_values(CELL, kind="stable").groupby(CELL, sort=False):
+        found = group.set_index("timing")
+        cells = [_value(found.loc[timing], found["value"].min()) if timing in found.index else "" for timing in timings]
+        lines.append(f"| {solver}, {grid} | {nfe} | {' | '.join(cells)} | {_gain(found['value'])} |")
+    notes = [
+        f"The network's own ceiling: {row.solver}, {row.grid}, {row.nfe} steps, untuned: {_value(row)}."
+        for row in rows[rows["nfe"] >= CEILING_NFE].itertuples()
+    ]
+    notes += [
+        f"The floor, {row.n:,} test images: {_value(row)}." for row in frame[frame["solver"] == "floor"].itertuples()
+    ]
+    return "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
+
+
+def _value(row, best: float | None = None) -> str:
+    text = f"{row.value:.2f} ± {(row.high - row.low) / 2:.2f}"
+    return f"**{text}**" if best is not None and row.value == best else text
+
+
+def _gain(values: pd.Series) -> str:
+    """How much lower the best tuned distance is than the untuned one; negative where tuning only harms."""
+    if UNTUNED not in values or len(values) < 2:
+        return ""
+    return f"{100 * (1 - values.drop(UNTUNED).min() / values[UNTUNED]):.0f} %"
+
+
+def results_block(frame: pd.DataFrame) -> str:
+    """What stands between the markers in README."""
+    return f"{BEGIN}\n{results_table(frame)}\n![{ALT}]({FIGURE})\n\n*{CAPTION}*\n{END}"
+
+
+def insert_block(page: str, block: str) -> str:
+    """``page`` with the text between the markers replaced.
+
+    Raises:
+        CorruptFile: the page lacks the markers.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise CorruptFile(f"the page lacks the markers {BEGIN!r} and {END!r}; put them where the results belong")
+    return before + block + after
+
+
+def write_report(root: Path, frame: pd.DataFrame) -> list[Path]:
+    """Write the figure, and the results block of ``root``'s README; returns their paths."""
+    from tt_lib.files import write_text
+    from tt_lib.plots import fd_against_nfe, save_figure
+
+    rows = study(frame)
+    ceiling = (rows["nfe"] >= CEILING_NFE) & (rows["timing"] == UNTUNED)
+    drawn = rows.assign(timing=rows["timing"].mask(ceiling, "ceiling"))
+    drawn.loc[ceiling, ["solver", "grid"]] = ""
+    readme, figure = root / "README.md", root / FIGURE
+    save_figure(fd_against_nfe(drawn), figure, CAPTION, ALT)
+    write_text(readme, insert_block(readme.read_text(encoding="utf-8"), results_block(frame)))
+    return [readme, figure]
