@@ -640,3 +640,24 @@ def test_evaluate_interrupted_and_started_again(pipeline, monkeypatch):
     succeeds(*words, "--work", "runs/w2", "--results", "runs/resumed.csv")
     first, second = (read_rows(f"runs/{name}.csv").drop(columns="command") for name in ("whole", "resumed"))
     pd.testing.assert_frame_equal(first, second)
+
+
+# Joint tuning
+
+
+JOINT = ("tune", "--model", "tiny", "--nfe", 2, "--dataset", "digits", "--features", "digits-resnet", "--out", "runs/joint.json")
+
+
+def test_joint_tuning(pipeline):
+    succeeds(*JOINT, "--objective", "frechet", "--strategy", "joint", "--optimiser", "search", "--samples", 20)
+    timing = load_timing("runs/joint.json")
+    assert timing.name == "frechet-joint" and timing.tuning["samples"] == 20
+    assert timing.tuning["loss_tuned"] <= timing.tuning["loss_untuned"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--objective", "frechet"), ("--strategy", "joint"), ("--objective", "frechet", "--strategy", "joint")]
+)
+def test_joint_tuning_asked_for_by_half(pipeline, words):
+    message = fails(*JOINT[:-1], "runs/never.json", *words)
+    assert "give --objective frechet --strategy joint --optimiser search" in message

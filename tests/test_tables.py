@@ -505,3 +505,11 @@ def test_hold_lets_go(tmp_path):
         raise ZeroDivisionError
     with hold(path) as last:
         assert last is True
+
+
+def test_joint_tuning_of_a_cell(project):
+    cell = Cell("ddim", "uniform", 2, "frechet-joint")
+    (row,) = project.run(replace(TABLE, cells=(cell,), samples=20))
+    timing = find_timing("tiny", cell)
+    assert (row["timing"], timing.name, timing.weights) == ("frechet-joint", "frechet-joint", project.bench.model.digest)
+    assert timing.tuning["samples"] == 20 and timing.tuning["loss_tuned"] <= timing.tuning["loss_untuned"]

@@ -13,6 +13,8 @@ from tt_lib.datasets import load_dataset, to_float
 from tt_lib.errors import BadValue, choose
 from tt_lib.files import data_folder
 from tt_lib.grids import make_grid
+from tt_lib.metrics.features import Features
+from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import Model, load_model
 from tt_lib.noise import SampleNoise
 from tt_lib.predictors import Chunked, EpsPredictor, make_predictor
@@ -20,6 +22,7 @@ from tt_lib.sampling import Sampler
 from tt_lib.solvers import make_solver
 from tt_lib.timing import UNTUNED, Timing, load_timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
+from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig, tune_joint
 from tt_lib.tuning.problems import generate_images
 
 GENERATED_FIRST_SEED = 1_000_000_000
@@ -118,6 +121,15 @@ class Bench:
             model=self.model.name, weights=self.model.digest, source=source, state=state, progress=progress,
         )  # fmt: skip
 
+    def tune_joint(
+        self, cell: Cell, features: Features, reference: FeatureStatistics, config: JointConfig | None = None,
+        state: Path | None = None, progress: Callable[[int, int, str], None] | None = None,
+    ) -> TuneResult:  # fmt: skip
+        """Tune all the times of a cell's sampler at once, by the Fréchet distance of its samples."""
+        return tune_joint(
+            self.sampler(cell), features, reference, config, batch=self.batch, state=state, progress=progress
+        )
+
 
 def make_bench(
     model: str, device: torch.device | str = "cpu", *, batch: int = 64, bf16: bool | None = None, compile: bool = False
@@ -167,6 +179,6 @@ def parse_timing(name: str) -> tuple[str, str]:
 
     objective, _, strategy = name.partition("-")
     if objective not in OBJECTIVES or strategy not in STRATEGIES:
-        names = [UNTUNED] + [f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES]
+        names = [UNTUNED] + [f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES] + [FRECHET_JOINT]
         raise BadValue(f"unknown timing {name!r}; choose one of: {', '.join(names)}")
     return objective, strategy

@@ -148,10 +148,10 @@ def set_files(sampler: Sampler, features: Features, n: int, first_seed: int, wor
     """Where :func:`measure` keeps the statistics of its sets; whoever has written the row deletes them."""
     size = n // SETS
     starts = range(first_seed, first_seed + SETS * size, size)
-    return [work / f"{_fingerprint(sampler, features, range(s, s + size))}.safetensors" for s in starts]
+    return [work / f"{fingerprint(sampler, features, range(s, s + size))}.safetensors" for s in starts]
 
 
-def _fingerprint(sampler: Sampler, features: Features, seeds: range) -> str:
+def fingerprint(sampler: Sampler, features: Features, seeds: range) -> str:
     """A name for the statistics of just these samples: whatever changes them changes it."""
     taus = sampler.timing.taus if sampler.timing else None
     solver = [sampler.solver.name, sampler.solver.options]

@@ -47,6 +47,7 @@ from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
 from tt_lib.solvers import make_solver
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
+from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig
 
 Progress = Callable[[int, int, str], None]
 
@@ -64,9 +65,12 @@ class Table:
     tuning: dict[str, Any] = field(default_factory=dict)
     images: int = 256
     source: str = "real"
+    samples: int = JointConfig.samples
 
-    def config(self, cell: Cell) -> TuneConfig:
+    def config(self, cell: Cell) -> TuneConfig | JointConfig:
         """How the timing of a cell is tuned."""
+        if cell.timing == FRECHET_JOINT:
+            return JointConfig(samples=self.samples)
         objective, strategy = parse_timing(cell.timing)
         return TuneConfig(objective=objective, strategy=strategy, **self.tuning)
 
@@ -94,9 +98,10 @@ def read_table(path: Path | str) -> Table:
         raise BadValue(f"{path} may hold [table], [tuning] and [[cells]] (twice bracketed), got {unknown or '[cells]'}")
     head, tuning = dict(content.get("table", {})), dict(content.get("tuning", {}))
     images, source = tuning.pop("images", 256), tuning.pop("source", "real")
+    samples = tuning.pop("samples", JointConfig.samples)
     try:
         cells = tuple(cell for block in content.get("cells", []) for cell in _cells(block))
-        table = Table(**head, cells=cells, tuning=tuning, images=images, source=source)
+        table = Table(**head, cells=cells, tuning=tuning, images=images, source=source, samples=samples)
         for cell in cells:
             if cell.timing != UNTUNED:
                 table.config(cell)
@@ -150,7 +155,7 @@ def run_table(
     for cell in table.cells:
         with hold(work / f"{cell.label}.lock") as mine:
             if mine and (force or not has_row(results, table, bench, features, cell)):
-                timing = cell_timing(table, bench, cell, work, data, progress, spent, total)
+                timing = cell_timing(table, bench, cell, features, reference, work, data, progress, spent, total)
                 base = spent
 
                 def tell(done: int, _: int, message: str, base: int = base, cell: Cell = cell) -> None:
@@ -177,8 +182,8 @@ def run_table(
 
 
 def cell_timing(
-    table: Table, bench: Bench, cell: Cell, work: Path, data: str | None,
-    progress: Progress | None = None, spent: int = 0, total: int = 1,
+    table: Table, bench: Bench, cell: Cell, features: Features, reference: FeatureStatistics, work: Path,
+    data: str | None, progress: Progress | None = None, spent: int = 0, total: int = 1,
 ) -> Timing | None:  # fmt: skip
     """The timing of a cell: the shipped one, or one that is tuned now and saved where the shipped ones are."""
     if cell.timing == UNTUNED:
@@ -191,9 +196,14 @@ def cell_timing(
         if progress:
             progress(spent, total, f"tuning {cell.label}: {done}/{of}")
 
+    config, state = table.config(cell), work / f"{cell.label}.tuning"
+    if isinstance(config, JointConfig):
+        timing = bench.tune_joint(cell, features, reference, config, state, tell).timing
+        timing.save(timing_path(bench.model.name, cell))
+        return timing
     images = bench.tuning_images(table.source, table.images, table.dataset, data)
     with torch.no_grad() if table.tuning.get("optimiser") == "search" else contextlib.nullcontext():
-        result = bench.tune(cell, table.config(cell), images, table.source, work / f"{cell.label}.tuning", tell)
+        result = bench.tune(cell, config, images, table.source, state, tell)
     result.timing.save(timing_path(bench.model.name, cell))
     return result.timing
 

@@ -24,8 +24,8 @@ def tune(
     solver: SolverOption = "ddim",
     grid: GridOption = "uniform",
     nfe: NfeOption = 10,
-    objective: Annotated[str, typer.Option(help="consistency (the paper's) or truncation.")] = "consistency",
-    strategy: Annotated[str, typer.Option(help="sequential (the paper's) or parallel.")] = "sequential",
+    objective: Annotated[str, typer.Option(help="consistency (the paper's), truncation, or frechet (with --strategy joint --optimiser search).")] = "consistency",
+    strategy: Annotated[str, typer.Option(help="sequential (the paper's), parallel, or joint (frechet only).")] = "sequential",
     optimiser: Annotated[str, typer.Option(help="adam (the authors') or search (no gradients, much faster).")] = "adam",
     iterations: Annotated[int, typer.Option(help="Adam's iterations for each step.")] = 500,
     tune_batch: Annotated[int, typer.Option(help="Images in an iteration.")] = 64,
@@ -36,6 +36,8 @@ def tune(
     freeze_last: Annotated[int, typer.Option(help="How many last steps keep tau = t; 0 tunes all.")] = 1,
     images: Annotated[int, typer.Option(help="Images to tune on.")] = 256,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
+    samples: Annotated[int, typer.Option(help="Samples that judge one timing (frechet only).")] = 2000,
+    features: Annotated[str, typer.Option(help="Features of the distance (frechet only).")] = "cifar10-resnet",
     dataset: Annotated[str, typer.Option(help="Data set of the real images: cifar10 or digits.")] = "cifar10",
     data: DataOption = None,
     out: Annotated[
@@ -49,29 +51,46 @@ def tune(
 ) -> None:
     """Tune the conditioning times of one sampler, with the network frozen.
 
-    The defaults are the authors'. Killed and started again, it goes on where it was.
+    The defaults are the authors'. Killed and started again, it goes on where it was. Objective frechet judges whole
+    timings by the Fréchet distance of their samples: many evaluations, so a GPU is wanted.
 
     Example: `tt tune --nfe 10 --objective truncation --strategy parallel --optimiser search --source generated --images 16`
     """
     from tt_lib.bench import Cell, make_bench, timing_path
     from tt_lib.errors import BadValue
     from tt_lib.files import atomic_path
+    from tt_lib.metrics.features import load_feature_extractor
+    from tt_lib.metrics.reference import load_reference
     from tt_lib.tuning import TuneConfig
+    from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig
 
     if (low is None) != (high is None):
         raise BadValue("give both --low and --high, or neither")
-    config = TuneConfig(
+    joint = (objective, strategy, optimiser) == ("frechet", "joint", "search")
+    if not joint and (objective == "frechet" or strategy == "joint"):
+        raise BadValue(
+            f"objective {objective}, strategy {strategy}, optimiser {optimiser}: frechet goes with joint and search, and "
+            "they with it; give --objective frechet --strategy joint --optimiser search"
+        )
+    bounds = (low, high) if low is not None and high is not None else None
+    config = None if joint else TuneConfig(
         objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,
-        value=value, bounds=(low, high) if low is not None and high is not None else None,
-        freeze_last=freeze_last, seed=seed,
+        value=value, bounds=bounds, freeze_last=freeze_last, seed=seed,
     )  # fmt: skip
     bench = make_bench(model, pick_device(device), batch=batch)
-    cell = Cell(solver, grid, nfe, config.name)
+    cell = Cell(solver, grid, nfe, config.name if config else FRECHET_JOINT)
     path = out or timing_path(bench.model.name, cell)
     refuse_overwrite(path, force)
-    pictures = bench.tuning_images(source, images, dataset, str(data) if data else None)
+    state = path.with_suffix(".state")
     with progress_bar(f"tune {cell.label}") as report:
-        result = bench.tune(cell, config, pictures, source, path.with_suffix(".state"), report)
+        if config:
+            pictures = bench.tuning_images(source, images, dataset, str(data) if data else None)
+            result = bench.tune(cell, config, pictures, source, state, report)
+        else:
+            choices = JointConfig(samples, bounds or JointConfig.bounds, freeze_last, seed)
+            extractor = load_feature_extractor(features, None, bench.device)
+            reference = load_reference(dataset, "train", extractor)
+            result = bench.tune_joint(cell, extractor, reference, choices, state, report)
     result.timing.save(path)
     if history:
         with atomic_path(history) as temporary:

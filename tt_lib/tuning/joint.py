@@ -1,0 +1,208 @@
+"""All times at once, judged by the finished samples.
+
+The objectives of :mod:`tt_lib.tuning.objectives` judge one step; what is wanted are good samples. Here the loss of a
+whole timing is the Fréchet distance of the samples that it gives:
+
+    ``L(tau_1 .. tau_K) = FD(features of the samples, features of the training images)``
+
+Watson et al. 2022 (arXiv 2202.05830) find fast samplers by differentiating such a distance through the run. A
+handful of scalars needs no gradient: this is a coordinate search over the ratios tau / t.
+
+It is tuned on the very metric that it is then measured with, so it shows what tuned times can do at best. The samples that
+it tunes on are never measured, but a gain in these features only says little: judge it in others, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from tt_lib.errors import BadValue
+from tt_lib.evaluating import StartNoise, fingerprint, sample_statistics
+from tt_lib.files import read_json, write_json
+from tt_lib.metrics.features import Features
+from tt_lib.metrics.frechet import frechet_distance
+from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.results import provenance
+from tt_lib.sampling import Sampler
+from tt_lib.timing import Timing
+from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
+
+FRECHET_JOINT = "frechet-joint"
+FIRST_SEED = 2_000_000_000
+"""Samples for tuning have the seeds from here on, so that none is also measured."""
+MOVES = ((-0.12, -0.06, -0.02, 0.02, 0.06, 0.12), (-0.04, -0.015, 0.015, 0.04), (-0.02, -0.007, 0.007, 0.02))
+"""For each sweep over the steps, the relative changes of a step's ratio that are tried."""
+Loss = Callable[[tuple[float, ...]], float]
+Row = tuple[int, int, float, float, float]
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """The choices of a joint tuning.
+
+    Attributes:
+        samples: samples whose Fréchet distance judges one timing.
+        bounds: smallest and largest tau / t.
+        freeze_last: how many of the last steps keep tau = t.
+        seed: added to the seeds of the samples.
+    """
+
+    samples: int = 2000
+    bounds: tuple[float, float] = (0.7, 1.3)
+    freeze_last: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise BadValue(f"a Fréchet distance needs at least 2 samples, got {self.samples}")
+        if not 0 < self.bounds[0] <= 1 <= self.bounds[1]:
+            raise BadValue(f"bounds are the smallest and largest tau / t and must enclose 1, got {self.bounds}")
+        if self.freeze_last < 0:
+            raise BadValue(f"freeze_last must be 0 or more, got {self.freeze_last}")
+
+
+def coordinate_search(
+    loss: Loss,
+    times: Sequence[float],
+    tuned: int,
+    bounds: tuple[float, float],
+    t_min: float,
+    moves: Sequence[Sequence[float]] = MOVES,
+) -> tuple[tuple[float, ...], list[Row]]:
+    """Change one ratio after another, sweep after sweep, and keep what lowers the loss.
+
+    Args:
+        loss: of all K taus.
+        times: the K nominal times.
+        tuned: the first so many steps may move.
+        bounds: smallest and largest tau / t.
+        t_min: the smallest time that the network knows; the largest is 1.
+
+    Returns:
+        The best taus, and a row (step, try, loss, tau, t) for each loss; the first is the untuned one's. No timing with
+        a higher loss than the untuned one is returned.
+    """
+    ratios = [1.0] * len(times)
+
+    def taus(values: Sequence[float]) -> tuple[float, ...]:
+        # A frozen step's own time stays as it is, wherever it lies.
+        return tuple(t if r == 1 else min(1.0, max(t_min, t * r)) for t, r in zip(times, values, strict=True))
+
+    best = loss(taus(ratios))
+    rows: list[Row] = [(0, 0, best, times[0], times[0])]
+    for sweep in moves:
+        for step in range(tuned):
+            start = ratios[step]
+            for move in sweep:
+                tried = list(ratios)
+                tried[step] = min(bounds[1], max(bounds[0], start * (1 + move)))
+                found = loss(taus(tried))
+                rows.append((step, len(rows), found, taus(tried)[step], times[step]))
+                if found < best:
+                    best, ratios = found, tried
+    return taus(ratios), rows
+
+
+def tune_joint(
+    sampler: Sampler,
+    features: Features,
+    reference: FeatureStatistics,
+    config: JointConfig | None = None,
+    *,
+    batch: int = 500,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> TuneResult:
+    """Tune all conditioning times of a sampler by the Fréchet distance of its samples.
+
+    Args:
+        sampler: untuned, with a deterministic solver.
+        features, reference: what the distance is taken in and from.
+        batch: samples at a time.
+        state: file for the losses found so far; an interrupted run goes on from it. It is removed at the end.
+        progress: called with (timings judged, of all, message).
+
+    Raises:
+        BadValue: the solver draws noise, or ``state`` belongs to another tuning.
+        CorruptFile: ``state`` is damaged.
+    """
+    config = config or JointConfig()
+    if sampler.solver.eta > 0:
+        raise BadValue(
+            f"cannot tune {sampler.solver.name} with eta {sampler.solver.eta}: only deterministic solvers (eta = 0) are supported"
+        )
+    begun = time.monotonic()
+    times = sampler.grid.times[:-1]
+    tuned = max(0, len(times) - config.freeze_last)
+    seeds = range(FIRST_SEED + config.seed, FIRST_SEED + config.seed + config.samples)
+    start = StartNoise(sampler.shape, sampler.device)
+    untuned = Timing(
+        name=FRECHET_JOINT, taus=times, times=times, model=sampler.model, schedule=sampler.schedule.name,
+        solver=sampler.solver.name, options=dict(sampler.solver.options), grid=sampler.grid.name,
+        grid_times=sampler.grid.times, weights=sampler.weights,
+    )  # fmt: skip
+    known = _Known(state, [fingerprint(sampler, features, seeds), asdict(config), _digest(reference), MOVES])
+    total, done = 1 + tuned * sum(map(len, MOVES)), 0
+
+    @torch.no_grad()
+    def loss(taus: tuple[float, ...]) -> float:
+        nonlocal done
+        if taus not in known.losses:
+            trial = replace(sampler, timing=replace(untuned, taus=taus))
+            found, _ = sample_statistics(trial, features, seeds, batch=batch, start=start)
+            known.add(taus, frechet_distance(found, reference))
+        done += 1
+        if progress:
+            progress(done, total, f"timing {done} of {total}")
+        return known.losses[taus]
+
+    taus, rows = coordinate_search(loss, times, tuned, config.bounds, sampler.schedule.t_min)
+    losses = [row[2] for row in rows]
+    tuning: dict[str, Any] = {
+        "objective": "frechet", "strategy": "joint", "optimiser": "search", **asdict(config), "features": features.name,
+        "first_seed": seeds.start, "source": "samples", "seconds": round(known.elapsed + time.monotonic() - begun, 2),
+        "loss_untuned": [losses[0]], "loss_tuned": [min(losses)],
+    }  # fmt: skip
+    known.remove()
+    timing = replace(untuned, taus=taus, tuning=tuning, provenance=provenance())
+    return TuneResult(timing, pd.DataFrame(rows, columns=list(HISTORY_COLUMNS)))
+
+
+class _Known:
+    """The losses found so far, in a file: the search is deterministic, so a resumed one asks for the same timings again."""
+
+    def __init__(self, path: Path | None, parts: list[Any]) -> None:
+        self.path, self.elapsed = path, 0.0
+        self.losses: dict[tuple[float, ...], float] = {}
+        self.mark = hashlib.sha256(repr(parts).encode()).hexdigest()
+        self.begun = time.monotonic()
+        if path is None or not path.exists():
+            return
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("fingerprint") != self.mark:
+            raise BadValue(f"{path} is the state of another tuning (other model, solver, grid, features or options); delete it")
+        self.losses = {tuple(taus): value for taus, value in content["losses"]}
+        self.elapsed = content["elapsed"]
+
+    def add(self, taus: tuple[float, ...], value: float) -> None:
+        self.losses[taus] = value
+        if self.path:
+            elapsed = self.elapsed + time.monotonic() - self.begun
+            losses = [[list(key), loss] for key, loss in self.losses.items()]
+            write_json(self.path, {"fingerprint": self.mark, "elapsed": elapsed, "losses": losses})
+
+    def remove(self) -> None:
+        if self.path:
+            self.path.unlink(missing_ok=True)
+
+
+def _digest(reference: FeatureStatistics) -> str:
+    return hashlib.sha256(reference.mean.cpu().numpy().tobytes()).hexdigest()
