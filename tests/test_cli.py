@@ -661,3 +661,25 @@ def test_joint_tuning(pipeline):
 def test_joint_tuning_asked_for_by_half(pipeline, words):
     message = fails(*JOINT[:-1], "runs/never.json", *words)
     assert "give --objective frechet --strategy joint --optimiser search" in message
+
+
+# Speed
+
+
+def test_speed(pipeline):
+    said = succeeds(
+        "speed", "--model", "tiny", "--nfe", 2, "--features", "digits-resnet", "--source", "generated", "--images", 2,
+        "--n", 12, "--batch", 5, "--results", "runs/speed.csv",
+    )  # fmt: skip
+    rows = read_rows("runs/speed.csv", SPEED_COLUMNS).set_index("unit")
+    assert len(rows) == 3 and list(rows.index) == ["s", "images/s", "images/s"]
+    assert (rows.ours > 0).all() and "tuned, peer untuned" in said
+    tuning, sampling, evaluating = rows.itertuples()
+    assert tuning.ratio == pytest.approx(tuning.peer / tuning.ours, rel=2e-3)
+    assert sampling.ratio == pytest.approx(sampling.ours / sampling.peer, rel=2e-3)
+    assert pd.isna(evaluating.peer) or evaluating.peer == ""
+
+
+def test_speed_of_too_few_samples(pipeline):
+    words = ("speed", "--model", "tiny", "--nfe", 2, "--features", "digits-resnet", "--source", "generated", "--images", 2)
+    assert "n must be at least 2, got 1" in fails(*words, "--n", 1, "--results", "runs/never.csv")

@@ -9,10 +9,11 @@ from __future__ import annotations
 from tt_lib.cli.demo import demo
 from tt_lib.cli.sampler import evaluate, info, sample, tune
 from tt_lib.cli.shared import make_app
+from tt_lib.cli.speed import speed
 from tt_lib.cli.stats import card, stats
 from tt_lib.cli.table import floor, table
 from tt_lib.cli.train import features, train
 
 app = make_app()
-for command in (demo, tune, sample, evaluate, table, floor, train, features, stats, card, info):
+for command in (demo, tune, sample, evaluate, table, floor, speed, train, features, stats, card, info):
     app.command()(command)

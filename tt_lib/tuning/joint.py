@@ -188,7 +188,9 @@ class _Known:
             return
         content = read_json(path)
         if not isinstance(content, dict) or content.get("fingerprint") != self.mark:
-            raise BadValue(f"{path} is the state of another tuning (other model, solver, grid, features or options); delete it")
+            raise BadValue(
+                f"{path} is the state of another tuning (other model, solver, grid, features or options); delete it"
+            )
         self.losses = {tuple(taus): value for taus, value in content["losses"]}
         self.elapsed = content["elapsed"]
 
