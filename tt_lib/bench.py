@@ -19,7 +19,7 @@ from tt_lib.models import Model, load_model
 from tt_lib.noise import SampleNoise
 from tt_lib.predictors import Chunked, EpsPredictor, make_predictor
 from tt_lib.sampling import Sampler
-from tt_lib.solvers import make_solver
+from tt_lib.solvers import Solver, make_solver
 from tt_lib.timing import UNTUNED, Timing, load_timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
 from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig, tune_joint
@@ -46,6 +46,10 @@ class Cell:
         eta = f"-eta{self.eta:g}" if self.eta else ""
         return f"{self.solver}{eta}-{self.grid}-{self.nfe}-{self.timing}"
 
+    def make_solver(self) -> Solver:
+        """The cell's solver; eta is named only where it is not 0, since not every solver takes it."""
+        return make_solver(self.solver, **({"eta": self.eta} if self.eta else {}))
+
 
 @dataclass
 class Bench:
@@ -68,10 +72,9 @@ class Bench:
 
     def sampler(self, cell: Cell, timing: Timing | None = None) -> Sampler:
         """The sampler of a cell; a timing is checked against it."""
-        options = {"eta": cell.eta} if cell.eta else {}
         model = self.model
         return Sampler(
-            self.predictor, model.schedule, make_solver(cell.solver, **options),
+            self.predictor, model.schedule, cell.make_solver(),
             make_grid(cell.grid, cell.nfe, model.schedule), model.shape, timing, model.name, self.device, model.digest,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tt_lib.bench import Bench, Cell
 from tt_lib.datasets import to_uint8
 from tt_lib.engine import drive
-from tt_lib.errors import BadValue
+from tt_lib.evaluating import check_n
 from tt_lib.files import atomic_path
 from tt_lib.grids import make_grid
 from tt_lib.metrics.features import Features, disjoint_sets
@@ -78,8 +78,7 @@ def demo(
         progress: called with (network evaluations done, of all, message).
     """
     begun = time.monotonic()
-    if n % 10 or n < 20:
-        raise BadValue(f"n must be a multiple of 10 and at least 20, got {n}")
+    check_n(n)
     fine = min(fine, n)
 
     objective, strategy = cell.timing.split("-")

@@ -113,10 +113,7 @@ def measure(
     Raises:
         BadValue: ``n`` does not divide into the sets.
     """
-    if n % SETS or n < 2 * SETS:
-        raise BadValue(
-            f"n must be a multiple of {SETS} and at least {2 * SETS} (the interval is taken from {SETS} sets), got {n}"
-        )
+    check_n(n)
     size = n // SETS
     sets, done = [], 0
     paths = set_files(sampler, features, n, first_seed, work) if work else [None] * SETS
@@ -144,8 +141,22 @@ def measure(
     return Measured(value, low, high, nfe)
 
 
+def check_n(n: int) -> None:
+    """Raise :class:`BadValue` unless ``n`` samples divide into the sets, with at least two in each."""
+    if n % SETS or n < 2 * SETS:
+        raise BadValue(
+            f"n must be a multiple of {SETS} and at least {2 * SETS} (the interval is taken from {SETS} sets), got {n}"
+        )
+
+
+def forget_sets(sampler: Sampler, features: Features, n: int, first_seed: int, work: Path) -> None:
+    """Delete what :func:`measure` kept in ``work``: for whoever has written the row."""
+    for path in set_files(sampler, features, n, first_seed, work):
+        path.unlink(missing_ok=True)
+
+
 def set_files(sampler: Sampler, features: Features, n: int, first_seed: int, work: Path) -> list[Path]:
-    """Where :func:`measure` keeps the statistics of its sets; whoever has written the row deletes them."""
+    """Where :func:`measure` keeps the statistics of its sets."""
     size = n // SETS
     starts = range(first_seed, first_seed + SETS * size, size)
     return [work / f"{fingerprint(sampler, features, range(s, s + size))}.safetensors" for s in starts]

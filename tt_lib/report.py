@@ -29,7 +29,8 @@ def study(frame: pd.DataFrame, model: str = "cifar10-ddpm-w64", n: int = 50_000)
 def results_table(frame: pd.DataFrame) -> str:
     """The rows of ``fd.csv`` as a Markdown table, best timing of each line in bold; ceiling and floor below."""
     rows = study(frame)
-    few = rows[rows["nfe"] < CEILING_NFE]
+    ceiling = _is_ceiling(rows)
+    few = rows[~ceiling]
     timings = list(dict.fromkeys(few["timing"]))
     lines = [
         f"| sampler | NFE | {' | '.join(timings)} | gain of the best |",
@@ -37,16 +38,21 @@ def results_table(frame: pd.DataFrame) -> str:
     ]
     for (solver, grid, nfe), group in few.sort_values(CELL, kind="stable").groupby(CELL, sort=False):
         found = group.set_index("timing")
-        cells = [_value(found.loc[timing], found["value"].min()) if timing in found.index else "" for timing in timings]
+        best = found["value"].min()
+        cells = [_value(found.loc[timing], best) if timing in found.index else "" for timing in timings]
         lines.append(f"| {solver}, {grid} | {nfe} | {' | '.join(cells)} | {_gain(found['value'])} |")
     notes = [
         f"The network's own ceiling: {row.solver}, {row.grid}, {row.nfe} steps, untuned: {_value(row)}."
-        for row in rows[rows["nfe"] >= CEILING_NFE].itertuples()
+        for row in rows[ceiling].itertuples()
     ]
     notes += [
         f"The floor, {row.n:,} test images: {_value(row)}." for row in frame[frame["solver"] == "floor"].itertuples()
     ]
     return "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
+
+
+def _is_ceiling(rows: pd.DataFrame) -> pd.Series:
+    return (rows["nfe"] >= CEILING_NFE) & (rows["timing"] == UNTUNED)
 
 
 def _value(row, best: float | None = None) -> str:
@@ -85,7 +91,7 @@ def write_report(root: Path, frame: pd.DataFrame) -> list[Path]:
     from tt_lib.plots import fd_against_nfe, save_figure
 
     rows = study(frame)
-    ceiling = (rows["nfe"] >= CEILING_NFE) & (rows["timing"] == UNTUNED)
+    ceiling = _is_ceiling(rows)
     drawn = rows.assign(timing=rows["timing"].mask(ceiling, "ceiling"))
     drawn.loc[ceiling, ["solver", "grid"]] = ""
     readme, figure = root / "README.md", root / FIGURE

@@ -79,7 +79,7 @@ def measure_speed(
         config = TuneConfig(strategy=strategy, optimiser=optimiser)
         spent[strategy] = seconds(partial(bench.tune, tuned_cell, config, images, source), bench.device)
     what = f"tuning {where}, consistency, {optimiser}, {len(images)} images: parallel, peer sequential"
-    rows = [_row(what, spent["parallel"], spent["sequential"], "s", bench.device)]
+    rows = [speed_row(what, spent["parallel"], spent["sequential"], "s", bench.device)]
 
     rates = {}
     for name, sampler in samplers.items():
@@ -91,23 +91,23 @@ def measure_speed(
 
         rates[name] = n / seconds(job, bench.device)
     rows.append(
-        _row(f"sampling {where}: tuned, peer untuned", rates["tuned"], rates[UNTUNED], "images/s", bench.device)
+        speed_row(f"sampling {where}: tuned, peer untuned", rates["tuned"], rates[UNTUNED], "images/s", bench.device)
     )
 
     tell("evaluating: sampling, features and statistics in one stream")
     taken = seconds(
         lambda: sample_statistics(samplers["tuned"], features, range(n), batch=bench.batch, start=start), bench.device
     )
-    rows.append(_row(f"evaluating {where}, {features.name}", n / taken, None, "images/s", bench.device))
+    rows.append(speed_row(f"evaluating {where}, {features.name}", n / taken, None, "images/s", bench.device))
     return rows
 
 
-def _row(what: str, ours: float, peer: float | None, unit: str, device: torch.device) -> dict[str, Any]:
-    """A row; the ratio is how many times better ours is: fewer seconds or more images a second."""
+def speed_row(what: str, ours: float, peer: float | None, unit: str, device: torch.device) -> dict[str, Any]:
+    """A row of ``speed.csv``, to five digits; the ratio is how many times better ours is: fewer seconds or more images a second."""
     ratio: float | str = ""
     if peer is not None:
         ratio = round(peer / ours if unit == "s" else ours / peer, 3)
     return {
-        "what": what, "ours": float(f"{ours:.4g}"), "peer": "" if peer is None else float(f"{peer:.4g}"), "ratio": ratio,
+        "what": what, "ours": float(f"{ours:.5g}"), "peer": "" if peer is None else float(f"{peer:.5g}"), "ratio": ratio,
         "unit": unit, "device": device_name(device), **provenance(),
     }  # fmt: skip

@@ -39,12 +39,11 @@ import torch
 
 from tt_lib.bench import IMAGE_SOURCES, Bench, Cell, find_timing, parse_timing, timing_path
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
-from tt_lib.evaluating import SETS, StartNoise, fd_row, measure, set_files
+from tt_lib.evaluating import SETS, StartNoise, fd_row, forget_sets, measure
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
-from tt_lib.solvers import make_solver
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig
@@ -105,7 +104,7 @@ def read_table(path: Path | str) -> Table:
         for cell in cells:
             if cell.timing != UNTUNED:
                 table.config(cell)
-            make_solver(cell.solver, **({"eta": cell.eta} if cell.eta else {}))
+            cell.make_solver()
             choose("grid", cell.grid, GRIDS)
             if not isinstance(cell.nfe, int) or cell.nfe < 1:
                 raise BadValue(f"{path}: nfe must be a whole number of at least 1, got {cell.nfe}")
@@ -172,8 +171,7 @@ def run_table(
                     seed=table.seed, timing=cell.timing,
                 )  # fmt: skip
                 write_rows(results, [row], FD_COLUMNS, FD_KEY)
-                for path in set_files(sampler, features, table.n, table.seed, work / "sets"):
-                    path.unlink(missing_ok=True)
+                forget_sets(sampler, features, table.n, table.seed, work / "sets")
                 rows.append(row)
         spent += table.cost(cell)
         if progress:
@@ -198,12 +196,11 @@ def cell_timing(
 
     config, state = table.config(cell), work / f"{cell.label}.tuning"
     if isinstance(config, JointConfig):
-        timing = bench.tune_joint(cell, features, reference, config, state, tell).timing
-        timing.save(timing_path(bench.model.name, cell))
-        return timing
-    images = bench.tuning_images(table.source, table.images, table.dataset, data)
-    with torch.no_grad() if table.tuning.get("optimiser") == "search" else contextlib.nullcontext():
-        result = bench.tune(cell, config, images, table.source, state, tell)
+        result = bench.tune_joint(cell, features, reference, config, state, tell)
+    else:
+        images = bench.tuning_images(table.source, table.images, table.dataset, data)
+        with torch.no_grad() if config.optimiser == "search" else contextlib.nullcontext():
+            result = bench.tune(cell, config, images, table.source, state, tell)
     result.timing.save(timing_path(bench.model.name, cell))
     return result.timing
 

@@ -68,14 +68,8 @@ def _caption(n: int) -> str:
 
 
 def _record(seconds: float, device) -> None:
-    from tt_lib.results import SPEED_COLUMNS, SPEED_KEY, device_name, provenance, results_folder, write_rows
+    from tt_lib.results import SPEED_COLUMNS, SPEED_KEY, results_folder, write_rows
+    from tt_lib.speed import speed_row
 
-    row = {
-        "what": "tt demo",
-        "ours": round(seconds, 1),
-        "peer": "",
-        "ratio": "",
-        "unit": "s",
-        "device": device_name(device),
-    }
-    write_rows(results_folder() / "speed.csv", [row | provenance()], SPEED_COLUMNS, SPEED_KEY)
+    row = speed_row("tt demo", round(seconds, 1), None, "s", device)
+    write_rows(results_folder() / "speed.csv", [row], SPEED_COLUMNS, SPEED_KEY)

@@ -24,8 +24,15 @@ def tune(
     solver: SolverOption = "ddim",
     grid: GridOption = "uniform",
     nfe: NfeOption = 10,
-    objective: Annotated[str, typer.Option(help="consistency (the paper's), truncation, or frechet (with --strategy joint --optimiser search).")] = "consistency",
-    strategy: Annotated[str, typer.Option(help="sequential (the paper's), parallel, or joint (frechet only).")] = "sequential",
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="consistency (the paper's), truncation, or frechet (with --strategy joint --optimiser search)."
+        ),
+    ] = "consistency",
+    strategy: Annotated[
+        str, typer.Option(help="sequential (the paper's), parallel, or joint (frechet only).")
+    ] = "sequential",
     optimiser: Annotated[str, typer.Option(help="adam (the authors') or search (no gradients, much faster).")] = "adam",
     iterations: Annotated[int, typer.Option(help="Adam's iterations for each step.")] = 500,
     tune_batch: Annotated[int, typer.Option(help="Images in an iteration.")] = 64,
@@ -160,7 +167,7 @@ def evaluate(
     with the next set.
     """
     from tt_lib.bench import Cell, make_bench
-    from tt_lib.evaluating import fd_row, measure, set_files
+    from tt_lib.evaluating import fd_row, forget_sets, measure
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
@@ -177,8 +184,7 @@ def evaluate(
     name = tuned.name if tuned else UNTUNED
     row = fd_row(found, sampler, extractor, dataset=dataset, reference="train", n=n, seed=seed, timing=name)
     write_rows(results or results_folder() / "fd.csv", [row], FD_COLUMNS, FD_KEY)
-    for path in set_files(sampler, extractor, n, seed, work):
-        path.unlink(missing_ok=True)
+    forget_sets(sampler, extractor, n, seed, work)
     shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
     console.print(shown, highlight=False)
 

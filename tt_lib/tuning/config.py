@@ -12,6 +12,18 @@ OPTIMISERS = ("adam", "search")
 VALUES = ("ratio", "offset")
 
 
+def check_range(name: str, pair: tuple[float, float]) -> None:
+    """Raise :class:`BadValue` unless ``pair`` is a range of tau / t that tau = t lies in."""
+    if not 0 < pair[0] <= 1 <= pair[1]:
+        raise BadValue(f"{name} are the smallest and largest tau / t and must enclose 1, got {pair}")
+
+
+def check_freeze_last(count: int) -> None:
+    """Raise :class:`BadValue` unless ``count`` is a number of steps."""
+    if count < 0:
+        raise BadValue(f"freeze_last must be 0 or more, got {count}")
+
+
 @dataclass(frozen=True)
 class TuneConfig:
     """Defaults are those of the authors' code (Xia et al. 2024), but for batch and number of images, which it
@@ -59,12 +71,11 @@ class TuneConfig:
         for name in ("iterations", "batch", "substeps", "sweeps"):
             if getattr(self, name) < 1:
                 raise BadValue(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.freeze_last < 0:
-            raise BadValue(f"freeze_last must be 0 or more, got {self.freeze_last}")
+        check_freeze_last(self.freeze_last)
         for name in ("bounds", "search_range"):
             pair = getattr(self, name)
-            if pair is not None and not 0 < pair[0] <= 1 <= pair[1]:
-                raise BadValue(f"{name} are the smallest and largest tau / t and must enclose 1, got {pair}")
+            if pair is not None:
+                check_range(name, pair)
 
     @property
     def name(self) -> str:

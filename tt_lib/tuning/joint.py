@@ -33,7 +33,8 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import provenance
 from tt_lib.sampling import Sampler
 from tt_lib.timing import Timing
-from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
+from tt_lib.tuning.config import check_freeze_last, check_range
+from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult, check_deterministic
 
 FRECHET_JOINT = "frechet-joint"
 FIRST_SEED = 2_000_000_000
@@ -63,10 +64,8 @@ class JointConfig:
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise BadValue(f"a Fréchet distance needs at least 2 samples, got {self.samples}")
-        if not 0 < self.bounds[0] <= 1 <= self.bounds[1]:
-            raise BadValue(f"bounds are the smallest and largest tau / t and must enclose 1, got {self.bounds}")
-        if self.freeze_last < 0:
-            raise BadValue(f"freeze_last must be 0 or more, got {self.freeze_last}")
+        check_range("bounds", self.bounds)
+        check_freeze_last(self.freeze_last)
 
 
 def coordinate_search(
@@ -135,11 +134,7 @@ def tune_joint(
         CorruptFile: ``state`` is damaged.
     """
     config = config or JointConfig()
-    if sampler.solver.eta > 0:
-        raise BadValue(
-            f"cannot tune {sampler.solver.name} with eta {sampler.solver.eta}: only deterministic solvers (eta = 0) are supported"
-        )
-    begun = time.monotonic()
+    check_deterministic(sampler.solver)
     times = sampler.grid.times[:-1]
     tuned = max(0, len(times) - config.freeze_last)
     seeds = range(FIRST_SEED + config.seed, FIRST_SEED + config.seed + config.samples)
@@ -168,7 +163,7 @@ def tune_joint(
     losses = [row[2] for row in rows]
     tuning: dict[str, Any] = {
         "objective": "frechet", "strategy": "joint", "optimiser": "search", **asdict(config), "features": features.name,
-        "first_seed": seeds.start, "source": "samples", "seconds": round(known.elapsed + time.monotonic() - begun, 2),
+        "first_seed": seeds.start, "source": "samples", "seconds": round(known.seconds(), 2),
         "loss_untuned": [losses[0]], "loss_tuned": [min(losses)],
     }  # fmt: skip
     known.remove()
@@ -197,9 +192,12 @@ class _Known:
     def add(self, taus: tuple[float, ...], value: float) -> None:
         self.losses[taus] = value
         if self.path:
-            elapsed = self.elapsed + time.monotonic() - self.begun
             losses = [[list(key), loss] for key, loss in self.losses.items()]
-            write_json(self.path, {"fingerprint": self.mark, "elapsed": elapsed, "losses": losses})
+            write_json(self.path, {"fingerprint": self.mark, "elapsed": self.seconds(), "losses": losses})
+
+    def seconds(self) -> float:
+        """Spent so far, interrupted runs included."""
+        return self.elapsed + time.monotonic() - self.begun
 
     def remove(self) -> None:
         if self.path:

@@ -78,15 +78,20 @@ def tune(
         NotFinite: the network answered NaN or infinity.
     """
     config = config or TuneConfig()
-    if solver.eta > 0:
-        raise BadValue(
-            f"cannot tune {solver.name} with eta {solver.eta}: only deterministic solvers (eta = 0) are supported"
-        )
+    check_deterministic(solver)
     if len(images) < 1:
         raise BadValue("tuning needs at least one image, got none")
     return _Tuning(
         predictor, schedule, solver, grid, images, config, model, weights, source, state, save_seconds, progress
     ).run()
+
+
+def check_deterministic(solver: Solver) -> None:
+    """Raise :class:`BadValue` for a solver that draws noise, which cannot be tuned."""
+    if solver.eta > 0:
+        raise BadValue(
+            f"cannot tune {solver.name} with eta {solver.eta}: only deterministic solvers (eta = 0) are supported"
+        )
 
 
 class _Tuning:
