@@ -11,12 +11,12 @@ from tt_lib.bench import GENERATED_FIRST_SEED
 from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.evaluating import sample_statistics
 from tt_lib.metrics.frechet import frechet_distance
-from tt_lib.tuning.joint import FIRST_SEED, MOVES, JointConfig, coordinate_search, tune_joint
+from tt_lib.tuning.joint import FIRST_SEED, JointConfig, search, tune_joint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TIMES = (0.8, 0.4, 0.1)
-SMALL = JointConfig(samples=20)
+SMALL = JointConfig(samples=20, tries=6)
 
 
 def bowl(*best):
@@ -25,21 +25,35 @@ def bowl(*best):
 
 
 def test_search_finds_the_minimum():
-    taus, rows = coordinate_search(bowl(0.9, 1.06, 1.3), TIMES, 3, (0.7, 1.3), 0.001)
+    taus, rows = search(bowl(0.9, 1.06, 1.3), TIMES, 3, (0.7, 1.3), 0.001, 60)
     ratios = [tau / t for tau, t in zip(taus, TIMES, strict=True)]
-    assert ratios[:2] == pytest.approx([0.9, 1.06], abs=0.015)
-    assert len(rows) == 1 + 3 * sum(map(len, MOVES)) and rows[0][2] == pytest.approx(0.1036)
+    assert ratios == pytest.approx([0.9, 1.06, 1.3], abs=0.002)
+    assert rows[0] == (0, 0, pytest.approx(0.1036), 0.8, 0.8) and {row[0] for row in rows} == {0, 1, 2}
     assert bowl(0.9, 1.06, 1.3)(taus) == min(row[2] for row in rows)
 
 
+def test_search_follows_a_valley_along_no_axis():
+    """Ratios that only pay together: one step after another cannot follow the valley r0 + r1 = 2."""
+
+    def valley(taus):
+        first, second = (tau / t for tau, t in zip(taus, TIMES[:2], strict=True))
+        return 100 * (first + second - 2) ** 2 + (first - 0.85) ** 2
+
+    taus, _ = search(valley, TIMES[:2], 2, (0.7, 1.3), 0.001, 60)
+    assert valley(taus) < 1e-4 and taus[0] / TIMES[0] == pytest.approx(0.85, abs=0.01)
+
+
 def test_search_keeps_frozen_steps_bounds_and_range():
-    taus, rows = coordinate_search(bowl(0.5, 0.5, 0.5), TIMES, 2, (0.95, 1.05), 0.39)
+    taus, rows = search(bowl(0.5, 0.5, 0.5), TIMES, 2, (0.95, 1.05), 0.39, 40)
     assert taus == pytest.approx((0.95 * 0.8, 0.39, 0.1)) and {row[0] for row in rows} == {0, 1}
-    assert coordinate_search(lambda taus: -taus[0], (0.95,), 1, (0.5, 2.0), 0.001)[0] == (1.0,)
+    assert search(lambda taus: -taus[0], (0.95,), 1, (0.5, 2.0), 0.001, 20)[0] == (1.0,)
+    assert search(bowl(0.5, 0.5, 0.5), TIMES, 0, (0.7, 1.3), 0.001, 0)[0] == TIMES
 
 
-def test_search_is_never_worse_than_untuned():
-    assert coordinate_search(bowl(1, 1, 1), TIMES, 3, (0.7, 1.3), 0.001)[0] == TIMES
+def test_search_is_never_worse_than_untuned_and_asks_no_more_than_it_may():
+    asked = []
+    taus, rows = search(lambda taus: asked.append(taus) or bowl(1, 1, 1)(taus), TIMES, 3, (0.7, 1.3), 0.001, 12)
+    assert taus == TIMES and len(asked) <= 1 + 12 and len(rows) == 3 * len(asked)
 
 
 def test_tuned_by_the_distance_of_samples_that_are_never_measured(sampler, features, reference):  # noqa: F811
@@ -74,7 +88,7 @@ def test_interrupted_and_resumed_is_uninterrupted(sampler, features, reference, 
     resumed = tune_joint(sampler, features, reference, SMALL, state=state, progress=lambda *report: seen.append(report))
     whole = tune_joint(sampler, features, reference, SMALL)
     assert resumed.timing.taus == whole.timing.taus and resumed.history.equals(whole.history)
-    assert not state.exists() and seen[-1][0] == seen[-1][1] == len(whole.history)
+    assert not state.exists() and seen[-1][0] == whole.history.iteration.nunique() <= seen[-1][1]
 
 
 def test_state_of_another_tuning_and_damaged_state(sampler, features, reference, tmp_path):  # noqa: F811
@@ -99,7 +113,8 @@ def test_stochastic_solver(features, reference):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"samples": 1}, "at least 2 samples"), ({"bounds": (1.1, 1.2)}, "enclose 1"), ({"freeze_last": -1}, "0 or more")],
+    [({"samples": 1}, "at least 2 samples"), ({"bounds": (1.1, 1.2)}, "enclose 1"), ({"freeze_last": -1}, "0 or more"),
+     ({"tries": 2}, "at least 3 tries")],
 )
 def test_impossible_choices(changes, message):
     with pytest.raises(BadValue, match=message):
