@@ -315,7 +315,7 @@ def test_the_step_to_clean_data_is_finite_and_right(name, schedule, steps):
     assert grid.times[-1] == 0
     mixture = single_gaussian(0.5, 0.25)
     run = drive(make_solver(name)(points(5), grid, schedule), MixturePredictor(mixture, schedule), keep=True)
-    state, t = run.trajectory[-1]
+    state, t, _ = run.trajectory[-1]
     # From any state the last step's result is the posterior mean of x_0.
     assert run.x.isfinite().all()
     assert torch.allclose(run.x, mixture.x0(state, t, schedule), rtol=1e-9, atol=1e-9)

@@ -248,7 +248,7 @@ def test_tuning_lowers_the_true_truncation_error(data, name, strategy, optimiser
     run = drive(solver(start, grid, LINEAR), predictor, taus, keep=True)
 
     def error(k: int, tau: Tensor, target: Tensor) -> float:
-        state, t = run.trajectory[k]
+        state, t, _ = run.trajectory[k]
         item = replay(solver(start, grid, LINEAR), [*run.answers[:k], predictor(state, t, tau)])
         return ((item.x if isinstance(item, Request) else item) - target).square().sum(1).mean().item()
 

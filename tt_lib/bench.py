@@ -73,9 +73,10 @@ class Bench:
     def sampler(self, cell: Cell, timing: Timing | None = None) -> Sampler:
         """The sampler of a cell; a timing is checked against it."""
         model = self.model
+        solver, steps = cell.make_solver().for_nfe(cell.nfe)
         return Sampler(
-            self.predictor, model.schedule, cell.make_solver(),
-            make_grid(cell.grid, cell.nfe, model.schedule), model.shape, timing, model.name, self.device, model.digest,
+            self.predictor, model.schedule, solver,
+            make_grid(cell.grid, steps, model.schedule), model.shape, timing, model.name, self.device, model.digest,
         )  # fmt: skip
 
     def tuning_images(self, source: str, count: int, dataset: str, data: str | None) -> Tensor:

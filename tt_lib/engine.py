@@ -19,10 +19,14 @@ from tt_lib.predictors import Predictor
 
 
 class Request(NamedTuple):
-    """What a solver asks: the direction at state ``x`` [B, ...] and nominal time ``t`` (scalar or [B], float64)."""
+    """What a solver asks: the direction at state ``x`` [B, ...] and nominal time ``t`` (scalar or [B], float64).
+
+    ``stage`` is 0 for the first evaluation of a step and counts the others: only a tuner looks at it.
+    """
 
     x: Tensor
     t: Tensor
+    stage: int = 0
 
 
 Solution = Generator[Request, Tensor, Tensor]

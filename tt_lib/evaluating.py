@@ -82,7 +82,7 @@ def sample_statistics(
     found = FeatureStatistics(features.dimension, features.name, features.sha256, {}, features.device)
     nfe = 0
     for part in batches(seeds.start, len(seeds), batch):
-        run = sampler(part, start=start(part) if start and sampler.solver.eta == 0 else None)
+        run = sampler(part, start=start(part) if start and not sampler.solver.stochastic else None)
         nfe = run.nfe
         found.update(features(to_uint8(run.x)))
         if progress:

@@ -66,7 +66,7 @@ class Sampler:
         if start is None:
             noise = SampleNoise(seeds)
             start = noise.start(self.shape).to(self.device)
-        elif self.solver.eta > 0:
+        elif self.solver.stochastic:
             raise BadValue("a stochastic solver draws its start and its steps from one stream: give seeds, not start")
         taus = self.timing.taus if self.timing else None
         return drive(

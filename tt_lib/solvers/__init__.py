@@ -7,13 +7,14 @@ A solver function takes ``(x, times, schedule, noise, **options)``:
   one-step problems of a tuning run as one batch);
 - ``noise``: a function that draws noise shaped like the state it is given (only stochastic solvers call it).
 
-It yields ``Request(x, t)``, is sent ``eps`` and returns ``x`` at ``times[-1]``.
+It yields ``Request(x, t)``, is sent ``eps`` and returns ``x`` at ``times[-1]``. A solver with several evaluations
+a step numbers them, ``Request(x, t, stage)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tt_lib.engine import Solution
 from tt_lib.errors import BadValue, choose
 from tt_lib.grids import Grid
 from tt_lib.schedules import Schedule
+from tt_lib.solvers.budget import Plan, one_each
 from tt_lib.solvers.ddim import ddim
 from tt_lib.solvers.dpmpp import dpmpp_2m
 
@@ -36,9 +38,11 @@ class Solver:
     Attributes:
         name: its name in the registry, in rows and in timings.
         function: the generator function.
-        history: how many earlier evaluations a step uses (0 for single-step solvers).
+        history: how many earlier steps a step uses (0 for single-step solvers).
         ends_at_zero: whether a grid may end at clean data, ``t = 0``.
         options: keyword arguments of the function, such as ``eta``.
+        plan: how it spends a budget of evaluations, see :meth:`for_nfe`.
+        draws: whether it draws noise whatever its options.
     """
 
     name: str
@@ -46,6 +50,8 @@ class Solver:
     history: int = 0
     ends_at_zero: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    plan: Plan = one_each
+    draws: bool = False
 
     def __call__(self, x: Tensor, times: Tensor | Grid, schedule: Schedule, noise: Noise | None = None) -> Solution:
         """Start the solver.
@@ -61,6 +67,20 @@ class Solver:
     def eta(self) -> float:
         """The share of ancestral noise, 0 for a deterministic solver."""
         return float(self.options.get("eta", 0.0))
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise."""
+        return self.draws or self.eta > 0
+
+    def for_nfe(self, nfe: int) -> tuple[Solver, int]:
+        """The solver, with the options that this budget takes, and K, the steps of a grid, for exactly ``nfe`` evaluations.
+
+        Raises:
+            BadValue: the solver needs more.
+        """
+        steps, options = self.plan(nfe)
+        return replace(self, options={**self.options, **options}), steps
 
 
 SOLVERS: dict[str, Solver] = {
@@ -83,8 +103,8 @@ def make_solver(name: str, **options: Any) -> Solver:
             raise BadValue(f"solver {name!r} takes no option {option!r}; it takes {sorted(known) or 'none'}")
     if not 0 <= options.get("eta", 0.0) <= 1:
         raise BadValue(f"eta must lie between 0 (deterministic) and 1 (ancestral), got {options['eta']}")
-    return Solver(plain.name, plain.function, plain.history, plain.ends_at_zero, {**plain.options, **options})
+    return replace(plain, options={**plain.options, **options})
 
 
 def _no_noise(x: Tensor) -> Tensor:
-    raise BadValue("this solver draws noise (eta > 0), and no noise source was given: pass noise=...")
+    raise BadValue("this solver draws noise, and no noise source was given: pass noise=...")
