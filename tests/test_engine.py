@@ -141,7 +141,7 @@ def test_the_trajectory_is_kept_on_demand(name):
     run = drive(make_solver(name)(x, grid, LINEAR), recorder, keep=True)
     assert torch.equal(run.trajectory[0].x, x)
     assert [request.t.item() for request in run.trajectory] == list(grid.times[:-1])
-    for (state, t), answer, asked in zip(run.trajectory, run.answers, recorder.calls, strict=True):
+    for (state, t, _), answer, asked in zip(run.trajectory, run.answers, recorder.calls, strict=True):
         assert torch.equal(state, asked[0]) and torch.equal(answer, EXACT(state, t, t))
     plain = drive(make_solver(name)(x, grid, LINEAR), EXACT)
     assert plain.trajectory == [] and plain.answers == []
