@@ -204,7 +204,7 @@ def test_tune_options_reach_the_tuner(pipeline):
         "--strategy", "sequential", "--iterations", 2, "--tune-batch", 3, "--lr", 0.01, "--value", "offset",
         "--low", 0.9, "--high", 1.2, "--freeze-last", 0, "--images", 4, "--dataset", "digits", "--seed", 7,
     )  # fmt: skip
-    timing = load_timing("data/timings/tiny/dpmpp-2m-uniform-trailing-2-truncation-sequential.json")
+    timing = load_timing("data/timings/tiny/dpmpp-2m-uniform-trailing-2-truncation-sequential-freeze0.json")
     wanted = {
         "objective": "truncation", "strategy": "sequential", "optimiser": "adam", "iterations": 2, "batch": 3,
         "lr": 0.01, "value": "offset", "bounds": [0.9, 1.2], "freeze_last": 0, "seed": 7, "images": 4, "source": "real",

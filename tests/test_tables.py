@@ -28,6 +28,7 @@ from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.results import FD_COLUMNS, read_rows
 from tt_lib.tables import Table, hold, read_table, run_table
 from tt_lib.timing import Timing, load_timing
+from tt_lib.tuning import TuneConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,6 +98,14 @@ eta = [0.5, 1.0]
     assert (config.optimiser, config.substeps) == ("search", 2)
 
 
+def test_a_timing_names_its_frozen_steps(write):
+    table = read_table(write(HEAD + TUNING, ONE_CELL.replace("untuned", "consistency-parallel-freeze2")))
+    config = table.config(table.cells[0])
+    assert (config.objective, config.strategy, config.freeze_last) == ("consistency", "parallel", 2)
+    assert config.name == table.cells[0].timing
+    assert TuneConfig(freeze_last=1).name == "consistency-sequential"
+
+
 def test_defaults_of_tuning(write):
     table = read_table(write(HEAD, ONE_CELL))
     assert (table.images, table.source, table.tuning) == (256, "real", {})
@@ -123,6 +132,8 @@ BAD_TABLES = {
         HEAD + ONE_CELL.replace("untuned", "consistency-serial"),
         "'consistency-serial'.*consistency-sequential",
     ),
+    "frozen steps without a name": (HEAD + TUNING + "freeze_last = 2\n" + ONE_CELL, "freeze_last.*timing names them"),
+    "nothing after freeze": (HEAD + ONE_CELL.replace("untuned", "consistency-parallel-freeze"), "freeze2 at the end"),
     "no cells": (HEAD, r"no \[\[cells\]\]"),
     "an empty list": (HEAD + ONE_CELL.replace("2", "[]"), r"no \[\[cells\]\]"),
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,16 +175,20 @@ def find_timing(model: str, cell: Cell) -> Timing | None:
     return load_timing(path) if cell.timing != UNTUNED and path.exists() else None
 
 
-def parse_timing(name: str) -> tuple[str, str]:
-    """``truncation-parallel`` -> (objective, strategy).
+def parse_timing(name: str) -> dict[str, Any]:
+    """``truncation-parallel`` or ``consistency-parallel-freeze2`` -> the entries of TuneConfig that it names.
 
     Raises:
         BadValue: not of that form.
     """
     from tt_lib.tuning import OBJECTIVES, STRATEGIES
 
-    objective, _, strategy = name.partition("-")
-    if objective not in OBJECTIVES or strategy not in STRATEGIES:
-        names = [UNTUNED] + [f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES] + [FRECHET_JOINT]
-        raise BadValue(f"unknown timing {name!r}; choose one of: {', '.join(names)}")
-    return objective, strategy
+    plain = "|".join(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES)
+    found = re.fullmatch(rf"({plain})(?:-freeze(\d+))?", name)
+    if not found:
+        names = [UNTUNED, *plain.split("|"), FRECHET_JOINT]
+        raise BadValue(
+            f"unknown timing {name!r}; choose one of: {', '.join(names)} (-freeze2 at the end leaves the last 2 steps alone)"
+        )
+    objective, strategy = found[1].split("-")
+    return {"objective": objective, "strategy": strategy, **({"freeze_last": int(found[2])} if found[2] else {})}

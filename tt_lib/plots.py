@@ -62,7 +62,7 @@ LINE_STYLES: dict[str, LineStyle] = {
     "truncation-sequential": LineStyle(SKY, "v", (0, (3, 1))),
     "truncation-parallel": LineStyle(BLUE, "D", (0, (9, 1.5))),
     "constant": LineStyle(GREEN, "P", (0, (1, 1.2))),
-    "search": LineStyle(PURPLE, "X", (0, (4, 1, 1, 1, 1, 1))),
+    "frechet-joint": LineStyle(PURPLE, "X", (0, (4, 1, 1, 1, 1, 1))),
 }
 COLOURS: dict[str, str] = {
     **{name: style.color for name, style in LINE_STYLES.items()},
@@ -75,7 +75,7 @@ REFERENCE_ROWS: dict[str, Any] = {"ceiling": (0, (6, 3)), "floor": (0, (1.5, 2))
 SPARE_STYLES = [
     LineStyle(colour, marker, dashes)
     for (marker, dashes) in [("<", "-"), (">", (0, (5, 2))), ("*", (0, (1.5, 1.5)))]
-    for colour in (PURPLE, GREEN, BLUE, VERMILLION, SKY, ORANGE, BLACK)
+    for colour in (GREEN, PURPLE, BLUE, VERMILLION, SKY, ORANGE, BLACK)
 ]
 
 STYLE: Any = {

@@ -70,8 +70,7 @@ class Table:
         """How the timing of a cell is tuned."""
         if cell.timing == FRECHET_JOINT:
             return JointConfig(samples=self.samples)
-        objective, strategy = parse_timing(cell.timing)
-        return TuneConfig(objective=objective, strategy=strategy, **self.tuning)
+        return TuneConfig(**{**self.tuning, **parse_timing(cell.timing)})
 
     def cost(self, cell: Cell) -> int:
         """Network evaluations of a cell's samples."""
@@ -98,6 +97,9 @@ def read_table(path: Path | str) -> Table:
     head, tuning = dict(content.get("table", {})), dict(content.get("tuning", {}))
     images, source = tuning.pop("images", 256), tuning.pop("source", "real")
     samples = tuning.pop("samples", JointConfig.samples)
+    named = sorted({"objective", "strategy", "freeze_last"} & set(tuning))
+    if named:
+        raise BadValue(f"{path}: [tuning] may not hold {', '.join(named)}: a cell's timing names them, as consistency-parallel-freeze2")
     try:
         cells = tuple(cell for block in content.get("cells", []) for cell in _cells(block))
         table = Table(**head, cells=cells, tuning=tuning, images=images, source=source, samples=samples)

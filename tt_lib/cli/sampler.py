@@ -94,7 +94,7 @@ def tune(
             pictures = bench.tuning_images(source, images, dataset, str(data) if data else None)
             result = bench.tune(cell, config, pictures, source, state, report)
         else:
-            choices = JointConfig(samples, bounds or JointConfig.bounds, freeze_last, seed)
+            choices = JointConfig(samples=samples, bounds=bounds or JointConfig.bounds, freeze_last=freeze_last, seed=seed)
             extractor = load_feature_extractor(features, None, bench.device)
             reference = load_reference(dataset, "train", extractor)
             result = bench.tune_joint(cell, extractor, reference, choices, state, report)

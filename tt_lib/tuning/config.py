@@ -79,5 +79,9 @@ class TuneConfig:
 
     @property
     def name(self) -> str:
-        """What results rows call the timing: ``consistency-sequential`` and so on."""
-        return f"{self.objective}-{self.strategy}"
+        """What results rows call the timing: ``consistency-sequential``, ``consistency-parallel-freeze2`` and so on.
+
+        How many steps keep their own time changes results most, so rows tell it apart where it is not the default.
+        """
+        frozen = "" if self.freeze_last == TuneConfig.freeze_last else f"-freeze{self.freeze_last}"
+        return f"{self.objective}-{self.strategy}{frozen}"
