@@ -17,20 +17,21 @@ from tt_lib.errors import BadValue, NotFinite, TimingMismatch
 from tt_lib.grids import Grid, make_grid
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import SOLVERS, make_solver
+from tt_lib.solvers import make_solver
 from tt_lib.timing import load_timing
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow, ring_2d, two_modes_1d
 from tt_lib.tuning import OBJECTIVES, STRATEGIES, TuneConfig, TuneResult, tune
 from tt_lib.tuning.config import OPTIMISERS
+from tt_lib.tuning.layout import layout
 from tt_lib.tuning.optimisers import SEARCH_TRIES, Bounds, _batch, adam, search
-from tt_lib.tuning.problems import generate_images, parallel_problem, sequential_problem
+from tt_lib.tuning.problems import Setting, generate_images, parallel_problem, sequential_problem
 
 LINEAR = make_schedule("linear")
 MIXTURES = {"line": two_modes_1d(), "ring": ring_2d(5, scale=0.2)}
 RING = MIXTURES["ring"]
 PREDICTOR = MixturePredictor(RING, LINEAR)
 GRID = make_grid("uniform", 4, LINEAR)
-NAMES = sorted(SOLVERS)
+NAMES = ["ddim", "dpmpp-2m"]  # written out by hand below; test_tuning_stages.py has them all
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -167,10 +168,11 @@ def problems(name: str, objective: str, mixture: GaussianMixture = RING, grid: G
     noise = tuner_noise(x0, 0)
     start = noised(x0, noise, grid.times[0])
     answers = [predictor(start, times[0], 0.93 * times[0])]
-    one = sequential_problem(solver, LINEAR, predictor, objective, 4, times, 1, start, answers)
+    setting = Setting(solver, LINEAR, predictor, objective, 4, times, layout(solver, times, LINEAR))
+    one = sequential_problem(setting, 1, start, answers)
     taus = [0.93 * t for t in grid.times[:-1]]
     steps = [1, 2, 3] if name == "dpmpp-2m" else [0, 1, 2, 3]
-    return [one, parallel_problem(solver, LINEAR, predictor, objective, 4, times, steps, x0, noise, taus)]
+    return [one, parallel_problem(setting, steps, 0, x0, noise, taus)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -208,10 +210,10 @@ def test_losses_grow_with_the_dimension_and_not_with_the_batch():
     noise = tuner_noise(x0, 0)
 
     def losses(mixture, x0, noise, objective):
-        problem = parallel_problem(
-            make_solver("ddim"), LINEAR, MixturePredictor(mixture, LINEAR), objective, 4, times, [0, 1, 2],
-            x0, noise, GRID.times[:-1],
-        )  # fmt: skip
+        solver = make_solver("ddim")
+        predictor = MixturePredictor(mixture, LINEAR)
+        setting = Setting(solver, LINEAR, predictor, objective, 4, times, layout(solver, times, LINEAR))
+        problem = parallel_problem(setting, [0, 1, 2], 0, x0, noise, GRID.times[:-1])
         return problem.losses(0.9 * times[:3])
 
     for objective in OBJECTIVES:
@@ -458,9 +460,9 @@ def test_a_grid_of_one_step():
         assert 0 < result.timing.taus[0] < 1
 
 
-def test_stochastic_solvers_and_no_images_are_refused():
-    with pytest.raises(BadValue, match=r"ddim with eta 0\.5"):
-        tune(PREDICTOR, LINEAR, make_solver("ddim", eta=0.5), GRID, images())
+def test_truncation_of_a_stochastic_solver_and_no_images_are_refused():
+    with pytest.raises(BadValue, match=r"ddim with eta 0\.5 by truncation.*--objective consistency"):
+        tune(PREDICTOR, LINEAR, make_solver("ddim", eta=0.5), GRID, images(), TuneConfig(objective="truncation"))
     with pytest.raises(BadValue, match="at least one image"):
         run_tune(x0=images()[:0])
 

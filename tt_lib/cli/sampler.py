@@ -41,6 +41,7 @@ def tune(
     low: Annotated[float | None, typer.Option(help="Smallest tau / t allowed (give both or neither).")] = None,
     high: Annotated[float | None, typer.Option(help="Largest tau / t allowed.")] = None,
     freeze_last: Annotated[int, typer.Option(help="How many last steps keep tau = t; 0 tunes all.")] = 1,
+    tie: Annotated[str, typer.Option(help="One tau / t for each evaluation, or one for each step (step).")] = "evaluation",
     images: Annotated[int, typer.Option(help="Images to tune on.")] = 256,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
     samples: Annotated[int, typer.Option(help="Samples that judge one timing (frechet only).")] = 2000,
@@ -82,7 +83,7 @@ def tune(
     bounds = (low, high) if low is not None and high is not None else None
     config = None if joint else TuneConfig(
         objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,
-        value=value, bounds=bounds, freeze_last=freeze_last, seed=seed,
+        value=value, bounds=bounds, freeze_last=freeze_last, tie=tie, seed=seed,
     )  # fmt: skip
     bench = make_bench(model, pick_device(device), batch=batch)
     cell = Cell(solver, grid, nfe, config.name if config else FRECHET_JOINT)

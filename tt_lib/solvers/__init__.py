@@ -29,6 +29,8 @@ from tt_lib.solvers.ddim import ddim
 from tt_lib.solvers.dpmpp import dpmpp_2m
 
 Noise = Callable[[Tensor], Tensor]
+STEPWISE = ("orders", "gamma")
+"""Options that hold one entry for each step."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Solver:
     def eta(self) -> float:
         """The share of ancestral noise, 0 for a deterministic solver."""
         return float(self.options.get("eta", 0.0))
+
+    def part(self, first: int, steps: int) -> Solver:
+        """The solver for a stretch of its grid: options with one entry for each step are cut to it."""
+        cut = {key: value[first : first + steps] for key, value in self.options.items() if key in STEPWISE}
+        return replace(self, options={**self.options, **cut})
 
     @property
     def stochastic(self) -> bool:

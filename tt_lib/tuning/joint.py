@@ -36,7 +36,8 @@ from tt_lib.results import provenance
 from tt_lib.sampling import Sampler
 from tt_lib.timing import Timing
 from tt_lib.tuning.config import check_freeze_last, check_range
-from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult, check_deterministic
+from tt_lib.tuning.layout import layout
+from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
 
 FRECHET_JOINT = "frechet-joint"
 FIRST_SEED = 2_000_000_000
@@ -129,20 +130,21 @@ def tune_joint(
     """Tune all conditioning times of a sampler by the Fréchet distance of its samples.
 
     Args:
-        sampler: untuned, with a deterministic solver.
+        sampler: untuned. A solver that draws noise draws the same for every timing.
         features, reference: what the distance is taken in and from.
         batch: samples at a time.
         state: file for the losses found so far; an interrupted run goes on from it. It is removed at the end.
         progress: called with (timings judged, of all, message).
 
     Raises:
-        BadValue: the solver draws noise, or ``state`` belongs to another tuning.
+        BadValue: ``state`` belongs to another tuning.
         CorruptFile: ``state`` is damaged.
     """
     config = config or JointConfig()
-    check_deterministic(sampler.solver)
-    times = sampler.grid.times[:-1]
-    tuned = max(0, len(times) - config.freeze_last)
+    grid_times = torch.tensor(sampler.grid.times, dtype=torch.float64)
+    evaluations = layout(sampler.solver, grid_times, sampler.schedule)
+    times = tuple(each.t for each in evaluations)
+    tuned = sum(each.step < sampler.grid.steps - config.freeze_last for each in evaluations)
     seeds = range(FIRST_SEED + config.seed, FIRST_SEED + config.seed + config.samples)
     start = StartNoise(sampler.shape, sampler.device)
     untuned = Timing(

@@ -22,8 +22,9 @@ from tt_lib.schedules import Schedule
 from tt_lib.solvers import Solver
 from tt_lib.timing import Timing
 from tt_lib.tuning.config import TuneConfig
+from tt_lib.tuning.layout import layout, stages_of
 from tt_lib.tuning.optimisers import OPTIMISER_FUNCTIONS, SEARCH_TRIES, Rows
-from tt_lib.tuning.problems import advance, parallel_problem, sequential_problem
+from tt_lib.tuning.problems import Problem, Setting, parallel_problem, sequential_problem
 
 HISTORY_COLUMNS = ("step", "iteration", "loss", "tau", "t")
 Progress = Callable[[int, int, str], None]
@@ -62,7 +63,7 @@ def tune(
     Args:
         predictor: ``(x, t, tau) -> eps``, frozen.
         schedule: its noise schedule.
-        solver: any deterministic solver with one evaluation a step.
+        solver: any; one that draws noise draws the same for every tau.
         grid: the nominal times.
         images: x0 [P, ...] in [-1, 1] on the predictor's device: real images, or the network's own.
         config: the choices; by default the authors'.
@@ -74,11 +75,11 @@ def tune(
         progress: called with (done, total, message).
 
     Raises:
-        BadValue: the solver draws noise, or ``state`` belongs to another tuning.
+        BadValue: ``truncation`` for a solver that draws noise, or ``state`` belongs to another tuning.
         NotFinite: the network answered NaN or infinity.
     """
     config = config or TuneConfig()
-    check_deterministic(solver)
+    check_objective(solver, config.objective)
     if len(images) < 1:
         raise BadValue("tuning needs at least one image, got none")
     return _Tuning(
@@ -86,12 +87,22 @@ def tune(
     ).run()
 
 
-def check_deterministic(solver: Solver) -> None:
-    """Raise :class:`BadValue` for a solver that draws noise, which cannot be tuned."""
-    if solver.eta > 0:
+def check_objective(solver: Solver, objective: str) -> None:
+    """Raise :class:`BadValue` for an objective that means nothing for the solver."""
+    if solver.stochastic and objective == "truncation":
         raise BadValue(
-            f"cannot tune {solver.name} with eta {solver.eta}: only deterministic solvers (eta = 0) are supported"
+            f"cannot tune {solver.name} with eta {solver.eta} by truncation: it draws noise and follows no trajectory that "
+            "a fine solution could be; choose --objective consistency, or frechet"
         )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Evaluations that are tuned together: their indices, their number within the step, and how many share a ratio."""
+
+    indices: list[int]
+    stage: int
+    tied: int
 
 
 class _Tuning:
@@ -106,7 +117,11 @@ class _Tuning:
         self.noise = torch.randn(
             images.shape, generator=torch.Generator().manual_seed(config.seed), dtype=torch.float32
         ).to(images.device, images.dtype)
-        self.taus = [float(t) for t in self.times[:-1]]
+        self.setting = Setting(
+            solver, schedule, predictor, config.objective, config.substeps, self.times,
+            layout(solver, self.times, schedule), config.seed,
+        )  # fmt: skip
+        self.taus = [each.t for each in self.setting.evaluations]
         self.stages = self._stages()
         self.done_stages, self.rows, self.elapsed = 0, [], 0.0
         self.partial: dict[str, Any] | None = None
@@ -119,31 +134,37 @@ class _Tuning:
         sequential = self.config.strategy == "sequential"
         answers: list[Tensor] = []
         start = self._start_state() if sequential else None
-        for index, steps in enumerate(self.stages):
-            if not sequential and index < self.done_stages:
+        for number, group in enumerate(self.stages):
+            if not sequential and number < self.done_stages:
                 continue
-            self._tell(steps, "preparing states and targets")
+            self._tell(group, "preparing states and targets")
             make = self._sequential if sequential else self._parallel
-            problem = make(steps, start, answers)
-            if index >= self.done_stages:
-                self._tune_stage(problem, steps)
+            problem = make(group, start, answers)
+            if number >= self.done_stages:
+                self._tune_stage(problem, group)
             if sequential:
-                answers.append(advance(problem, self.taus[steps[0]]))
+                answers += problem.answers_at(self.taus[group.indices[0]])
         if self.state:
             self.state.unlink(missing_ok=True)
         return TuneResult(self._timing(), pd.DataFrame(self.rows, columns=list(HISTORY_COLUMNS)))
 
-    def _stages(self) -> list[list[int]]:
-        """The steps that are tuned together: one by one, or all with a history of one length, ``sweeps`` times."""
-        steps = list(range(max(0, self.grid.steps - self.config.freeze_last)))
-        if self.config.strategy == "sequential":
-            return [[step] for step in steps]
-        groups: dict[int, list[int]] = {}
-        for step in steps:
-            groups.setdefault(min(step, self.solver.history), []).append(step)
-        sweep = list(groups.values())
+    def _stages(self) -> list[_Group]:
+        """What is tuned together: one evaluation after another, or all that run alike, ``sweeps`` times."""
+        last = self.grid.steps - self.config.freeze_last
+        tied = self.config.tie == "step"
+        groups: dict[Any, list[int]] = {}
+        for index, each in enumerate(self.setting.evaluations):
+            if each.step >= last or (tied and each.stage):
+                continue
+            history = min(each.step, self.solver.history)
+            count = stages_of(self.setting.evaluations, each.step) if tied else 1
+            options = repr(self.solver.part(each.step - history, history + 1).options)
+            alone = index if self.config.strategy == "sequential" else None
+            groups.setdefault((alone, history, options, each.stage, count), []).append(index)
+        sweep = [_Group(indices, key[-2], key[-1]) for key, indices in groups.items()]
         # Without history the states do not depend on the taus, and a second sweep would find the same again.
-        return sweep * (self.config.sweeps if self.solver.history else 1)
+        again = self.config.strategy == "parallel" and self.solver.history
+        return sweep * (self.config.sweeps if again else 1)
 
     def _start_state(self) -> Tensor:
         """x_T = alpha_T x_0 + sigma_T eps at the grid's first time."""
@@ -153,23 +174,22 @@ class _Tuning:
             + self.schedule.sigma(t).item() * self.noise
         )
 
-    def _sequential(self, steps, start, answers):
-        return sequential_problem(
-            self.solver, self.schedule, self.predictor, self.config.objective, self.config.substeps,
-            self.times, steps[0], start, list(answers),
-        )  # fmt: skip
+    def _sequential(self, group: _Group, start, answers) -> Problem:
+        return sequential_problem(self.setting, group.indices[0], start, list(answers), group.tied)
 
-    def _parallel(self, steps, start, answers):
-        return parallel_problem(
-            self.solver, self.schedule, self.predictor, self.config.objective, self.config.substeps,
-            self.times, steps, self.images, self.noise, self.taus,
-        )  # fmt: skip
+    def _parallel(self, group: _Group, start, answers) -> Problem:
+        steps = [self.setting.evaluations[index].step for index in group.indices]
+        return parallel_problem(self.setting, steps, group.stage, self.images, self.noise, self.taus, group.tied)
 
-    def _tune_stage(self, problem, steps: list[int]) -> None:
+    def _tune_stage(self, problem: Problem, group: _Group) -> None:
         optimise = OPTIMISER_FUNCTIONS[self.config.optimiser]
         taus, rows = optimise(problem, self.config, watch=self._watch, resume=self.partial)
-        for step, tau in zip(steps, taus.tolist(), strict=True):
-            self.taus[step] = tau
+        for index, tau in zip(group.indices, taus.tolist(), strict=True):
+            ratio = tau / self.setting.evaluations[index].t
+            self.taus[index] = tau
+            for other in range(index + 1, index + group.tied):
+                t = self.setting.evaluations[other].t
+                self.taus[other] = min(1.0, max(self.schedule.t_min, t * ratio))
         self.rows += rows
         self.partial, self.done_stages = None, self.done_stages + 1
         self._save()
@@ -182,9 +202,10 @@ class _Tuning:
             self._save()
         self._tell(self.stages[self.done_stages], "tuning")
 
-    def _tell(self, steps: list[int], doing: str) -> None:
+    def _tell(self, group: _Group, doing: str) -> None:
         if self.progress:
-            where = f"step {steps[0] + 1}" if len(steps) == 1 else f"steps {steps[0] + 1}-{steps[-1] + 1}"
+            first, last = (self.setting.evaluations[group.indices[end]].step + 1 for end in (0, -1))
+            where = f"step {first}" if first == last else f"steps {first}-{last}"
             self.progress(self.ticks, self._total_ticks(), f"{doing}, {where} of {self.grid.steps}")
 
     def _total_ticks(self) -> int:
@@ -244,7 +265,7 @@ class _Tuning:
             "loss_untuned": [first for first, _ in losses], "loss_tuned": [last for _, last in losses],
         }  # fmt: skip
         return Timing(
-            name=self.config.name, taus=tuple(self.taus), times=tuple(self.times[:-1].tolist()),
+            name=self.config.name, taus=tuple(self.taus), times=tuple(each.t for each in self.setting.evaluations),
             model=self.model, schedule=self.schedule.name, solver=self.solver.name, options=dict(self.solver.options),
             grid=self.grid.name, grid_times=self.grid.times, tuning=tuning, provenance=provenance(), weights=self.weights,
         )  # fmt: skip
