@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import data_folder, file_hash
 from tt_lib.models import CARD, SHIPPED, WEIGHTS, find_model, load_model, make_unet, save_model
+from tt_lib.predictors import make_predictor
 from tt_lib.schedules import make_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -311,13 +312,20 @@ def test_networks_stored_in_half_precision_run_in_full(google):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"prediction_type": "v_prediction"}, "v_prediction"), ({"beta_schedule": "no-such"}, "no-such")],
+    [({"prediction_type": "flow_prediction"}, "'flow_prediction'.*epsilon, v_prediction, sample"), ({"beta_schedule": "no-such"}, "no-such")],
 )
 def test_networks_that_cannot_be_used(google, change, message):
-    """A network that predicts v would be sampled as if it predicted eps, and give noise without a word."""
+    """A network that predicts something else would be sampled as if it predicted eps, and give noise without a word."""
     (google / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER | change))
     with pytest.raises(BadValue, match=message):
         load_model(str(google))
+
+
+@pytest.mark.parametrize(("theirs", "kind"), [("epsilon", "eps"), ("v_prediction", "v"), ("sample", "x0")])
+def test_what_a_hub_network_predicts_reaches_its_predictor(google, theirs, kind):
+    (google / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER | {"prediction_type": theirs}))
+    model = load_model(str(google))
+    assert model.kind == kind and make_predictor(model).kind == kind
 
 
 # The shipped network

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tt_lib.errors import NotFinite
-from tt_lib.predictors import Predictor
+
+if TYPE_CHECKING:  # predictors convert with the solvers' arithmetic, and solvers need the engine
+    from tt_lib.predictors import Predictor
 
 
 class Request(NamedTuple):

@@ -25,9 +25,13 @@ SHIPPED = {"cifar10": "cifar10-ddpm-w64", "digits": "digits-ddpm"}
 """The shipped network of each data set, by its folder's name in ``data/pretrained/``."""
 
 
+PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+"""diffusers' names of what a network predicts, and ours."""
+
+
 @dataclass
 class Model:
-    """A frozen eps-network with all that is needed to sample from it.
+    """A frozen network with all that is needed to sample from it.
 
     Attributes:
         network: called as ``network(x, c).sample`` with ``x`` [B, C, H, W] and ``c`` [B], the schedule's
@@ -37,6 +41,7 @@ class Model:
         name: what results rows and timings call it.
         digest: sha256 of the weights' file (empty for a network made in memory).
         card: the content of ``tt_model.json``.
+        kind: what it predicts, ``eps``, ``x0`` or ``v`` (see :mod:`tt_lib.conversions`).
     """
 
     network: nn.Module
@@ -45,6 +50,7 @@ class Model:
     name: str
     digest: str = ""
     card: dict[str, Any] = field(default_factory=dict)
+    kind: str = "eps"
 
 
 def make_unet(dataset: str = "cifar10", width: int = 64) -> Any:
@@ -149,8 +155,11 @@ def _load_folder(folder: Path) -> Model:
         remedy = "restore the file (git checkout, git lfs pull) or train it again with `tt train`"
         check_hash(folder / WEIGHTS, card["sha256"], remedy=remedy)
     network = _from_pretrained(str(folder))
-    schedule = make_schedule(card["schedule"]) if "schedule" in card else _schedule_of(str(folder))
-    return _model(network, schedule, card.get("name", folder.name), card.get("sha256", ""), card)
+    if "schedule" in card:
+        schedule, kind = make_schedule(card["schedule"]), card.get("kind", "eps")
+    else:
+        schedule, kind = _scheduler_of(str(folder))
+    return _model(network, schedule, kind, card.get("name", folder.name), card.get("sha256", ""), card)
 
 
 def _load_hub(name: str) -> Model:
@@ -159,7 +168,8 @@ def _load_hub(name: str) -> Model:
             f"no model {name!r}: it is no folder, none of {sorted(SHIPPED.values())} in {data_folder() / 'pretrained'}, "
             "and no Hub repository (those read owner/name)"
         )
-    return _model(_from_pretrained(name), _schedule_of(name), name, "", {})
+    network, (schedule, kind) = _from_pretrained(name), _scheduler_of(name)
+    return _model(network, schedule, kind, name, "", {})
 
 
 def _from_pretrained(source: str) -> Any:
@@ -183,8 +193,8 @@ def _from_pretrained(source: str) -> Any:
     return network
 
 
-def _schedule_of(source: str) -> Schedule:
-    """The schedule in a repository's ``scheduler_config.json`` (at the top, where DDPM's are, or in ``scheduler/``)."""
+def _scheduler_of(source: str) -> tuple[Schedule, str]:
+    """The schedule, and what the network predicts, from a repository's ``scheduler_config.json`` (at the top, where DDPM's are, or in ``scheduler/``)."""
     from diffusers import DDPMScheduler
 
     for options in ({}, {"subfolder": "scheduler"}):
@@ -194,17 +204,18 @@ def _schedule_of(source: str) -> Schedule:
             continue
         except NotImplementedError as error:
             raise BadValue(f"the noise schedule of {source} is unknown: {error}; add tt_model.json") from error
-        if scheduler.config["prediction_type"] != "epsilon":
+        kind = PREDICTION_TYPES.get(scheduler.config["prediction_type"])
+        if kind is None:
             raise BadValue(
-                f"the network of {source} predicts {scheduler.config['prediction_type']}, and only networks that "
-                "predict the noise (epsilon) can be sampled here; choose another model"
+                f"the network of {source} predicts {scheduler.config['prediction_type']!r}, which is none of "
+                f"{', '.join(PREDICTION_TYPES)}; choose another model"
             )
-        return DiscreteSchedule(scheduler.betas.double(), scheduler.config["beta_schedule"])
+        return DiscreteSchedule(scheduler.betas.double(), scheduler.config["beta_schedule"]), kind
     raise MissingFile(f"{source} has no scheduler_config.json, so its noise schedule is unknown; add tt_model.json")
 
 
-def _model(network: nn.Module, schedule: Schedule, name: str, digest: str, card: dict[str, Any]) -> Model:
+def _model(network: nn.Module, schedule: Schedule, kind: str, name: str, digest: str, card: dict[str, Any]) -> Model:
     config: Any = network.config
     size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return Model(network, schedule, (config["in_channels"], height, width), name, digest, card)
+    return Model(network, schedule, (config["in_channels"], height, width), name, digest, card, kind)

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tt_lib.conversions import KINDS, to_eps
+from tt_lib.errors import choose
 from tt_lib.models import Model
 from tt_lib.schedules import Schedule
 
@@ -24,20 +26,28 @@ class Predictor(Protocol):
 
 
 class EpsPredictor:
-    """A network that predicts the noise, conditioned on ``tau``.
+    """A network as a predictor of the noise, conditioned on ``tau``.
 
     Args:
         network: called as ``network(x, c)`` with ``x`` float32 [B, C, H, W] and ``c`` float32 [B], the
-            schedule's ``network_time(tau)``; returns eps [B, C, H, W], or an object with it as ``.sample``.
+            schedule's ``network_time(tau)``; returns a prediction [B, C, H, W], or an object with it as ``.sample``.
         schedule: turns ``tau`` into ``c``.
         bf16: run the network in bfloat16 under autocast.
+        kind: what the network predicts, see :mod:`tt_lib.conversions`; the answer is always eps. A network that also
+            predicts a variance gives twice the channels of ``x``: the first half counts.
+        convert_at: the noise level of that conversion: ``t``, which the state has, or ``tau``, as in the authors' code. (For
+            kind ``eps`` there is nothing to convert.)
 
     The answer is float32. ``tau`` reaches the network as a float tensor, never as a Python number:
     diffusers' ``UNet2DModel`` truncates a float timestep to an integer.
     """
 
-    def __init__(self, network: nn.Module | Callable, schedule: Schedule, bf16: bool = False) -> None:
-        self.network, self.schedule, self.bf16 = network, schedule, bf16
+    def __init__(
+        self, network: nn.Module | Callable, schedule: Schedule, bf16: bool = False, kind: str = "eps", convert_at: str = "t"
+    ) -> None:
+        choose("kind of prediction", kind, KINDS)
+        choose("time to convert at", convert_at, ("t", "tau"))
+        self.network, self.schedule, self.bf16, self.kind, self.convert_at = network, schedule, bf16, kind, convert_at
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
         c = self.schedule.network_time(tau).to(device=x.device, dtype=torch.float32).expand(len(x))
@@ -45,7 +55,9 @@ class EpsPredictor:
         with context:
             answer = self.network(x, c)
         answer = answer if isinstance(answer, Tensor) else answer.sample
-        return answer.float()
+        if x.ndim > 1 and answer.shape[1] == 2 * x.shape[1]:
+            answer = answer[:, : x.shape[1]]
+        return to_eps(self.kind, answer.float(), x, t if self.convert_at == "t" else tau, self.schedule)
 
 
 class Chunked:
@@ -75,4 +87,5 @@ def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False) -
     network = model.network
     if bf16:
         network = network.to(memory_format=torch.channels_last)
-    return EpsPredictor(torch.compile(network, dynamic=False) if compile else network, model.schedule, bf16)
+    run = torch.compile(network, dynamic=False) if compile else network
+    return EpsPredictor(run, model.schedule, bf16, model.kind)

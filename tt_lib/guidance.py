@@ -1,0 +1,93 @@
+"""Guidance: predictors made of predictors, so that a tuned timing works under each of them.
+
+A guided evaluation counts as one evaluation, whatever the number of networks it calls: each is called at the same (x, t, tau).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tt_lib.conversions import to_eps, to_x0
+from tt_lib.errors import BadValue
+from tt_lib.predictors import Predictor
+from tt_lib.schedules import Schedule
+from tt_lib.solvers.arithmetic import along
+
+
+class ClassifierFree:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6).
+
+    ``eps = eps_u + scale (eps_c - eps_u)``: scale 0 is unconditional, **scale 1 is the conditional network as it is**, and
+    more than 1 exaggerates the condition. (The paper's w is ``scale - 1``.)
+
+    Args:
+        conditional, unconditional: predictors of eps.
+        scale: any number.
+    """
+
+    def __init__(self, conditional: Predictor, unconditional: Predictor, scale: float) -> None:
+        self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
+
+    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        plain = self.unconditional(x, t, tau)
+        return plain + self.scale * (self.conditional(x, t, tau) - plain)
+
+
+class ClassifierGuided:
+    """Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2).
+
+    ``eps = eps_u - scale sigma_t grad_x log p(y | x, tau)``: scale 0 is unconditional and **scale 1 is Bayes' rule**. Like the
+    network, the classifier is told tau; sigma belongs to the state and is taken at t.
+
+    Args:
+        predictor: of eps, unconditional.
+        log_probability: ``(x [B, ...], tau) -> [B]``, log p(y | x) at noise level tau, differentiable in x.
+        schedule: gives sigma.
+        scale: any number.
+    """
+
+    def __init__(
+        self, predictor: Predictor, log_probability: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, scale: float
+    ) -> None:
+        self.predictor, self.log_probability, self.schedule, self.scale = predictor, log_probability, schedule, scale
+
+    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        plain = self.predictor(x, t, tau)
+        # Where a tuner follows x or tau, the gradient of the gradient is needed too.
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            place = x if keep and x.requires_grad else x.detach().requires_grad_(True)
+            score = torch.autograd.grad(self.log_probability(place, tau).sum(), place, create_graph=keep)[0]
+        return plain - self.scale * along(self.schedule.sigma(t), x) * score
+
+
+class Clipped:
+    """Keeps the clean image that eps stands for in ``[-1, 1]``, and derives eps from the clipped image again.
+
+    (Ho et al. 2020 clip x0. Clipping x0 and going on with the old eps, as diffusers' DDIM does unless it is told
+    otherwise, mixes two directions that contradict each other.)
+
+    Args:
+        predictor: of eps.
+        schedule: gives alpha and sigma at t.
+        percentile: None clips at 1. Otherwise dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3): each
+            image is clipped at this quantile of its own ``|x0|`` if that is above 1, and divided by it.
+    """
+
+    def __init__(self, predictor: Predictor, schedule: Schedule, percentile: float | None = None) -> None:
+        if percentile is not None and not 0 < percentile <= 1:
+            raise BadValue(f"percentile must lie in (0, 1], got {percentile}; Imagen takes 0.995")
+        self.predictor, self.schedule, self.percentile = predictor, schedule, percentile
+
+    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        x0 = to_x0(self.predictor(x, t, tau), x, t, self.schedule)
+        if self.percentile is None:
+            x0 = x0.clamp(-1, 1)
+        else:
+            bound = torch.quantile(x0.detach().abs().flatten(1), self.percentile, dim=1).clamp(min=1)
+            bound = bound.reshape(-1, *[1] * (x.ndim - 1))
+            x0 = torch.minimum(torch.maximum(x0, -bound), bound) / bound
+        return to_eps("x0", x0, x, t, self.schedule)
