@@ -151,7 +151,7 @@ def test_clipping_derives_eps_again():
     x = states()
 
     def rough(x, t, tau):
-        return 0.2 * EXACT(x, t, tau)
+        return 0.85 * EXACT(x, t, tau)
 
     eps = Clipped(rough, LINEAR)(x, T, TAU)
     plain = to_x0(rough(x, T, TAU), x, T, LINEAR)
