@@ -32,7 +32,8 @@ def dpmpp_3m(x: Tensor, times: Tensor, schedule: Schedule, noise, *, variant: st
     the curvature half and is of second order, with a smaller error than 2M. ``variant="exact"`` has the 2 and
     is of third order; it is UniP-3 (see ``unipc``).
 
-    The first step takes ``D1 = D2 = 0``, the second ``D1 = D1_0`` and ``D2 = 0``. A step to clean data, ``s = 0``,
+    The first step takes ``D1 = D2 = 0``, the second ``D1 = D1_0`` and ``D2 = 0`` (as k-diffusion, and diffusers with
+    ``solver_type="heun"``; 2M has ``-phi_1 / 2`` in place of ``phi_2``). A step to clean data, ``s = 0``,
     returns ``x0_0``.
     """
     factor = VARIANTS[variant]

@@ -44,7 +44,7 @@ def unipc(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3
     data: list[Tensor] = []
     start = x
     for k, (t, s) in enumerate(pairwise(times)):
-        lam = [schedule.lam(times[j]) for j in range(k, -1, -1)]
+        lam = [schedule.lam(times[j]) for j in range(k, max(k - order - 1, -1), -1)]
 
         eps = yield Request(x, t)
         predicted = along(1 / schedule.alpha(t), x) * x - along(schedule.sigma(t) / schedule.alpha(t), x) * eps
