@@ -123,5 +123,6 @@ def load_timing(path: Path | str) -> Timing:
 
 def _label(solver: str, options: dict[str, Any]) -> str:
     # An option at its default says nothing, so eta=0 and no eta are one solver.
-    shown = ", ".join(f"{key}={value:g}" for key, value in sorted(options.items()) if value)
+    values = {key: value if isinstance(value, str) else f"{value:g}" for key, value in sorted(options.items()) if value}
+    shown = ", ".join(f"{key}={value}" for key, value in values.items())
     return f"{solver}({shown})" if shown else solver

@@ -26,7 +26,13 @@ from tt_lib.grids import Grid
 from tt_lib.schedules import Schedule
 from tt_lib.solvers.budget import Plan, one_each
 from tt_lib.solvers.ddim import ddim
+from tt_lib.solvers.deis import deis_tab, ipndm_v
 from tt_lib.solvers.dpmpp import dpmpp_2m
+from tt_lib.solvers.dpmpp_3m import VARIANTS as VARIANTS_OF_3M
+from tt_lib.solvers.dpmpp_3m import dpmpp_3m
+from tt_lib.solvers.pndm import plan_pndm, plms, pndm
+from tt_lib.solvers.unipc import VARIANTS as VARIANTS_OF_UNIPC
+from tt_lib.solvers.unipc import unipc
 
 Noise = Callable[[Tensor], Tensor]
 STEPWISE = ("orders", "gamma")
@@ -40,11 +46,12 @@ class Solver:
     Attributes:
         name: its name in the registry, in rows and in timings.
         function: the generator function.
-        history: how many earlier steps a step uses (0 for single-step solvers).
+        history: how many earlier steps a step uses (0 for single-step solvers); one fewer for each ``order`` fewer.
         ends_at_zero: whether a grid may end at clean data, ``t = 0``.
         options: keyword arguments of the function, such as ``eta``.
         plan: how it spends a budget of evaluations, see :meth:`for_nfe`.
         draws: whether it draws noise whatever its options.
+        choices: the values that an option may have, where they are few.
     """
 
     name: str
@@ -54,6 +61,7 @@ class Solver:
     options: dict[str, Any] = field(default_factory=dict)
     plan: Plan = one_each
     draws: bool = False
+    choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, times: Tensor | Grid, schedule: Schedule, noise: Noise | None = None) -> Solution:
         """Start the solver.
@@ -90,9 +98,20 @@ class Solver:
         return replace(self, options={**self.options, **options}), steps
 
 
+_UP_TO_4: dict[str, tuple[Any, ...]] = {"order": (1, 2, 3, 4)}
+
 SOLVERS: dict[str, Solver] = {
     "ddim": Solver("ddim", ddim),
     "dpmpp-2m": Solver("dpmpp-2m", dpmpp_2m, history=1),
+    "plms": Solver("plms", plms, history=3, choices=_UP_TO_4),
+    "pndm": Solver("pndm", pndm, history=3, plan=plan_pndm),
+    # Another name for plms: the two papers' methods are the same numbers.
+    "ipndm": Solver("ipndm", plms, history=3, choices=_UP_TO_4),
+    "ipndm-v": Solver("ipndm-v", ipndm_v, history=3, choices=_UP_TO_4),
+    "deis-tab": Solver("deis-tab", deis_tab, history=2, choices=_UP_TO_4),
+    "dpmpp-3m": Solver("dpmpp-3m", dpmpp_3m, history=2, choices={"variant": tuple(VARIANTS_OF_3M)}),
+    # The corrector reaches one step further back than the predictor.
+    "unipc": Solver("unipc", unipc, history=3, choices={"order": (1, 2, 3), "variant": VARIANTS_OF_UNIPC}),
 }
 
 
@@ -100,7 +119,7 @@ def make_solver(name: str, **options: Any) -> Solver:
     """A solver by name, with options.
 
     Raises:
-        BadValue: unknown name, or an option that the solver does not take.
+        BadValue: unknown name, an option that the solver does not take, or a value that it may not have.
     """
     choose("solver", name, SOLVERS)
     plain = SOLVERS[name]
@@ -108,9 +127,16 @@ def make_solver(name: str, **options: Any) -> Solver:
     for option in options:
         if option not in known:
             raise BadValue(f"solver {name!r} takes no option {option!r}; it takes {sorted(known) or 'none'}")
+        allowed = plain.choices.get(option, (options[option],))
+        if options[option] not in allowed:
+            shown = ", ".join(str(value) for value in allowed)
+            raise BadValue(f"{option} of solver {name!r} must be one of {shown}; got {options[option]!r}")
     if not 0 <= options.get("eta", 0.0) <= 1:
         raise BadValue(f"eta must lie between 0 (deterministic) and 1 (ancestral), got {options['eta']}")
-    return replace(plain, options={**plain.options, **options})
+    history = plain.history
+    if history and "order" in options:
+        history += options["order"] - known["order"]
+    return replace(plain, options={**plain.options, **options}, history=history)
 
 
 def _no_noise(x: Tensor) -> Tensor:

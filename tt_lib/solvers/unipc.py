@@ -1,0 +1,92 @@
+"""UniPC (Zhao, Bai, Rao, Zhou & Lu 2023, *UniPC: A Unified Predictor-Corrector Framework*, arXiv 2302.04867)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from tt_lib.engine import Request, Solution
+from tt_lib.schedules import Schedule
+from tt_lib.solvers.arithmetic import along
+
+VARIANTS = ("bh1", "bh2")
+
+
+def unipc(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3, variant: str = "bh2") -> Solution:
+    """UniPC-p, algorithms 1 (UniC) and 2 (UniP) in the data prediction, one evaluation a step.
+
+    From t to s, with ``h = lambda_s - lambda_t``, the data prediction ``m_0`` at t and others ``m_i`` at times of
+    ``lambda_t + r_i h``, both UniP and UniC are
+
+    ``x_s = (sigma_s / sigma_t) x_t - alpha_s (e^{-h} - 1) m_0 - alpha_s B(h) sum_i a_i (m_i - m_0) / r_i``.
+
+    ``B(h)`` is ``-h`` (``bh1``) or ``e^{-h} - 1`` (``bh2``), and ``a`` solves the conditions of theorem 3.1,
+
+    ``sum_i r_i^{n-1} a_i = n! h_n / B(h)``,  ``n = 1 .. (how many a)``,
+    ``h_1 = (e^{-h} - 1) / (-h) - 1``, ``h_{n+1} = h_n / (-h) - 1 / (n+1)!``;
+
+    a single ``a_1`` is 1/2, whatever h (UniP-2 and UniC-1, as in the authors' code). Only there do the two
+    variants differ: a solution of all conditions is proportional to 1 / B(h), which cancels.
+
+    UniP-p has the p - 1 evaluations before t as its ``m_i``. The evaluation at the predicted ``x_s`` is then the
+    additional ``m_i`` of UniC-p, with ``r = 1``, which replaces ``x_s``; the evaluation is not repeated at the
+    corrected state but kept as the history of the next step. So every step but the last is corrected, for one
+    evaluation a step, as in the authors' code. Orders grow 1, 2, .. p at the start. UniPC-p is of order p + 1
+    (section 3.2) where the start is fine enough.
+
+    A step to clean data, ``s = 0``, is UniP-1 and returns ``m_0``. The authors' code also lowers the steps before
+    it (3, 2, 1) where there are few; here a step depends on its own history only.
+    """
+    data: list[Tensor] = []
+    start = x
+    for k, (t, s) in enumerate(pairwise(times)):
+        lam = [schedule.lam(times[j]) for j in range(k, max(k - order - 1, -1), -1)]
+
+        eps = yield Request(x, t)
+        predicted = along(1 / schedule.alpha(t), x) * x - along(schedule.sigma(t) / schedule.alpha(t), x) * eps
+        if k:
+            nodes, values = [*lam[1 : len(data) + 1], lam[0]], [*data, predicted]
+            x = _step(start, nodes, values, times[k - 1], t, schedule, variant)
+        start = x
+        data = [predicted, *data][:order]
+        x = _step(x, lam[: len(data)], data, t, s, schedule, variant)
+    return x
+
+
+def _step(
+    x: Tensor, nodes: Sequence[Tensor], data: Sequence[Tensor], t: Tensor, s: Tensor, schedule: Schedule, variant: str
+) -> Tensor:
+    """UniP and UniC are one formula: from t to s with ``data`` at lambdas ``nodes``, the first of them t's."""
+    alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
+    h = schedule.lam(s) - nodes[0]
+    x = along(sigma_s / schedule.sigma(t), x) * x - along(alpha_s * torch.expm1(-h), x) * data[0]
+    if len(data) == 1:
+        return x
+    # Where s is 0 h is infinite and the differences have no part: any finite h will do.
+    h = torch.where(s > 0, h, 1.0)
+    r = torch.stack([(node - nodes[0]) / h for node in nodes[1:]], dim=-1)
+    B = -h if variant == "bh1" else torch.expm1(-h)
+    factors = torch.where(s > 0, alpha_s * B, 0.0)[..., None] * _a(r, h, B) / r
+    for factor, value in zip(factors.unbind(-1), data[1:], strict=True):
+        x = x - along(factor, x) * (value - data[0])
+    return x
+
+
+def _a(r: Tensor, h: Tensor, B: Tensor) -> Tensor:
+    """[..., q]: the solution of theorem 3.1's q conditions, for ``r`` [..., q]."""
+    q = r.shape[-1]
+    if q == 1:
+        return torch.full_like(r, 0.5)
+    conditions = []
+    factorial = 1
+    h_n = torch.expm1(-h) / -h - 1
+    for n in range(1, q + 1):
+        conditions.append(h_n * factorial / B)
+        factorial *= n + 1
+        h_n = h_n / -h - 1 / factorial
+    powers = torch.stack([r**n for n in range(q)], dim=-2)
+    return cast(Tensor, torch.linalg.solve(powers, torch.stack(conditions, dim=-1)))
