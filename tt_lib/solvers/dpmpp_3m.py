@@ -29,7 +29,8 @@ def dpmpp_3m(x: Tensor, times: Tensor, schedule: Schedule, noise, *, variant: st
     The paper has no algorithm for it; this is the multistep third-order update of its authors' code, and the
     same in k-diffusion (``dpmpp_3m_sde`` without noise) and diffusers. ``D1`` is ``h x0'`` and ``D2`` is
     ``h^2 x0'' / 2``, but the exact integral has ``-2 phi_3`` before ``h^2 x0'' / 2``: the published formula counts
-    the curvature half and is of second order, with a smaller error than 2M. ``variant="exact"`` has the 2 and
+    the curvature half and is of second order (measured: a third of the error of 2M with many steps, not with few).
+    ``variant="exact"`` has the 2 and
     is of third order; it is UniP-3 (see ``unipc``).
 
     The first step takes ``D1 = D2 = 0``, the second ``D1 = D1_0`` and ``D2 = 0`` (as k-diffusion, and diffusers with

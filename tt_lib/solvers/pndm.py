@@ -90,6 +90,6 @@ def pndm(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
 
 
 def plan_pndm(nfe: int) -> tuple[int, dict[str, Any]]:
-    """K + 9 evaluations for K steps, when the grid ends at clean data and so K >= 4 ..."""
+    """K + 9 evaluations for K steps, from K = 4 on: three Runge-Kutta steps, and one that may end at clean data."""
     check_nfe(nfe, 13, "pndm")
     return nfe - 9, {}

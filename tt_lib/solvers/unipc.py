@@ -36,7 +36,7 @@ def unipc(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3
     additional ``m_i`` of UniC-p, with ``r = 1``, which replaces ``x_s``; the evaluation is not repeated at the
     corrected state but kept as the history of the next step. So every step but the last is corrected, for one
     evaluation a step, as in the authors' code. Orders grow 1, 2, .. p at the start. UniPC-p is of order p + 1
-    (section 3.2) where the start is fine enough.
+    where the start is fine enough.
 
     A step to clean data, ``s = 0``, is UniP-1 and returns ``m_0``. The authors' code also lowers the steps before
     it (3, 2, 1) where there are few; here a step depends on its own history only.
