@@ -12,7 +12,7 @@ from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, SeedOption,
 from tt_lib.files import refuse_overwrite
 
 ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
-SolverOption = Annotated[str, typer.Option(help="ddim or dpmpp-2m.")]
+SolverOption = Annotated[str, typer.Option(help="ddim, dpmpp-2m, unipc, ...: `tt info` lists all.")]
 GridOption = Annotated[str, typer.Option(help="uniform, uniform-trailing, quadratic, logsnr or karras.")]
 NfeOption = Annotated[int, typer.Option(help="Network evaluations for an image.")]
 BatchOption = Annotated[int, typer.Option(help="Images at a time.")]
@@ -210,6 +210,7 @@ def info(
 
     from tt_lib import __version__
     from tt_lib.errors import TTError
+    from tt_lib.solvers import SOLVERS
 
     console.print(
         f"tt_lib {__version__}, python {platform.python_version()}, torch {torch.__version__}", highlight=False
@@ -218,6 +219,7 @@ def info(
     say(f"devices: cpu ({torch.get_num_threads()} threads) {' '.join(gpus)}")
     for name in SHIPPED.values():
         say(f"model {name}: {'here' if find_model(name) else 'not here'}")
+    say(f"solvers: {', '.join(SOLVERS)}")
     timings = sorted((data_folder() / "timings").glob("*/*.json"))
     say(f"shipped timings: {len(timings)}")
     try:

@@ -18,7 +18,7 @@ def train(
     dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
     data: DataOption = None,
     images: Annotated[
-        int | None, typer.Option(help="Images to see in all [default: 20,000,000; digits 150,000].")
+        int | None, typer.Option(help="Images to see in all [default: 20,000,000; digits 80,000].")
     ] = None,
     width: Annotated[
         int | None, typer.Option(help="Channels of the UNet's first level [default: 64; digits 32].")
@@ -46,7 +46,7 @@ def train(
     same data as an uninterrupted run. On several GPUs, start it with
     `torchrun --nproc_per_node 2 -m tt_lib train --out ...` (or `accelerate launch`).
 
-    Example: `tt train --dataset digits --out runs/digits` (about seven minutes on two CPU cores).
+    Example: `tt train --dataset digits --out runs/digits` (a little more than a minute on two CPU cores).
     """
     from tt_lib.training import DEFAULTS
     from tt_lib.training import train as run
