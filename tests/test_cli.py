@@ -429,7 +429,7 @@ ERRORS = {
     "low without high": ((*TUNE, "--low", 0.5), "--low and --high"),
     "high without low": ((*TUNE, "--high", 1.5), "--low and --high"),
     "bounds that exclude 1": ((*TUNE, "--low", 1.1, "--high", 1.5), "bounds", "(1.1, 1.5)"),
-    "unknown solver": ((*SAMPLE, "--solver", "euler"), "'euler'", "ddim, dpmpp-2m"),
+    "unknown solver": ((*SAMPLE, "--solver", "eular"), "'eular'", "ddim, "),
     "unknown grid": ((*SAMPLE, "--grid", "cubic"), "'cubic'", "quadratic"),
     "unknown objective": ((*TUNE, "--objective", "fid"), "'fid'", "consistency, truncation"),
     "unknown source": ((*TUNE, "--source", "drawn"), "'drawn'", "generated, real"),

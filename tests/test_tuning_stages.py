@@ -46,7 +46,7 @@ DETERMINISTIC = {"midpoint": Solver("midpoint", midpoint)} | {
 }
 
 
-def sampler(name: str, nfe: int = 6) -> tuple[Solver, Grid]:
+def sampler(name: str, nfe: int = 4) -> tuple[Solver, Grid]:
     """A solver and a grid that suit each other, for this many evaluations or the nearest more that it can make."""
     if name == "midpoint":
         return DETERMINISTIC[name], make_grid("uniform", 4, LINEAR)
@@ -64,7 +64,7 @@ def start(x0: Tensor, t: float, seed: int) -> Tensor:
     return LINEAR.alpha(t) * x0 + LINEAR.sigma(t) * noise
 
 
-def images(n: int = 12) -> Tensor:
+def images(n: int = 6) -> Tensor:
     return RING.sample(n, torch.Generator().manual_seed(1))
 
 
@@ -186,7 +186,7 @@ def test_a_stochastic_solver_draws_the_same_for_every_tau(strategy):
     if strategy == "sequential":
         problem = sequential_problem(setting, 1, x, [PREDICTOR(x, times[0], times[0])])
     else:
-        problem = parallel_problem(setting, [0, 1, 2], 0, images(), torch.randn(12, 2).double(), grid.times[:-1])
+        problem = parallel_problem(setting, [0, 1, 2], 0, images(), torch.randn(6, 2).double(), grid.times[:-1])
     assert torch.equal(problem.losses(problem.t), problem.losses(problem.t))
     # Fresh draws would move the loss far more than this step of tau does.
     near = (problem.losses(problem.t * (1 - 1e-6)) - problem.losses(problem.t)).abs()

@@ -24,13 +24,15 @@ from tt_lib.engine import Solution
 from tt_lib.errors import BadValue, choose
 from tt_lib.grids import Grid
 from tt_lib.schedules import Schedule
-from tt_lib.solvers.budget import Plan, one_each
+from tt_lib.solvers.budget import Plan, one_each, only_3, orders_of_2, orders_of_3
 from tt_lib.solvers.ddim import ddim
 from tt_lib.solvers.deis import deis_tab, ipndm_v
 from tt_lib.solvers.dpmpp import dpmpp_2m
 from tt_lib.solvers.dpmpp_3m import VARIANTS as VARIANTS_OF_3M
 from tt_lib.solvers.dpmpp_3m import dpmpp_3m
 from tt_lib.solvers.pndm import plan_pndm, plms, pndm
+from tt_lib.solvers.singlestep import dpm_solver_2, dpm_solver_3, dpmpp_2s, heun
+from tt_lib.solvers.stochastic import VARIANCES, ddpm, sde_dpmpp_2m
 from tt_lib.solvers.unipc import VARIANTS as VARIANTS_OF_UNIPC
 from tt_lib.solvers.unipc import unipc
 
@@ -112,6 +114,16 @@ SOLVERS: dict[str, Solver] = {
     "dpmpp-3m": Solver("dpmpp-3m", dpmpp_3m, history=2, choices={"variant": tuple(VARIANTS_OF_3M)}),
     # The corrector reaches one step further back than the predictor.
     "unipc": Solver("unipc", unipc, history=3, choices={"order": (1, 2, 3), "variant": VARIANTS_OF_UNIPC}),
+    # Other names for ddim: DPM-Solver-1, and Euler's method in the variables of EDM.
+    "dpm-solver-1": Solver("dpm-solver-1", ddim),
+    "euler": Solver("euler", ddim),
+    "dpm-solver-2": Solver("dpm-solver-2", dpm_solver_2, plan=orders_of_2),
+    "dpm-solver-3": Solver("dpm-solver-3", dpm_solver_3, plan=only_3),
+    "dpm-solver-fast": Solver("dpm-solver-fast", dpm_solver_3, plan=orders_of_3),
+    "dpmpp-2s": Solver("dpmpp-2s", dpmpp_2s, plan=orders_of_2),
+    "heun": Solver("heun", heun, plan=orders_of_2),
+    "ddpm": Solver("ddpm", ddpm, draws=True, choices={"variance": VARIANCES}),
+    "sde-dpmpp-2m": Solver("sde-dpmpp-2m", sde_dpmpp_2m, history=1, draws=True),
 }
 
 

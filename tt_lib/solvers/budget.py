@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from tt_lib.errors import BadValue
 
 Plan = Callable[[int], tuple[int, dict[str, Any]]]
@@ -24,3 +26,58 @@ def one_each(nfe: int) -> tuple[int, dict[str, Any]]:
     """One evaluation for each step."""
     check_nfe(nfe, 1, "a sampler")
     return nfe, {}
+
+
+def orders_of_2(nfe: int) -> tuple[int, dict[str, Any]]:
+    """Steps of order 2 with two evaluations, then of order 1 where the budget is even, and 1 into clean data: 10 -> 222211."""
+    check_nfe(nfe, 1, "a sampler")
+    twos, one = divmod(nfe - 1, 2)
+    return _orders("2" * twos + "1" * one)
+
+
+def orders_of_3(nfe: int) -> tuple[int, dict[str, Any]]:
+    """Steps of order 3 with three evaluations, one of the order that is left over, and 1 into clean data: 12 -> 33321.
+
+    DPM-Solver-fast's rule (Lu et al. 2022, arXiv 2206.00927, section 3.4) for steps that end above t = 0 is the same but
+    where ``nfe % 3 == 2``: its last step is then of order 2, which one into clean data cannot be.
+    """
+    check_nfe(nfe, 1, "a sampler")
+    threes, rest = divmod(nfe - 1, 3)
+    return _orders("3" * threes + (str(rest) if rest else ""))
+
+
+def only_3(nfe: int) -> tuple[int, dict[str, Any]]:
+    """Steps of order 3 alone, and 1 into clean data: 4, 7, 10, ... evaluations."""
+    if nfe < 4 or nfe % 3 != 1:
+        raise BadValue(
+            f"dpm-solver-3 makes 3 evaluations a step and 1 into clean data: 4, 7, 10, ..., not {nfe}; "
+            "ask for one of these, or take dpm-solver-fast, which spends any number"
+        )
+    return orders_of_3(nfe)
+
+
+def _orders(before_the_last: str) -> tuple[int, dict[str, Any]]:
+    orders = before_the_last + "1"
+    return len(orders), {"orders": orders}
+
+
+def read_orders(orders: str, times: Tensor, highest: int) -> list[int]:
+    """The order of each step of a grid, from an option such as ``"3321"``.
+
+    Args:
+        orders: one digit for each step; empty: the highest order but for a step into clean data.
+        times: [K + 1] or [K + 1, B].
+        highest: the highest order of the solver.
+
+    Raises:
+        BadValue: another number of digits than of steps, an order that the solver has not, or one above 1 into t = 0.
+    """
+    steps, to_data = len(times) - 1, bool((times[-1] == 0).any())
+    orders = orders or str(highest) * (steps - to_data) + "1" * to_data
+    if len(orders) != steps:
+        raise BadValue(f"orders {orders!r} are {len(orders)}, one for each step, and the grid has {steps} steps")
+    if any(digit not in "123"[:highest] for digit in orders):
+        raise BadValue(f"orders must be digits from 1 to {highest}, got {orders!r}")
+    if to_data and orders[-1] != "1":
+        raise BadValue(f"the step into clean data, t = 0, must be of order 1, got orders {orders!r}; end them with 1")
+    return [int(digit) for digit in orders]

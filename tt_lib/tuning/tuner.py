@@ -157,11 +157,11 @@ class _Tuning:
             if each.step >= last or (tied and each.stage):
                 continue
             history = min(each.step, self.solver.history)
-            count = stages_of(self.setting.evaluations, each.step) if tied else 1
+            stages = stages_of(self.setting.evaluations, each.step)
             options = repr(self.solver.part(each.step - history, history + 1).options)
             alone = index if self.config.strategy == "sequential" else None
-            groups.setdefault((alone, history, options, each.stage, count), []).append(index)
-        sweep = [_Group(indices, key[-2], key[-1]) for key, indices in groups.items()]
+            groups.setdefault((alone, history, options, stages, each.stage), []).append(index)
+        sweep = [_Group(indices, key[-1], key[-2] if tied else 1) for key, indices in groups.items()]
         # Without history the states do not depend on the taus, and a second sweep would find the same again.
         again = self.config.strategy == "parallel" and self.solver.history
         return sweep * (self.config.sweeps if again else 1)
