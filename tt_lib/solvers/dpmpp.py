@@ -33,10 +33,15 @@ def dpmpp_2m(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
 
         eps = yield Request(x, t)
         x0 = along(1 / alpha_t, x) * x - along(sigma_t / alpha_t, x) * eps
-        D = x0
-        if before is not None:
-            half_inverse_r = torch.where(h.isfinite(), h / h_before / 2, 0.0)
-            D = x0 + along(half_inverse_r, x) * (x0 - before)
+        D = extrapolated(x0, before, h, h_before)
         x = along(sigma_s / sigma_t, x) * x - along(alpha_s * torch.expm1(-h), x) * D
         before, h_before = x0, h
     return x
+
+
+def extrapolated(x0: Tensor, before: Tensor | None, h: Tensor, h_before: Tensor) -> Tensor:
+    """``D = (1 + 1 / (2 r)) x0 - 1 / (2 r) x0_before`` with ``r = h_before / h``; x0 alone without history or at infinite h."""
+    if before is None:
+        return x0
+    half_inverse_r = torch.where(h.isfinite(), h / h_before / 2, 0.0)
+    return x0 + along(half_inverse_r, x0) * (x0 - before)

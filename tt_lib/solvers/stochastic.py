@@ -10,6 +10,7 @@ from torch import Tensor
 from tt_lib.engine import Request, Solution
 from tt_lib.schedules import Schedule
 from tt_lib.solvers.arithmetic import along
+from tt_lib.solvers.dpmpp import extrapolated
 
 VARIANCES = ("small", "large")
 
@@ -51,9 +52,7 @@ def sde_dpmpp_2m(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solutio
 
         eps = yield Request(x, t)
         x0 = along(1 / alpha_t, x) * x - along(sigma_t / alpha_t, x) * eps
-        D = x0
-        if before is not None:
-            D = x0 + along(torch.where(h.isfinite(), h / h_before / 2, 0.0), x) * (x0 - before)
+        D = extrapolated(x0, before, h, h_before)
         fresh = -torch.expm1(-2 * h)
         x = along(sigma_s / sigma_t * torch.exp(-h), x) * x + along(alpha_s * fresh, x) * D
         x = x + along(sigma_s * fresh.sqrt(), x) * noise(x)
