@@ -29,6 +29,7 @@ from tt_lib.results import FD_COLUMNS, read_rows
 from tt_lib.tables import Table, hold, read_table, run_table
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
+from tt_lib.tuning.joint import JointConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,6 +97,13 @@ eta = [0.5, 1.0]
     config = table.config(expected[1])
     assert (config.objective, config.strategy) == ("consistency", "parallel")
     assert (config.optimiser, config.substeps) == ("search", 2)
+
+
+def test_a_joint_timing_is_named_by_its_frozen_steps(write):
+    for name, frozen in [("frechet-joint", 0), ("frechet-joint-freeze1", 1)]:
+        table = read_table(write(HEAD + TUNING, ONE_CELL.replace("untuned", name)))
+        config = table.config(table.cells[0])
+        assert isinstance(config, JointConfig) and (config.freeze_last, config.name) == (frozen, name)
 
 
 def test_a_timing_names_its_frozen_steps(write):

@@ -176,19 +176,17 @@ def find_timing(model: str, cell: Cell) -> Timing | None:
 
 
 def parse_timing(name: str) -> dict[str, Any]:
-    """``truncation-parallel`` or ``consistency-parallel-freeze2`` -> the entries of TuneConfig that it names.
+    """``truncation-parallel``, ``consistency-parallel-freeze2`` or ``frechet-joint`` -> objective, strategy and, if named, freeze_last.
 
     Raises:
         BadValue: not of that form.
     """
     from tt_lib.tuning import OBJECTIVES, STRATEGIES
 
-    plain = "|".join(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES)
-    found = re.fullmatch(rf"({plain})(?:-freeze(\d+))?", name)
+    plain = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), FRECHET_JOINT]
+    found = re.fullmatch(rf"({'|'.join(plain)})(?:-freeze(\d+))?", name)
     if not found:
-        names = [UNTUNED, *plain.split("|"), FRECHET_JOINT]
-        raise BadValue(
-            f"unknown timing {name!r}; choose one of: {', '.join(names)} (-freeze2 at the end leaves the last 2 steps alone)"
-        )
+        names = ", ".join([UNTUNED, *plain])
+        raise BadValue(f"unknown timing {name!r}; choose one of: {names} (-freeze2 at the end leaves the last 2 steps alone)")
     objective, strategy = found[1].split("-")
     return {"objective": objective, "strategy": strategy, **({"freeze_last": int(found[2])} if found[2] else {})}

@@ -68,9 +68,11 @@ class Table:
 
     def config(self, cell: Cell) -> TuneConfig | JointConfig:
         """How the timing of a cell is tuned."""
-        if cell.timing == FRECHET_JOINT:
-            return JointConfig(samples=self.samples)
-        return TuneConfig(**{**self.tuning, **parse_timing(cell.timing)})
+        named = parse_timing(cell.timing)
+        if cell.timing.startswith(FRECHET_JOINT):
+            frozen = named.get("freeze_last", JointConfig.freeze_last)
+            return JointConfig(samples=self.samples, freeze_last=frozen)
+        return TuneConfig(**{**self.tuning, **named})
 
     def cost(self, cell: Cell) -> int:
         """Network evaluations of a cell's samples."""

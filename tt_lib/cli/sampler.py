@@ -40,7 +40,9 @@ def tune(
     value: Annotated[str, typer.Option(help="Learn the ratio tau / t or the offset tau - t.")] = "ratio",
     low: Annotated[float | None, typer.Option(help="Smallest tau / t allowed (give both or neither).")] = None,
     high: Annotated[float | None, typer.Option(help="Largest tau / t allowed.")] = None,
-    freeze_last: Annotated[int, typer.Option(help="How many last steps keep tau = t; 0 tunes all.")] = 1,
+    freeze_last: Annotated[
+        int | None, typer.Option(help="How many last steps keep tau = t; 0 tunes all. 1 if not given, with frechet 0.")
+    ] = None,
     tie: Annotated[str, typer.Option(help="One tau / t for each evaluation, or one for each step (step).")] = "evaluation",
     images: Annotated[int, typer.Option(help="Images to tune on.")] = 256,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
@@ -70,7 +72,7 @@ def tune(
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.tuning import TuneConfig
-    from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig
+    from tt_lib.tuning.joint import JointConfig
 
     if (low is None) != (high is None):
         raise BadValue("give both --low and --high, or neither")
@@ -81,24 +83,29 @@ def tune(
             "they with it; give --objective frechet --strategy joint --optimiser search"
         )
     bounds = (low, high) if low is not None and high is not None else None
-    config = None if joint else TuneConfig(
-        objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,
-        value=value, bounds=bounds, freeze_last=freeze_last, tie=tie, seed=seed,
-    )  # fmt: skip
+    config: TuneConfig | JointConfig
+    if joint:
+        frozen = JointConfig.freeze_last if freeze_last is None else freeze_last
+        config = JointConfig(samples=samples, bounds=bounds or JointConfig.bounds, freeze_last=frozen, seed=seed)
+    else:
+        config = TuneConfig(
+            objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,
+            value=value, bounds=bounds, freeze_last=TuneConfig.freeze_last if freeze_last is None else freeze_last,
+            tie=tie, seed=seed,
+        )  # fmt: skip
     bench = make_bench(model, pick_device(device), batch=batch)
-    cell = Cell(solver, grid, nfe, config.name if config else FRECHET_JOINT)
+    cell = Cell(solver, grid, nfe, config.name)
     path = out or timing_path(bench.model.name, cell)
     refuse_overwrite(path, force)
     state = path.with_suffix(".state")
     with progress_bar(f"tune {cell.label}") as report:
-        if config:
-            pictures = bench.tuning_images(source, images, dataset, str(data) if data else None)
-            result = bench.tune(cell, config, pictures, source, state, report)
-        else:
-            choices = JointConfig(samples=samples, bounds=bounds or JointConfig.bounds, freeze_last=freeze_last, seed=seed)
+        if isinstance(config, JointConfig):
             extractor = load_feature_extractor(features, None, bench.device)
             reference = load_reference(dataset, "train", extractor)
-            result = bench.tune_joint(cell, extractor, reference, choices, state, report)
+            result = bench.tune_joint(cell, extractor, reference, config, state, report)
+        else:
+            pictures = bench.tuning_images(source, images, dataset, str(data) if data else None)
+            result = bench.tune(cell, config, pictures, source, state, report)
     result.timing.save(path)
     if history:
         with atomic_path(history) as temporary:

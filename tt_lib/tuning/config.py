@@ -25,6 +25,14 @@ def check_freeze_last(count: int) -> None:
         raise BadValue(f"freeze_last must be 0 or more, got {count}")
 
 
+def full_name(plain: str, freeze_last: int, default: int) -> str:
+    """What results rows call a timing: ``consistency-sequential``, ``consistency-parallel-freeze2`` and so on.
+
+    How many steps keep their own time changes results most, so rows tell it apart where it is not the default.
+    """
+    return plain + ("" if freeze_last == default else f"-freeze{freeze_last}")
+
+
 @dataclass(frozen=True)
 class TuneConfig:
     """Defaults are those of the authors' code (Xia et al. 2024), but for batch and number of images, which it
@@ -84,9 +92,5 @@ class TuneConfig:
 
     @property
     def name(self) -> str:
-        """What results rows call the timing: ``consistency-sequential``, ``consistency-parallel-freeze2`` and so on.
-
-        How many steps keep their own time changes results most, so rows tell it apart where it is not the default.
-        """
-        frozen = "" if self.freeze_last == TuneConfig.freeze_last else f"-freeze{self.freeze_last}"
-        return f"{self.objective}-{self.strategy}{frozen}"
+        """See :func:`full_name`."""
+        return full_name(f"{self.objective}-{self.strategy}", self.freeze_last, TuneConfig.freeze_last)

@@ -35,7 +35,7 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import provenance
 from tt_lib.sampling import Sampler
 from tt_lib.timing import Timing
-from tt_lib.tuning.config import check_freeze_last, check_range
+from tt_lib.tuning.config import check_freeze_last, check_range, full_name
 from tt_lib.tuning.layout import layout
 from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
 
@@ -55,15 +55,16 @@ class JointConfig:
     Attributes:
         samples: samples whose Fréchet distance judges one timing.
         bounds: smallest and largest tau / t.
-        freeze_last: how many of the last steps keep tau = t.
+        freeze_last: how many of the last steps keep tau = t. (0: unlike the objectives of single steps, this one can
+            judge the last step, too.)
         tries: timings judged for each step that may move, at most.
         seed: added to the seeds of the samples.
     """
 
     samples: int = 2000
     bounds: tuple[float, float] = (0.7, 1.3)
-    freeze_last: int = 1
-    tries: int = 15
+    freeze_last: int = 0
+    tries: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +74,11 @@ class JointConfig:
         check_freeze_last(self.freeze_last)
         if self.tries < 3:
             raise BadValue(f"a search needs at least 3 tries for each step, got {self.tries}")
+
+    @property
+    def name(self) -> str:
+        """See :func:`tt_lib.tuning.config.full_name`."""
+        return full_name(FRECHET_JOINT, self.freeze_last, JointConfig.freeze_last)
 
 
 def search(
@@ -148,7 +154,7 @@ def tune_joint(
     seeds = range(FIRST_SEED + config.seed, FIRST_SEED + config.seed + config.samples)
     start = StartNoise(sampler.shape, sampler.device)
     untuned = Timing(
-        name=FRECHET_JOINT, taus=times, times=times, model=sampler.model, schedule=sampler.schedule.name,
+        name=config.name, taus=times, times=times, model=sampler.model, schedule=sampler.schedule.name,
         solver=sampler.solver.name, options=dict(sampler.solver.options), grid=sampler.grid.name,
         grid_times=sampler.grid.times, weights=sampler.weights,
     )  # fmt: skip
