@@ -41,12 +41,24 @@ def test_every_shipped_row_is_of_the_shipped_network_or_the_floor():
 
 def test_table_marks_the_best_and_gives_the_gain():
     table = results_table(rows(*TWO))
-    assert "| ddim, uniform | 5 | 10.00 ± 0.10 | **7.50 ± 0.20** | 25 % |" in table
+    assert "| ddim, uniform | 5 | 10.00 ± 0.10 | **7.50 ± 0.20** | 25 % |  |" in table
 
 
 def test_table_says_so_where_tuning_harms():
     worse = ("ddim", "uniform", 5, "consistency-parallel", 11.0, 10.9, 11.1)
-    assert "| **10.00 ± 0.10** | 11.00 ± 0.10 | -10 % |" in results_table(rows(TWO[0], worse))
+    assert "| **10.00 ± 0.10** | 11.00 ± 0.10 | -10 % |  |" in results_table(rows(TWO[0], worse))
+
+
+def test_table_claims_no_gain_within_the_intervals():
+    same = ("ddim", "uniform", 5, "consistency-parallel", 9.85, 9.7, 10.0)
+    assert "| **9.85 ± 0.15** | none seen |  |" in results_table(rows(TWO[0], same))
+
+
+def test_table_says_how_much_of_the_gap_is_closed():
+    ceiling = ("ddim", "uniform", 200, "untuned", 5.0, 4.9, 5.1)
+    assert "| 25 % | 50 % |" in results_table(rows(*TWO, ceiling))
+    worse = ("ddim", "uniform", 5, "consistency-parallel", 11.0, 10.9, 11.1)
+    assert "| -10 % |  |" in results_table(rows(TWO[0], worse, ceiling))
 
 
 def test_ceiling_stands_below_the_table():

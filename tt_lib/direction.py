@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pandas as pd
 import torch
@@ -85,6 +86,7 @@ def measure_directions(
     taus: Sequence[float] | None = None,
     *,
     substeps: int = 16,
+    reference: Sequence[Tensor] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Directions:
     """Compare each step of a sampler with the true flow.
@@ -96,6 +98,8 @@ def measure_directions(
         x: the start [B, ...] at ``grid.times[0]``.
         taus: the conditioning times, untuned if None.
         substeps: of the fine solution; even, at least 2.
+        reference: what :func:`reference_trajectory` gave for the same start, grid and substeps, to save its work
+            where several samplers share a grid.
         progress: called with (intervals done, of all, message).
 
     Raises:
@@ -104,22 +108,20 @@ def measure_directions(
     """
     if solver.stochastic:
         raise BadValue(f"{solver.name} draws noise and follows no trajectory; its direction error is not defined")
-    if substeps < 2 or substeps % 2:
-        raise BadValue(f"substeps must be even and at least 2, got {substeps}")
-    exact = isinstance(predictor, MixturePredictor) and predictor.schedule is schedule
+    exact = _is_exact(predictor, schedule)
+    flow, coarse = _flows(predictor, schedule, substeps)
+    whole = reference_trajectory(predictor, schedule, grid, x, substeps) if reference is None else reference
     states = _states(predictor, schedule, solver, grid, x, taus)
     times = torch.tensor(grid.times, dtype=torch.float64)
-    flow, coarse = _flows(predictor, schedule, substeps, exact)
-    whole, rows = x, []
+    rows = []
     for k in range(grid.steps):
         t, s = times[k], times[k + 1]
         target = flow(states[k], t, s)
-        whole = flow(whole, t, s)
         doubt = torch.zeros(len(x)).double() if exact else _rms(coarse(states[k], t, s) - target)
         used, true = (_direction(schedule, states[k], end, t, s) for end in (states[k + 1], target))
         rows.append((
             _angle(used, true), _length(used - true) / _length(true).square().mean().sqrt(), _rms(states[k + 1] - target),
-            _rms(states[k + 1] - whole), doubt,
+            _rms(states[k + 1] - whole[k + 1]), doubt,
         ))  # fmt: skip
         if progress:
             progress(k + 1, grid.steps, f"interval {k + 1} of {grid.steps}")
@@ -134,8 +136,27 @@ def _states(predictor, schedule, solver, grid, x, taus) -> list[Tensor]:
     return [*begins, run.x]
 
 
-def _flows(predictor: Predictor, schedule: Schedule, substeps: int, exact: bool) -> tuple[Flow, Flow]:
-    if exact:
+def reference_trajectory(
+    predictor: Predictor, schedule: Schedule, grid: Grid, x: Tensor, substeps: int = 16
+) -> tuple[Tensor, ...]:
+    """The true trajectory from ``x`` [B, ...] at ``grid.times[0]``: its K + 1 states at the nominal times."""
+    flow, _ = _flows(predictor, schedule, substeps)
+    times = torch.tensor(grid.times, dtype=torch.float64)
+    states = [x]
+    for t, s in pairwise(times):
+        states.append(flow(states[-1], t, s))
+    return tuple(states)
+
+
+def _is_exact(predictor: Predictor, schedule: Schedule) -> bool:
+    return isinstance(predictor, MixturePredictor) and predictor.schedule is schedule
+
+
+def _flows(predictor: Predictor, schedule: Schedule, substeps: int) -> tuple[Flow, Flow]:
+    """The flow, and one with half the substeps, that tells how good the first is."""
+    if substeps < 2 or substeps % 2:
+        raise BadValue(f"substeps must be even and at least 2, got {substeps}")
+    if isinstance(predictor, MixturePredictor) and _is_exact(predictor, schedule):
         return (lambda x, t, s: exact_flow(predictor, x, t, s, schedule),) * 2
     return tuple(
         lambda x, t, s, n=n: fine_solution(predictor, schedule, x, t, s, n) for n in (substeps, substeps // 2)

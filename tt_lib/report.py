@@ -33,14 +33,15 @@ def results_table(frame: pd.DataFrame) -> str:
     few = rows[~ceiling]
     timings = list(dict.fromkeys(few["timing"]))
     lines = [
-        f"| sampler | NFE | {' | '.join(timings)} | gain of the best |",
-        f"| --- | ---: |{' ---: |' * (len(timings) + 1)}",
+        f"| sampler | NFE | {' | '.join(timings)} | gain of the best | of the gap |",
+        f"| --- | ---: |{' ---: |' * (len(timings) + 2)}",
     ]
+    limit = rows[ceiling]["value"].min()
     for (solver, grid, nfe), group in few.sort_values(CELL, kind="stable").groupby(CELL, sort=False):
         found = group.set_index("timing")
         best = found["value"].min()
         cells = [_value(found.loc[timing], best) if timing in found.index else "" for timing in timings]
-        lines.append(f"| {solver}, {grid} | {nfe} | {' | '.join(cells)} | {_gain(found['value'])} |")
+        lines.append(f"| {solver}, {grid} | {nfe} | {' | '.join(cells)} | {_gain(found)} | {_closed(found, limit)} |")
     notes = [
         f"The network's own ceiling: {row.solver}, {row.grid}, {row.nfe} steps, untuned: {_value(row)}."
         for row in rows[ceiling].itertuples()
@@ -60,11 +61,37 @@ def _value(row, best: float | None = None) -> str:
     return f"**{text}**" if best is not None and row.value == best else text
 
 
-def _gain(values: pd.Series) -> str:
-    """How much lower the best tuned distance is than the untuned one; negative where tuning only harms."""
-    if UNTUNED not in values or len(values) < 2:
+def _best_tuned(found: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
+    """The untuned row of a sampler and its best tuned one; None where there are not both."""
+    if UNTUNED not in found.index or len(found) < 2:
+        return None
+    tuned = found.drop(UNTUNED)
+    return found.loc[UNTUNED], tuned.loc[tuned["value"].idxmin()]
+
+
+def _gain(found: pd.DataFrame) -> str:
+    """How much lower the best tuned distance is than the untuned one; negative where tuning only harms.
+
+    Where the two intervals overlap the rows do not tell, and the table says that instead.
+    """
+    pair = _best_tuned(found)
+    if pair is None:
         return ""
-    return f"{100 * (1 - values.drop(UNTUNED).min() / values[UNTUNED]):.0f} %"
+    untuned, best = pair
+    if best["low"] <= untuned["high"] and untuned["low"] <= best["high"]:
+        return "none seen"
+    return f"{100 * (1 - best['value'] / untuned['value']):.0f} %"
+
+
+def _closed(found: pd.DataFrame, limit: float) -> str:
+    """How much of the gap between the untuned row and the ceiling the best timing closes, where it gains."""
+    pair = _best_tuned(found)
+    if pair is None or pd.isna(limit):
+        return ""
+    untuned, best = pair
+    if best["high"] >= untuned["low"] or untuned["value"] <= limit:
+        return ""
+    return f"{100 * (untuned['value'] - best['value']) / (untuned['value'] - limit):.0f} %"
 
 
 def results_block(frame: pd.DataFrame) -> str:

@@ -36,6 +36,16 @@ FD_KEY = (
 TRAINING_COLUMNS = (
     "run", "step", "images", "loss", "images_per_s", "devices", "elapsed_s", "versions", "date", "commit", "command",
 )  # fmt: skip
+DIRECTION_COLUMNS = (
+    "model", "solver", "grid", "nfe", "eta", "timing", "step", "t", "s", "angle", "angle_margin", "relative",
+    "relative_margin", "local", "local_margin", "accumulated", "accumulated_margin", "doubt", "n", "seed", "substeps",
+    "device", "versions", "date", "commit", "command",
+)  # fmt: skip
+DIRECTION_KEY = ("model", "solver", "grid", "nfe", "eta", "timing", "step", "n", "seed", "substeps")
+CORRELATION_COLUMNS = (
+    "what", "among", "cells", "spearman", "low", "high", "n", "substeps", "versions", "date", "commit", "command",
+)  # fmt: skip
+CORRELATION_KEY = ("what", "among", "n", "substeps")
 SPEED_COLUMNS = ("what", "ours", "peer", "ratio", "unit", "device", "versions", "date", "commit", "command")
 SPEED_KEY = ("what", "device")
 

@@ -1,0 +1,96 @@
+"""``tt direction``: how far from the right direction a sampler moves, step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tt_lib.cli.shared import DeviceOption, ForceOption, SeedOption, pick_device, progress_bar, say
+
+PROFILE_CAPTION = (
+    "Direction error of each step, and the distance from the true trajectory that has gathered, against the time at which "
+    "the step begins, with 95 % intervals."
+)
+PROFILE_ALT = "Relative direction error and accumulated truncation error over the steps, a line for each timing."
+SCATTER_CAPTION = "Fréchet distance of each sampler against four measures of how far it strays from the true trajectory."
+SCATTER_ALT = "Four scatter plots, a point for each sampler, coloured by its timing."
+
+
+def direction(
+    model: Annotated[str, typer.Option(help="A model folder, a shipped model or its data set.")] = "cifar10",
+    solver: Annotated[list[str] | None, typer.Option(help="Solver; may be repeated [default: ddim].")] = None,
+    grid: Annotated[list[str] | None, typer.Option(help="Grid; may be repeated [default: uniform].")] = None,
+    nfe: Annotated[list[int] | None, typer.Option(help="Network evaluations; may be repeated [default: 10].")] = None,
+    timing: Annotated[
+        list[str] | None, typer.Option(help="untuned, or a shipped timing; may be repeated [default: untuned].")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A table's TOML file: its deterministic cells, in place of the options above.")
+    ] = None,
+    most_nfe: Annotated[int, typer.Option(help="With --config: leave out cells of more evaluations.")] = 20,
+    n: Annotated[int, typer.Option(help="Samples, each its own trajectory.")] = 64,
+    seed: SeedOption = 0,
+    substeps: Annotated[int, typer.Option(help="Steps of the fine solution in each interval; even.")] = 16,
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Run the network in bfloat16: fast, and less exact.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
+    figure: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="File to add the rows to [default: data/results/direction.csv].")
+    ] = None,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Measure the direction error of each step of samplers: angle, relative, local and accumulated.
+
+    The right direction is the mean of eps along a fine solution. What has rows is not measured again, so a killed run goes on
+    when it is started again. With --config the figure and correlation.csv compare the errors with the rows of fd.csv.
+
+    Example: `tt direction --nfe 5 --timing untuned --timing truncation-parallel --n 4 --figure runs/direction.png`
+    """
+    from itertools import product
+
+    from tt_lib.bench import Cell, make_bench
+    from tt_lib.direction_study import Protocol, run_directions
+    from tt_lib.plots import save_figure
+    from tt_lib.plots_direction import direction_profile
+    from tt_lib.results import results_folder
+    from tt_lib.tables import read_table
+
+    spec = read_table(config) if config else None
+    if spec:
+        cells = [cell for cell in spec.cells if cell.nfe <= most_nfe and not cell.make_solver().stochastic]
+    else:
+        lists = (solver or ["ddim"], grid or ["uniform"], nfe or [10], timing or ["untuned"])
+        cells = [Cell(*names) for names in product(*lists)]
+    bench = make_bench(spec.model if spec else model, pick_device(device), batch=batch, bf16=bf16, compile=compile)
+    path = results or results_folder() / "direction.csv"
+    # Cells of one grid one after another: they share the true trajectory.
+    cells.sort(key=lambda cell: (cell.grid, cell.make_solver().for_nfe(cell.nfe)[1]))
+    with progress_bar("direction") as report:
+        rows = run_directions(bench, cells, Protocol(n, seed, substeps), path, force=force, progress=report)
+    say(f"{len(cells)} samplers in {path}")
+    if spec:
+        _compare(rows, spec, path.parent, figure)
+    elif figure:
+        say(str(save_figure(direction_profile(rows), figure, PROFILE_CAPTION, PROFILE_ALT)))
+
+
+def _compare(rows, spec, folder: Path, figure: Path | None) -> None:
+    """Write the rank correlations with the table's distances, and the figure."""
+    from tt_lib.direction_study import beside_distances, correlations
+    from tt_lib.plots import save_figure
+    from tt_lib.plots_direction import direction_against_distance
+    from tt_lib.results import CORRELATION_COLUMNS, CORRELATION_KEY, FD_COLUMNS, read_rows, write_rows
+
+    distances = read_rows(folder / "fd.csv", FD_COLUMNS)
+    distances = distances[(distances["features"] == spec.features) & (distances["n"] == spec.n)]
+    joined = beside_distances(rows, distances)
+    found = correlations(joined)
+    write_rows(folder / "correlation.csv", found, CORRELATION_COLUMNS, CORRELATION_KEY)
+    for row in found:
+        say(f"{row['what']}, {row['among']}: {row['spearman']} [{row['low']}, {row['high']}], {row['cells']} samplers")
+    if figure:
+        say(str(save_figure(direction_against_distance(joined), figure, SCATTER_CAPTION, SCATTER_ALT)))

@@ -1,0 +1,185 @@
+"""Direction errors of many samplers as rows of ``direction.csv``, and whether they predict the Fréchet distance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from tt_lib.bench import Bench, Cell, find_timing, timing_path
+from tt_lib.direction import MEASURES, measure_directions, reference_trajectory
+from tt_lib.errors import BadValue, MissingFile
+from tt_lib.noise import SampleNoise
+from tt_lib.results import DIRECTION_COLUMNS, DIRECTION_KEY, device_name, provenance, read_rows, write_rows
+from tt_lib.timing import UNTUNED, Timing
+
+Progress = Callable[[int, int, str], None]
+JOINED = ["model", "solver", "grid", "nfe", "eta", "timing"]
+GROUPS = ("all", "untuned", "tuned")
+BOOTSTRAPS = 1000
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How directions are measured.
+
+    Attributes:
+        n: samples, each its own trajectory.
+        seed: of the first sample; a sample's seed is its own, so these are the first samples of a table's cells.
+        substeps: steps of the fine solution in each interval.
+    """
+
+    n: int = 64
+    seed: int = 0
+    substeps: int = 16
+
+    def __post_init__(self) -> None:
+        if self.n < 2:
+            raise BadValue(f"an interval needs at least 2 samples, got n = {self.n}")
+
+
+def run_directions(
+    bench: Bench,
+    cells: Sequence[Cell],
+    protocol: Protocol,
+    results: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Measure the directions of each cell and write a row for each step; cells that have their rows are not measured again.
+
+    Args:
+        bench: the model.
+        cells: deterministic samplers; tuned ones need their timing in ``data/timings``.
+        results: the ``direction.csv`` to write to.
+        force: measure again what has rows.
+        progress: called with (intervals done, of all, message).
+
+    Returns:
+        The rows of these cells, in order.
+
+    Raises:
+        BadValue: a cell draws noise.
+        MissingFile: a cell's timing is not there.
+    """
+    # All is looked at before anything is measured: a missing timing is not found out after an hour.
+    samplers = {cell: bench.sampler(cell, _timing(bench, cell)) for cell in cells}
+    total, done = sum(sampler.grid.steps for sampler in samplers.values()), 0
+    x = SampleNoise(range(protocol.seed, protocol.seed + protocol.n)).start(bench.model.shape).to(bench.device)
+    kept: tuple[tuple[float, ...], tuple[Tensor, ...]] | None = None
+    for cell, sampler in samplers.items():
+        if force or _rows_of(results, bench.model.name, cell, protocol).empty:
+            if kept is None or kept[0] != sampler.grid.times:
+                with torch.no_grad():
+                    truth = reference_trajectory(bench.predictor, sampler.schedule, sampler.grid, x, protocol.substeps)
+                kept = sampler.grid.times, truth
+
+            def tell(step: int, _: int, message: str, base: int = done, cell: Cell = cell) -> None:
+                if progress:
+                    progress(base + step, total, cell.label)
+
+            with torch.no_grad():
+                found = measure_directions(
+                    bench.predictor, sampler.schedule, sampler.solver, sampler.grid, x,
+                    sampler.timing.taus if sampler.timing else None, substeps=protocol.substeps, reference=kept[1],
+                    progress=tell,
+                )  # fmt: skip
+            write_rows(results, _rows(found.frame(), bench, cell, protocol), DIRECTION_COLUMNS, DIRECTION_KEY)
+        done += sampler.grid.steps
+        if progress:
+            progress(done, total, f"{cell.label} done")
+    return pd.concat([_rows_of(results, bench.model.name, cell, protocol) for cell in cells], ignore_index=True)
+
+
+def _timing(bench: Bench, cell: Cell) -> Timing | None:
+    if cell.make_solver().stochastic:
+        raise BadValue(f"{cell.solver} draws noise and follows no trajectory; leave it out, its direction error is not defined")
+    timing = find_timing(bench.model.name, cell)
+    if timing is None and cell.timing != UNTUNED:
+        raise MissingFile(f"no timing at {timing_path(bench.model.name, cell)}; make it with `tt tune` or `tt table` first")
+    return timing
+
+
+def _rows(frame: pd.DataFrame, bench: Bench, cell: Cell, protocol: Protocol) -> list[dict[str, Any]]:
+    facts = {
+        "model": bench.model.name, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe, "eta": cell.eta,
+        "timing": cell.timing, "n": protocol.n, "seed": protocol.seed, "substeps": protocol.substeps,
+        "device": device_name(bench.device), **provenance(),
+    }  # fmt: skip
+    rounded = frame.apply(lambda column: column if column.name == "step" else column.map(lambda value: float(f"{value:.6g}")))
+    return [{**facts, **row, "step": int(row["step"])} for row in rounded.to_dict("records")]
+
+
+def _rows_of(results: Path, model: str, cell: Cell, protocol: Protocol) -> pd.DataFrame:
+    rows = read_rows(results, DIRECTION_COLUMNS)
+    wanted = {
+        "model": model, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe, "eta": cell.eta, "timing": cell.timing,
+        "n": protocol.n, "seed": protocol.seed, "substeps": protocol.substeps,
+    }  # fmt: skip
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return rows.sort_values("step")
+
+
+def summarise(directions: pd.DataFrame) -> pd.DataFrame:
+    """One row for each sampler: means over its steps of angle, relative and local error, and the error at the end."""
+    if directions.empty:
+        raise BadValue("no rows of directions; measure some with `tt direction`")
+    groups = directions.sort_values("step").groupby([*JOINED, "n", "seed", "substeps"], sort=False)
+    means = groups[["angle", "relative", "local"]].mean()
+    return means.assign(accumulated=groups["accumulated"].last()).reset_index()
+
+
+def beside_distances(directions: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """:func:`summarise`, with the Fréchet distance (``value``) of each sampler that has one; the others are left out.
+
+    Args:
+        directions: rows of ``direction.csv``.
+        distances: rows of ``fd.csv`` of one kind of features and one number of samples.
+
+    Raises:
+        BadValue: two distances of one sampler.
+    """
+    repeated = distances[distances.duplicated(JOINED)]
+    if len(repeated):
+        row = repeated.iloc[0]
+        raise BadValue(f"several distances of {row['solver']}, {row['grid']}, NFE {row['nfe']}, {row['timing']}; keep one of them")
+    return summarise(directions).merge(distances[[*JOINED, "value"]], on=JOINED)
+
+
+def correlations(joined: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
+    """Spearman's rank correlation of each measure with the distance, as rows of ``correlation.csv``.
+
+    Among all samplers, among the untuned and among the tuned; low and high bound 95 % of the correlations of
+    :data:`BOOTSTRAPS` samples of the samplers with replacement. Groups of fewer than five samplers are left out.
+    """
+    rows = []
+    for among in GROUPS:
+        tuned = joined["timing"] != UNTUNED
+        group = joined if among == "all" else joined[tuned if among == "tuned" else ~tuned]
+        if len(group) < 5:
+            continue
+        for name in MEASURES:
+            value, low, high = _spearman(group[name].to_numpy(), group["value"].to_numpy(), seed)
+            rows.append({
+                "what": f"{name}, Fréchet distance", "among": among, "cells": len(group), "spearman": value, "low": low,
+                "high": high, "n": int(group["n"].iloc[0]), "substeps": int(group["substeps"].iloc[0]), **provenance(),
+            })  # fmt: skip
+    return rows
+
+
+def _spearman(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(len(a), size=(BOOTSTRAPS, len(a)))
+    # A draw of one sampler over and over has no ranks to compare.
+    again = [spearmanr(a[pick], b[pick]).statistic for pick in picks if len(set(pick)) > 2]
+    low, high = np.nanquantile(again, [0.025, 0.975])
+    return tuple(round(float(value), 3) for value in (spearmanr(a, b).statistic, low, high))  # type: ignore[return-value]
