@@ -267,6 +267,7 @@ def test_table(pipeline):
     assert load_timing("data/timings/tiny/ddim-quadratic-2-truncation-parallel.json").tuning["substeps"] == 2
     before = fd_rows()
     assert "0 rows written" in succeeds("table", "--config", "table.toml")
+    assert "0 timings tuned" in succeeds("table", "--config", "table.toml", "--tune-only")
     pd.testing.assert_frame_equal(fd_rows(), before)
     # Another number of samples is another row, in the file that is named.
     assert "2 rows written" in succeeds("table", "--config", "table.toml", "--n", 30, "--results", "runs/fd.csv")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 from test_evaluating import data, features, make_sampler, no_git, reference, sampler  # noqa: F401 - fixtures
 
+import tt_lib.tuning.joint
 from tt_lib.bench import GENERATED_FIRST_SEED
 from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.evaluating import sample_statistics
@@ -39,8 +41,23 @@ def test_search_follows_a_valley_along_no_axis():
         first, second = (tau / t for tau, t in zip(taus, TIMES[:2], strict=True))
         return 100 * (first + second - 2) ** 2 + (first - 0.85) ** 2
 
-    taus, _ = search(valley, TIMES[:2], 2, (0.7, 1.3), 0.001, 60)
+    taus, _ = search(valley, TIMES[:2], 2, (0.7, 1.3), 0.001, 2 * JointConfig.tries)
     assert valley(taus) < 1e-4 and taus[0] / TIMES[0] == pytest.approx(0.85, abs=0.01)
+
+
+def test_search_goes_on_from_where_a_round_ended(monkeypatch):
+    """Rounds are what leaves a poor minimum: with one round, or as many tries in one, more ripples hold the search."""
+
+    def ripples(taus):
+        ratios = [tau / t for tau, t in zip(taus, TIMES, strict=True)]
+        return sum((r - 1.2) ** 2 + 0.004 * math.cos(2 * math.pi * r / 0.05) for r in ratios)
+
+    tries = 3 * JointConfig.tries
+    found, rows = search(ripples, TIMES, 3, (0.7, 1.3), 0.001, tries)
+    assert rows[-1][1] > 0.9 * tries - 7, "it spends what it may"
+    monkeypatch.setattr(tt_lib.tuning.joint, "SMALLEST", 1.0)
+    once, rows = search(ripples, TIMES, 3, (0.7, 1.3), 0.001, tries)
+    assert rows[-1][1] < 0.6 * tries and ripples(found) < 1.5 * ripples(once) < 0
 
 
 def test_search_keeps_frozen_steps_bounds_and_range():

@@ -26,7 +26,7 @@ from tt_lib.metrics.features import load_feature_extractor, reference_statistics
 from tt_lib.models import Model
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.results import FD_COLUMNS, read_rows
-from tt_lib.tables import Table, hold, read_table, run_table
+from tt_lib.tables import Table, hold, read_table, run_table, tune_table
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import JointConfig
@@ -270,6 +270,19 @@ def whole(tmp_path_factory, parts, one_thread):
         rows = project.run(progress=lambda *report: seen.append(report))
         taus = project.taus()
     return project, rows, seen, taus
+
+
+def test_tuning_only_gives_the_same_timings_and_measures_nothing(project, whole):
+    table = replace(TABLE, cells=(*CELLS, CELLS[1]))
+    tuned = tune_table(table, project.bench, None, None, project.work)
+    assert tuned == 2 and not project.results.exists() and project.taus() == whole[3]
+    calls = project.predictor.calls
+    assert tune_table(table, project.bench, None, None, project.work) == 0 and project.predictor.calls == calls
+    other = replace(project.bench, model=replace(project.bench.model, digest="cd" * 32))
+    assert tune_table(table, other, None, None, project.work) == 2, "timings of other weights are tuned again"
+    joint = replace(TABLE, cells=(Cell("ddim", "uniform", 2, "frechet-joint"),))
+    with pytest.raises(BadValue, match="give the features"):
+        tune_table(joint, project.bench, None, None, project.work)
 
 
 def test_a_row_and_a_timing_for_each_cell(whole, parts, monkeypatch):

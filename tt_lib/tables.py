@@ -183,15 +183,42 @@ def run_table(
     return rows
 
 
+def tune_table(
+    table: Table,
+    bench: Bench,
+    features: Features | None,
+    reference: FeatureStatistics | None,
+    work: Path,
+    *,
+    data: str | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Tune what the cells of a table need and ``data/timings`` lacks, and measure nothing; returns how many were tuned.
+
+    Args:
+        features, reference: only ``frechet-joint`` timings need them.
+    """
+    cells = [cell for cell in table.cells if cell.timing != UNTUNED]
+    tuned = 0
+    for done, cell in enumerate(cells):
+        with hold(work / f"{cell.label}.lock") as mine:
+            if mine and _ready_timing(bench, cell) is None:
+                cell_timing(table, bench, cell, features, reference, work, data, progress, done, len(cells))
+                tuned += 1
+        if progress:
+            progress(done + 1, len(cells), f"{cell.label} done")
+    return tuned
+
+
 def cell_timing(
-    table: Table, bench: Bench, cell: Cell, features: Features, reference: FeatureStatistics, work: Path,
+    table: Table, bench: Bench, cell: Cell, features: Features | None, reference: FeatureStatistics | None, work: Path,
     data: str | None, progress: Progress | None = None, spent: int = 0, total: int = 1,
 ) -> Timing | None:  # fmt: skip
     """The timing of a cell: the shipped one, or one that is tuned now and saved where the shipped ones are."""
     if cell.timing == UNTUNED:
         return None
-    timing = find_timing(bench.model.name, cell)
-    if timing is not None and timing.weights == bench.model.digest:
+    timing = _ready_timing(bench, cell)
+    if timing is not None:
         return timing
 
     def tell(done: int, of: int, message: str) -> None:
@@ -200,6 +227,8 @@ def cell_timing(
 
     config, state = table.config(cell), work / f"{cell.label}.tuning"
     if isinstance(config, JointConfig):
+        if features is None or reference is None:
+            raise BadValue(f"{cell.label} is tuned by a Fréchet distance: give the features and their reference")
         result = bench.tune_joint(cell, features, reference, config, state, tell)
     else:
         images = bench.tuning_images(table.source, table.images, table.dataset, data)
@@ -207,6 +236,12 @@ def cell_timing(
             result = bench.tune(cell, config, images, table.source, state, tell)
     result.timing.save(timing_path(bench.model.name, cell))
     return result.timing
+
+
+def _ready_timing(bench: Bench, cell: Cell) -> Timing | None:
+    """The timing of a cell that was tuned for just these weights, if there is one."""
+    timing = find_timing(bench.model.name, cell)
+    return timing if timing is not None and timing.weights == bench.model.digest else None
 
 
 def has_row(results: Path, table: Table, bench: Bench, features: Features, cell: Cell) -> bool:

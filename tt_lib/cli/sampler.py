@@ -46,7 +46,7 @@ def tune(
     tie: Annotated[str, typer.Option(help="One tau / t for each evaluation, or one for each step (step).")] = "evaluation",
     images: Annotated[int, typer.Option(help="Images to tune on.")] = 256,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
-    samples: Annotated[int, typer.Option(help="Samples that judge one timing (frechet only).")] = 2000,
+    samples: Annotated[int, typer.Option(help="Samples that judge one timing (frechet only).")] = 1000,
     features: Annotated[str, typer.Option(help="Features of the distance (frechet only).")] = "cifar10-resnet",
     dataset: Annotated[str, typer.Option(help="Data set of the real images: cifar10 or digits.")] = "cifar10",
     data: DataOption = None,

@@ -19,6 +19,7 @@ def table(
     work: Annotated[Path, typer.Option(help="Folder for the state of unfinished cells.")] = Path("runs/table"),
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
     n: Annotated[int | None, typer.Option(help="Samples for each cell, in place of the file's.")] = None,
+    tune_only: Annotated[bool, typer.Option("--tune-only", help="Tune the timings that are not there yet, measure nothing.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -34,7 +35,7 @@ def table(
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.results import results_folder
-    from tt_lib.tables import read_table, run_table
+    from tt_lib.tables import read_table, run_table, tune_table
 
     spec = read_table(config)
     spec = replace(spec, n=n) if n is not None else spec
@@ -42,6 +43,11 @@ def table(
     features = load_feature_extractor(spec.features, None, where)
     reference = load_reference(spec.dataset, "train", features)
     bench = make_bench(spec.model, where, batch=batch, compile=compile)
+    if tune_only:
+        with progress_bar(f"tuning {config.stem}") as report:
+            count = tune_table(spec, bench, features, reference, work, data=str(data) if data else None, progress=report)
+        say(f"{count} timings tuned")
+        return
     path = results or results_folder() / "fd.csv"
     with progress_bar(f"table {config.stem}") as report:
         rows = run_table(

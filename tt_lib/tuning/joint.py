@@ -42,8 +42,10 @@ from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
 FRECHET_JOINT = "frechet-joint"
 FIRST_SEED = 2_000_000_000
 """Samples for tuning have the seeds from here on, so that none is also measured."""
-FIRST_RADIUS, LAST_RADIUS = 0.08, 5e-4
-"""How far from the best ratios the search looks at first, and where it ends. (With 2e-3 it ended too soon in a narrow valley.)"""
+RADIUS, SHRINK, SMALLEST = 0.1, 0.7, 0.01
+"""How far from the best ratios the first round of the search looks, and by how much less far each later one, down to the last."""
+PRECISION = 0.02
+"""A round ends when it looks no farther than this share of the radius that it began with."""
 Loss = Callable[[tuple[float, ...]], float]
 Row = tuple[int, int, float, float, float]
 
@@ -61,10 +63,10 @@ class JointConfig:
         seed: added to the seeds of the samples.
     """
 
-    samples: int = 2000
+    samples: int = 1000
     bounds: tuple[float, float] = (0.7, 1.3)
     freeze_last: int = 0
-    tries: int = 20
+    tries: int = 40
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +87,9 @@ def search(
     loss: Loss, times: Sequence[float], tuned: int, bounds: tuple[float, float], t_min: float, tries: int
 ) -> tuple[tuple[float, ...], list[Row]]:
     """Search for the ratios tau / t of the lowest loss, from 1 on.
+
+    In rounds, each from the best ratios found so far: the loss has several minima, and a round that begins with a wide view
+    again finds its way out of many.
 
     Args:
         loss: of all K taus.
@@ -114,11 +119,17 @@ def search(
         return found
 
     judge([1.0] * tuned)
-    if tuned:
-        minimize(
-            judge, [1.0] * tuned, method="COBYQA", bounds=[bounds] * tuned,
-            options={"maxfev": tries, "initial_tr_radius": FIRST_RADIUS, "final_tr_radius": LAST_RADIUS},
+    start, radius, asked = [1.0] * tuned, RADIUS, 0
+    # A round begins with a model of the loss from 2 K + 1 tries; fewer are no use.
+    while tuned and tries - asked > 2 * tuned:
+        result = minimize(
+            judge, start, method="COBYQA", bounds=[bounds] * tuned,
+            options={"maxfev": tries - asked, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION},
         )  # fmt: skip
+        asked += result.nfev
+        if radius <= SMALLEST:
+            break
+        start, radius = list(result.x), max(radius * SHRINK, SMALLEST)
     assert best is not None  # untuned was judged
     return best[1], rows
 
