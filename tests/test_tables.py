@@ -26,6 +26,7 @@ from tt_lib.metrics.features import load_feature_extractor, reference_statistics
 from tt_lib.models import Model
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.results import FD_COLUMNS, read_rows
+from tt_lib.solvers import SOLVERS
 from tt_lib.tables import Table, hold, read_table, run_table, tune_table
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
@@ -179,6 +180,27 @@ def test_files_that_are_no_tables(tmp_path, write):
     (tmp_path / "picture.toml").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(CorruptFile, match=r"picture\.toml"):
         read_table(tmp_path / "picture.toml")
+
+
+def test_every_shipped_table_can_be_run():
+    for path in sorted((PACKAGE_ROOT / "data" / "tables").glob("*.toml")):
+        table = read_table(path)
+        assert len(set(table.cells)) == len(table.cells), f"{path.name} names a cell twice"
+        for cell in table.cells:
+            assert cell.make_solver().for_nfe(cell.nfe)[1] >= 1, f"{path.name}: {cell.label}"
+
+
+def test_timings_are_planned_for_every_deterministic_solver():
+    """But for other names of the same solver."""
+    table = read_table(PACKAGE_ROOT / "data" / "tables" / "timings.toml")
+    planned = {(cell.solver, cell.nfe) for cell in table.cells}
+    functions = {SOLVERS[solver].function for solver, _ in planned}
+    assert functions == {solver.function for solver in SOLVERS.values() if not solver.stochastic}
+    for name in {solver for solver, _ in planned}:
+        for nfe in (5, 6, 8, 10, 15, 20):
+            if (name, nfe) not in planned:
+                with pytest.raises(BadValue):
+                    SOLVERS[name].for_nfe(nfe)
 
 
 def test_shipped_table_holds_the_cells_of_the_claim():
