@@ -21,10 +21,11 @@ from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue
 from tt_lib.metrics.features import BATCH, Features
 from tt_lib.metrics.frechet import jackknife_interval
-from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.metrics.statistics import FeatureStatistics, merge_all
 from tt_lib.noise import SampleNoise
 from tt_lib.results import device_name, provenance
 from tt_lib.sampling import Sampler, batches
+from tt_lib.world import ALONE, World
 
 SETS = 10
 Progress = Callable[[int, int, str], None]
@@ -70,6 +71,7 @@ def sample_statistics(
     *,
     batch: int = BATCH,
     start: StartNoise | None = None,
+    world: World = ALONE,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[FeatureStatistics, int]:
     """Statistics of the features of the samples with these seeds, and the NFE that was counted.
@@ -77,17 +79,21 @@ def sample_statistics(
     Args:
         batch: samples at a time, for the network as for the features.
         start: where to take x_T from (deterministic solvers only).
-        progress: called with the number of samples of each finished batch.
+        world: the processes that share the batches; each gets the statistics of all samples.
+        progress: called with the number of samples of each finished batch, all processes' counted.
     """
     found = FeatureStatistics(features.dimension, features.name, features.sha256, {}, features.device)
     nfe = 0
-    for part in batches(seeds.start, len(seeds), batch):
+    for part in world.share(list(batches(seeds.start, len(seeds), batch))):
         run = sampler(part, start=start(part) if start and not sampler.solver.stochastic else None)
         nfe = run.nfe
         found.update(features(to_uint8(run.x)))
         if progress:
-            progress(len(part))
-    return found, nfe
+            progress(len(part) * world.size)
+    if world.size == 1:
+        return found, nfe
+    # A process without a batch counted no evaluation.
+    return merge_all(world.gather(found.to("cpu"))), max(world.gather(nfe))
 
 
 def measure(
@@ -100,6 +106,7 @@ def measure(
     batch: int = BATCH,
     work: Path | None = None,
     start: StartNoise | None = None,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> Measured:
     """The Fréchet distance of ``n`` samples from the reference, with an interval from :data:`SETS` disjoint sets.
@@ -108,6 +115,7 @@ def measure(
         n: samples; a multiple of :data:`SETS`, at least two in each set.
         first_seed: the samples have the seeds ``first_seed .. first_seed + n - 1``.
         work: folder for the statistics of finished sets; an interrupted call goes on from there.
+        world: the processes that measure it together; each gets the result.
         progress: called with (samples done, n, message).
 
     Raises:
@@ -120,24 +128,24 @@ def measure(
     nfe = sampler.timing.nfe if sampler.timing else 0
     for index, path in enumerate(paths):
         seeds = range(first_seed + index * size, first_seed + (index + 1) * size)
-        if path and path.exists():
-            part = FeatureStatistics.load(path)
-            nfe = int(part.meta["nfe"])
+        kept = world.decide(FeatureStatistics.load(path) if world.main and path and path.exists() else None)
+        if kept is not None:
+            part, nfe = kept, int(kept.meta["nfe"])
         else:
-            before = done
+            end = (index + 1) * size
 
-            def tell(count: int, before: int = before) -> None:
+            def tell(count: int, end: int = end) -> None:
                 nonlocal done
-                done += count
+                done = min(done + count, end)
                 if progress:
                     progress(done, n, f"{sampler.solver.name}, {sampler.grid.name}, {sampler.grid.steps} steps")
 
-            part, nfe = sample_statistics(sampler, features, seeds, batch=batch, start=start, progress=tell)
-            if path:
+            part, nfe = sample_statistics(sampler, features, seeds, batch=batch, start=start, world=world, progress=tell)
+            if path and world.main:
                 part.save(path, {"nfe": str(nfe)})
         done = (index + 1) * size
         sets.append(part)
-    value, low, high = jackknife_interval(sets, reference)
+    value, low, high = world.decide(jackknife_interval(sets, reference) if world.main else (0.0, 0.0, 0.0))
     return Measured(value, low, high, nfe)
 
 
@@ -190,6 +198,7 @@ def fd_row(
     n: int,
     seed: int,
     timing: str,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """A row of ``fd.csv``."""
     return {
@@ -197,7 +206,7 @@ def fd_row(
         "nfe": measured.nfe, "eta": sampler.solver.eta, "timing": timing, "metric": features.metric,
         "features": features.name, "reference": reference, "n": n, "value": round(measured.value, 6),
         "low": round(measured.low, 6), "high": round(measured.high, 6), "seed": seed,
-        "device": device_name(sampler.device), **provenance(),
+        "device": device_name(sampler.device, world.size), **provenance(),
     }  # fmt: skip
 
 

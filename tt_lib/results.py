@@ -101,12 +101,11 @@ def _from_here(argument: str) -> str:
     return f"{option}{equals}{value}"
 
 
-def device_name(device: torch.device | str) -> str:
-    """A device in words: the GPU's product name, or ``cpu`` and the number of threads used."""
+def device_name(device: torch.device | str, count: int = 1) -> str:
+    """A device in words: the GPU's product name, or ``cpu`` and the number of threads used; ``2 x ...`` for several."""
     device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({torch.get_num_threads()} threads)"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+    return name if count == 1 else f"{count} x {name}"
 
 
 def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -47,6 +47,7 @@ from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig
+from tt_lib.world import ALONE, World
 
 Progress = Callable[[int, int, str], None]
 
@@ -138,6 +139,7 @@ def run_table(
     *,
     data: str | None = None,
     force: bool = False,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Fill in the rows of a table.
@@ -147,6 +149,7 @@ def run_table(
         work: folder for the state of unfinished cells.
         data: where the data set is, for tuning on real images.
         force: measure cells again that have a row already.
+        world: the processes that share the samples of each cell; the main one tunes and writes.
         progress: called with (network evaluations done, of all, message).
 
     Returns:
@@ -156,9 +159,12 @@ def run_table(
     total = sum(table.cost(cell) for cell in table.cells)
     spent, rows = 0, []
     for cell in table.cells:
-        with hold(work / f"{cell.label}.lock") as mine:
-            if mine and (force or not has_row(results, table, bench, features, cell)):
-                timing = cell_timing(table, bench, cell, features, reference, work, data, progress, spent, total)
+        with hold(work / f"{cell.label}.lock") if world.main else contextlib.nullcontext(False) as mine:
+            if world.decide(mine and (force or not has_row(results, table, bench, features, cell))):
+                timing = world.decide(
+                    cell_timing(table, bench, cell, features, reference, work, data, progress, spent, total)
+                    if world.main else None
+                )  # fmt: skip
                 base = spent
 
                 def tell(done: int, _: int, message: str, base: int = base, cell: Cell = cell) -> None:
@@ -168,14 +174,15 @@ def run_table(
                 sampler = bench.sampler(cell, timing)
                 measured = measure(
                     sampler, features, reference, table.n, first_seed=table.seed, batch=bench.batch,
-                    work=work / "sets", start=start, progress=tell,
+                    work=work / "sets", start=start, world=world, progress=tell,
                 )  # fmt: skip
                 row = fd_row(
                     measured, sampler, features, dataset=table.dataset, reference="train", n=table.n,
-                    seed=table.seed, timing=cell.timing,
+                    seed=table.seed, timing=cell.timing, world=world,
                 )  # fmt: skip
-                write_rows(results, [row], FD_COLUMNS, FD_KEY)
-                forget_sets(sampler, features, table.n, table.seed, work / "sets")
+                if world.main:
+                    write_rows(results, [row], FD_COLUMNS, FD_KEY)
+                    forget_sets(sampler, features, table.n, table.seed, work / "sets")
                 rows.append(row)
         spent += table.cost(cell)
         if progress:

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, SeedOption, console, pick_device, progress_bar, say
+from tt_lib.cli.shared import (
+    DataOption,
+    DeviceOption,
+    ForceOption,
+    SeedOption,
+    console,
+    pick_device,
+    pick_devices,
+    progress_bar,
+    say,
+)
 from tt_lib.files import refuse_overwrite
 
 ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
@@ -16,6 +26,10 @@ SolverOption = Annotated[str, typer.Option(help="ddim, dpmpp-2m, unipc, ...: `tt
 GridOption = Annotated[str, typer.Option(help="uniform, uniform-trailing, quadratic, logsnr or karras.")]
 NfeOption = Annotated[int, typer.Option(help="Network evaluations for an image.")]
 BatchOption = Annotated[int, typer.Option(help="Images at a time.")]
+# torchrun takes --n for the beginning of an option of its own, wherever it stands: hence the second name.
+SamplesOption = Annotated[
+    int, typer.Option("--n", "--samples", help="Samples, a multiple of 10: 50000 for a number to compare with.")
+]
 CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile the network: for many images on a GPU.")]
 
 
@@ -161,7 +175,7 @@ def evaluate(
         str, typer.Option(help="cifar10-resnet, digits-resnet or inception-2015 (that is FID).")
     ] = "cifar10-resnet",
     weights: Annotated[Path | None, typer.Option(help="The features' weights, if not in their usual place.")] = None,
-    n: Annotated[int, typer.Option(help="Samples, a multiple of 10: 50000 for a number to compare with.")] = 50_000,
+    n: SamplesOption = 50_000,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
     seed: SeedOption = 0,
     results: Annotated[Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].")] = None,
@@ -172,7 +186,8 @@ def evaluate(
     """Measure the Fréchet distance of a sampler, with a 95 % interval, and write it as a row.
 
     The interval comes from 10 disjoint sets of samples (delete-one jackknife). A killed run goes on
-    with the next set.
+    with the next set. Several GPUs share the batches: `torchrun --nproc_per_node 2 -m tt_lib
+    evaluate ...` (under torchrun, write --samples for --n).
     """
     from tt_lib.bench import Cell, make_bench
     from tt_lib.evaluating import fd_row, forget_sets, measure
@@ -181,16 +196,18 @@ def evaluate(
     from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
     from tt_lib.timing import UNTUNED, load_timing
 
-    where = pick_device(device)
+    world, where = pick_devices(device)
     extractor = load_feature_extractor(features, weights, where)
     reference = load_reference(dataset, "train", extractor)
     bench = make_bench(model, where, batch=batch, compile=compile)
     tuned = load_timing(timing) if timing else None
     sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned)
     with progress_bar("evaluate") as report:
-        found = measure(sampler, extractor, reference, n, first_seed=seed, batch=batch, work=work, progress=report)
+        found = measure(sampler, extractor, reference, n, first_seed=seed, batch=batch, work=work, world=world, progress=report)
+    if not world.main:
+        return
     name = tuned.name if tuned else UNTUNED
-    row = fd_row(found, sampler, extractor, dataset=dataset, reference="train", n=n, seed=seed, timing=name)
+    row = fd_row(found, sampler, extractor, dataset=dataset, reference="train", n=n, seed=seed, timing=name, world=world)
     write_rows(results or results_folder() / "fd.csv", [row], FD_COLUMNS, FD_KEY)
     forget_sets(sampler, extractor, n, seed, work)
     shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from tt_lib.errors import BadValue, TTError
+from tt_lib.world import ALONE, World, join_world
 
 console = Console()
 Report = Callable[[int, int, str], None]
@@ -75,6 +76,15 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"
         ) from error
     return device
+
+
+def pick_devices(name: str) -> tuple[World, torch.device]:
+    """The processes that torchrun or ``accelerate launch`` started, and this one's device; else this process alone.
+
+    Raises:
+        BadValue: see :func:`pick_device` and :func:`tt_lib.world.join_world`.
+    """
+    return join_world(name) or (ALONE, pick_device(name))
 
 
 @contextmanager

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, console, pick_device, progress_bar, say
+from tt_lib.cli.shared import (
+    DataOption,
+    DeviceOption,
+    ForceOption,
+    console,
+    pick_device,
+    pick_devices,
+    progress_bar,
+    say,
+)
 
 ResultsOption = Annotated[Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].")]
 
@@ -18,7 +27,7 @@ def table(
     results: ResultsOption = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of unfinished cells.")] = Path("runs/table"),
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
-    n: Annotated[int | None, typer.Option(help="Samples for each cell, in place of the file's.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "--samples", help="Samples for each cell, in place of the file's.")] = None,
     tune_only: Annotated[bool, typer.Option("--tune-only", help="Tune the timings that are not there yet, measure nothing.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
     device: DeviceOption = "auto",
@@ -27,11 +36,13 @@ def table(
     """Tune and measure every cell of a table.
 
     Cells that have a row are skipped, so a killed table goes on when it is started again. On several
-    GPUs start it once for each, with `--device cuda:0`, `--device cuda:1`, ...: they share the cells.
+    GPUs either start it once for each, with `--device cuda:0`, `--device cuda:1`, ...: they share the cells; or once with
+    `torchrun --nproc_per_node 2 -m tt_lib table ...`: they share the samples of each cell.
     """
     from dataclasses import replace
 
     from tt_lib.bench import make_bench
+    from tt_lib.errors import BadValue
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.results import results_folder
@@ -39,11 +50,13 @@ def table(
 
     spec = read_table(config)
     spec = replace(spec, n=n) if n is not None else spec
-    where = pick_device(device)
+    world, where = pick_devices(device)
     features = load_feature_extractor(spec.features, None, where)
     reference = load_reference(spec.dataset, "train", features)
     bench = make_bench(spec.model, where, batch=batch, compile=compile)
     if tune_only:
+        if world.size > 1:
+            raise BadValue("--tune-only is one process's work; start it without torchrun, once for each GPU")
         with progress_bar(f"tuning {config.stem}") as report:
             count = tune_table(spec, bench, features, reference, work, data=str(data) if data else None, progress=report)
         say(f"{count} timings tuned")
@@ -51,8 +64,11 @@ def table(
     path = results or results_folder() / "fd.csv"
     with progress_bar(f"table {config.stem}") as report:
         rows = run_table(
-            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, progress=report
+            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, world=world,
+            progress=report,
         )
+    if not world.main:
+        return
     for row in rows:
         console.print(
             f"{row['solver']} {row['grid']} {row['nfe']} {row['timing']}: "

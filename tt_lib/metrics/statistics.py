@@ -104,6 +104,12 @@ class FeatureStatistics:
         twin.n, twin.mean, twin.scatter = self.n, self.mean.clone(), self.scatter.clone()
         return twin
 
+    def to(self, device: torch.device | str) -> FeatureStatistics:
+        """Independent statistics with the same content on another device."""
+        twin = self.copy()
+        twin.mean, twin.scatter = twin.mean.to(device), twin.scatter.to(device)
+        return twin
+
     def save(self, path: Path | str, meta: Mapping[str, str] | None = None) -> Path:
         """Write a safetensors file, whole or not at all; ``meta`` is added to the own one.
 

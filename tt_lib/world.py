@@ -1,0 +1,86 @@
+"""The processes of a run: one for each GPU, started by torchrun or ``accelerate launch``, or just this one.
+
+Work is shared in whole batches, and every batch holds the same samples whoever computes it, so any number of processes
+gives the same numbers. One process, the main one, decides and writes; the others are told.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from tt_lib.errors import BadValue
+
+T = TypeVar("T")
+PATIENCE = datetime.timedelta(hours=6)
+"""How long a process waits for another: the main one may tune for a long while."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among ``size``.
+
+    Attributes:
+        rank: which one, from 0; 0 is the main one.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that decides and writes."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of the items: every ``size``-th of them."""
+        return list(items[self.rank :: self.size])
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank; every process must call it, and gets all of them."""
+        if self.size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
+    def decide(self, value: T) -> T:
+        """The main process's value, in every process; every process must call it."""
+        if self.size == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        box: list[Any] = [value if self.main else None]
+        return broadcast_object_list(box, from_process=0)[0]
+
+
+ALONE = World()
+
+
+def join_world(device: str = "auto") -> tuple[World, torch.device] | None:
+    """The world that torchrun or ``accelerate launch`` started this process in, and its device; None if it is alone.
+
+    Args:
+        device: ``auto``, ``cuda`` (one GPU for each process) or ``cpu``.
+
+    Raises:
+        BadValue: one GPU is named for all processes, or there are fewer GPUs on this machine than processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    if device not in ("auto", "cuda", "cpu"):
+        raise BadValue(f"{device} is one device for {os.environ['WORLD_SIZE']} processes; leave --device out, or give cuda or cpu")
+    from accelerate import PartialState
+
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not on_cpu and here > gpus:
+        raise BadValue(f"{here} processes were started on a machine with {gpus} GPUs; start at most one for each")
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    return World(state.process_index, state.num_processes), state.device
