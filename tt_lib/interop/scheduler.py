@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -36,6 +36,7 @@ from tt_lib.models import PREDICTION_TYPES
 from tt_lib.schedules import DiscreteSchedule, Schedule, time_of_index
 from tt_lib.solvers import Solver
 from tt_lib.solvers.arithmetic import along
+from tt_lib.timing import UNTUNED, Timing
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Adapted:
         solver: drives a copy of the scheduler; its options are the scheduler's configuration.
         grid: the K + 1 times at which its steps begin and end.
         schedule: the noise levels of its ``alphas_cumprod``; gives ``EpsPredictor`` the network's time.
-        nfe: network evaluations of a run, counted.
+        times: the nominal time of each evaluation, in order; some repeat.
         kind: what the network must predict, for ``EpsPredictor(..., kind=...)``: ``eps``, ``v`` or ``x0``.
         start_scale: see :meth:`start`.
     """
@@ -54,9 +55,14 @@ class Adapted:
     solver: Solver
     grid: Grid
     schedule: DiscreteSchedule
-    nfe: int
+    times: tuple[float, ...]
     kind: str
     start_scale: float
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of a run."""
+        return len(self.times)
 
     def start(self, noise: Tensor) -> Tensor:
         """x_T [B, ...] of a pipeline that draws ``noise`` [B, ...] ~ N(0, I): what ``init_noise_sigma`` makes of it.
@@ -65,6 +71,13 @@ class Adapted:
         those take ``sigma_T noise`` for x_T, with sigma_T = 0.99998 for 1000 linear betas.
         """
         return noise * self.start_scale
+
+    def timing(self, taus: Sequence[float] | None = None, *, name: str = UNTUNED, model: str = "", weights: str = "") -> Timing:
+        """A timing for this sampler with the conditioning times ``taus``; by default untuned, tau = t."""
+        return Timing(
+            name, tuple(taus or self.times), self.times, model, self.schedule.name, self.solver.name,
+            dict(self.solver.options), self.grid.name, self.grid.times, weights=weights,
+        )  # fmt: skip
 
 
 def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) -> Adapted:
@@ -118,12 +131,21 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) ->
 
     solver = Solver(name, run, options=options, plan=plan, draws=draws_noise(ready, eta), ends_at_zero=True)
     start_scale = float(ready.init_noise_sigma) * _scale(copy.deepcopy(ready))
-    return Adapted(solver, grid, schedule, len(asked), run.kind, start_scale)
+    return Adapted(solver, grid, schedule, tuple(t for t, _ in asked), run.kind, start_scale)
 
 
 @dataclass
 class _Run:
-    """A solver's function: each call starts a copy of ``scheduler``."""
+    """A solver's function: each call starts a copy of ``scheduler``.
+
+    Attributes:
+        scheduler: with its timesteps set, and never stepped.
+        stage: tells which evaluation of a step comes next.
+        kind: what the scheduler expects of the network.
+        eta: DDIM's.
+        times: the only grid that it can run (None while that is found out).
+        wasted: the number of a last evaluation that leads nowhere.
+    """
 
     scheduler: Any
     stage: Callable[[Any], int]
