@@ -52,6 +52,14 @@ def make(name: str, **options):
     return getattr(diffusers, kind)(**BETAS | mine | options)
 
 
+def skip_if_diffusers_cannot(scheduler, steps: int) -> None:
+    """Some releases cannot make some numbers of steps: 0.30's singlestep DPM-Solver beside a new torch."""
+    try:
+        copy.deepcopy(scheduler).set_timesteps(steps)
+    except ValueError as error:
+        pytest.skip(f"diffusers {diffusers.__version__} itself fails: {error}")
+
+
 def draw(*shape: int, seed: int = 0, dtype=torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
@@ -101,6 +109,7 @@ def test_untuned_is_diffusers_loop(name, prediction, unet):
             from_scheduler(make(name, prediction_type=prediction), 5)
         return
     scheduler = make(name, prediction_type=prediction)
+    skip_if_diffusers_cannot(scheduler, 5)
     adapted = from_scheduler(scheduler, 5)
     noise = draw(2, 1, 8, 8)
     mine = engine_samples(adapted, unet, noise)
@@ -144,24 +153,29 @@ def test_requests_are_those_of_our_own_solver(name, ours, options, skip_last):
     assert skip_last or gap(mine.x, theirs.x) < 1e-4
 
 
-def test_repeated_times_and_what_is_a_step():
-    heun, plms, pndm, single = (from_scheduler(make(name), 5) for name in ("heun", "plms", "pndm", "dpm-single"))
-    stages = {}
-    for adapted in (heun, plms, pndm, single):
-        x = torch.zeros(1, 1, dtype=torch.float64)
-        run = drive(adapted.solver(x, adapted.grid, adapted.schedule), lambda x, t, tau: 0 * x, keep=True)
-        stages[adapted.solver.name, adapted.nfe] = "".join(str(request.stage) for request in run.trajectory)
-        assert sum(request.stage == 0 for request in run.trajectory) == adapted.grid.steps
-    assert stages == {
-        ("HeunDiscreteScheduler", 9): "010101010",
-        ("PNDMScheduler", 6): "010000",
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("heun", "010101010"),
+        ("plms", "010000"),
         # The last evaluation of diffusers' default leads from t = 0.001 to t = 0.001: it is no step.
-        ("PNDMScheduler", 14): "01230123012301",
-        ("DPMSolverSinglestepScheduler", 5): "01010",
-    }
-    assert heun.times[1] == heun.times[2] and plms.times[1] == plms.times[2] and pndm.times[1] == pndm.times[2]
-    assert pndm.grid.times[-1] == 0.001 and pndm.grid.steps == 4
-    assert plms.grid.times[-1] == 0.001 and heun.grid.times[-1] == 0
+        ("pndm", "01230123012301"),
+        ("dpm-single", "01010"),
+        ("kdpm2", "010101010"),
+        ("euler", "00000"),
+    ],
+)
+def test_what_is_a_step_and_repeated_times(name, stages):
+    scheduler = make(name)
+    skip_if_diffusers_cannot(scheduler, 5)
+    adapted = from_scheduler(scheduler, 5)
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    run = drive(adapted.solver(x, adapted.grid, adapted.schedule), lambda x, t, tau: 0 * x, keep=True)
+    assert "".join(str(request.stage) for request in run.trajectory) == stages
+    begins = [float(request.t) for request in run.trajectory if request.stage == 0]
+    assert begins == pytest.approx(adapted.grid.times[:-1]) and adapted.grid.steps == stages.count("0")
+    assert adapted.grid.times[-1] == (0.001 if name in ("plms", "pndm") else 0)
+    assert (adapted.times[1] == adapted.times[2]) == (name in ("heun", "plms", "pndm"))
 
 
 def test_schedule_is_the_scheduler_s():
@@ -347,8 +361,13 @@ REFUSED = [
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("scheduler", "options", "message"), REFUSED)
 def test_what_cannot_be_adapted_is_refused_with_a_remedy(scheduler, options, message):
+    try:
+        scheduler = scheduler()
+    except TypeError as error:
+        assert "flow" in str(error)
+        pytest.skip(f"diffusers {diffusers.__version__} has no flow in this scheduler")
     with pytest.raises(BadValue, match=message):
-        from_scheduler(scheduler(), **{"steps": 5} | options)
+        from_scheduler(scheduler, **{"steps": 5} | options)
 
 
 # ---- tuned times in pipelines

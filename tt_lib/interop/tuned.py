@@ -37,7 +37,7 @@ class TunedUNet(nn.Module):
     that evaluations at one time (Heun, PLMS) have a tau each, and the pipeline's timestep is checked against the timing's.
     After the last call of a run the next call begins a new one; after an interrupted run, call :meth:`reset`. A last run
     that is too short shows only in :func:`tuned_times`, which knows where it ends. All other attributes (config, dtype, device,
-    add_embedding, ...) are the network's.
+    add_embedding, ...) are the network's. A pipeline's own ``save_pretrained`` leaves this object out: save it by itself.
 
     Args:
         unet: the network, which is not changed.
