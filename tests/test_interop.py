@@ -1,4 +1,4 @@
-"""diffusers both ways: adapted schedulers against diffusers' own loop, and pipelines with tuned times against our engine."""
+"""diffusers both ways: adapted schedulers against its own loop, pipelines with tuned times against our engine."""
 
 from __future__ import annotations
 
@@ -221,7 +221,9 @@ def test_gradients_reach_every_tau(name):
 
     asked = taus.clone().requires_grad_()
     loss(asked, grad=True).backward()
-    last = adapted.nfe - (1 if adapted.times[-1] == adapted.grid.times[-1] else 0)  # PNDM's wasted evaluation changes nothing
+    last = adapted.nfe - (
+        1 if adapted.times[-1] == adapted.grid.times[-1] else 0
+    )  # PNDM's wasted evaluation changes nothing
     for k in range(last):
         h = torch.zeros_like(taus)
         h[k] = 4e-4
@@ -311,7 +313,12 @@ def test_a_timing_belongs_to_one_configuration(tmp_path, unet):
         return Sampler(predictor, adapted.schedule, adapted.solver, adapted.grid, (1, 8, 8), timing)
 
     assert sampler(adapted)([3, 4]).nfe == 5
-    others = [make("dpm", solver_order=3), make("dpm", final_sigmas_type="sigma_min"), make("dpm", lower_order_final=False), make("unipc")]
+    others = [
+        make("dpm", solver_order=3),
+        make("dpm", final_sigmas_type="sigma_min"),
+        make("dpm", lower_order_final=False),
+        make("unipc"),
+    ]
     for other in others:
         with pytest.raises(TimingMismatch):
             sampler(from_scheduler(other, 5))
@@ -337,8 +344,16 @@ def test_noise_belongs_to_the_sample():
 
 
 REFUSED = [
-    (lambda: diffusers.FlowMatchEulerDiscreteScheduler(), {}, "FlowMatchEulerDiscreteScheduler: it samples a flow.*DDIM"),
-    (lambda: diffusers.DDPMScheduler(**BETAS), {}, r"cannot adapt DDPMScheduler: it draws noise.*DDIMScheduler with eta"),
+    (
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(),
+        {},
+        "FlowMatchEulerDiscreteScheduler: it samples a flow.*DDIM",
+    ),
+    (
+        lambda: diffusers.DDPMScheduler(**BETAS),
+        {},
+        r"cannot adapt DDPMScheduler: it draws noise.*DDIMScheduler with eta",
+    ),
     (lambda: diffusers.EulerAncestralDiscreteScheduler(**BETAS), {}, "draws noise.*choose one of"),
     (lambda: diffusers.EDMEulerScheduler(), {}, "scales its states"),
     (lambda: torch.nn.Identity(), {}, "cannot adapt Identity: it is not known"),
@@ -445,7 +460,9 @@ def test_each_evaluation_has_its_own_tau_in_every_scheduler(name, unet):
     finally:
         handle.remove()
     assert all(each.dtype == torch.float32 and each.shape == (2,) for each in seen)
-    assert [each[0].item() for each in seen] == pytest.approx([1000 * tau - 1 for tau in timing.taus], rel=1e-5, abs=1e-4)
+    assert [each[0].item() for each in seen] == pytest.approx(
+        [1000 * tau - 1 for tau in timing.taus], rel=1e-5, abs=1e-4
+    )
     assert gap(engine_samples(adapted, unet, noise, timing.taus), theirs) < 1e-5
     assert gap(plain_loop(unet, scheduler, noise, 5), theirs) > 1e-3
     if name in ("heun", "plms", "pndm"):  # the same timestep twice, and two taus
@@ -493,7 +510,10 @@ def test_wrong_number_of_steps(unet, spacing):
 
 def test_other_spacing_other_scheduler_and_another_timing(ddim, unet):
     pipeline, adapted, images = ddim
-    with pytest.raises(TimingMismatch, match=r"call 1 of 5.*timestep is 800 \(t = 0.801\).*asks for 999 \(t = 1\)"), tuned_times(pipeline, moved(adapted)):
+    with (
+        pytest.raises(TimingMismatch, match=r"call 1 of 5.*timestep is 800 \(t = 0.801\).*asks for 999 \(t = 1\)"),
+        tuned_times(pipeline, moved(adapted)),
+    ):
         pipeline.scheduler = make("ddim", timestep_spacing="trailing", prediction_type="v_prediction")
         images()
     pipeline.scheduler = make("ddim", prediction_type="v_prediction")
@@ -626,11 +646,14 @@ def stable_diffusion(scheduler, vae, folder):
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 16, "tokenizer_class": "CLIPTokenizer"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": 16, "tokenizer_class": "CLIPTokenizer"})
+    )
     torch.manual_seed(3)
     config = transformers.CLIPTextConfig(
         vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=16, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1, pad_token_id=len(words) - 1,
+        max_position_embeddings=16, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
+        pad_token_id=len(words) - 1,
     )  # fmt: skip
     network = diffusers.UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
@@ -649,15 +672,23 @@ def stable_diffusion(scheduler, vae, folder):
 @pytest.mark.parametrize("name", ["ddim", "plms", "heun"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_stable_diffusion(name, guidance, vae, tmp_path):
-    pipeline = stable_diffusion(make(name, steps_offset=1, timestep_spacing="leading", prediction_type="v_prediction"), vae, tmp_path)
+    pipeline = stable_diffusion(
+        make(name, steps_offset=1, timestep_spacing="leading", prediction_type="v_prediction"), vae, tmp_path
+    )
 
     def latents(steps=4):
         generator = torch.Generator().manual_seed(0)
-        return pipeline("a cat", num_inference_steps=steps, guidance_scale=guidance, generator=generator, output_type="latent").images
+        return pipeline(
+            "a cat", num_inference_steps=steps, guidance_scale=guidance, generator=generator, output_type="latent"
+        ).images
 
     def images():
         generator = torch.Generator().manual_seed(0)
-        return torch.as_tensor(pipeline("a cat", num_inference_steps=4, guidance_scale=guidance, generator=generator, output_type="np").images)
+        return torch.as_tensor(
+            pipeline(
+                "a cat", num_inference_steps=4, guidance_scale=guidance, generator=generator, output_type="np"
+            ).images
+        )
 
     plain, plain_images = latents(), images()
     adapted = from_scheduler(pipeline.scheduler, 4)
@@ -733,7 +764,9 @@ def test_a_save_that_is_killed_leaves_no_timing_with_other_weights(saved, unet, 
     assert not (folder / "timing.json").exists() and len(list(folder.parent.iterdir())) == 1
 
 
-@pytest.mark.parametrize("name", ["timing.json", "tuned_unet.json", "diffusion_pytorch_model.safetensors", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["timing.json", "tuned_unet.json", "diffusion_pytorch_model.safetensors", "config.json"]
+)
 def test_folders_that_are_damaged(saved, name):
     _, folder = saved
     content = (folder / name).read_bytes()

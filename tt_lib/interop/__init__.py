@@ -1,4 +1,4 @@
-"""diffusers both ways: its schedulers as solvers of this library, and its pipelines with the tuned times of this library.
+"""diffusers both ways: its schedulers as solvers of this library, its pipelines with this library's tuned times.
 
 :func:`from_scheduler` makes a solver of a scheduler, so that its times can be tuned; :class:`TunedUNet` and
 :func:`tuned_times` make any pipeline sample with them.

@@ -1,4 +1,4 @@
-"""Which schedulers of diffusers can be adapted, which evaluation of a step each asks for, and why the others are refused."""
+"""Which schedulers of diffusers can be adapted, how each counts within a step, and why the others are refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,10 @@ def check_config(name: str, scheduler: Any, eta: float) -> None:
         if config.get(key):
             raise BadValue(f"cannot adapt {name} with {key}={config[key]!r}: {why}")
     if config.get("timestep_type", "discrete") != "discrete":
-        raise BadValue(f"cannot adapt {name} with timestep_type={config['timestep_type']!r}: its times are no levels; take 'discrete'")
+        raise BadValue(
+            f"cannot adapt {name} with timestep_type={config['timestep_type']!r}: its times are no levels; "
+            "take 'discrete'"
+        )
     if not 0 <= eta <= 1:
         raise BadValue(f"eta must lie between 0 (deterministic) and 1 (ancestral), got {eta}")
     accepts = inspect.signature(scheduler.step).parameters
@@ -97,6 +100,6 @@ def check_config(name: str, scheduler: Any, eta: float) -> None:
         raise BadValue(f"{name} takes no eta, got {eta}; leave it at 0 or take DDIMScheduler")
     if draws_noise(scheduler, eta) and "variance_noise" not in accepts:
         raise BadValue(
-            f"cannot adapt {name} with algorithm_type {config['algorithm_type']!r}: it draws noise that no generator for each "
-            "sample can give; take DPMSolverMultistepScheduler"
+            f"cannot adapt {name} with algorithm_type {config['algorithm_type']!r}: it draws noise that no generator "
+            "for each sample can give; take DPMSolverMultistepScheduler"
         )

@@ -4,8 +4,8 @@ diffusers' loop is ``y = scheduler.step(network(scheduler.scale_model_input(y, n
 timesteps n. Here each evaluation is a :class:`~tt_lib.engine.Request` instead, with
 
 - ``t = (n + 1) / N``, as everywhere in this library, fractional n included;
-- the variance-preserving state x. Heun, Euler, LMS and KDPM2 keep ``y = x / alpha``, and ``scale_model_input`` multiplies
-  it by alpha. The others keep x itself;
+- the variance-preserving state x. Heun, Euler, LMS and KDPM2 keep ``y = x / alpha``, and ``scale_model_input``
+  multiplies it by alpha. The others keep x itself;
 - ``stage`` 0 where a step begins, and 1, 2, ... for the other evaluations of a step.
 
 The answer is eps; the scheduler is given what its ``prediction_type`` says. Its own quirks stay as they are: DDIM and
@@ -72,7 +72,9 @@ class Adapted:
         """
         return noise * self.start_scale
 
-    def timing(self, taus: Sequence[float] | None = None, *, name: str = UNTUNED, model: str = "", weights: str = "") -> Timing:
+    def timing(
+        self, taus: Sequence[float] | None = None, *, name: str = UNTUNED, model: str = "", weights: str = ""
+    ) -> Timing:
         """A timing for this sampler with the conditioning times ``taus``; by default untuned, tau = t."""
         return Timing(
             name, tuple(taus or self.times), self.times, model, self.schedule.name, self.solver.name,
@@ -91,9 +93,10 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) ->
         start = adapted.start(torch.randn(8, 3, 32, 32))
         x = drive(adapted.solver(start, adapted.grid, adapted.schedule), predictor, timing.taus).x
 
-    The solver runs its own grid from start to end, so it is tuned sequentially: the parallel strategy wants single steps of
-    it and gets a :class:`BadValue`. Each run starts a copy of the scheduler, which is never changed itself. Gradients flow
-    through it. Schedulers that take ``variance_noise`` (DDIM with ``eta``, "sde-dpmsolver++") draw it for each sample.
+    The solver runs its own grid from start to end, so it is tuned sequentially: the parallel strategy wants single
+    steps of it and gets a :class:`BadValue`. Each run starts a copy of the scheduler, which is never changed itself.
+    Gradients flow through it. Schedulers that take ``variance_noise`` (DDIM with ``eta``, "sde-dpmsolver++") draw it
+    for each sample.
 
     Args:
         scheduler: an object of one of :data:`tt_lib.interop.accepted.STAGES`' classes.
@@ -119,7 +122,9 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) ->
     try:
         grid = Grid(f"diffusers-{ready.config.get('timestep_spacing', 'own')}", (*times, end))
     except BadValue as error:
-        raise BadValue(f"{name} with {steps} steps repeats a time ({error}); ask for fewer steps or another spacing") from error
+        raise BadValue(
+            f"{name} with {steps} steps repeats a time ({error}); ask for fewer steps or another spacing"
+        ) from error
     run.times = grid.times
     options = {key: _plain(value) for key, value in ready.config.items() if not key.startswith("_") and value}
     options |= {"eta": float(eta)} if eta else {}
@@ -154,12 +159,14 @@ class _Run:
     times: tuple[float, ...] | None = None
     wasted: int = -1
 
-    def __call__(self, x: Tensor, times: Tensor, schedule: Schedule, noise: Callable[[Tensor], Tensor], **options: Any) -> Solution:
+    def __call__(
+        self, x: Tensor, times: Tensor, schedule: Schedule, noise: Callable[[Tensor], Tensor], **options: Any
+    ) -> Solution:
         if self.times is not None and not self._whole(times):
             raise BadValue(
-                f"{type(self.scheduler).__name__} of diffusers runs its own grid of {len(self.times) - 1} steps from start to "
-                f"end, and was asked for other times, of shape {list(times.shape)}; tune it with strategy='sequential', "
-                "and adapt it again for another number of steps"
+                f"{type(self.scheduler).__name__} of diffusers runs its own grid of {len(self.times) - 1} steps from "
+                f"start to end, and was asked for other times, of shape {list(times.shape)}; tune it with "
+                "strategy='sequential', and adapt it again for another number of steps"
             )
         return self._solve(x, schedule, noise)
 
@@ -231,10 +238,14 @@ def _dry_run(name: str, run: _Run, schedule: Schedule) -> list[tuple[float, int]
     """Time and stage of each evaluation, found by a run on zeros: no formula of ours counts them."""
     x = torch.zeros(1, 1, dtype=torch.float64)
     try:
-        made = drive(run(x, torch.empty(0), schedule, torch.zeros_like), lambda x, t, tau: torch.zeros_like(x), keep=True)
+        made = drive(
+            run(x, torch.empty(0), schedule, torch.zeros_like), lambda x, t, tau: torch.zeros_like(x), keep=True
+        )
     except Exception as error:  # see _with_timesteps
         steps = run.scheduler.num_inference_steps
-        raise BadValue(f"{name} fails with {steps} steps ({error}); ask for another number or mend its configuration") from error
+        raise BadValue(
+            f"{name} fails with {steps} steps ({error}); ask for another number or mend its configuration"
+        ) from error
     return [(float(request.t), request.stage) for request in made.trajectory]
 
 

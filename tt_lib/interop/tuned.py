@@ -33,11 +33,12 @@ class TunedUNet(nn.Module):
         again = TunedUNet.from_pretrained("tuned")
         # pipeline(num_inference_steps=20) raises TimingMismatch: the timing is for 10
 
-    A call ``(sample, timestep, ...)`` becomes ``(sample, tau, ...)``. Which tau is decided by the number of the call, so
-    that evaluations at one time (Heun, PLMS) have a tau each, and the pipeline's timestep is checked against the timing's.
-    After the last call of a run the next call begins a new one; after an interrupted run, call :meth:`reset`. A last run
-    that is too short shows only in :func:`tuned_times`, which knows where it ends. All other attributes (config, dtype, device,
-    add_embedding, ...) are the network's. A pipeline's own ``save_pretrained`` leaves this object out: save it by itself.
+    A call ``(sample, timestep, ...)`` becomes ``(sample, tau, ...)``. Which tau is decided by the number of the call,
+    so that evaluations at one time (Heun, PLMS) have a tau each, and the pipeline's timestep is checked against the
+    timing's. After the last call of a run the next call begins a new one; after an interrupted run, call
+    :meth:`reset`. A last run that is too short shows only in :func:`tuned_times`, which knows where it ends. All
+    other attributes (config, dtype, device, add_embedding, ...) are the network's. A pipeline's own
+    ``save_pretrained`` leaves this object out: save it by itself.
 
     Args:
         unet: the network, which is not changed.
@@ -82,8 +83,8 @@ class TunedUNet(nn.Module):
     def save_pretrained(self, folder: Path | str, **options: Any) -> None:
         """Write the network as diffusers does (plain diffusers can load it) and beside it the timing.
 
-        Each file is written whole or not at all, the timing last: a save that is killed leaves no timing with weights that
-        are not its own.
+        Each file is written whole or not at all, the timing last: a save that is killed leaves no timing with weights
+        that are not its own.
 
         Args:
             folder: made if it is not there; other files in it stay.
@@ -99,7 +100,11 @@ class TunedUNet(nn.Module):
             for file in sorted(Path(temporary).iterdir()):
                 hashes[file.name] = file_hash(file)
                 os.replace(file, folder / file.name)
-        wrapper = {"format": FORMAT, "calls_per_evaluation": self.calls.calls_per_evaluation, "levels": self.calls.levels}
+        wrapper = {
+            "format": FORMAT,
+            "calls_per_evaluation": self.calls.calls_per_evaluation,
+            "levels": self.calls.levels,
+        }
         write_json(folder / WRAPPER, {**wrapper, "sha256": hashes})
         self.timing.save(folder / TIMING)
 
@@ -124,9 +129,7 @@ class TunedUNet(nn.Module):
 
 
 @contextlib.contextmanager
-def tuned_times(
-    target: Any, timing: Timing, *, calls_per_evaluation: int = 1, levels: int = 1000
-) -> Iterator[Calls]:
+def tuned_times(target: Any, timing: Timing, *, calls_per_evaluation: int = 1, levels: int = 1000) -> Iterator[Calls]:
     """Within the block, a pipeline (or a network, wherever it is used) samples with the tuned times.
 
     Example::
@@ -163,13 +166,16 @@ def _network_of(target: Any) -> nn.Module:
         if isinstance(network, nn.Module):
             return network
     raise BadValue(
-        f"{type(target).__name__} has no network called {' or '.join(NETWORKS)} to tune; give the network itself, an nn.Module"
+        f"{type(target).__name__} has no network called {' or '.join(NETWORKS)} to tune; "
+        "give the network itself, an nn.Module"
     )
 
 
 def _check_untuned(network: nn.Module) -> None:
     if isinstance(network, TunedUNet):
-        raise BadValue(f"the network is tuned already (timing {network.timing.name!r}); take the one in it, network.unet")
+        raise BadValue(
+            f"the network is tuned already (timing {network.timing.name!r}); take the one in it, network.unet"
+        )
 
 
 def _make(folder: Path) -> None:
@@ -184,7 +190,9 @@ def _check_files(folder: Path, hashes: dict[str, str]) -> None:
         if not (folder / name).is_file():
             raise MissingFile(f"no file at {folder / name}; save the network again")
         if file_hash(folder / name) != digest:
-            raise CorruptFile(f"{folder / name} is damaged or another network's than the timing is for; save the network again")
+            raise CorruptFile(
+                f"{folder / name} is damaged or another network's than the timing is for; save the network again"
+            )
 
 
 def _class_of(folder: Path) -> Any:
@@ -193,5 +201,7 @@ def _class_of(folder: Path) -> Any:
     name = str(read_json(folder / "config.json").get("_class_name"))
     found = getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
-        raise CorruptFile(f"{folder / 'config.json'} names {name!r}, which is no network of diffusers; save the network again")
+        raise CorruptFile(
+            f"{folder / 'config.json'} names {name!r}, which is no network of diffusers; save the network again"
+        )
     return found
