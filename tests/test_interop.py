@@ -1,0 +1,789 @@
+"""diffusers both ways: adapted schedulers against its own loop, pipelines with tuned times against our engine."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from tt_lib.engine import Request, drive, replay
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
+from tt_lib.grids import make_grid
+from tt_lib.guidance import ClassifierFree
+from tt_lib.interop import Adapted, Calls, TunedUNet, from_scheduler, tuned_times
+from tt_lib.models import make_unet
+from tt_lib.predictors import EpsPredictor
+from tt_lib.sampling import Sampler
+from tt_lib.schedules import make_schedule
+from tt_lib.solvers import make_solver
+from tt_lib.timing import Timing, load_timing
+from tt_lib.toy import MixturePredictor, exact_flow, ring_2d
+from tt_lib.tuning import TuneConfig, tune
+
+diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+LINEAR = make_schedule("linear")
+BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "ddim-clipped": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
+    "dpm": ("DPMSolverMultistepScheduler", {}),
+    "dpm-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "dpm-single": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "heun-leading": ("HeunDiscreteScheduler", {"timestep_spacing": "leading"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-leading": ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "kdpm2": ("KDPM2DiscreteScheduler", {}),
+}
+SIX = ("ddim", "pndm", "plms", "dpm", "unipc", "heun", "euler")
+
+
+def make(name: str, **options):
+    kind, mine = SCHEDULERS[name]
+    return getattr(diffusers, kind)(**BETAS | mine | options)
+
+
+def skip_if_diffusers_cannot(scheduler, steps: int) -> None:
+    """Some releases cannot make some numbers of steps: 0.30's singlestep DPM-Solver beside a new torch."""
+    try:
+        copy.deepcopy(scheduler).set_timesteps(steps)
+    except ValueError as error:
+        pytest.skip(f"diffusers {diffusers.__version__} itself fails: {error}")
+
+
+def draw(*shape: int, seed: int = 0, dtype=torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def gap(mine: Tensor, theirs: Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return ((mine - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def plain_loop(network, scheduler, noise: Tensor, steps: int) -> Tensor:
+    """How pipelines sample."""
+    scheduler.set_timesteps(steps)
+    state = noise * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for n in scheduler.timesteps:
+            answer = network(scheduler.scale_model_input(state, n), n)
+            state = scheduler.step(getattr(answer, "sample", answer), n, state).prev_sample
+    return state
+
+
+@pytest.fixture(scope="module")
+def unet(one_thread):
+    torch.manual_seed(0)
+    return make_unet("digits", 16).eval().requires_grad_(False)
+
+
+def engine_samples(adapted: Adapted, network, noise: Tensor, taus=None) -> Tensor:
+    predictor = EpsPredictor(network, adapted.schedule, kind=adapted.kind)
+    return drive(adapted.solver(adapted.start(noise), adapted.grid, adapted.schedule), predictor, taus).x
+
+
+def moved(adapted: Adapted) -> Timing:
+    """A timing that no two evaluations share a ratio in."""
+    ratios = [0.9 + 0.02 * (k % 7) for k in range(adapted.nfe)]
+    taus = [max(0.001, t * ratio) for t, ratio in zip(adapted.times, ratios, strict=True)]
+    return adapted.timing(taus, name="moved")
+
+
+# ---- schedulers as solvers
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_untuned_is_diffusers_loop(name, prediction, unet):
+    if prediction == "sample" and name in ("pndm", "plms", "kdpm2"):
+        with pytest.raises(BadValue, match=r"fails with 5 steps \(prediction"):
+            from_scheduler(make(name, prediction_type=prediction), 5)
+        return
+    scheduler = make(name, prediction_type=prediction)
+    skip_if_diffusers_cannot(scheduler, 5)
+    adapted = from_scheduler(scheduler, 5)
+    noise = draw(2, 1, 8, 8)
+    mine = engine_samples(adapted, unet, noise)
+    theirs = plain_loop(unet, scheduler, noise, 5)
+    if name == "deis":  # no scale: it keeps x itself and ends at its lowest level
+        assert adapted.grid.times[-1] == pytest.approx(0.001, abs=1e-6)
+    assert gap(mine, theirs) < 1e-5
+    assert adapted.nfe == len(scheduler.timesteps)
+    assert [t * 1000 - 1 for t in adapted.times] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-4)
+
+
+def test_a_scheduler_that_keeps_x_over_alpha_ends_with_x():
+    """At sigma_min diffusers returns x / alpha; a solver returns x."""
+    scheduler = make("euler", final_sigmas_type="sigma_min")
+    adapted = from_scheduler(scheduler, 5)
+    noise = draw(2, 1, 8, 8)
+    ours = engine_samples(adapted, lambda x, c: torch.sin(x), noise)
+    theirs = plain_loop(lambda x, n: torch.sin(x), scheduler, noise, 5)
+    assert gap(ours, theirs * LINEAR.alpha(0.001).float()) < 2e-6 and gap(ours, theirs) > 3e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "options", "skip_last"),
+    [
+        ("ddim", "ddim", {}, False),
+        ("euler-leading", "ddim", {"steps_offset": 0}, False),
+        ("heun-leading", "heun", {}, False),
+        ("pndm", "pndm", {"set_alpha_to_one": True}, True),
+    ],
+)
+def test_requests_are_those_of_our_own_solver(name, ours, options, skip_last):
+    """The state is the variance-preserving one, at our times and stages, whatever the scheduler keeps."""
+    adapted = from_scheduler(make(name, **options), 10)
+    assert adapted.grid.times == pytest.approx(make_grid("uniform", 10, LINEAR).times)
+    predictor, x = MixturePredictor(ring_2d(), LINEAR), draw(5, 2, dtype=torch.float64)
+    mine = drive(make_solver(ours)(x, adapted.grid, LINEAR), predictor, keep=True)
+    theirs = drive(adapted.solver(x, adapted.grid, adapted.schedule), predictor, keep=True)
+    for a, b in zip(mine.trajectory, theirs.trajectory, strict=True):
+        assert (float(a.t), a.stage) == (pytest.approx(float(b.t)), b.stage) and gap(a.x, b.x) < 1e-4
+    # Their step into clean data mixes four answers, see test_multistep.
+    assert skip_last or gap(mine.x, theirs.x) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("heun", "010101010"),
+        ("plms", "010000"),
+        # The last evaluation of diffusers' default leads from t = 0.001 to t = 0.001: it is no step.
+        ("pndm", "01230123012301"),
+        ("dpm-single", "01010"),
+        ("kdpm2", "010101010"),
+        ("euler", "00000"),
+    ],
+)
+def test_what_is_a_step_and_repeated_times(name, stages):
+    scheduler = make(name)
+    skip_if_diffusers_cannot(scheduler, 5)
+    adapted = from_scheduler(scheduler, 5)
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    run = drive(adapted.solver(x, adapted.grid, adapted.schedule), lambda x, t, tau: 0 * x, keep=True)
+    assert "".join(str(request.stage) for request in run.trajectory) == stages
+    begins = [float(request.t) for request in run.trajectory if request.stage == 0]
+    assert begins == pytest.approx(adapted.grid.times[:-1]) and adapted.grid.steps == stages.count("0")
+    assert adapted.grid.times[-1] == (0.001 if name in ("plms", "pndm") else 0)
+    assert (adapted.times[1] == adapted.times[2]) == (name in ("heun", "plms", "pndm"))
+
+
+def test_schedule_is_the_scheduler_s():
+    scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    adapted = from_scheduler(scheduler, 4)
+    levels = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert torch.allclose(adapted.schedule.alpha(levels) ** 2, scheduler.alphas_cumprod.double(), rtol=1e-12)
+    assert (adapted.schedule.name, adapted.kind) == ("scaled_linear", "eps")
+    assert adapted.schedule.network_time(adapted.times[0]) == pytest.approx(750)
+
+
+def test_restarts_replays_and_leaves_the_scheduler_alone():
+    scheduler = make("pndm")
+    adapted = from_scheduler(scheduler, 5)
+    assert scheduler.num_inference_steps is None and not scheduler.ets
+    predictor, x = MixturePredictor(ring_2d(), LINEAR), draw(3, 2)
+
+    def fresh():
+        return adapted.solver(x, adapted.grid, adapted.schedule)
+
+    run = drive(fresh(), predictor, keep=True)
+    begun = fresh()  # another one, half way, while the others run
+    begun.send(None)
+    begun.send(run.answers[0])
+    kept = [answer.clone() for answer in run.answers]
+    for k in (0, 3, 12):
+        request = replay(fresh(), run.answers[:k])
+        assert isinstance(request, Request) and torch.equal(request.x, run.trajectory[k].x)
+    assert torch.equal(begun.send(run.answers[1]).x, run.trajectory[2].x)
+    assert torch.equal(replay(fresh(), run.answers), run.x)
+    assert all(torch.equal(a, b) for a, b in zip(kept, run.answers, strict=True))
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_gradients_reach_every_tau(name):
+    adapted = from_scheduler(make(name), 5)
+    predictor, x = MixturePredictor(ring_2d(scale=0.5), LINEAR), draw(4, 2, dtype=torch.float64)
+    # Half way between two levels: log alpha bends at each.
+    taus = (torch.tensor(adapted.times, dtype=torch.float64) * 970).floor().clamp(min=2) / 1000 + 0.0005
+
+    def loss(taus: Tensor, grad: bool = False) -> Tensor:
+        return drive(adapted.solver(x, adapted.grid, adapted.schedule), predictor, taus, grad=grad).x.square().sum()
+
+    asked = taus.clone().requires_grad_()
+    loss(asked, grad=True).backward()
+    last = adapted.nfe - (
+        1 if adapted.times[-1] == adapted.grid.times[-1] else 0
+    )  # PNDM's wasted evaluation changes nothing
+    for k in range(last):
+        h = torch.zeros_like(taus)
+        h[k] = 4e-4
+        numeric = ((loss(taus + h) - loss(taus - h)) / (2 * h[k])).item()
+        assert asked.grad[k].item() == pytest.approx(numeric, rel=1e-2, abs=2e-3), k
+    assert asked.grad[:last].abs().max() > 0.1 and not asked.grad[last:].any()
+
+
+@pytest.mark.parametrize("objective", ["consistency", "truncation"])
+@pytest.mark.parametrize("name", SIX)
+def test_sequential_tuning_lowers_its_loss(name, objective):
+    mixture = ring_2d()
+    adapted = from_scheduler(make(name), 5)
+    images = mixture.sample(32, generator=torch.Generator().manual_seed(1)).float()
+    predictor = MixturePredictor(mixture, adapted.schedule)
+    config = TuneConfig(objective=objective, optimiser="search", substeps=8)
+    result = tune(predictor, adapted.schedule, adapted.solver, adapted.grid, images, config, model="ring")
+    timing = result.timing
+    assert timing.times == adapted.times and timing.solver == type(make(name)).__name__
+    before, after = timing.tuning["loss_untuned"], timing.tuning["loss_tuned"]
+    assert all(b <= a for a, b in zip(before, after, strict=True))
+    assert sum(b / a for a, b in zip(before, after, strict=True)) < 0.95 * len(before)
+    # Every evaluation but the last step's has moved, or was found best where it was.
+    assert len(before) == sum(t > adapted.grid.times[-2] for t in adapted.times) + _at_the_last_node(adapted)
+    assert [tau == t for tau, t in zip(timing.taus, timing.times, strict=True)].count(False) >= 3
+    assert timing.taus[-1] == timing.times[-1]
+    timing.check(model="ring", schedule="linear", solver=adapted.solver, grid=adapted.grid)
+
+
+def _at_the_last_node(adapted: Adapted) -> int:
+    """Evaluations at the last step's first time that belong to the step before (Heun's and Runge-Kutta's ends)."""
+    return sum(t == adapted.grid.times[-2] for t in adapted.times) - 1
+
+
+def test_truncation_brings_the_samples_nearer_to_the_exact_flow():
+    mixture = ring_2d()
+    adapted = from_scheduler(make("ddim"), 5)
+    predictor = MixturePredictor(mixture, adapted.schedule)
+    images = mixture.sample(64, generator=torch.Generator().manual_seed(1)).float()
+    config = TuneConfig(objective="truncation", optimiser="search")
+    timing = tune(predictor, adapted.schedule, adapted.solver, adapted.grid, images, config).timing
+    x = draw(64, 2, seed=7, dtype=torch.float64)
+    exact = exact_flow(mixture, x, adapted.grid.times[0], 0.001, LINEAR)
+    errors = []
+    for taus in (None, timing.taus):
+        run = drive(adapted.solver(x, adapted.grid, adapted.schedule), predictor, taus)
+        errors.append((run.x - exact).square().mean().sqrt().item())
+    assert errors[1] < 0.95 * errors[0]
+
+
+def test_adam_tunes_too():
+    adapted = from_scheduler(make("heun"), 4)
+    images = ring_2d().sample(16, generator=torch.Generator().manual_seed(1)).float()
+    predictor = MixturePredictor(ring_2d(), adapted.schedule)
+    config = TuneConfig(objective="truncation", iterations=4, lr=0.01)
+    timing = tune(predictor, adapted.schedule, adapted.solver, adapted.grid, images, config).timing
+    assert sum(timing.tuning["loss_tuned"]) < sum(timing.tuning["loss_untuned"])
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "unipc"])
+def test_parallel_tuning_is_refused(name):
+    adapted = from_scheduler(make(name), 4)
+    config = TuneConfig(strategy="parallel", optimiser="search")
+    with pytest.raises(BadValue, match=r"runs its own grid of 4 steps.*strategy='sequential'"):
+        tune(MixturePredictor(ring_2d(), LINEAR), LINEAR, adapted.solver, adapted.grid, torch.zeros(4, 2), config)
+
+
+def test_other_times_are_refused():
+    adapted, other = (from_scheduler(make("ddim"), steps) for steps in (4, 5))
+    x = torch.zeros(1, 2)
+    for times in (other.grid, torch.tensor([adapted.grid.times] * 2).T, torch.tensor(adapted.grid.times) * 0.9):
+        with pytest.raises(BadValue, match="grid of 4 steps"):
+            adapted.solver(x, times, LINEAR)
+    with pytest.raises(BadValue, match="adapted for 4 evaluations, not 7"):
+        adapted.solver.for_nfe(7)
+    assert adapted.solver.for_nfe(4)[1] == 4
+
+
+def test_a_timing_belongs_to_one_configuration(tmp_path, unet):
+    adapted = from_scheduler(make("dpm"), 5)
+    timing = moved(adapted)
+    timing.save(tmp_path / "timing.json")
+    timing = load_timing(tmp_path / "timing.json")
+    predictor = EpsPredictor(unet, adapted.schedule)
+
+    def sampler(adapted):
+        return Sampler(predictor, adapted.schedule, adapted.solver, adapted.grid, (1, 8, 8), timing)
+
+    assert sampler(adapted)([3, 4]).nfe == 5
+    others = [
+        make("dpm", solver_order=3),
+        make("dpm", final_sigmas_type="sigma_min"),
+        make("dpm", lower_order_final=False),
+        make("unipc"),
+    ]
+    for other in others:
+        with pytest.raises(TimingMismatch):
+            sampler(from_scheduler(other, 5))
+    with pytest.raises(TimingMismatch, match=r"5 steps.*6 steps"):
+        sampler(from_scheduler(make("dpm"), 6))
+
+
+def test_noise_belongs_to_the_sample():
+    """DDIM with eta is ours draw for draw, and a seed gives its image in any batch; the SDE solver draws, too."""
+    adapted = from_scheduler(make("ddim"), 5, eta=1.0)
+    sde = from_scheduler(make("dpm", algorithm_type="sde-dpmsolver++"), 5)
+    predictor = MixturePredictor(ring_2d(), LINEAR)
+    for one in (adapted, sde):
+        assert one.solver.stochastic
+        sampler = Sampler(predictor, one.schedule, one.solver, one.grid, (2,))
+        several, alone = sampler([5, 6, 7]).x, sampler([6]).x
+        assert torch.allclose(several[1:2], alone, atol=1e-6) and not torch.allclose(several[0], several[1], atol=0.1)
+    ours = Sampler(predictor, LINEAR, make_solver("ddim", eta=1.0), adapted.grid, (2,))
+    theirs = Sampler(predictor, adapted.schedule, adapted.solver, adapted.grid, (2,))
+    assert torch.allclose(ours([1, 2]).x, theirs([1, 2]).x, atol=1e-4)
+    with pytest.raises(BadValue, match="draws noise"):
+        drive(sde.solver(torch.zeros(1, 2), sde.grid, sde.schedule), predictor)
+
+
+REFUSED = [
+    (
+        lambda: diffusers.FlowMatchEulerDiscreteScheduler(),
+        {},
+        "FlowMatchEulerDiscreteScheduler: it samples a flow.*DDIM",
+    ),
+    (
+        lambda: diffusers.DDPMScheduler(**BETAS),
+        {},
+        r"cannot adapt DDPMScheduler: it draws noise.*DDIMScheduler with eta",
+    ),
+    (lambda: diffusers.EulerAncestralDiscreteScheduler(**BETAS), {}, "draws noise.*choose one of"),
+    (lambda: diffusers.EDMEulerScheduler(), {}, "scales its states"),
+    (lambda: torch.nn.Identity(), {}, "cannot adapt Identity: it is not known"),
+    (lambda: make("ddim", thresholding=True), {}, "thresholding=True.*Clipped"),
+    (lambda: make("ddim", prediction_type="velocity"), {}, "prediction_type 'velocity'.*epsilon, v_prediction, sample"),
+    (lambda: make("dpm", prediction_type="flow_prediction", use_flow_sigmas=True), {}, "'flow_prediction'"),
+    (lambda: make("dpm", use_flow_sigmas=True), {}, "use_flow_sigmas=True"),
+    (lambda: make("dpm", variance_type="learned_range"), {}, "variance_type='learned_range'.*set it to None"),
+    (lambda: make("dpm-single", algorithm_type="sde-dpmsolver++"), {}, "'sde-dpmsolver.*DPMSolverMultistepScheduler"),
+    (lambda: make("ddim", rescale_betas_zero_snr=True), {}, "rescale_betas_zero_snr"),
+    (lambda: make("euler", timestep_type="continuous"), {}, "timestep_type='continuous'"),
+    (lambda: make("ddim"), {"steps": 0}, "at least 1, got 0"),
+    (lambda: make("ddim"), {"steps": 2.5}, "whole number, got 2.5"),
+    (lambda: make("ddim"), {"steps": 1001}, "cannot make 1001 steps.*another number"),
+    (lambda: make("ddim"), {"eta": 1.5}, r"eta must lie.*got 1.5"),
+    (lambda: make("heun"), {"eta": 0.5}, "takes no eta, got 0.5"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("scheduler", "options", "message"), REFUSED)
+def test_what_cannot_be_adapted_is_refused_with_a_remedy(scheduler, options, message):
+    try:
+        scheduler = scheduler()
+    except TypeError as error:
+        assert "flow" in str(error)
+        pytest.skip(f"diffusers {diffusers.__version__} has no flow in this scheduler")
+    with pytest.raises(BadValue, match=message):
+        from_scheduler(scheduler, **{"steps": 5} | options)
+
+
+# ---- tuned times in pipelines
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pixels(x: Tensor) -> Tensor:
+    """What pipelines return for a sample."""
+    return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+@pytest.fixture
+def ddim(unet):
+    """A DDIM pipeline whose images are not saturated, its adapted solver, and a function that samples with seed 0."""
+    scheduler = make("ddim", prediction_type="v_prediction")
+    pipeline = quiet(diffusers.DDIMPipeline(unet, scheduler))
+
+    def images(pipeline=pipeline, steps=5, **options):
+        generator = torch.Generator().manual_seed(0)
+        return torch.as_tensor(pipeline(2, generator, num_inference_steps=steps, output_type="np", **options).images)
+
+    return pipeline, from_scheduler(scheduler, 5), images
+
+
+def test_identity_is_bit_identical_and_tuned_is_the_engine_s(ddim, unet):
+    pipeline, adapted, images = ddim
+    plain = images()
+    assert ((plain > 0) & (plain < 1)).float().mean() > 0.7  # most of it is not clipped away
+    with tuned_times(pipeline, adapted.timing()):
+        assert torch.equal(images(), plain)
+    timing = moved(adapted)
+    mine = pixels(engine_samples(adapted, unet, draw(2, 1, 8, 8), timing.taus))
+    with tuned_times(pipeline, timing) as calls:
+        assert gap(images(), mine) < 1e-5
+        assert gap(images(), mine) < 1e-5  # a second run begins by itself
+        assert calls.complete_runs == 2
+    assert gap(mine, plain) > 1e-3
+    assert torch.equal(images(), plain)  # the block leaves nothing behind
+    wrapped = quiet(diffusers.DDIMPipeline(TunedUNet(unet, timing), pipeline.scheduler))
+    assert gap(images(wrapped), mine) < 1e-5 and torch.equal(images(wrapped), images(wrapped))
+    wrapped.unet = TunedUNet(unet, adapted.timing())
+    assert torch.equal(images(wrapped), plain)
+
+
+def test_ddpm_pipeline_with_a_timing_of_our_own_solver(unet):
+    """A sampler that no adapter knows: the timing is of our DDPM solver, on the same levels."""
+    grid = make_grid("uniform", 4, LINEAR)
+    times = grid.times[:-1]
+
+    def timing(ratio):
+        return Timing("x", tuple(t * ratio for t in times), times, "", "linear", "ddpm", {}, grid.name, grid.times)
+
+    def images(network):
+        pipeline = quiet(diffusers.DDPMPipeline(network, diffusers.DDPMScheduler(**BETAS)))
+        return torch.as_tensor(pipeline(2, torch.Generator().manual_seed(0), 4, output_type="np").images)
+
+    plain = images(unet)
+    assert torch.equal(images(TunedUNet(unet, timing(1.0))), plain)
+    assert not torch.allclose(images(TunedUNet(unet, timing(0.8))), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_each_evaluation_has_its_own_tau_in_every_scheduler(name, unet):
+    scheduler = make(name, prediction_type="v_prediction")
+    adapted = from_scheduler(scheduler, 5)
+    timing, noise = moved(adapted), draw(2, 1, 8, 8)
+    seen: list[Tensor] = []
+    handle = unet.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    try:
+        theirs = plain_loop(TunedUNet(unet, timing), scheduler, noise, 5)
+    finally:
+        handle.remove()
+    assert all(each.dtype == torch.float32 and each.shape == (2,) for each in seen)
+    assert [each[0].item() for each in seen] == pytest.approx(
+        [1000 * tau - 1 for tau in timing.taus], rel=1e-5, abs=1e-4
+    )
+    assert gap(engine_samples(adapted, unet, noise, timing.taus), theirs) < 1e-5
+    assert gap(plain_loop(unet, scheduler, noise, 5), theirs) > 1e-3
+    if name in ("heun", "plms", "pndm"):  # the same timestep twice, and two taus
+        assert adapted.times[1] == adapted.times[2] and seen[1][0] != seen[2][0]
+
+
+def test_guidance_by_two_calls_and_by_one(unet):
+    scheduler = make("heun", prediction_type="v_prediction")
+    adapted = from_scheduler(scheduler, 4)
+    timing, noise = moved(adapted), draw(2, 1, 8, 8)
+
+    def guided(network, joint: bool):
+        def run(x, n):
+            if joint:
+                one, other = network(torch.cat([x, -x]), n).sample.chunk(2)
+            else:
+                one, other = network(x, n).sample, network(-x, n).sample
+            return other + 3.0 * (one - other)
+
+        return run
+
+    one = EpsPredictor(unet, adapted.schedule, kind="v")
+    other = EpsPredictor(lambda x, c: unet(-x, c), adapted.schedule, kind="v")
+    predictor = ClassifierFree(one, other, 3.0)
+    mine = drive(adapted.solver(adapted.start(noise), adapted.grid, adapted.schedule), predictor, timing.taus).x
+    for joint, calls in ((True, 1), (False, 2)):
+        tuned = TunedUNet(unet, timing, calls_per_evaluation=calls)
+        for _ in range(2):
+            # Guidance enlarges what float32 rounds differently in batches of 4 and of 2.
+            assert gap(plain_loop(guided(tuned, joint), scheduler, noise, 4), mine) < 5e-5
+    assert gap(plain_loop(guided(unet, joint=True), scheduler, noise, 4), mine) > 1e-3
+    with pytest.raises(TimingMismatch, match="call 2 of 7 calls"):
+        plain_loop(guided(TunedUNet(unet, timing), joint=False), scheduler, noise, 4)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_wrong_number_of_steps(unet, spacing):
+    scheduler = make("ddim", timestep_spacing=spacing)
+    tuned = TunedUNet(unet, moved(from_scheduler(scheduler, 5)))
+    for steps in (4, 6, 10):
+        with pytest.raises(TimingMismatch, match=r"of 5 calls .*5 steps.*number of steps"):
+            plain_loop(tuned, scheduler, draw(1, 1, 8, 8), steps)
+    plain_loop(tuned, scheduler, draw(1, 1, 8, 8), 5)  # an error leaves nothing behind
+
+
+def test_other_spacing_other_scheduler_and_another_timing(ddim, unet):
+    pipeline, adapted, images = ddim
+    with (
+        pytest.raises(TimingMismatch, match=r"call 1 of 5.*timestep is 800 \(t = 0.801\).*asks for 999 \(t = 1\)"),
+        tuned_times(pipeline, moved(adapted)),
+    ):
+        pipeline.scheduler = make("ddim", timestep_spacing="trailing", prediction_type="v_prediction")
+        images()
+    pipeline.scheduler = make("ddim", prediction_type="v_prediction")
+    other = moved(from_scheduler(make("unipc"), 5))
+    with pytest.raises(TimingMismatch, match="UniPCMultistepScheduler"), tuned_times(pipeline, other):
+        images()
+    # The same times in another order of evaluations: the first repeated one gives it away.
+    heun = TunedUNet(unet, moved(from_scheduler(make("heun"), 5)))
+    with pytest.raises(TimingMismatch, match="call 3 of 9"):
+        plain_loop(heun, make("euler"), draw(1, 1, 8, 8), 5)
+    images()
+
+
+def test_runs_that_are_too_short_or_too_long(ddim, unet):
+    _, adapted, _ = ddim
+    timing, x = moved(adapted), draw(1, 1, 8, 8)
+    levels = [round(1000 * t - 1) for t in adapted.times]
+    with pytest.raises(TimingMismatch, match=r"ended after 3 of 5 calls"), tuned_times(unet, timing):
+        for n in levels[:3]:
+            unet(x, n)
+    tuned = TunedUNet(unet, timing)
+    for n in levels[:3]:
+        tuned(x, n)
+    with pytest.raises(TimingMismatch, match="ended after 3 calls of 5"):
+        tuned(x, levels[0])
+    for n in levels:
+        tuned(x, torch.tensor(n))
+    with pytest.raises(TimingMismatch, match=r"at least 6 calls, and the timing has 5"):
+        tuned(x, levels[-1])
+    tuned(x, levels[0])
+    tuned.reset()
+    tuned(x, timestep=levels[0])
+
+
+def test_errors_in_a_block_are_not_masked(ddim, unet):
+    pipeline, adapted, images = ddim
+    plain = images()
+    with pytest.raises(ZeroDivisionError), tuned_times(pipeline, moved(adapted)):
+        unet(draw(1, 1, 8, 8), 800)
+        raise ZeroDivisionError
+    assert torch.equal(images(), plain)
+
+
+def test_what_calls_may_look_like(unet):
+    timing = from_scheduler(make("ddim"), 5).timing()
+    calls, x = Calls(timing), draw(3, 1, 8, 8)
+    asked = calls.next_time(torch.tensor(800, dtype=torch.bfloat16), x)
+    assert torch.equal(asked, torch.full((3,), 800.0))
+    assert torch.equal(calls.next_time(torch.tensor([600, 600, 600]), x), torch.full((3,), 600.0))
+    with pytest.raises(TimingMismatch, match="400"):
+        calls.next_time(torch.tensor([400, 400, 401]), x)
+    with pytest.raises(BadValue, match="without a timestep"):
+        TunedUNet(unet, timing)(x)
+    with pytest.raises(BadValue, match="calls_per_evaluation must be at least 1, got 0"):
+        TunedUNet(unet, timing, calls_per_evaluation=0)
+    with pytest.raises(BadValue, match="tuned already"):
+        TunedUNet(TunedUNet(unet, timing), timing)
+    with pytest.raises(BadValue, match="no network called unet or transformer"), tuned_times(make("ddim"), timing):
+        pass
+    continuous = Timing("x", (0.5,), (0.5,), "", "continuous-linear", "ddim", {}, "g", (0.5, 0.0))
+    with pytest.raises(BadValue, match="continuous-linear"):
+        Calls(continuous)
+
+
+def test_the_wrapper_passes_for_the_network(unet):
+    tuned = TunedUNet(unet, from_scheduler(make("ddim"), 5).timing())
+    assert tuned.config is unet.config and tuned.dtype == torch.float32 and tuned.device.type == "cpu"
+    assert tuned.config.sample_size == 8 and tuned.conv_in is unet.conv_in
+    with pytest.raises(AttributeError):
+        _ = tuned.add_embedding
+    again = copy.deepcopy(tuned)
+    assert again.unet is not unet and again.timing == tuned.timing
+    assert len(list(tuned.parameters())) == len(list(unet.parameters()))
+    x = draw(1, 1, 8, 8)
+    assert torch.equal(tuned(x, 800, return_dict=False)[0], unet(x, 800, return_dict=False)[0])
+
+
+# ---- latent pipelines
+
+
+@pytest.fixture(scope="module")
+def vae(one_thread):
+    torch.manual_seed(1)
+    return diffusers.AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8).eval()
+
+
+@pytest.mark.parametrize("name", ["ddim", "plms", "dpm"])
+def test_latent_pipeline_of_classes_with_guidance(name, vae):
+    """DiTPipeline, which needs no text encoder: latents, and both halves of the guidance in one batch."""
+    torch.manual_seed(2)
+    network = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, num_layers=1, sample_size=8,
+        patch_size=4, norm_num_groups=4,
+    ).eval()  # fmt: skip
+    scheduler = make(name, prediction_type="v_prediction")
+    pipeline = quiet(diffusers.DiTPipeline(network, vae, scheduler))
+
+    def images():
+        generator = torch.Generator().manual_seed(0)
+        return torch.as_tensor(pipeline([3, 8], 3.0, generator, 4, output_type="np").images)
+
+    def predictor(label):
+        def run(x, c):
+            return network(x, timestep=c, class_labels=label).sample
+
+        return EpsPredictor(run, adapted.schedule, kind="v")
+
+    plain = images()
+    adapted = from_scheduler(scheduler, 4)
+    timing = moved(adapted)
+    with tuned_times(pipeline, adapted.timing()):
+        assert torch.equal(images(), plain)
+    with torch.no_grad():
+        both = ClassifierFree(predictor(torch.tensor([3, 8])), predictor(torch.tensor([1000, 1000])), 3.0)
+        x = drive(adapted.solver(draw(2, 4, 8, 8), adapted.grid, adapted.schedule), both, timing.taus).x
+        mine = pixels(vae.decode(x / vae.config.scaling_factor).sample)
+    with tuned_times(pipeline, timing):
+        assert gap(images(), mine) < 1e-5 and torch.equal(images(), images())
+    assert gap(mine, plain) > 1e-4
+    pipeline.transformer = TunedUNet(network, timing)
+    assert gap(images(), mine) < 1e-5
+    with pytest.raises(TimingMismatch):
+        pipeline([3, 8], 3.0, None, 5)
+
+
+def stable_diffusion(scheduler, vae, folder):
+    """Stable Diffusion with random weights and a vocabulary of single letters."""
+    transformers = pytest.importorskip("transformers", reason="Stable Diffusion's text encoder is transformers'")
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: k for k, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": 16, "tokenizer_class": "CLIPTokenizer"})
+    )
+    torch.manual_seed(3)
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
+        pad_token_id=len(words) - 1,
+    )  # fmt: skip
+    network = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=2,
+    )  # fmt: skip
+    return quiet(
+        diffusers.StableDiffusionPipeline(
+            vae=vae, text_encoder=transformers.CLIPTextModel(config).eval(), unet=network.eval(), scheduler=scheduler,
+            tokenizer=transformers.CLIPTokenizer.from_pretrained(str(folder)),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ddim", "plms", "heun"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_stable_diffusion(name, guidance, vae, tmp_path):
+    pipeline = stable_diffusion(
+        make(name, steps_offset=1, timestep_spacing="leading", prediction_type="v_prediction"), vae, tmp_path
+    )
+
+    def latents(steps=4):
+        generator = torch.Generator().manual_seed(0)
+        return pipeline(
+            "a cat", num_inference_steps=steps, guidance_scale=guidance, generator=generator, output_type="latent"
+        ).images
+
+    def images():
+        generator = torch.Generator().manual_seed(0)
+        return torch.as_tensor(
+            pipeline(
+                "a cat", num_inference_steps=4, guidance_scale=guidance, generator=generator, output_type="np"
+            ).images
+        )
+
+    plain, plain_images = latents(), images()
+    adapted = from_scheduler(pipeline.scheduler, 4)
+    with tuned_times(pipeline, adapted.timing()):
+        assert torch.equal(images(), plain_images) and torch.equal(latents(), plain)
+    timing = moved(adapted)
+    with torch.no_grad():
+        prompt, empty = pipeline.encode_prompt("a cat", "cpu", 1, True)
+
+    def predictor(words):
+        def run(x, c):
+            return pipeline.unet(x, c, encoder_hidden_states=words).sample
+
+        return EpsPredictor(run, adapted.schedule, kind="v")
+
+    both = ClassifierFree(predictor(prompt), predictor(empty), guidance)
+    mine = drive(adapted.solver(adapted.start(draw(1, 4, 8, 8)), adapted.grid, adapted.schedule), both, timing.taus).x
+    with tuned_times(pipeline, timing):
+        assert gap(latents(), mine) < 1e-5 and torch.equal(latents(), latents())
+        tuned_images = images()
+    assert gap(mine, plain) > 1e-4 and not torch.equal(tuned_images, plain_images)
+    pipeline.unet = TunedUNet(pipeline.unet, timing)
+    assert torch.equal(images(), tuned_images)
+    with pytest.raises(TimingMismatch, match="4 steps"):
+        latents(steps=5)
+
+
+# ---- folders
+
+
+@pytest.fixture
+def saved(unet, tmp_path):
+    adapted = from_scheduler(make("heun", prediction_type="v_prediction"), 4)
+    tuned = TunedUNet(unet, moved(adapted))
+    tuned.save_pretrained(tmp_path / "tuned")
+    return tuned, tmp_path / "tuned"
+
+
+def test_save_and_load(saved, unet):
+    tuned, folder = saved
+    again = TunedUNet.from_pretrained(folder)
+    assert again.timing == tuned.timing and again.unet is not unet
+    scheduler, noise = make("heun", prediction_type="v_prediction"), draw(2, 1, 8, 8)
+    assert torch.equal(plain_loop(again, scheduler, noise, 4), plain_loop(tuned, scheduler, noise, 4))
+    names = ["config.json", "diffusion_pytorch_model.safetensors", "timing.json", "tuned_unet.json"]
+    assert sorted(file.name for file in folder.iterdir()) == names and len(list(folder.parent.iterdir())) == 1
+    assert load_timing(folder / "timing.json") == tuned.timing
+    # Plain diffusers reads the network.
+    plain = diffusers.UNet2DModel.from_pretrained(str(folder)).eval()
+    assert torch.equal(plain(noise, 5).sample, unet(noise, 5).sample)
+
+
+def test_saving_again_replaces_the_tuned_files_and_no_others(saved, unet):
+    tuned, folder = saved
+    (folder / "notes.txt").write_text("mine")
+    other = TunedUNet(unet, tuned.timing, calls_per_evaluation=2)
+    other.save_pretrained(folder)
+    assert TunedUNet.from_pretrained(folder).calls.calls_per_evaluation == 2
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_save_that_is_killed_leaves_no_timing_with_other_weights(saved, unet, monkeypatch):
+    tuned, folder = saved
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tt_lib.interop.tuned.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tuned.save_pretrained(folder)
+    with pytest.raises(MissingFile, match=r"tuned_unet\.json"):
+        TunedUNet.from_pretrained(folder)
+    assert not (folder / "timing.json").exists() and len(list(folder.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["timing.json", "tuned_unet.json", "diffusion_pytorch_model.safetensors", "config.json"]
+)
+def test_folders_that_are_damaged(saved, name):
+    _, folder = saved
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CorruptFile, match=name.replace(".", r"\.")):
+        TunedUNet.from_pretrained(folder)
+    (folder / name).unlink()
+    with pytest.raises(MissingFile, match=name.replace(".", r"\.")):
+        TunedUNet.from_pretrained(folder)
+
+
+def test_a_folder_of_another_class(saved):
+    _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_class_name": "DDIMScheduler"}))
+    wrapper = json.loads((folder / "tuned_unet.json").read_text())
+    del wrapper["sha256"]["config.json"]
+    (folder / "tuned_unet.json").write_text(json.dumps(wrapper))
+    with pytest.raises(CorruptFile, match="names 'DDIMScheduler', which is no network"):
+        TunedUNet.from_pretrained(folder)

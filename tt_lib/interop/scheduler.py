@@ -1,0 +1,268 @@
+"""A scheduler of diffusers as a solver: it asks for the directions, and the engine chooses the conditioning times.
+
+diffusers' loop is ``y = scheduler.step(network(scheduler.scale_model_input(y, n), n), n, y)`` over the scheduler's
+timesteps n. Here each evaluation is a :class:`~tt_lib.engine.Request` instead, with
+
+- ``t = (n + 1) / N``, as everywhere in this library, fractional n included;
+- the variance-preserving state x. Heun, Euler, LMS and KDPM2 keep ``y = x / alpha``, and ``scale_model_input``
+  multiplies it by alpha. The others keep x itself;
+- ``stage`` 0 where a step begins, and 1, 2, ... for the other evaluations of a step.
+
+The answer is eps; the scheduler is given what its ``prediction_type`` says. Its own quirks stay as they are: DDIM and
+PNDM step to ``n - N // steps`` whatever the next timestep is, and DDIM clips x0 unless told ``clip_sample=False``.
+Between two levels diffusers interpolates sigma / alpha, and this library log alpha: there the noise level of the state
+differs a little from the one of its t (whole levels agree).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from tt_lib.engine import Request, Solution, drive
+from tt_lib.errors import BadValue
+from tt_lib.grids import Grid
+from tt_lib.interop.accepted import check_config, draws_noise, known
+from tt_lib.models import PREDICTION_TYPES
+from tt_lib.schedules import DiscreteSchedule, Schedule, time_of_index
+from tt_lib.solvers import Solver
+from tt_lib.solvers.arithmetic import along
+from tt_lib.timing import UNTUNED, Timing
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A scheduler of diffusers, ready to be tuned and sampled with.
+
+    Attributes:
+        solver: drives a copy of the scheduler; its options are the scheduler's configuration.
+        grid: the K + 1 times at which its steps begin and end.
+        schedule: the noise levels of its ``alphas_cumprod``; gives ``EpsPredictor`` the network's time.
+        times: the nominal time of each evaluation, in order; some repeat.
+        kind: what the network must predict, for ``EpsPredictor(..., kind=...)``: ``eps``, ``v`` or ``x0``.
+        start_scale: see :meth:`start`.
+    """
+
+    solver: Solver
+    grid: Grid
+    schedule: DiscreteSchedule
+    times: tuple[float, ...]
+    kind: str
+    start_scale: float
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of a run."""
+        return len(self.times)
+
+    def start(self, noise: Tensor) -> Tensor:
+        """x_T [B, ...] of a pipeline that draws ``noise`` [B, ...] ~ N(0, I): what ``init_noise_sigma`` makes of it.
+
+        This is ``noise`` itself, but for schedulers that keep ``x / alpha`` and are spaced "linspace" or "trailing":
+        those take ``sigma_T noise`` for x_T, with sigma_T = 0.99998 for 1000 linear betas.
+        """
+        return noise * self.start_scale
+
+    def timing(
+        self, taus: Sequence[float] | None = None, *, name: str = UNTUNED, model: str = "", weights: str = ""
+    ) -> Timing:
+        """A timing for this sampler with the conditioning times ``taus``; by default untuned, tau = t."""
+        return Timing(
+            name, tuple(taus or self.times), self.times, model, self.schedule.name, self.solver.name,
+            dict(self.solver.options), self.grid.name, self.grid.times, weights=weights,
+        )  # fmt: skip
+
+
+def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) -> Adapted:
+    """Make a solver, with its grid and schedule, of a scheduler of diffusers.
+
+    Example::
+
+        adapted = from_scheduler(DDIMScheduler(clip_sample=False), steps=10)
+        predictor = EpsPredictor(unet, adapted.schedule, kind=adapted.kind)
+        timing = tune(predictor, adapted.schedule, adapted.solver, adapted.grid, images, TuneConfig()).timing
+        start = adapted.start(torch.randn(8, 3, 32, 32))
+        x = drive(adapted.solver(start, adapted.grid, adapted.schedule), predictor, timing.taus).x
+
+    The solver runs its own grid from start to end, so it is tuned sequentially: the parallel strategy wants single
+    steps of it and gets a :class:`BadValue`. Each run starts a copy of the scheduler, which is never changed itself.
+    Gradients flow through it. Schedulers that take ``variance_noise`` (DDIM with ``eta``, "sde-dpmsolver++") draw it
+    for each sample.
+
+    Args:
+        scheduler: an object of one of :data:`tt_lib.interop.accepted.STAGES`' classes.
+        steps: ``num_inference_steps``, at least 1. Some make more evaluations than steps: Heun ``2 steps - 1``, PNDM
+            ``steps + 1``, or ``steps + 9`` with Runge-Kutta steps.
+        eta: DDIM's share of noise, in [0, 1].
+
+    Raises:
+        BadValue: a scheduler that cannot be adapted, naming what stands against it and the remedy; or an impossible
+            number of steps.
+    """
+    name, stage = known(scheduler)
+    check_config(name, scheduler, eta)
+    ready = _with_timesteps(name, scheduler, steps)
+    schedule = _schedule_of(name, ready)
+    run = _Run(ready, stage, PREDICTION_TYPES[ready.config.prediction_type], float(eta))
+    asked = _dry_run(name, run, schedule)
+    end = _end_of(ready, schedule)
+    times = tuple(t for t, number in asked if number == 0)
+    if end > times[-1] - 1e-9 and len(times) > 1:
+        # The last evaluation leads nowhere (PNDM's default): it belongs to the step that ends at its time.
+        run.wasted, end, times = len(asked) - 1, times[-1], times[:-1]
+    try:
+        grid = Grid(f"diffusers-{ready.config.get('timestep_spacing', 'own')}", (*times, end))
+    except BadValue as error:
+        raise BadValue(
+            f"{name} with {steps} steps repeats a time ({error}); ask for fewer steps or another spacing"
+        ) from error
+    run.times = grid.times
+    options = {key: _plain(value) for key, value in ready.config.items() if not key.startswith("_") and value}
+    options |= {"eta": float(eta)} if eta else {}
+
+    def plan(nfe: int) -> tuple[int, dict[str, Any]]:
+        if nfe != len(asked):
+            raise BadValue(f"{name} was adapted for {len(asked)} evaluations, not {nfe}; adapt it with other steps")
+        return grid.steps, {}
+
+    solver = Solver(name, run, options=options, plan=plan, draws=draws_noise(ready, eta), ends_at_zero=True)
+    start_scale = float(ready.init_noise_sigma) * _scale(copy.deepcopy(ready))
+    return Adapted(solver, grid, schedule, tuple(t for t, _ in asked), run.kind, start_scale)
+
+
+@dataclass
+class _Run:
+    """A solver's function: each call starts a copy of ``scheduler``.
+
+    Attributes:
+        scheduler: with its timesteps set, and never stepped.
+        stage: tells which evaluation of a step comes next.
+        kind: what the scheduler expects of the network.
+        eta: DDIM's.
+        times: the only grid that it can run (None while that is found out).
+        wasted: the number of a last evaluation that leads nowhere.
+    """
+
+    scheduler: Any
+    stage: Callable[[Any], int]
+    kind: str
+    eta: float
+    times: tuple[float, ...] | None = None
+    wasted: int = -1
+
+    def __call__(
+        self, x: Tensor, times: Tensor, schedule: Schedule, noise: Callable[[Tensor], Tensor], **options: Any
+    ) -> Solution:
+        if self.times is not None and not self._whole(times):
+            raise BadValue(
+                f"{type(self.scheduler).__name__} of diffusers runs its own grid of {len(self.times) - 1} steps from "
+                f"start to end, and was asked for other times, of shape {list(times.shape)}; tune it with "
+                "strategy='sequential', and adapt it again for another number of steps"
+            )
+        return self._solve(x, schedule, noise)
+
+    def _whole(self, times: Tensor) -> bool:
+        mine = torch.tensor(self.times, dtype=torch.float64)
+        return times.shape == mine.shape and bool((times.detach().cpu() - mine).abs().max() < 1e-9)
+
+    def _solve(self, x: Tensor, schedule: Schedule, noise: Callable[[Tensor], Tensor]) -> Solution:
+        scheduler = copy.deepcopy(self.scheduler)
+        levels = scheduler.config.num_train_timesteps
+        extra: dict[str, Any] = {"eta": self.eta} if self.eta else {}
+        draws = draws_noise(scheduler, self.eta)
+        first = _scale(scheduler)
+        state = x / first
+        for number, n in enumerate(scheduler.timesteps):
+            stage = 1 if number == self.wasted else self.stage(scheduler)
+            t = time_of_index(n.double().cpu(), levels)
+            place = scheduler.scale_model_input(state, n)
+            eps = yield Request(place, t, stage)
+            if draws:
+                extra["variance_noise"] = noise(state)
+            state = scheduler.step(_answer(self.kind, eps, place, t, schedule), n, state, return_dict=False, **extra)[0]
+        # A scheduler that keeps x / alpha ends with x where sigma is 0, and elsewhere with x / alpha.
+        return state if first == 1 else state / (1 + float(scheduler.sigmas[-1]) ** 2) ** 0.5
+
+
+def _answer(kind: str, eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """What the scheduler expects for an eps: the inverse of :func:`tt_lib.conversions.to_eps` at the same t."""
+    if kind == "eps":
+        return eps
+    alpha, sigma = along(schedule.alpha(t), x), along(schedule.sigma(t), x)
+    return (eps - sigma * x) / alpha if kind == "v" else (x - sigma * eps) / alpha
+
+
+def _scale(scheduler: Any) -> float:
+    """alpha at the first timestep for a scheduler that keeps x / alpha, else 1."""
+    return float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), scheduler.timesteps[0]))
+
+
+def _with_timesteps(name: str, scheduler: Any, steps: SupportsIndex) -> Any:
+    try:
+        count = operator.index(steps)
+    except TypeError:
+        raise BadValue(f"steps must be a whole number, got {steps!r}") from None
+    if count < 1:
+        raise BadValue(f"steps must be at least 1, got {count}")
+    ready = copy.deepcopy(scheduler)
+    try:
+        ready.set_timesteps(count)
+    except Exception as error:  # schedulers raise what numpy, torch or they themselves raise
+        raise BadValue(f"{name} cannot make {count} steps ({error}); ask for another number") from error
+    return ready
+
+
+def _schedule_of(name: str, scheduler: Any) -> DiscreteSchedule:
+    squares = scheduler.alphas_cumprod.detach().double().cpu()
+    betas = 1 - squares / torch.cat([torch.ones(1, dtype=torch.float64), squares[:-1]])
+    label = "trained" if scheduler.config.get("trained_betas") is not None else scheduler.config.beta_schedule
+    try:
+        return DiscreteSchedule(betas, label)
+    except BadValue as error:
+        raise BadValue(
+            f"cannot adapt {name}: its alphas_cumprod must fall strictly and stay above 0, as they do not with "
+            "rescale_betas_zero_snr (there eps says nothing of the image); set that to False"
+        ) from error
+
+
+def _dry_run(name: str, run: _Run, schedule: Schedule) -> list[tuple[float, int]]:
+    """Time and stage of each evaluation, found by a run on zeros: no formula of ours counts them."""
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    try:
+        made = drive(
+            run(x, torch.empty(0), schedule, torch.zeros_like), lambda x, t, tau: torch.zeros_like(x), keep=True
+        )
+    except Exception as error:  # see _with_timesteps
+        steps = run.scheduler.num_inference_steps
+        raise BadValue(
+            f"{name} fails with {steps} steps ({error}); ask for another number or mend its configuration"
+        ) from error
+    return [(float(request.t), request.stage) for request in made.trajectory]
+
+
+def _end_of(scheduler: Any, schedule: DiscreteSchedule) -> float:
+    """The time of the state after the last step: 0 for clean data."""
+    if hasattr(scheduler, "sigmas"):
+        rho = scheduler.sigmas[-1].double()
+        return 0.0 if rho == 0 else round(float(schedule.time_of_lam(-rho.log())), 7)
+    before = int(scheduler.timesteps[-1]) - schedule.levels // scheduler.num_inference_steps
+    if before < 0:
+        before = -1 if scheduler.final_alpha_cumprod == 1 else 0
+    return float(time_of_index(before, schedule.levels))
+
+
+def _plain(value: Any) -> Any:
+    """A value of a configuration for a timing's options: a number or a short text."""
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()[:16]
