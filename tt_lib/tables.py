@@ -165,6 +165,7 @@ def run_table(
                     if progress:
                         progress(base + done * cell.nfe, total, cell.label)
 
+                ensure_gamma(table, bench, cell, timing, data)
                 sampler = bench.sampler(cell, timing)
                 measured = measure(
                     sampler, features, reference, table.n, first_seed=table.seed, batch=bench.batch,
@@ -198,6 +199,7 @@ def cell_timing(
         if progress:
             progress(spent, total, f"tuning {cell.label}: {done}/{of}")
 
+    ensure_gamma(table, bench, cell, None, data)
     config, state = table.config(cell), work / f"{cell.label}.tuning"
     if isinstance(config, JointConfig):
         result = bench.tune_joint(cell, features, reference, config, state, tell)
@@ -207,6 +209,13 @@ def cell_timing(
             result = bench.tune(cell, config, images, table.source, state, tell)
     result.timing.save(timing_path(bench.model.name, cell))
     return result.timing
+
+
+def ensure_gamma(table: Table, bench: Bench, cell: Cell, timing: Timing | None, data: str | None) -> None:
+    """gamma for a cell whose solver needs it: the stored one, or one that is measured now on the tuning images."""
+    bench.ensure_gamma(
+        cell, timing, lambda: bench.tuning_images(table.source, table.images, table.dataset, data), table.source
+    )
 
 
 def has_row(results: Path, table: Table, bench: Bench, features: Features, cell: Cell) -> bool:

@@ -6,6 +6,7 @@ and never overwrite a finished result without ``--force``. An error that the use
 
 from __future__ import annotations
 
+from tt_lib.cli.analytic import analytic
 from tt_lib.cli.demo import demo
 from tt_lib.cli.sampler import evaluate, info, sample, tune
 from tt_lib.cli.shared import make_app
@@ -15,5 +16,5 @@ from tt_lib.cli.table import floor, table
 from tt_lib.cli.train import features, train
 
 app = make_app()
-for command in (demo, tune, sample, evaluate, table, floor, speed, train, features, stats, card, info):
+for command in (demo, tune, analytic, sample, evaluate, table, floor, speed, train, features, stats, card, info):
     app.command()(command)
