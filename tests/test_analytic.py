@@ -66,14 +66,15 @@ def test_gamma_of_a_gaussian_is_its_closed_form(ratio):
     expected = gaussian_gamma(t, ratio * t)
     off = (torch.tensor(found.values) - expected) / torch.tensor(found.errors)
     assert off.abs().max() < 4, off
-    # The variance of a mean of 4 squares of a standard normal is 1/2 of its square (exactly so at tau = t).
-    assert torch.tensor(found.errors) == pytest.approx((expected * (0.5 / 1500) ** 0.5).numpy(), rel=0.2)
     assert torch.tensor(found.residuals) == pytest.approx(gaussian_residual(t, ratio * t).numpy(), rel=0.15)
     if ratio == 1:
+        # The mean of 4 squares has a variance of 1/2 of its square, and a correlation of gamma with that of the noise.
+        plain = expected * (0.5 / 1500) ** 0.5
+        assert torch.tensor(found.errors) == pytest.approx((plain * (1 - expected**2).sqrt()).numpy(), rel=0.2)
         assert torch.tensor(found.residuals) == pytest.approx(1 - expected.numpy(), rel=0.15)
     else:
         untuned = gaussian_gamma(t, t)
-        assert ((expected - untuned).abs() > 8 * torch.tensor(found.errors)).any(), "the test could not tell the two apart"
+        assert ((expected - untuned).abs() > 8 * torch.tensor(found.errors)).any(), "the two are too near to tell apart"
     assert found.times == tuple(t.tolist()) and found.taus == tuple((ratio * t).tolist()) and found.images == 1500
 
 
@@ -102,8 +103,8 @@ def test_what_the_network_is_asked():
 
 
 def test_gamma_of_too_little():
-    for images, batch in ((1, 4), (4, 0)):
-        with pytest.raises(BadValue, match=rf"at least 2 images.*got {images} and {batch}"):
+    for images, batch in ((2, 4), (4, 0)):
+        with pytest.raises(BadValue, match=rf"at least 3 images.*got {images} and {batch}"):
             estimate_gamma(WIDE, LINEAR, TIMES[:-1], gaussian_images(images), batch=batch)
     with pytest.raises(BadValue, match=r"one tau for each time.*\[2\] and \[3\]"):
         estimate_gamma(WIDE, LINEAR, TIMES[:-1], gaussian_images(4), taus=[0.5, 0.2])
@@ -143,23 +144,24 @@ def test_few_steps_to_clean_data(name):
 
 @pytest.mark.parametrize("name", BOTH)
 def test_one_step_on_a_mixture_has_the_right_total_variance(name):
-    """No Gaussian step is exact there, but the mean square of x_s is: what the variance was derived from. gamma is measured."""
-    ring, n = ring_2d(5, scale=0.1), 40_000
+    """No Gaussian step is exact there, but the mean square of x_s is: that is what the best variance keeps. gamma is measured."""
+    ring, n = ring_2d(5, scale=0.1), 30_000
     predictor = MixturePredictor(ring, LINEAR)
     x0 = ring.sample(n, torch.Generator().manual_seed(0))
     times = torch.tensor([0.4, 0.15], dtype=torch.float64)
-    gamma = estimate_gamma(predictor, LINEAR, times[:1], x0[:4000], batch=4000)
+    gamma = estimate_gamma(predictor, LINEAR, times[:1], x0, batch=10_000)
     assert 0.05 < 1 - gamma.values[0] < 0.95
     noise = draw(1)
     x = LINEAR.alpha(times[0]) * x0 + LINEAR.sigma(times[0]) * noise(x0)
-    true = (LINEAR.alpha(times[1]) ** 2 * 1.02 / 2 + LINEAR.sigma(times[1]) ** 2).item()  # of radius 1 and scale 0.1 in 2-D
+    # A radius of 1 and a scale of 0.1 in the plane: the mean square of a coordinate is 1.02 / 2.
+    true = (LINEAR.alpha(times[1]) ** 2 * 0.51 + LINEAR.sigma(times[1]) ** 2).item()
 
     def mean_square(solver):
         return drive(solver(x, times, LINEAR, noise), predictor).x.square().mean().item()
 
-    assert mean_square(make_solver(name, gamma=gamma.values)) == pytest.approx(true, rel=0.015)
+    assert mean_square(make_solver(name, gamma=gamma.values)) == pytest.approx(true, rel=0.03)
     plain = mean_square(make_solver("ddim", eta=float(name == "analytic-ddpm")))
-    assert abs(plain / true - 1) > 0.03
+    assert plain < 0.75 * true
 
 
 # Clipping
@@ -342,7 +344,7 @@ seed = 0
 
 [tuning]
 optimiser = "search"
-images = 2
+images = 4
 source = "generated"
 
 [[cells]]
@@ -379,7 +381,8 @@ def test_the_commands_one_after_another(project):
     said = succeeds(*MEASURE)
     gamma, bench = load_gamma(path), make_bench("tiny")
     assert str(path) in said and all(f"{value:.6f}" in said for value in gamma.values)
-    expected = bench.measure_gamma(Cell(*COMMON[3::2][:1], "uniform", 3), None, bench.tuning_images("generated", 6, "", None), "generated")
+    cell = Cell("analytic-ddim", "uniform", 3)
+    expected = bench.measure_gamma(cell, None, bench.tuning_images("generated", 6, "", None), "generated")
     assert gamma.values == pytest.approx(expected.values, rel=1e-6) and gamma.images == 6 and gamma.source == "generated"
     assert gamma.provenance["command"] == " ".join(map(str, ["tt", *MEASURE])) and all(0 < error < 0.3 for error in gamma.errors)
     assert "AlreadyDone" in fails(*MEASURE) and "--force" in fails(*MEASURE)
@@ -407,7 +410,7 @@ def test_the_commands_one_after_another(project):
 
 
 def test_tune_measures_gamma_before_and_after(project):
-    words = ("--source", "generated", "--images", 2)
+    words = ("--source", "generated", "--images", 4)
     succeeds("tune", *COMMON[:-1], 2, *words, "--optimiser", "search", "--strategy", "parallel", "--out", "runs/t.json")
     tuned = load_timing("runs/t.json")
     before, after = (load_gamma(gamma_path("tiny", "uniform", 2, each)) for each in (None, tuned))
@@ -423,6 +426,7 @@ def test_tune_measures_gamma_before_and_after(project):
 
 
 def test_a_table_measures_gamma_and_measures_it_again_for_other_weights(project):
+    succeeds("stats", "--dataset", "digits", "--features", "digits-resnet")
     succeeds("table", "--config", "table.toml")
     rows = read_rows("data/results/fd.csv", FD_COLUMNS)
     assert set(rows.timing) == {"untuned", "consistency-parallel"} and set(rows.solver) == {"analytic-ddpm"}
@@ -433,7 +437,7 @@ def test_a_table_measures_gamma_and_measures_it_again_for_other_weights(project)
     cell, bench = Cell("analytic-ddpm", "quadratic", 2), make_bench("tiny")
     with pytest.raises(TimingMismatch, match="weights of the model '0000"):
         bench.sampler(cell)
-    bench.ensure_gamma(cell, None, lambda: bench.tuning_images("generated", 2, "digits", None), "generated")
+    bench.ensure_gamma(cell, None, lambda: bench.tuning_images("generated", 4, "digits", None), "generated")
     assert load_gamma(path).values == pytest.approx(found.values, rel=1e-6) and load_gamma(path).weights == found.weights
     bench.ensure_gamma(cell, None, lambda: pytest.fail("it is there"), "generated")
     bench.ensure_gamma(Cell("ddim", "quadratic", 2), None, lambda: pytest.fail("it needs none"), "generated")
