@@ -441,3 +441,16 @@ def test_a_table_measures_gamma_and_measures_it_again_for_other_weights(project)
     assert load_gamma(path).values == pytest.approx(found.values, rel=1e-6) and load_gamma(path).weights == found.weights
     bench.ensure_gamma(cell, None, lambda: pytest.fail("it is there"), "generated")
     bench.ensure_gamma(Cell("ddim", "quadratic", 2), None, lambda: pytest.fail("it needs none"), "generated")
+
+
+def test_joint_tuning_and_evaluating(project):
+    digits = ("--dataset", "digits", "--features", "digits-resnet")
+    common = ("--model", "tiny", "--solver", "analytic-ddpm", "--nfe", 2, *digits)
+    succeeds("stats", *digits, "--force")
+    words = ("--objective", "frechet", "--strategy", "joint", "--optimiser", "search", "--samples", 20)
+    succeeds("tune", *common, *words, "--source", "generated", "--images", 4, "--out", "runs/joint.json")
+    tuned = load_timing("runs/joint.json")
+    assert tuned.name == "frechet-joint" and tuned.options == {} and load_gamma(gamma_path("tiny", "uniform", 2, tuned)).taus == tuned.taus
+    succeeds("evaluate", *common, "--timing", "runs/joint.json", "--n", 20, "--results", "runs/fd.csv")
+    row = read_rows("runs/fd.csv", FD_COLUMNS)
+    assert (row.solver.item(), row.nfe.item(), row.timing.item()) == ("analytic-ddpm", 2, "frechet-joint")

@@ -45,7 +45,11 @@ from tt_lib.schedules import Schedule
 from tt_lib.solvers.arithmetic import along
 
 PIXELS = {"linear": 2.0, "cosine": 1.0, "squaredcos_cap_v2": 1.0}
-"""The paper's bounds on the last noise by the schedule's name (the last is diffusers' name of cosine); 2 for any other."""
+"""Bounds on the last noise by the schedule's name (the last is diffusers' name of cosine); 2 for any other.
+
+They are the authors' for Analytic-DDPM on CIFAR-10. Their script for Analytic-DDIM there has 1 for both schedules: give
+``pixels=1.0`` for theirs.
+"""
 
 
 def analytic_ddim(
