@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tt_lib.analytic import Gamma, estimate_gamma, gamma_path, load_gamma, name_gamma
 from tt_lib.datasets import load_dataset, to_float
-from tt_lib.errors import BadValue, choose
+from tt_lib.errors import BadValue, TimingMismatch, choose
 from tt_lib.files import data_folder
 from tt_lib.grids import make_grid
 from tt_lib.metrics.features import Features
@@ -20,6 +21,7 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import Model, load_model
 from tt_lib.noise import SampleNoise
 from tt_lib.predictors import Chunked, EpsPredictor, make_predictor
+from tt_lib.results import provenance
 from tt_lib.sampling import Sampler
 from tt_lib.solvers import Solver, make_solver
 from tt_lib.timing import UNTUNED, Timing, load_timing
@@ -72,8 +74,71 @@ class Bench:
     batch: int
     images: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
-    def sampler(self, cell: Cell, timing: Timing | None = None) -> Sampler:
-        """The sampler of a cell; a timing is checked against it."""
+    def sampler(self, cell: Cell, timing: Timing | None = None, gamma: Gamma | None = None) -> Sampler:
+        """The sampler of a cell; a timing, and a gamma, are checked against it.
+
+        A solver that needs gamma takes the stored one, if none is given. Where there is none it says so when it is run.
+
+        Raises:
+            TimingMismatch: a timing or a gamma of something else.
+            BadValue: a gamma for a solver that takes none.
+        """
+        sampler, model = self._without_gamma(cell, timing), self.model
+        if not sampler.solver.needs_gamma:
+            if gamma is not None:
+                raise BadValue(f"solver {cell.solver} takes no gamma; leave it out, or choose analytic-ddim or analytic-ddpm")
+            return sampler
+        path = gamma_path(model.name, cell.grid, cell.nfe, timing)
+        gamma = load_gamma(path) if gamma is None and path.exists() else gamma
+        if gamma is None:
+            return sampler
+        gamma.check(
+            model=model.name, weights=model.digest, schedule=model.schedule.name, grid=sampler.grid, timing=timing
+        )
+        options = {**sampler.solver.options, "gamma": gamma.values}
+        return replace(sampler, solver=replace(sampler.solver, options=options))
+
+    def measure_gamma(
+        self, cell: Cell, timing: Timing | None, images: Tensor, source: str, *, seed: int = 0,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> Gamma:  # fmt: skip
+        """Measure gamma for a cell's sampler, at its taus (see :mod:`tt_lib.analytic`).
+
+        Raises:
+            BadValue: the cell's solver takes none.
+        """
+        sampler, model = self._without_gamma(cell, timing), self.model
+        if not sampler.solver.needs_gamma:
+            raise BadValue(f"solver {cell.solver} takes no gamma; choose analytic-ddim or analytic-ddpm")
+        gamma = estimate_gamma(
+            self.tuner_predictor, model.schedule, sampler.grid.times[:-1], images,
+            taus=timing.taus if timing else None, seed=seed, batch=self.batch, progress=progress,
+        )  # fmt: skip
+        return name_gamma(
+            gamma, model=model.name, weights=model.digest, schedule=model.schedule.name, grid=sampler.grid, timing=timing,
+            source=source, provenance=provenance(),
+        )  # fmt: skip
+
+    def ensure_gamma(
+        self, cell: Cell, timing: Timing | None, images: Callable[[], Tensor], source: str,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Measure and store gamma for a cell's sampler unless it needs none or its own is stored.
+
+        Args:
+            images: gives the images, if they are wanted.
+        """
+        try:
+            solver = self.sampler(cell, timing).solver
+            if not solver.needs_gamma or solver.options.get("gamma"):
+                return
+        except TimingMismatch:
+            # A stored gamma of other weights goes, as a stored timing does. A timing of something else is an error.
+            self._without_gamma(cell, timing)
+        gamma = self.measure_gamma(cell, timing, images(), source, progress=progress)
+        gamma.save(gamma_path(self.model.name, cell.grid, cell.nfe, timing))
+
+    def _without_gamma(self, cell: Cell, timing: Timing | None) -> Sampler:
         model = self.model
         solver, steps = cell.make_solver().for_nfe(cell.nfe)
         return Sampler(

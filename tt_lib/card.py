@@ -15,6 +15,7 @@ What lies in this folder. This page is written by `tt card` and compared with th
   `config.json` (its test accuracy, recipe, hash).
 - `stats/`: mean and covariance of a data set's features: the reference that Fréchet distances are taken against.
 - `timings/`: tuned conditioning times, one JSON file for each sampler, with how they were tuned.
+- `gamma/`: what Analytic-DDIM and Analytic-DDPM know of a network, one JSON file for each grid, NFE and timing.
 - `tables/`: the cells that `tt table` fills in.
 - `results/`: rows. Every number that the README, a notebook or a figure shows comes from one of these files.
 
@@ -25,7 +26,7 @@ the web in the 2000s.
 | file | bytes | made by | sha256 |
 | --- | ---: | --- | --- |
 """
-FOLDERS = ("pretrained", "stats", "timings")
+FOLDERS = ("gamma", "pretrained", "stats", "timings")
 
 
 def data_card(data: Path) -> str:

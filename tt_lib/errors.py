@@ -20,7 +20,7 @@ class CorruptFile(TTError):
 
 
 class TimingMismatch(TTError, ValueError):
-    """A timing was tuned for another solver, grid, schedule or model than the one it is used with."""
+    """A timing (or a gamma) belongs to another solver, grid, schedule, model or timing than the one it is used with."""
 
 
 class NotFinite(TTError, ArithmeticError):

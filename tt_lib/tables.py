@@ -161,10 +161,12 @@ def run_table(
     for cell in table.cells:
         with hold(work / f"{cell.label}.lock") if world.main else contextlib.nullcontext(False) as mine:
             if world.decide(mine and (force or not has_row(results, table, bench, features, cell))):
-                timing = world.decide(
-                    cell_timing(table, bench, cell, features, reference, work, data, progress, spent, total)
-                    if world.main else None
-                )  # fmt: skip
+                timing = None
+                if world.main:
+                    timing = cell_timing(table, bench, cell, features, reference, work, data, progress, spent, total)
+                    ensure_gamma(table, bench, cell, timing, data)
+                # The others wait here until the main process has tuned and written what the cell needs.
+                timing = world.decide(timing)
                 base = spent
 
                 def tell(done: int, _: int, message: str, base: int = base, cell: Cell = cell) -> None:
@@ -232,6 +234,7 @@ def cell_timing(
         if progress:
             progress(spent, total, f"tuning {cell.label}: {done}/{of}")
 
+    ensure_gamma(table, bench, cell, None, data)
     config, state = table.config(cell), work / f"{cell.label}.tuning"
     if isinstance(config, JointConfig):
         if features is None or reference is None:
@@ -249,6 +252,13 @@ def _ready_timing(bench: Bench, cell: Cell) -> Timing | None:
     """The timing of a cell that was tuned for just these weights, if there is one."""
     timing = find_timing(bench.model.name, cell)
     return timing if timing is not None and timing.weights == bench.model.digest else None
+
+
+def ensure_gamma(table: Table, bench: Bench, cell: Cell, timing: Timing | None, data: str | None) -> None:
+    """gamma for a cell whose solver needs it: the stored one, or one that is measured now on the tuning images."""
+    bench.ensure_gamma(
+        cell, timing, lambda: bench.tuning_images(table.source, table.images, table.dataset, data), table.source
+    )
 
 
 def has_row(results: Path, table: Table, bench: Bench, features: Features, cell: Cell) -> bool:

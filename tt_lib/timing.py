@@ -31,7 +31,7 @@ class Timing:
         model: the name of the model they were tuned for.
         schedule: the name of its schedule.
         solver: the solver's name.
-        options: the solver's options, such as ``eta``.
+        options: the solver's options, such as ``eta``, without those that are measured, such as ``gamma``.
         grid: the grid's name.
         grid_times: the grid's K + 1 nominal times.
         tuning: how they were tuned: objective, strategy, optimiser, images, final losses, seconds, ...
@@ -81,7 +81,7 @@ class Timing:
         if self.weights and weights:
             self._same("weights of the model", self.weights[:16], weights[:16])
         self._same("schedule", self.schedule, schedule)
-        self._same("solver", _label(self.solver, self.options), _label(solver.name, solver.options))
+        self._same("solver", _label(self.solver, self.options), _label(solver.name, solver.choices_made))
         self._same("grid", f"{self.grid} with {len(self.grid_times) - 1} steps", f"{grid.name} with {grid.steps} steps")
         if any(abs(a - b) > 1e-9 for a, b in zip(self.grid_times, grid.times, strict=True)):
             raise TimingMismatch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from tt_lib.cli.shared import (
     say,
 )
 from tt_lib.files import refuse_overwrite
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
 SolverOption = Annotated[str, typer.Option(help="ddim, dpmpp-2m, unipc, ...: `tt info` lists all.")]
@@ -112,14 +115,20 @@ def tune(
     path = out or timing_path(bench.model.name, cell)
     refuse_overwrite(path, force)
     state = path.with_suffix(".state")
+
+    def pictures() -> Tensor:
+        return bench.tuning_images(source, images, dataset, str(data) if data else None)
+
     with progress_bar(f"tune {cell.label}") as report:
+        # An analytic solver is tuned with its untuned gamma, and has another at the taus that are found.
+        bench.ensure_gamma(cell, None, pictures, source, report)
         if isinstance(config, JointConfig):
             extractor = load_feature_extractor(features, None, bench.device)
             reference = load_reference(dataset, "train", extractor)
             result = bench.tune_joint(cell, extractor, reference, config, state, report)
         else:
-            pictures = bench.tuning_images(source, images, dataset, str(data) if data else None)
-            result = bench.tune(cell, config, pictures, source, state, report)
+            result = bench.tune(cell, config, pictures(), source, state, report)
+        bench.ensure_gamma(cell, result.timing, pictures, source, report)
     result.timing.save(path)
     if history:
         with atomic_path(history) as temporary:
@@ -136,6 +145,9 @@ def sample(
     nfe: NfeOption = 10,
     eta: Annotated[float, typer.Option(help="Share of ancestral noise (ddim): 0 is deterministic.")] = 0.0,
     timing: Annotated[Path | None, typer.Option(help="A tuned timing (JSON); untuned without.")] = None,
+    gamma: Annotated[
+        Path | None, typer.Option(help="gamma of an analytic solver [default: what `tt analytic` stored].")
+    ] = None,
     n: Annotated[int, typer.Option(help="Number of images.")] = 32,
     batch: BatchOption = 64,
     seed: SeedOption = 0,
@@ -146,6 +158,7 @@ def sample(
 
     Example: `tt sample --nfe 10 --out samples.png`
     """
+    from tt_lib.analytic import load_gamma
     from tt_lib.bench import Cell, make_bench
     from tt_lib.plots import image_grid, save_figure
     from tt_lib.sampling import sample_pixels
@@ -154,7 +167,7 @@ def sample(
     refuse_overwrite(out, force)
     bench = make_bench(model, pick_device(device), batch=batch)
     tuned = load_timing(timing) if timing else None
-    sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned)
+    sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned, load_gamma(gamma) if gamma else None)
     with progress_bar("sample") as report:
         pixels = sample_pixels(sampler, n, first_seed=seed, batch=batch, progress=report)
     name = tuned.name if tuned else "untuned"
@@ -170,6 +183,9 @@ def evaluate(
     nfe: NfeOption = 10,
     eta: Annotated[float, typer.Option(help="Share of ancestral noise (ddim).")] = 0.0,
     timing: Annotated[Path | None, typer.Option(help="A tuned timing (JSON); untuned without.")] = None,
+    gamma: Annotated[
+        Path | None, typer.Option(help="gamma of an analytic solver [default: what `tt analytic` stored].")
+    ] = None,
     dataset: Annotated[str, typer.Option(help="Whose training images are the reference.")] = "cifar10",
     features: Annotated[
         str, typer.Option(help="cifar10-resnet, digits-resnet or inception-2015 (that is FID).")
@@ -189,6 +205,7 @@ def evaluate(
     with the next set. Several GPUs share the batches: `torchrun --nproc_per_node 2 -m tt_lib
     evaluate ...` (under torchrun, write --samples for --n).
     """
+    from tt_lib.analytic import load_gamma
     from tt_lib.bench import Cell, make_bench
     from tt_lib.evaluating import fd_row, forget_sets, measure
     from tt_lib.metrics.features import load_feature_extractor
@@ -201,7 +218,7 @@ def evaluate(
     reference = load_reference(dataset, "train", extractor)
     bench = make_bench(model, where, batch=batch, compile=compile)
     tuned = load_timing(timing) if timing else None
-    sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned)
+    sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned, load_gamma(gamma) if gamma else None)
     with progress_bar("evaluate") as report:
         found = measure(sampler, extractor, reference, n, first_seed=seed, batch=batch, work=work, world=world, progress=report)
     if not world.main:

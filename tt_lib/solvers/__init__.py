@@ -24,6 +24,7 @@ from tt_lib.engine import Solution
 from tt_lib.errors import BadValue, choose
 from tt_lib.grids import Grid
 from tt_lib.schedules import Schedule
+from tt_lib.solvers.analytic import analytic_ddim, analytic_ddpm
 from tt_lib.solvers.budget import Plan, one_each, only_3, orders_of_2, orders_of_3
 from tt_lib.solvers.ddim import ddim
 from tt_lib.solvers.deis import deis_tab, ipndm_v
@@ -39,6 +40,8 @@ from tt_lib.solvers.unipc import unipc
 Noise = Callable[[Tensor], Tensor]
 STEPWISE = ("orders", "gamma")
 """Options that hold one entry for each step."""
+MEASURED = ("gamma",)
+"""Options that are measured on a model and no choice: a timing does not stand or fall with them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,21 @@ class Solver:
         return replace(self, options={**self.options, **cut})
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """The options that its function takes, with their defaults."""
+        return getattr(self.function, "__kwdefaults__", None) or {}
+
+    @property
+    def choices_made(self) -> dict[str, Any]:
+        """Its options without those that are measured: with the name, what a timing belongs to."""
+        return {key: value for key, value in self.options.items() if key not in MEASURED}
+
+    @property
+    def needs_gamma(self) -> bool:
+        """Whether it works with ``gamma``, see :mod:`tt_lib.analytic`."""
+        return "gamma" in self.defaults
+
+    @property
     def stochastic(self) -> bool:
         """Whether it draws noise."""
         return self.draws or self.eta > 0
@@ -123,6 +141,9 @@ SOLVERS: dict[str, Solver] = {
     "dpmpp-2s": Solver("dpmpp-2s", dpmpp_2s, plan=orders_of_2),
     "heun": Solver("heun", heun, plan=orders_of_2),
     "ddpm": Solver("ddpm", ddpm, draws=True, choices={"variance": VARIANCES}),
+    # Their gamma is measured: make_solver needs none, a run does.
+    "analytic-ddim": Solver("analytic-ddim", analytic_ddim, draws=True),
+    "analytic-ddpm": Solver("analytic-ddpm", analytic_ddpm, draws=True),
     "sde-dpmpp-2m": Solver("sde-dpmpp-2m", sde_dpmpp_2m, history=1, draws=True),
 }
 
@@ -135,7 +156,7 @@ def make_solver(name: str, **options: Any) -> Solver:
     """
     choose("solver", name, SOLVERS)
     plain = SOLVERS[name]
-    known = getattr(plain.function, "__kwdefaults__", None) or {}
+    known = plain.defaults
     for option in options:
         if option not in known:
             raise BadValue(f"solver {name!r} takes no option {option!r}; it takes {sorted(known) or 'none'}")

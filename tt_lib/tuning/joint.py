@@ -166,7 +166,7 @@ def tune_joint(
     start = StartNoise(sampler.shape, sampler.device)
     untuned = Timing(
         name=config.name, taus=times, times=times, model=sampler.model, schedule=sampler.schedule.name,
-        solver=sampler.solver.name, options=dict(sampler.solver.options), grid=sampler.grid.name,
+        solver=sampler.solver.name, options=sampler.solver.choices_made, grid=sampler.grid.name,
         grid_times=sampler.grid.times, weights=sampler.weights,
     )  # fmt: skip
     known = _Known(state, [fingerprint(sampler, features, seeds), asdict(config), _digest(reference)])

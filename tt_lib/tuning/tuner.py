@@ -266,7 +266,7 @@ class _Tuning:
         }  # fmt: skip
         return Timing(
             name=self.config.name, taus=tuple(self.taus), times=tuple(each.t for each in self.setting.evaluations),
-            model=self.model, schedule=self.schedule.name, solver=self.solver.name, options=dict(self.solver.options),
+            model=self.model, schedule=self.schedule.name, solver=self.solver.name, options=self.solver.choices_made,
             grid=self.grid.name, grid_times=self.grid.times, tuning=tuning, provenance=provenance(), weights=self.weights,
         )  # fmt: skip
 
