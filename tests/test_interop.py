@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tt_lib.engine import Request, drive, replay
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
+from tt_lib.files import PACKAGE_ROOT
 from tt_lib.grids import make_grid
 from tt_lib.guidance import ClassifierFree
 from tt_lib.interop import Adapted, Calls, TunedUNet, from_scheduler, tuned_times
@@ -787,3 +788,17 @@ def test_a_folder_of_another_class(saved):
     (folder / "tuned_unet.json").write_text(json.dumps(wrapper))
     with pytest.raises(CorruptFile, match="names 'DDIMScheduler', which is no network"):
         TunedUNet.from_pretrained(folder)
+
+
+# The shipped timings
+
+
+@pytest.mark.parametrize("nfe", [5, 10])
+def test_a_shipped_timing_is_for_the_default_spacing_of_diffusers_ddim(nfe, unet):
+    timing = load_timing(PACKAGE_ROOT / f"data/timings/cifar10-ddpm-w64/ddim-uniform-{nfe}-consistency-sequential.json")
+    pipeline = diffusers.DDIMPipeline(TunedUNet(unet, timing), diffusers.DDIMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=1, num_inference_steps=nfe, output_type="np").images
+    assert images.shape[0] == 1 and pipeline.unet.calls.complete_runs == 1
+    with pytest.raises(TimingMismatch):
+        pipeline(batch_size=1, num_inference_steps=nfe + 1, output_type="np")
