@@ -363,3 +363,24 @@ def test_a_grid_and_its_times_are_the_same():
         by_grid = drive(make_solver(name)(points(4), grid, LINEAR), predictor)
         times = torch.tensor(grid.times, dtype=torch.float64)
         assert torch.equal(by_grid.x, drive(make_solver(name)(points(4), times, LINEAR), predictor).x)
+
+
+def test_a_solver_is_spelled_with_its_options():
+    solver = make_solver("unipc,variant=bh1,order=2")
+    assert solver.options == {"order": 2, "variant": "bh1"} and solver.history == make_solver("unipc", order=2).history
+    assert solver.spelling == "unipc,order=2,variant=bh1" == make_solver("unipc", variant="bh1", order=2).spelling
+    assert make_solver("unipc").spelling == "unipc" == make_solver("unipc,order=3").spelling, "a default says nothing"
+    assert make_solver("ddim", eta=0.5).spelling == "ddim" == make_solver("ddim").for_nfe(5)[0].spelling
+    assert make_solver("dpm-solver-fast").for_nfe(7)[0].spelling == "dpm-solver-fast", "what follows from the budget is no choice"
+    assert make_solver("analytic-ddim,pixels=1.5").options == {"pixels": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("unipc,order", "spelled name=value.*got 'order'"), ("unipc,=2", "spelled name=value"), ("unipc,order=4", "one of 1, 2, 3; got 4"),
+     ("unipc,order=two", "got 'two'"), ("unipc,order=2,order=2", "order cannot be given twice"), ("ddim,eta=1", "--eta is an option"),
+     ("heun,orders=2", "follow from NFE"), ("ddim,order=2", "takes no option 'order'"), ("eular,order=2", "unknown solver 'eular'")],
+)  # fmt: skip
+def test_a_wrong_spelling_is_named(text, message):
+    with pytest.raises(BadValue, match=message):
+        make_solver(text)

@@ -294,6 +294,20 @@ def whole(tmp_path_factory, parts, one_thread):
     return project, rows, seen, taus
 
 
+def test_options_of_a_solver_are_part_of_its_name(project):
+    cells = tuple(Cell(f"unipc,variant={variant},order=2", "uniform", 5, timing)
+                  for variant in ("bh1", "bh2") for timing in ("untuned", "truncation-parallel"))  # fmt: skip
+    table = replace(TABLE, cells=(*cells, Cell("unipc", "uniform", 5)))
+    rows = project.run(table)
+    names = ["unipc,order=2,variant=bh1"] * 2 + ["unipc,order=2"] * 2 + ["unipc"]
+    assert [row["solver"] for row in rows] == names == [cell.solver for cell in table.cells]
+    assert len({row["value"] for row in rows if row["timing"] == "untuned"}) == 3
+    assert timing_path("tiny", cells[1]).name == "unipc,order=2,variant=bh1-uniform-5-truncation-parallel.json"
+    assert project.run(table) == [], "each is found again"
+    with pytest.raises(TimingMismatch, match=r"unipc\(order=2, variant=bh1\).*unipc\(order=2"):
+        project.bench.sampler(cells[2], find_timing("tiny", cells[1]))
+
+
 def test_tuning_only_gives_the_same_timings_and_measures_nothing(project, whole):
     table = replace(TABLE, cells=(*CELLS, CELLS[1]))
     tuned = tune_table(table, project.bench, None, None, project.work)

@@ -44,6 +44,11 @@ class Cell:
     timing: str = UNTUNED
     eta: float = 0.0
 
+    def __post_init__(self) -> None:
+        # One solver, one spelling: rows, timings and files are found by it.
+        if "," in self.solver:
+            object.__setattr__(self, "solver", make_solver(self.solver).spelling)
+
     @property
     def label(self) -> str:
         """For progress bars and file names."""

@@ -202,7 +202,7 @@ def fd_row(
 ) -> dict[str, Any]:
     """A row of ``fd.csv``."""
     return {
-        "dataset": dataset, "model": sampler.model, "solver": sampler.solver.name, "grid": sampler.grid.name,
+        "dataset": dataset, "model": sampler.model, "solver": sampler.solver.spelling, "grid": sampler.grid.name,
         "nfe": measured.nfe, "eta": sampler.solver.eta, "timing": timing, "metric": features.metric,
         "features": features.name, "reference": reference, "n": n, "value": round(measured.value, 6),
         "low": round(measured.low, 6), "high": round(measured.high, 6), "seed": seed,

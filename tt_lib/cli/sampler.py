@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
-SolverOption = Annotated[str, typer.Option(help="ddim, dpmpp-2m, unipc, ...: `tt info` lists all.")]
+SolverOption = Annotated[str, typer.Option(help="ddim, dpmpp-2m, ...: `tt info` lists all; with options as in unipc,order=2,variant=bh1.")]
 GridOption = Annotated[str, typer.Option(help="uniform, uniform-trailing, quadratic, logsnr or karras.")]
 NfeOption = Annotated[int, typer.Option(help="Network evaluations for an image.")]
 BatchOption = Annotated[int, typer.Option(help="Images at a time.")]
@@ -261,6 +261,9 @@ def info(
     for name in SHIPPED.values():
         say(f"model {name}: {'here' if find_model(name) else 'not here'}")
     say(f"solvers: {', '.join(SOLVERS)}")
+    for name, solver in SOLVERS.items():
+        for option, values in solver.choices.items():
+            say(f"  {name},{option}={' or '.join(map(str, values))} (else {solver.defaults[option]})")
     timings = sorted((data_folder() / "timings").glob("*/*.json"))
     say(f"shipped timings: {len(timings)}")
     try:

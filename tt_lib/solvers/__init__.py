@@ -99,6 +99,15 @@ class Solver:
         return {key: value for key, value in self.options.items() if key not in MEASURED}
 
     @property
+    def spelling(self) -> str:
+        """Its name with the options that were chosen, as :func:`make_solver` reads it: ``unipc,order=2,variant=bh1``."""
+        chosen = {
+            key: value for key, value in self.options.items()
+            if key not in (*STEPWISE, "eta") and value != self.defaults.get(key)
+        }  # fmt: skip
+        return ",".join([self.name, *(f"{key}={value}" for key, value in sorted(chosen.items()))])
+
+    @property
     def needs_gamma(self) -> bool:
         """Whether it works with ``gamma``, see :mod:`tt_lib.analytic`."""
         return "gamma" in self.defaults
@@ -151,9 +160,16 @@ SOLVERS: dict[str, Solver] = {
 def make_solver(name: str, **options: Any) -> Solver:
     """A solver by name, with options.
 
+    Args:
+        name: a name of the registry, which may carry options, as a command or a table spells them:
+            ``unipc,order=2,variant=bh1``.
+        options: more options.
+
     Raises:
         BadValue: unknown name, an option that the solver does not take, or a value that it may not have.
     """
+    name, spelled = _read_spelling(name)
+    options = {**spelled, **options}
     choose("solver", name, SOLVERS)
     plain = SOLVERS[name]
     known = plain.defaults
@@ -170,6 +186,30 @@ def make_solver(name: str, **options: Any) -> Solver:
     if history and "order" in options:
         history += options["order"] - known["order"]
     return replace(plain, options={**plain.options, **options}, history=history)
+
+
+def _read_spelling(text: str) -> tuple[str, dict[str, Any]]:
+    """``unipc,order=2,variant=bh1`` -> (``unipc``, {order: 2, variant: bh1})."""
+    name, *parts = text.split(",")
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not (key and equals and value):
+            raise BadValue(f"solver {text!r}: an option is spelled name=value, as in unipc,order=2,variant=bh1; got {part!r}")
+        if key in (*STEPWISE, "eta") or key in options:
+            why = "twice" if key in options else "here; --eta is an option of its own, and the others follow from NFE and model"
+            raise BadValue(f"solver {text!r}: {key} cannot be given {why}")
+        options[key] = _number(value)
+    return name, options
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _no_noise(x: Tensor) -> Tensor:
