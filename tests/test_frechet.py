@@ -8,7 +8,13 @@ import scipy.linalg
 import torch
 
 from tt_lib.errors import BadValue
-from tt_lib.metrics.frechet import frechet_distance, jackknife_interval
+from tt_lib.metrics.frechet import (
+    _intercept,
+    extrapolated_interval,
+    frechet_distance,
+    jackknife_interval,
+    paired_interval,
+)
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -154,3 +160,54 @@ def test_impossible_intervals():
     for level in (0.0, 1.0, 95):
         with pytest.raises(BadValue, match="level"):
             jackknife_interval([statistics(part) for part in x.tensor_split(5)], reference, level)
+
+
+# Two samplers, and infinitely many samples
+
+
+def pairs(generator, scale: float = 1.1, n: int = 400, sets: int = 10):
+    """Sets of two samplers that share their seeds: the second is the first, stretched a little."""
+    x = normal(generator, n, 4) + 0.3
+    return [[statistics(part) for part in (x * factor).tensor_split(sets)] for factor in (1.2, 1.2 / scale)]
+
+
+def test_a_paired_gain_covers_the_true_one_and_is_surer_than_two_intervals():
+    generator = torch.Generator().manual_seed(1)
+    reference = statistics(normal(generator, 20_000, 4))
+    runs = [pairs(generator) for _ in range(100)]
+    gains = np.array([paired_interval(before, after, reference) for before, after in runs])
+    value, low, high = gains.T
+    covered = ((low <= value.mean()) & (value.mean() <= high)).mean()
+    assert 0.88 <= covered <= 0.995
+    widths = [sum(np.ptp(jackknife_interval(sets, reference)[1:]) for sets in run) for run in runs]
+    assert np.mean(high - low) < 0.35 * np.mean(widths), "most of what the seeds do drops out"
+
+
+def test_a_paired_gain_is_the_difference_and_its_sign_says_which_is_better():
+    generator = torch.Generator().manual_seed(2)
+    reference = statistics(normal(generator, 5000, 4))
+    before, after = pairs(generator)
+    gain, low, high = paired_interval(before, after, reference)
+    assert gain == frechet_distance(merge_all(before), reference) - frechet_distance(merge_all(after), reference)
+    back = paired_interval(after, before, reference)
+    assert gain > 0 > back[0] and back == pytest.approx((-gain, -high, -low))
+    with pytest.raises(BadValue, match="same sets on both sides"):
+        paired_interval(before, after[:-1], reference)
+
+
+def test_the_limit_of_many_samples_is_without_bias():
+    """Samples shifted by a known distance: from 600 it comes out too large, and the limit does not."""
+    generator = torch.Generator().manual_seed(3)
+    reference = statistics(normal(generator, 200_000, 8))
+    shift, found = 0.25, []
+    for _ in range(40):
+        sets = [statistics(part) for part in (normal(generator, 600, 8) + shift).tensor_split(10)]
+        found.append([extrapolated_interval(sets, reference)[0], jackknife_interval(sets, reference)[0]])
+    limit, plain = np.mean(found, axis=0)
+    error = np.std(np.array(found)[:, 0]) / np.sqrt(40)
+    true = 8 * shift**2
+    assert abs(limit - true) < 2 * error < 3 * error < plain - true, (limit, plain, true, error)
+
+
+def test_the_line_through_points():
+    assert _intercept([(1.0, 5.0), (2.0, 7.0), (4.0, 11.0)]) == pytest.approx(3.0)
