@@ -184,7 +184,7 @@ def test_the_command(bench, tmp_path):
         '[[cells]]\nsolver = ["ddim", "dpmpp-2m", "ddpm"]\ngrid = ["uniform", "quadratic"]\nnfe = [2, 3, 4, 50]\ntiming = "untuned"\n'
     )
     cells = [Cell(s, g, n) for s in ("ddim", "dpmpp-2m") for g in ("uniform", "quadratic") for n in (2, 3, 4)]
-    measured = distances(cells, [float(1 + i) for i in range(12)]).assign(metric="FD", reference="train")
+    measured = distances(cells, [float(1 + i) for i in range(12)]).assign(metric="FD (digits-resnet)", reference="train")
     write_rows(folder / "fd.csv", measured.to_dict("records"), FD_COLUMNS, FD_KEY)
     answer = run("--config", table, *common, "--figure", tmp_path / "b.png")
     assert answer.exit_code == 0 and "angle, Fréchet distance, all:" in answer.output

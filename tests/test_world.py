@@ -13,10 +13,14 @@ import pytest
 import torch
 from test_evaluating import make_tiny_data
 
+from tt_lib.bench import Cell, make_bench
 from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue
+from tt_lib.evaluating import measure, more_rows
 from tt_lib.files import PACKAGE_ROOT
+from tt_lib.metrics.bank import collect_bank, load_reference_bank
 from tt_lib.metrics.features import load_feature_extractor, reference_statistics
+from tt_lib.metrics.reference import load_reference
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import FD_COLUMNS, read_rows
 from tt_lib.world import ALONE, World, join_world
@@ -58,6 +62,8 @@ def folder(tmp_path_factory, one_thread):
     stats = reference_statistics(load_dataset("digits", "train"), features)
     (folder / "data" / "stats").mkdir(exist_ok=True)
     stats.save(folder / "data" / "stats" / "digits-train-digits-resnet.safetensors")
+    bank = collect_bank(load_dataset("digits", "train"), features, 60)
+    bank.save(folder / "data" / "stats" / "digits-train-digits-resnet-bank.safetensors")
     (folder / "table.toml").write_text(TABLE)
     return folder
 
@@ -111,10 +117,21 @@ def test_distances_differ_where_they_should(tables):
 
 def test_evaluate_in_two_processes_gives_the_tables_row(folder, tables):
     launch(folder, 2, "evaluate", "--model", "tiny", "--nfe", "2", "--dataset", "digits", "--features", "digits-resnet", "--samples",
-           "50", "--batch", "2", "--seed", "7", "--results", "runs/e.csv", "--work", "runs/e")  # fmt: skip
-    row, table = read_rows(folder / "runs" / "e.csv", FD_COLUMNS), tables[1]
+           "50", "--batch", "2", "--seed", "7", "--more", "--results", "runs/e.csv", "--work", "runs/e")  # fmt: skip
+    rows, table = read_rows(folder / "runs" / "e.csv", FD_COLUMNS), tables[1]
     expected = table[(table["solver"] == "ddim") & (table["timing"] == "untuned")]
-    assert row["value"].tolist() == pytest.approx(expected["value"].tolist(), rel=1e-6, abs=2e-6)
+    assert rows["value"][0] == pytest.approx(expected["value"].iloc[0], rel=1e-6, abs=2e-6)
+    assert rows["metric"].tolist()[2:] == [f"{name} (digits-resnet)" for name in ("kernel distance", "precision", "recall")]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TT_DATA", "data")
+        bench, features = make_bench("tiny", batch=2), load_feature_extractor("digits-resnet")
+        stats, bank = load_reference("digits", "train", features), load_reference_bank("digits", "train", features)
+        sampler = bench.sampler(Cell("ddim", "uniform", 2))
+        alone = measure(sampler, features, stats, 50, first_seed=7, batch=2, keep=1000)
+        again = more_rows({"n": 50}, alone, stats, bank, features)
+    assert rows["value"].tolist()[1:] == pytest.approx([row["value"] for row in again], rel=1e-6, abs=2e-6)
     assert not list((folder / "runs" / "e").glob("*.safetensors")), "what was kept is forgotten"
 
 

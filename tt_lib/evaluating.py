@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from torch import Tensor
 
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue
+from tt_lib.metrics.bank import FeatureBank, load_bank
 from tt_lib.metrics.features import BATCH, Features
-from tt_lib.metrics.frechet import jackknife_interval
+from tt_lib.metrics.frechet import extrapolated_interval, jackknife_interval
+from tt_lib.metrics.kernel import kernel_distance
+from tt_lib.metrics.manifold import precision_recall
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
 from tt_lib.noise import SampleNoise
 from tt_lib.results import device_name, provenance
@@ -62,6 +66,10 @@ class Measured:
     low: float
     high: float
     nfe: int
+    sets: tuple[FeatureStatistics, ...] = field(default=(), compare=False, repr=False)
+    """Statistics of the disjoint sets."""
+    vectors: Tensor | None = field(default=None, compare=False, repr=False)
+    """float16 [V, D]: features of the first samples of each set, if they were kept."""
 
 
 def sample_statistics(
@@ -72,6 +80,7 @@ def sample_statistics(
     batch: int = BATCH,
     start: StartNoise | None = None,
     world: World = ALONE,
+    collect: Callable[[int, Tensor], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[FeatureStatistics, int]:
     """Statistics of the features of the samples with these seeds, and the NFE that was counted.
@@ -80,6 +89,7 @@ def sample_statistics(
         batch: samples at a time, for the network as for the features.
         start: where to take x_T from (deterministic solvers only).
         world: the processes that share the batches; each gets the statistics of all samples.
+        collect: called with the first seed and the features of each of this process's batches.
         progress: called with the number of samples of each finished batch, all processes' counted.
     """
     found = FeatureStatistics(features.dimension, features.name, features.sha256, {}, features.device)
@@ -87,7 +97,10 @@ def sample_statistics(
     for part in world.share(list(batches(seeds.start, len(seeds), batch))):
         run = sampler(part, start=start(part) if start and not sampler.solver.stochastic else None)
         nfe = run.nfe
-        found.update(features(to_uint8(run.x)))
+        vectors = features(to_uint8(run.x))
+        found.update(vectors)
+        if collect:
+            collect(part.start, vectors)
         if progress:
             progress(len(part) * world.size)
     if world.size == 1:
@@ -107,6 +120,7 @@ def measure(
     work: Path | None = None,
     start: StartNoise | None = None,
     world: World = ALONE,
+    keep: int = 0,
     progress: Progress | None = None,
 ) -> Measured:
     """The Fréchet distance of ``n`` samples from the reference, with an interval from :data:`SETS` disjoint sets.
@@ -116,21 +130,23 @@ def measure(
         first_seed: the samples have the seeds ``first_seed .. first_seed + n - 1``.
         work: folder for the statistics of finished sets; an interrupted call goes on from there.
         world: the processes that measure it together; each gets the result.
+        keep: so many feature vectors are kept, the same number of each set; all, if there are fewer.
         progress: called with (samples done, n, message).
 
     Raises:
         BadValue: ``n`` does not divide into the sets.
     """
     check_n(n)
-    size = n // SETS
-    sets, done = [], 0
+    size, share = n // SETS, min(n, keep) // SETS
+    sets, banks, done = [], [], 0
     paths = set_files(sampler, features, n, first_seed, work) if work else [None] * SETS
     nfe = sampler.timing.nfe if sampler.timing else 0
     for index, path in enumerate(paths):
         seeds = range(first_seed + index * size, first_seed + (index + 1) * size)
-        kept = world.decide(FeatureStatistics.load(path) if world.main and path and path.exists() else None)
+        kept = world.decide(_kept(path, share) if world.main and path else None)
         if kept is not None:
-            part, nfe = kept, int(kept.meta["nfe"])
+            part, vectors = kept
+            nfe = int(part.meta["nfe"])
         else:
             end = (index + 1) * size
 
@@ -140,13 +156,55 @@ def measure(
                 if progress:
                     progress(done, n, f"{sampler.solver.name}, {sampler.grid.name}, {sampler.grid.steps} steps")
 
-            part, nfe = sample_statistics(sampler, features, seeds, batch=batch, start=start, world=world, progress=tell)
+            first = _First(seeds.start, share)
+            part, nfe = sample_statistics(
+                sampler, features, seeds, batch=batch, start=start, world=world, collect=first if share else None, progress=tell
+            )
+            vectors = first.joined(world)
             if path and world.main:
+                if vectors is not None:
+                    FeatureBank(vectors, features.name, features.sha256).save(_bank_of(path))
                 part.save(path, {"nfe": str(nfe)})
         done = (index + 1) * size
         sets.append(part)
+        banks.append(vectors)
     value, low, high = world.decide(jackknife_interval(sets, reference) if world.main else (0.0, 0.0, 0.0))
-    return Measured(value, low, high, nfe)
+    return Measured(value, low, high, nfe, tuple(sets), torch.cat(banks) if share else None)  # type: ignore[arg-type]
+
+
+class _First:
+    """Collects the features of the samples with the first ``count`` seeds of a set."""
+
+    def __init__(self, first_seed: int, count: int) -> None:
+        self.first_seed, self.count = first_seed, count
+        self.found: dict[int, Tensor] = {}
+
+    def __call__(self, seed: int, vectors: Tensor) -> None:
+        if seed < self.first_seed + self.count:
+            self.found[seed] = vectors.half().cpu()
+
+    def joined(self, world: World) -> Tensor | None:
+        """Of all processes, in the order of the seeds."""
+        if not self.count:
+            return None
+        found = {seed: vectors for each in world.gather(self.found) for seed, vectors in each.items()}
+        return torch.cat([found[seed] for seed in sorted(found)])[: self.count]
+
+
+def _kept(path: Path, share: int) -> tuple[FeatureStatistics, Tensor | None] | None:
+    """What an earlier call kept of a set; None if it kept nothing, or too few vectors."""
+    if not path.exists():
+        return None
+    if not share:
+        return FeatureStatistics.load(path), None
+    if not _bank_of(path).exists():
+        return None
+    vectors = load_bank(_bank_of(path)).vectors
+    return (FeatureStatistics.load(path), vectors[:share]) if len(vectors) >= share else None
+
+
+def _bank_of(path: Path) -> Path:
+    return path.with_suffix(".bank.safetensors")
 
 
 def check_n(n: int) -> None:
@@ -161,6 +219,7 @@ def forget_sets(sampler: Sampler, features: Features, n: int, first_seed: int, w
     """Delete what :func:`measure` kept in ``work``: for whoever has written the row."""
     for path in set_files(sampler, features, n, first_seed, work):
         path.unlink(missing_ok=True)
+        _bank_of(path).unlink(missing_ok=True)
 
 
 def set_files(sampler: Sampler, features: Features, n: int, first_seed: int, work: Path) -> list[Path]:
@@ -221,3 +280,32 @@ def floor_row(
         "metric": features.metric, "features": features.name, "reference": "train", "n": n, "value": round(value, 6),
         "low": round(low, 6), "high": round(high, 6), "seed": 0, "device": device_name(features.device), **provenance(),
     }  # fmt: skip
+
+
+def more_rows(row: dict[str, Any], measured: Measured, reference: FeatureStatistics, bank: FeatureBank, features: Features) -> list[dict[str, Any]]:
+    """Rows for what a Fréchet distance does not say, of the same samples as its own ``row``.
+
+    ``FD-infinity`` (:func:`tt_lib.metrics.frechet.extrapolated_interval`), ``kernel distance`` (``KID`` in Inception's features),
+    ``precision`` and ``recall``; the last three of the vectors that were kept, whose number is in the row. Precision and recall
+    have no interval.
+
+    Raises:
+        BadValue: the bank is of other features, or no vectors were kept.
+    """
+    if measured.vectors is None:
+        raise BadValue("no feature vectors were kept; measure with keep > 0")
+    if bank.sha256 != features.sha256:
+        raise BadValue(f"the bank is of {bank.features} with other weights than the samples' features {features.name}")
+    of = f"({features.name})"
+    samples, real = (vectors.to(features.device).float() for vectors in (measured.vectors, bank.vectors))
+    kernel = "KID" if features.metric == "FID" else f"kernel distance {of}"
+    found = {
+        f"FD-infinity {of}": (row["n"], *extrapolated_interval(measured.sets, reference)),
+        kernel: (len(samples), *kernel_distance(samples, real)),
+    }
+    for name, share in zip(("precision", "recall"), precision_recall(samples, real), strict=True):
+        found[f"{name} {of}"] = (len(samples), share, math.nan, math.nan)
+    return [
+        {**row, "metric": metric, "n": n, "value": round(value, 6), "low": round(low, 6), "high": round(high, 6)}
+        for metric, (n, value, low, high) in found.items()
+    ]

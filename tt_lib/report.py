@@ -22,8 +22,9 @@ CELL = ["solver", "grid", "nfe"]
 
 
 def study(frame: pd.DataFrame, model: str = "cifar10-ddpm-w64", n: int = 50_000) -> pd.DataFrame:
-    """The rows of the README's table: one network, ``n`` samples, deterministic solvers."""
-    return frame[(frame["model"] == model) & (frame["n"] == n) & (frame["eta"] == 0)]
+    """The rows of the README's table: Fréchet distances, one network, ``n`` samples, deterministic solvers."""
+    plain = frame["metric"] == "FD (" + frame["features"].astype(str) + ")"
+    return frame[(frame["model"] == model) & (frame["n"] == n) & (frame["eta"] == 0) & plain]
 
 
 def results_table(frame: pd.DataFrame) -> str:

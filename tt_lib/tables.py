@@ -11,6 +11,7 @@ The file::
     features = "cifar10-resnet"
     n = 50000                        # samples for each cell
     seed = 0                         # the first sample's seed
+    more = true                      # also what `tt evaluate --more` measures (needs the reference bank)
 
     [tuning]                         # any field of TuneConfig, and where the images come from
     optimiser = "search"
@@ -39,8 +40,9 @@ import torch
 
 from tt_lib.bench import IMAGE_SOURCES, Bench, Cell, find_timing, parse_timing, timing_path
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
-from tt_lib.evaluating import SETS, StartNoise, fd_row, forget_sets, measure
+from tt_lib.evaluating import SETS, StartNoise, fd_row, forget_sets, measure, more_rows
 from tt_lib.grids import GRIDS
+from tt_lib.metrics.bank import SIZE, FeatureBank
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
@@ -66,6 +68,7 @@ class Table:
     images: int = 256
     source: str = "real"
     samples: int = JointConfig.samples
+    more: bool = False
 
     def config(self, cell: Cell) -> TuneConfig | JointConfig:
         """How the timing of a cell is tuned."""
@@ -139,6 +142,7 @@ def run_table(
     *,
     data: str | None = None,
     force: bool = False,
+    bank: FeatureBank | None = None,
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -149,6 +153,7 @@ def run_table(
         work: folder for the state of unfinished cells.
         data: where the data set is, for tuning on real images.
         force: measure cells again that have a row already.
+        bank: the reference's, for a table with ``more``.
         world: the processes that share the samples of each cell; the main one tunes and writes.
         progress: called with (network evaluations done, of all, message).
 
@@ -176,16 +181,17 @@ def run_table(
                 sampler = bench.sampler(cell, timing)
                 measured = measure(
                     sampler, features, reference, table.n, first_seed=table.seed, batch=bench.batch,
-                    work=work / "sets", start=start, world=world, progress=tell,
+                    work=work / "sets", start=start, world=world, keep=SIZE if bank else 0, progress=tell,
                 )  # fmt: skip
                 row = fd_row(
                     measured, sampler, features, dataset=table.dataset, reference="train", n=table.n,
                     seed=table.seed, timing=cell.timing, world=world,
                 )  # fmt: skip
+                found = [row, *(more_rows(row, measured, reference, bank, features) if bank and world.main else [])]
                 if world.main:
-                    write_rows(results, [row], FD_COLUMNS, FD_KEY)
+                    write_rows(results, found, FD_COLUMNS, FD_KEY)
                     forget_sets(sampler, features, table.n, table.seed, work / "sets")
-                rows.append(row)
+                rows += found
         spent += table.cost(cell)
         if progress:
             progress(spent, total, f"{cell.label} done")
@@ -267,6 +273,7 @@ def has_row(results: Path, table: Table, bench: Bench, features: Features, cell:
     wanted = {
         "dataset": table.dataset, "model": bench.model.name, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe,
         "eta": cell.eta, "timing": cell.timing, "features": features.name, "n": table.n, "seed": table.seed,
+        "metric": f"FD-infinity ({features.name})" if table.more else features.metric,
     }  # fmt: skip
     for column, value in wanted.items():
         rows = rows[rows[column] == value]

@@ -86,7 +86,8 @@ def _compare(rows, spec, folder: Path, figure: Path | None) -> None:
     from tt_lib.results import CORRELATION_COLUMNS, CORRELATION_KEY, FD_COLUMNS, read_rows, write_rows
 
     distances = read_rows(folder / "fd.csv", FD_COLUMNS)
-    distances = distances[(distances["features"] == spec.features) & (distances["n"] == spec.n)]
+    plain = distances["metric"].isin(("FID", f"FD ({spec.features})"))
+    distances = distances[plain & (distances["features"] == spec.features) & (distances["n"] == spec.n)]
     joined = beside_distances(rows, distances)
     found = correlations(joined)
     write_rows(folder / "correlation.csv", found, CORRELATION_COLUMNS, CORRELATION_KEY)

@@ -196,6 +196,9 @@ def evaluate(
     seed: SeedOption = 0,
     results: Annotated[Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].")] = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of an unfinished run.")] = Path("runs/evaluate"),
+    more: Annotated[
+        bool, typer.Option("--more", help="Also distance at infinitely many samples, kernel distance, precision, recall.")
+    ] = False,
     compile: CompileOption = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -207,7 +210,8 @@ def evaluate(
     """
     from tt_lib.analytic import load_gamma
     from tt_lib.bench import Cell, make_bench
-    from tt_lib.evaluating import fd_row, forget_sets, measure
+    from tt_lib.evaluating import fd_row, forget_sets, measure, more_rows
+    from tt_lib.metrics.bank import SIZE, load_reference_bank
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
@@ -216,19 +220,25 @@ def evaluate(
     world, where = pick_devices(device)
     extractor = load_feature_extractor(features, weights, where)
     reference = load_reference(dataset, "train", extractor)
+    bank = load_reference_bank(dataset, "train", extractor) if more else None
     bench = make_bench(model, where, batch=batch, compile=compile)
     tuned = load_timing(timing) if timing else None
     sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned, load_gamma(gamma) if gamma else None)
     with progress_bar("evaluate") as report:
-        found = measure(sampler, extractor, reference, n, first_seed=seed, batch=batch, work=work, world=world, progress=report)
+        found = measure(
+            sampler, extractor, reference, n, first_seed=seed, batch=batch, work=work, world=world,
+            keep=SIZE if more else 0, progress=report,
+        )  # fmt: skip
     if not world.main:
         return
     name = tuned.name if tuned else UNTUNED
     row = fd_row(found, sampler, extractor, dataset=dataset, reference="train", n=n, seed=seed, timing=name, world=world)
-    write_rows(results or results_folder() / "fd.csv", [row], FD_COLUMNS, FD_KEY)
+    rows = [row, *(more_rows(row, found, reference, bank, extractor) if bank else [])]
+    write_rows(results or results_folder() / "fd.csv", rows, FD_COLUMNS, FD_KEY)
     forget_sets(sampler, extractor, n, seed, work)
-    shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
-    console.print(shown, highlight=False)
+    for row in rows:
+        shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
+        console.print(shown, highlight=False)
 
 
 def info(

@@ -20,19 +20,31 @@ def stats(
         Path | None, typer.Option(help="The features' weights, if they are not in their usual place.")
     ] = None,
     data: DataOption = None,
+    bank: Annotated[
+        int | None, typer.Option(help="Keep the features of so many images, in place of mean and covariance of all: 10000.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write [default: data/stats/...].")] = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:
-    """Compute mean and covariance of a data set's features (10 minutes on 2 CPU cores, seconds on a GPU)."""
+    """Compute mean and covariance of a data set's features (10 minutes on 2 CPU cores, seconds on a GPU).
+
+    A bank of single features serves the kernel distance and precision and recall (`tt evaluate --more`).
+    """
     from tt_lib.datasets import load_dataset
+    from tt_lib.metrics.bank import bank_path, collect_bank
     from tt_lib.metrics.features import load_feature_extractor, reference_statistics
     from tt_lib.metrics.reference import reference_path
 
-    path = out or reference_path(dataset, split, features)
+    path = out or (reference_path if bank is None else bank_path)(dataset, split, features)
     refuse_overwrite(path, force)
     extractor = load_feature_extractor(features, weights, pick_device(device))
     images = load_dataset(dataset, split, str(data) if data else None)
+    if bank is not None:
+        kept = collect_bank(images, extractor, bank)
+        kept.save(path, {**kept.meta, **provenance()})
+        say(f"{path}: features of {len(kept.vectors)} images")
+        return
     found = reference_statistics(images, extractor)
     found.save(path, {**found.meta, **provenance()})
     say(f"{path}: {found.n} images, {found.dimension} features")

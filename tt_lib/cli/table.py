@@ -43,6 +43,7 @@ def table(
 
     from tt_lib.bench import make_bench
     from tt_lib.errors import BadValue
+    from tt_lib.metrics.bank import load_reference_bank
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.results import results_folder
@@ -53,6 +54,7 @@ def table(
     world, where = pick_devices(device)
     features = load_feature_extractor(spec.features, None, where)
     reference = load_reference(spec.dataset, "train", features)
+    bank = load_reference_bank(spec.dataset, "train", features) if spec.more else None
     bench = make_bench(spec.model, where, batch=batch, compile=compile)
     if tune_only:
         if world.size > 1:
@@ -64,7 +66,7 @@ def table(
     path = results or results_folder() / "fd.csv"
     with progress_bar(f"table {config.stem}") as report:
         rows = run_table(
-            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, world=world,
+            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, bank=bank, world=world,
             progress=report,
         )
     if not world.main:
