@@ -99,8 +99,12 @@ def test_the_commands(project):  # noqa: F811
     rows = read_rows(project / "runs" / "more.csv", FD_COLUMNS)
     assert len(rows) == 5 and rows["value"].notna().all() and "precision (digits-resnet)" in printed
     (project / "more.toml").write_text((project / "table.toml").read_text().replace("seed = 0", "seed = 0\nmore = true"))
-    assert "10 rows written" in succeeds("table", "--config", "more.toml", "--results", "runs/table.csv")
-    assert "0 rows written" in succeeds("table", "--config", "more.toml", "--results", "runs/table.csv")
+    assert "11 rows written" in succeeds("table", "--config", "more.toml", "--results", "runs/table.csv", "--work", "runs/w")
+    rows = read_rows(project / "runs" / "table.csv", FD_COLUMNS).set_index(["metric", "timing"])["value"]
+    plain = "FD (digits-resnet)"
+    gain = rows[plain, "untuned"] - rows[plain, "truncation-parallel"]
+    assert rows[f"gain of {plain}", "truncation-parallel"] == pytest.approx(gain, abs=2e-6) and gain != 0
+    assert "0 rows written" in succeeds("table", "--config", "more.toml", "--results", "runs/table.csv", "--work", "runs/w")
 
 
 def test_a_bank_of_other_weights_is_refused(project, features):  # noqa: F811

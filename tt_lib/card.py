@@ -13,7 +13,8 @@ What lies in this folder. This page is written by `tt card` and compared with th
 - `pretrained/`: networks, float16. A diffusion network is a folder that diffusers itself can load
   (`UNet2DModel.from_pretrained`) with `tt_model.json` beside it (schedule, training, hash); a classifier is a folder with
   `config.json` (its test accuracy, recipe, hash).
-- `stats/`: mean and covariance of a data set's features: the reference that Fréchet distances are taken against.
+- `stats/`: mean and covariance of a data set's features: the reference that Fréchet distances are taken against; and, as
+  `-bank`, the features of some of its images, for the kernel distance and precision and recall.
 - `timings/`: tuned conditioning times, one JSON file for each sampler, with how they were tuned.
 - `gamma/`: what Analytic-DDIM and Analytic-DDPM know of a network, one JSON file for each grid, NFE and timing.
 - `tables/`: the cells that `tt table` fills in.
@@ -54,7 +55,10 @@ def _command(path: Path) -> str:
         content = read_json(path)
         return content.get("command") or content.get("provenance", {}).get("command", "")
     if path.parent.name == "stats" and path.suffix == ".safetensors":
+        from tt_lib.metrics.bank import load_bank
         from tt_lib.metrics.statistics import FeatureStatistics
 
+        if path.stem.endswith("-bank"):
+            return load_bank(path).meta.get("command", "")
         return FeatureStatistics.load(path).meta.get("command", "")
     return ""

@@ -11,7 +11,8 @@ The file::
     features = "cifar10-resnet"
     n = 50000                        # samples for each cell
     seed = 0                         # the first sample's seed
-    more = true                      # also what `tt evaluate --more` measures (needs the reference bank)
+    more = true                      # also what `tt evaluate --more` measures (needs the reference bank), and the gain of
+                                     # tuned cells over the untuned one, compared seed by seed (it must come before them)
 
     [tuning]                         # any field of TuneConfig, and where the images come from
     optimiser = "search"
@@ -31,7 +32,7 @@ import contextlib
 import fcntl
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,11 @@ import torch
 
 from tt_lib.bench import IMAGE_SOURCES, Bench, Cell, find_timing, parse_timing, timing_path
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
-from tt_lib.evaluating import SETS, StartNoise, fd_row, forget_sets, measure, more_rows
+from tt_lib.evaluating import SETS, Measured, StartNoise, fd_row, forget_sets, measure, more_rows, set_files
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.bank import SIZE, FeatureBank
 from tt_lib.metrics.features import Features
+from tt_lib.metrics.frechet import paired_interval
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
 from tt_lib.timing import UNTUNED, Timing
@@ -187,15 +189,36 @@ def run_table(
                     measured, sampler, features, dataset=table.dataset, reference="train", n=table.n,
                     seed=table.seed, timing=cell.timing, world=world,
                 )  # fmt: skip
-                found = [row, *(more_rows(row, measured, reference, bank, features) if bank and world.main else [])]
+                found = [row]
+                if bank and world.main:
+                    found += more_rows(row, measured, reference, bank, features)
+                    found += gain_rows(row, measured, table, bench, cell, features, reference, work / "sets")
                 if world.main:
                     write_rows(results, found, FD_COLUMNS, FD_KEY)
-                    forget_sets(sampler, features, table.n, table.seed, work / "sets")
+                    # The untuned sets are what the tuned ones will be compared with.
+                    if not (bank and cell.timing == UNTUNED):
+                        forget_sets(sampler, features, table.n, table.seed, work / "sets")
                 rows += found
         spent += table.cost(cell)
         if progress:
             progress(spent, total, f"{cell.label} done")
     return rows
+
+
+def gain_rows(
+    row: dict[str, Any], measured: Measured, table: Table, bench: Bench, cell: Cell, features: Features,
+    reference: FeatureStatistics, sets: Path,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row with how much lower the distance of a tuned cell is than the untuned one's from the same seeds.
+
+    None for an untuned cell, and where the untuned statistics were not kept (see :func:`paired_interval`).
+    """
+    untuned = bench.sampler(replace(cell, timing=UNTUNED))
+    paths = set_files(untuned, features, table.n, table.seed, sets)
+    if cell.timing == UNTUNED or not all(path.exists() for path in paths):
+        return []
+    gain, low, high = paired_interval([FeatureStatistics.load(path) for path in paths], measured.sets, reference)
+    return [{**row, "metric": f"gain of {features.metric}", "value": round(gain, 6), "low": round(low, 6), "high": round(high, 6)}]
 
 
 def tune_table(
