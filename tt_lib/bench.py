@@ -256,7 +256,7 @@ def parse_timing(name: str) -> dict[str, Any]:
     plain = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), FRECHET_JOINT]
     found = re.fullmatch(rf"({'|'.join(plain)})(?:-freeze(\d+))?", name)
     if not found:
-        names = ", ".join([UNTUNED, *plain])
+        names = ", ".join([UNTUNED, "constant-0.95", *plain])
         raise BadValue(f"unknown timing {name!r}; choose one of: {names} (-freeze2 at the end leaves the last 2 steps alone)")
     objective, strategy = found[1].split("-")
     return {"objective": objective, "strategy": strategy, **({"freeze_last": int(found[2])} if found[2] else {})}

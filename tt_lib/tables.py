@@ -23,7 +23,7 @@ The file::
     solver = ["ddim"]
     grid = ["uniform", "quadratic"]
     nfe = [5, 10]
-    timing = ["untuned", "truncation-parallel"]
+    timing = ["untuned", "constant-0.95", "truncation-parallel"]
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig
+from tt_lib.tuning.rivals import constant_timing, read_constant
 from tt_lib.world import ALONE, World
 
 Progress = Callable[[int, int, str], None]
@@ -72,8 +73,10 @@ class Table:
     samples: int = JointConfig.samples
     more: bool = False
 
-    def config(self, cell: Cell) -> TuneConfig | JointConfig:
-        """How the timing of a cell is tuned."""
+    def config(self, cell: Cell) -> TuneConfig | JointConfig | None:
+        """How the timing of a cell is tuned; None for one ratio for all steps, which is not."""
+        if read_constant(cell.timing) is not None:
+            return None
         named = parse_timing(cell.timing)
         if cell.timing.startswith(FRECHET_JOINT):
             frozen = named.get("freeze_last", JointConfig.freeze_last)
@@ -265,6 +268,10 @@ def cell_timing(
 
     ensure_gamma(table, bench, cell, None, data)
     config, state = table.config(cell), work / f"{cell.label}.tuning"
+    if config is None:
+        timing = constant_timing(bench.sampler(cell), read_constant(cell.timing) or 1.0)
+        timing.save(timing_path(bench.model.name, cell))
+        return timing
     if isinstance(config, JointConfig):
         if features is None or reference is None:
             raise BadValue(f"{cell.label} is tuned by a Fréchet distance: give the features and their reference")
