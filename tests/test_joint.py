@@ -13,7 +13,9 @@ from tt_lib.bench import GENERATED_FIRST_SEED
 from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.evaluating import sample_statistics
 from tt_lib.metrics.frechet import frechet_distance
+from tt_lib.noise import SampleNoise
 from tt_lib.tuning.joint import FIRST_SEED, JointConfig, search, tune_joint
+from tt_lib.tuning.judges import fine_end
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,9 +131,25 @@ def test_a_stochastic_solver_draws_the_same_for_every_timing(features, reference
     assert one.timing.tuning["loss_tuned"][0] < one.timing.tuning["loss_untuned"][0]
 
 
+def test_tuned_by_the_end_of_a_fine_run(sampler):  # noqa: F811
+    config = JointConfig("end", samples=6, tries=8)
+    timing = tune_joint(sampler, None, None, config, batch=4).timing
+    assert timing.name == "end-joint" == config.name and timing.tuning["objective"] == "end"
+    seeds = range(FIRST_SEED, FIRST_SEED + 6)
+    exact = fine_end(sampler, SampleNoise(seeds).start(sampler.shape))
+    for losses, taus in (("loss_tuned", timing), ("loss_untuned", None)):
+        error = (replace(sampler, timing=taus)(seeds).x - exact).square().mean().item()
+        assert timing.tuning[losses] == [pytest.approx(error, rel=1e-4)]
+    assert timing.tuning["loss_tuned"][0] < 0.9 * timing.tuning["loss_untuned"][0]
+    with pytest.raises(BadValue, match="draws noise and follows no trajectory"):
+        tune_joint(make_sampler(eta=0.5), None, None, config)
+    with pytest.raises(BadValue, match="give the features"):
+        tune_joint(sampler, None, None, SMALL)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"samples": 1}, "at least 2 samples"), ({"bounds": (1.1, 1.2)}, "enclose 1"), ({"freeze_last": -1}, "0 or more"),
+    [({"objective": "beauty"}, "beauty.*end, frechet"), ({"samples": 1}, "at least 2 samples"), ({"bounds": (1.1, 1.2)}, "enclose 1"), ({"freeze_last": -1}, "0 or more"),
      ({"tries": 2}, "at least 3 tries")],
 )
 def test_impossible_choices(changes, message):

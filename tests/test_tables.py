@@ -101,7 +101,7 @@ eta = [0.5, 1.0]
 
 
 def test_a_joint_timing_is_named_by_its_frozen_steps(write):
-    for name, frozen in [("frechet-joint", 0), ("frechet-joint-freeze1", 1)]:
+    for name, frozen in [("frechet-joint", 0), ("frechet-joint-freeze1", 1), ("end-joint", 0)]:
         table = read_table(write(HEAD + TUNING, ONE_CELL.replace("untuned", name)))
         config = table.config(table.cells[0])
         assert isinstance(config, JointConfig) and (config.freeze_last, config.name) == (frozen, name)

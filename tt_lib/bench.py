@@ -26,7 +26,7 @@ from tt_lib.sampling import Sampler
 from tt_lib.solvers import Solver, make_solver
 from tt_lib.timing import UNTUNED, Timing, load_timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
-from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig, tune_joint
+from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig, tune_joint
 from tt_lib.tuning.problems import generate_images
 
 GENERATED_FIRST_SEED = 1_000_000_000
@@ -198,10 +198,10 @@ class Bench:
         )  # fmt: skip
 
     def tune_joint(
-        self, cell: Cell, features: Features, reference: FeatureStatistics, config: JointConfig | None = None,
+        self, cell: Cell, features: Features | None, reference: FeatureStatistics | None, config: JointConfig | None = None,
         state: Path | None = None, progress: Callable[[int, int, str], None] | None = None,
     ) -> TuneResult:  # fmt: skip
-        """Tune all the times of a cell's sampler at once, by the Fréchet distance of its samples."""
+        """Tune all the times of a cell's sampler at once, by what its samples are like."""
         return tune_joint(
             self.sampler(cell), features, reference, config, batch=self.batch, state=state, progress=progress
         )
@@ -253,7 +253,7 @@ def parse_timing(name: str) -> dict[str, Any]:
     """
     from tt_lib.tuning import OBJECTIVES, STRATEGIES
 
-    plain = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), FRECHET_JOINT]
+    plain = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), *(f"{o}-{JOINT}" for o in JOINT_OBJECTIVES)]
     found = re.fullmatch(rf"({'|'.join(plain)})(?:-freeze(\d+))?", name)
     if not found:
         names = ", ".join([UNTUNED, "constant-0.95", *plain])

@@ -14,22 +14,19 @@ from torch import Tensor
 
 from tt_lib.bench import Bench, Cell
 from tt_lib.datasets import to_uint8
-from tt_lib.engine import drive
 from tt_lib.evaluating import check_n
 from tt_lib.files import atomic_path
-from tt_lib.grids import make_grid
 from tt_lib.metrics.features import Features, disjoint_sets
 from tt_lib.metrics.frechet import jackknife_interval
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.noise import SampleNoise
 from tt_lib.sampling import Sampler, batches
-from tt_lib.solvers import make_solver
 from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig
+from tt_lib.tuning.judges import FINE_STEPS, fine_end
 from tt_lib.tuning.optimisers import SEARCH_TRIES
 
 CELL = Cell("ddim", "uniform", 10, "truncation-parallel")
-FINE_STEPS = 20
 Progress = Callable[[int, int, str], None]
 
 
@@ -119,12 +116,10 @@ def sample_floats(sampler: Sampler, n: int, batch: int) -> Tensor:
 
 def fine_ends(sampler: Sampler, n: int, batch: int, steps: int = FINE_STEPS) -> Tensor:
     """The ends of fine runs from the noise of seeds 0 .. n - 1, started at the time where the sampler starts."""
-    grid = make_grid("karras", steps, sampler.schedule, start=sampler.grid.times[0])
-    solver = make_solver("dpmpp-2m")
     parts = []
     for seeds in batches(0, n, batch):
         start = SampleNoise(seeds).start(sampler.shape).to(sampler.device)
-        parts.append(drive(solver(start, grid, sampler.schedule), sampler.predictor).x.cpu())
+        parts.append(fine_end(sampler, start, steps).cpu())
     return torch.cat(parts)
 
 

@@ -63,6 +63,7 @@ LINE_STYLES: dict[str, LineStyle] = {
     "truncation-parallel": LineStyle(BLUE, "D", (0, (9, 1.5))),
     "constant": LineStyle(GREEN, "P", (0, (1, 1.2))),
     "frechet-joint": LineStyle(PURPLE, "X", (0, (4, 1, 1, 1, 1, 1))),
+    "end-joint": LineStyle(GREY, "h", (0, (2, 1, 4, 1))),
 }
 COLOURS: dict[str, str] = {
     **{name: style.color for name, style in LINE_STYLES.items()},

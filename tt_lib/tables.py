@@ -50,7 +50,7 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
-from tt_lib.tuning.joint import FRECHET_JOINT, JointConfig
+from tt_lib.tuning.joint import JOINT, JointConfig
 from tt_lib.tuning.rivals import constant_timing, read_constant
 from tt_lib.world import ALONE, World
 
@@ -78,9 +78,9 @@ class Table:
         if read_constant(cell.timing) is not None:
             return None
         named = parse_timing(cell.timing)
-        if cell.timing.startswith(FRECHET_JOINT):
+        if named["strategy"] == JOINT:
             frozen = named.get("freeze_last", JointConfig.freeze_last)
-            return JointConfig(samples=self.samples, freeze_last=frozen)
+            return JointConfig(named["objective"], samples=self.samples, freeze_last=frozen)
         return TuneConfig(**{**self.tuning, **named})
 
     def cost(self, cell: Cell) -> int:
@@ -273,8 +273,6 @@ def cell_timing(
         timing.save(timing_path(bench.model.name, cell))
         return timing
     if isinstance(config, JointConfig):
-        if features is None or reference is None:
-            raise BadValue(f"{cell.label} is tuned by a Fréchet distance: give the features and their reference")
         result = bench.tune_joint(cell, features, reference, config, state, tell)
     else:
         images = bench.tuning_images(table.source, table.images, table.dataset, data)

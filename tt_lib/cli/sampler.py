@@ -44,11 +44,11 @@ def tune(
     objective: Annotated[
         str,
         typer.Option(
-            help="consistency (the paper's), truncation, or frechet (with --strategy joint --optimiser search)."
+            help="consistency (the paper's), truncation; with --strategy joint --optimiser search also frechet and end."
         ),
     ] = "consistency",
     strategy: Annotated[
-        str, typer.Option(help="sequential (the paper's), parallel, or joint (frechet only).")
+        str, typer.Option(help="sequential (the paper's), parallel, or joint (frechet and end only).")
     ] = "sequential",
     optimiser: Annotated[str, typer.Option(help="adam (the authors') or search (no gradients, much faster).")] = "adam",
     iterations: Annotated[int, typer.Option(help="Adam's iterations for each step.")] = 500,
@@ -63,7 +63,7 @@ def tune(
     tie: Annotated[str, typer.Option(help="One tau / t for each evaluation, or one for each step (step).")] = "evaluation",
     images: Annotated[int, typer.Option(help="Images to tune on.")] = 256,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
-    samples: Annotated[int, typer.Option(help="Samples that judge one timing (frechet only).")] = 1000,
+    samples: Annotated[int, typer.Option(help="Samples that judge one timing (joint only).")] = 1000,
     features: Annotated[str, typer.Option(help="Features of the distance (frechet only).")] = "cifar10-resnet",
     dataset: Annotated[str, typer.Option(help="Data set of the real images: cifar10 or digits.")] = "cifar10",
     data: DataOption = None,
@@ -79,7 +79,8 @@ def tune(
     """Tune the conditioning times of one sampler, with the network frozen.
 
     The defaults are the authors'. Killed and started again, it goes on where it was. Objective frechet judges whole
-    timings by the Fréchet distance of their samples: many evaluations, so a GPU is wanted.
+    timings by the Fréchet distance of their samples, and end by their distance from fine runs: many evaluations, so a GPU is
+    wanted.
 
     Example: `tt tune --nfe 10 --objective truncation --strategy parallel --optimiser search --source generated --images 16`
     """
@@ -89,21 +90,21 @@ def tune(
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.tuning import TuneConfig
-    from tt_lib.tuning.joint import JointConfig
+    from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig
 
     if (low is None) != (high is None):
         raise BadValue("give both --low and --high, or neither")
-    joint = (objective, strategy, optimiser) == ("frechet", "joint", "search")
-    if not joint and (objective == "frechet" or strategy == "joint"):
+    joint = objective in JOINT_OBJECTIVES and (strategy, optimiser) == (JOINT, "search")
+    if not joint and (objective in JOINT_OBJECTIVES or strategy == JOINT):
         raise BadValue(
-            f"objective {objective}, strategy {strategy}, optimiser {optimiser}: frechet goes with joint and search, and "
-            "they with it; give --objective frechet --strategy joint --optimiser search"
+            f"objective {objective}, strategy {strategy}, optimiser {optimiser}: frechet and end go with joint and search, and "
+            "they with these; give --objective frechet --strategy joint --optimiser search"
         )
     bounds = (low, high) if low is not None and high is not None else None
     config: TuneConfig | JointConfig
     if joint:
         frozen = JointConfig.freeze_last if freeze_last is None else freeze_last
-        config = JointConfig(samples=samples, bounds=bounds or JointConfig.bounds, freeze_last=frozen, seed=seed)
+        config = JointConfig(objective, samples=samples, bounds=bounds or JointConfig.bounds, freeze_last=frozen, seed=seed)
     else:
         config = TuneConfig(
             objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,
@@ -123,8 +124,8 @@ def tune(
         # An analytic solver is tuned with its untuned gamma, and has another at the taus that are found.
         bench.ensure_gamma(cell, None, pictures, source, report)
         if isinstance(config, JointConfig):
-            extractor = load_feature_extractor(features, None, bench.device)
-            reference = load_reference(dataset, "train", extractor)
+            extractor = load_feature_extractor(features, None, bench.device) if objective == "frechet" else None
+            reference = load_reference(dataset, "train", extractor) if extractor else None
             result = bench.tune_joint(cell, extractor, reference, config, state, report)
         else:
             result = bench.tune(cell, config, pictures(), source, state, report)

@@ -1,16 +1,16 @@
 """All times at once, judged by the finished samples.
 
-The objectives of :mod:`tt_lib.tuning.objectives` judge one step; what is wanted are good samples. Here the loss of a
-whole timing is the Fréchet distance of the samples that it gives:
+The objectives of :mod:`tt_lib.tuning.objectives` judge one step; what is wanted are good samples. Here the loss is of a whole
+timing, ``L(tau_1 .. tau_K)``, by what its samples are like (:mod:`tt_lib.tuning.judges`):
 
-    ``L(tau_1 .. tau_K) = FD(features of the samples, features of the training images)``
+- ``frechet``: the Fréchet distance of their features from those of the training images. It is the very metric that is measured
+  in the end, so it shows what tuned times can do at best. The samples that it tunes on are never measured, but a gain in these
+  features only says little: judge it in others, too.
+- ``end``: the distance of each sample from the end of a fine run from the same noise.
 
-Watson et al. 2022 (arXiv 2202.05830) find fast samplers by differentiating such a distance through the run. A
-handful of scalars needs no gradient: SciPy's COBYQA (Ragonneau 2022, "Model-based derivative-free optimization methods
-and software") fits a quadratic model to the losses of the ratios tau / t that it has tried, within a trust region.
-
-It is tuned on the very metric that it is then measured with, so it shows what tuned times can do at best. The samples that
-it tunes on are never measured, but a gain in these features only says little: judge it in others, too.
+Watson et al. 2022 (arXiv 2202.05830) find fast samplers by differentiating such a loss through the run. A handful of scalars
+needs no gradient: SciPy's COBYQA (Ragonneau 2022, "Model-based derivative-free optimization methods and software") fits a
+quadratic model to the losses of the ratios tau / t that it has tried, within a trust region.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ import pandas as pd
 import torch
 from scipy.optimize import minimize
 
-from tt_lib.errors import BadValue
-from tt_lib.evaluating import StartNoise, fingerprint, sample_statistics
+from tt_lib.errors import BadValue, choose
+from tt_lib.evaluating import StartNoise
 from tt_lib.files import read_json, write_json
 from tt_lib.metrics.features import Features
-from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import provenance
 from tt_lib.sampling import Sampler
 from tt_lib.timing import Timing
 from tt_lib.tuning.config import check_freeze_last, check_range, full_name
+from tt_lib.tuning.judges import EndJudge, FrechetJudge, Judge
 from tt_lib.tuning.layout import layout
 from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
 
-FRECHET_JOINT = "frechet-joint"
+JOINT_OBJECTIVES = ("frechet", "end")
+JOINT = "joint"
 FIRST_SEED = 2_000_000_000
 """Samples for tuning have the seeds from here on, so that none is also measured."""
 RADIUS, SHRINK, SMALLEST = 0.1, 0.7, 0.01
@@ -55,7 +56,8 @@ class JointConfig:
     """The choices of a joint tuning.
 
     Attributes:
-        samples: samples whose Fréchet distance judges one timing.
+        objective: ``frechet`` or ``end``, see the module's text.
+        samples: samples that judge one timing.
         bounds: smallest and largest tau / t.
         freeze_last: how many of the last steps keep tau = t. (0: unlike the objectives of single steps, this one can
             judge the last step, too.)
@@ -63,6 +65,7 @@ class JointConfig:
         seed: added to the seeds of the samples.
     """
 
+    objective: str = "frechet"
     samples: int = 1000
     bounds: tuple[float, float] = (0.7, 1.3)
     freeze_last: int = 0
@@ -70,8 +73,9 @@ class JointConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        choose("objective of a joint tuning", self.objective, JOINT_OBJECTIVES)
         if self.samples < 2:
-            raise BadValue(f"a Fréchet distance needs at least 2 samples, got {self.samples}")
+            raise BadValue(f"a timing is judged by at least 2 samples, got {self.samples}")
         check_range("bounds", self.bounds)
         check_freeze_last(self.freeze_last)
         if self.tries < 3:
@@ -80,7 +84,7 @@ class JointConfig:
     @property
     def name(self) -> str:
         """See :func:`tt_lib.tuning.config.full_name`."""
-        return full_name(FRECHET_JOINT, self.freeze_last, JointConfig.freeze_last)
+        return full_name(f"{self.objective}-{JOINT}", self.freeze_last, JointConfig.freeze_last)
 
 
 def search(
@@ -136,25 +140,26 @@ def search(
 
 def tune_joint(
     sampler: Sampler,
-    features: Features,
-    reference: FeatureStatistics,
+    features: Features | None,
+    reference: FeatureStatistics | None,
     config: JointConfig | None = None,
     *,
     batch: int = 500,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> TuneResult:
-    """Tune all conditioning times of a sampler by the Fréchet distance of its samples.
+    """Tune all conditioning times of a sampler by what its samples are like.
 
     Args:
         sampler: untuned. A solver that draws noise draws the same for every timing.
-        features, reference: what the distance is taken in and from.
+        features, reference: what the Fréchet distance is taken in and from; the objective ``end`` needs neither.
         batch: samples at a time.
         state: file for the losses found so far; an interrupted run goes on from it. It is removed at the end.
         progress: called with (timings judged, of all, message).
 
     Raises:
-        BadValue: ``state`` belongs to another tuning.
+        BadValue: ``state`` belongs to another tuning, a Fréchet distance is wanted without features, or the end of a fine run for
+            a solver that draws noise.
         CorruptFile: ``state`` is damaged.
     """
     config = config or JointConfig()
@@ -163,13 +168,13 @@ def tune_joint(
     times = tuple(each.t for each in evaluations)
     tuned = sum(each.step < sampler.grid.steps - config.freeze_last for each in evaluations)
     seeds = range(FIRST_SEED + config.seed, FIRST_SEED + config.seed + config.samples)
-    start = StartNoise(sampler.shape, sampler.device)
+    judge = _judge(config, features, reference, batch, StartNoise(sampler.shape, sampler.device))
     untuned = Timing(
         name=config.name, taus=times, times=times, model=sampler.model, schedule=sampler.schedule.name,
         solver=sampler.solver.name, options=sampler.solver.choices_made, grid=sampler.grid.name,
         grid_times=sampler.grid.times, weights=sampler.weights,
     )  # fmt: skip
-    known = _Known(state, [fingerprint(sampler, features, seeds), asdict(config), _digest(reference)])
+    known = _Known(state, [*judge.identity(sampler, seeds), asdict(config)])
     total, done = 1 + tuned * config.tries, 0
 
     @torch.no_grad()
@@ -177,8 +182,7 @@ def tune_joint(
         nonlocal done
         if taus not in known.losses:
             trial = replace(sampler, timing=replace(untuned, taus=taus))
-            found, _ = sample_statistics(trial, features, seeds, batch=batch, start=start)
-            known.add(taus, frechet_distance(found, reference))
+            known.add(taus, judge(trial, seeds))
         done += 1
         if progress:
             progress(done, total, f"timing {done} of at most {total}")
@@ -187,13 +191,23 @@ def tune_joint(
     taus, rows = search(loss, times, tuned, config.bounds, sampler.schedule.t_min, tuned * config.tries)
     losses = [row[2] for row in rows]
     tuning: dict[str, Any] = {
-        "objective": "frechet", "strategy": "joint", "optimiser": "cobyqa", **asdict(config), "features": features.name,
+        "strategy": JOINT, "optimiser": "cobyqa", **asdict(config), **judge.facts,
         "first_seed": seeds.start, "source": "samples", "seconds": round(known.seconds(), 2),
         "loss_untuned": [losses[0]], "loss_tuned": [min(losses)],
     }  # fmt: skip
     known.remove()
     timing = replace(untuned, taus=taus, tuning=tuning, provenance=provenance())
     return TuneResult(timing, pd.DataFrame(rows, columns=list(HISTORY_COLUMNS)))
+
+
+def _judge(
+    config: JointConfig, features: Features | None, reference: FeatureStatistics | None, batch: int, start: StartNoise
+) -> Judge:
+    if config.objective == "end":
+        return EndJudge(batch, start)
+    if features is None or reference is None:
+        raise BadValue(f"{config.name} is tuned by a Fréchet distance: give the features and their reference")
+    return FrechetJudge(features, reference, batch, start)
 
 
 class _Known:
@@ -228,6 +242,3 @@ class _Known:
         if self.path:
             self.path.unlink(missing_ok=True)
 
-
-def _digest(reference: FeatureStatistics) -> str:
-    return hashlib.sha256(reference.mean.cpu().numpy().tobytes()).hexdigest()
