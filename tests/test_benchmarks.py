@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 
 import pytest
 import torch
-from test_evaluating import make_tiny_data
+from test_evaluating import tiny_project
 from typer.testing import CliRunner
 
 import tt_lib.benchmarks
@@ -22,12 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory, one_thread):
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(make_tiny_data(tmp_path_factory.getbasetemp()), folder / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("TT_DATA", "data")
-        patch.setenv("TT_COMMIT", "test")
+    with tiny_project(tmp_path_factory):
         yield make_bench("tiny", batch=4)
 
 

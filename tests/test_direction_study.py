@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_evaluating import make_tiny_data
+from test_evaluating import tiny_project
 from typer.testing import CliRunner
 
 import tt_lib.direction_study
@@ -32,12 +31,7 @@ CELLS = [Cell("ddim", "uniform", 3), Cell("ddim", "uniform", 3, TUNED), Cell("dp
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory, one_thread):
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(make_tiny_data(tmp_path_factory.getbasetemp()), folder / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("TT_DATA", "data")
-        patch.setenv("TT_COMMIT", "test")
+    with tiny_project(tmp_path_factory):
         bench = make_bench("tiny", batch=3)
         sampler = bench.sampler(CELLS[1])
         times = sampler.grid.times[:-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -74,6 +75,18 @@ def make_tiny_data(base: Path) -> Path:
         save_features(classifier, making / "pretrained" / "digits-resnet", {})
     shutil.move(making, folder)
     return folder
+
+
+@contextmanager
+def tiny_project(factory):
+    """A folder to work in, with ``data/`` as :func:`make_tiny_data` makes it; yields it."""
+    folder = factory.mktemp("project")
+    shutil.copytree(make_tiny_data(factory.getbasetemp()), folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TT_DATA", "data")
+        patch.setenv("TT_COMMIT", "test")
+        yield folder
 
 
 @dataclass

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from tt_lib.engine import check_finite
-from tt_lib.errors import BadValue, CorruptFile, TimingMismatch
-from tt_lib.files import data_folder, read_json, write_json
+from tt_lib.errors import BadValue, TimingMismatch
+from tt_lib.files import data_folder, read_record, write_json
 from tt_lib.grids import Grid
 from tt_lib.noise import SampleNoise
 from tt_lib.predictors import Predictor
@@ -126,16 +126,7 @@ def load_gamma(path: Path | str) -> Gamma:
     Raises:
         MissingFile, CorruptFile
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CorruptFile(f"{path} holds no gamma (its format is not {FORMAT!r}); make one with `tt analytic`")
-    content.pop("format")
-    try:
-        for name in TUPLES:
-            content[name] = tuple(float(value) for value in content[name])
-        return Gamma(**content)
-    except (TypeError, KeyError, ValueError) as error:
-        raise CorruptFile(f"{path} holds a damaged gamma ({error}); measure it again with `tt analytic --force`") from error
+    return read_record(path, Gamma, FORMAT, TUPLES, "file of gamma", "tt analytic --force")
 
 
 def gamma_path(model: str, grid: str, nfe: int, timing: Timing | None = None) -> Path:

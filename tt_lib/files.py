@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, MissingFile
 
+T = TypeVar("T")
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -80,6 +81,28 @@ def read_json(path: Path | str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CorruptFile(f"{path} is not JSON ({error}); restore it or make it again") from error
+
+
+def read_record(path: Path | str, kind: type[T], format: str, tuples: Sequence[str], what: str, command: str) -> T:
+    """Read a dataclass from the JSON of its fields, with ``format`` among them.
+
+    Args:
+        kind: the dataclass.
+        tuples: its fields that are tuples of floats.
+        what, command: what such a file holds and what makes it, for errors.
+
+    Raises:
+        MissingFile, CorruptFile
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop("format", None) != format:
+        raise CorruptFile(f"{path} is not a {what} (its format is not {format!r}); make one with `{command}`")
+    try:
+        for name in tuples:
+            content[name] = tuple(float(value) for value in content[name])
+        return kind(**content)
+    except (TypeError, KeyError, ValueError) as error:
+        raise CorruptFile(f"{path} is a damaged {what} ({error}); restore it or make it again with `{command}`") from error
 
 
 def file_hash(path: Path | str, algorithm: str = "sha256") -> str:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tt_lib.errors import BadValue, CorruptFile, TimingMismatch
-from tt_lib.files import read_json, write_json
+from tt_lib.errors import BadValue, TimingMismatch
+from tt_lib.files import read_record, write_json
 from tt_lib.grids import Grid
 from tt_lib.solvers import Solver
 
@@ -107,18 +107,7 @@ def load_timing(path: Path | str) -> Timing:
     Raises:
         MissingFile, CorruptFile
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CorruptFile(f"{path} is not a timing (its format is not {FORMAT!r}); make one with `tt tune`")
-    content.pop("format")
-    try:
-        for name in ("taus", "times", "grid_times"):
-            content[name] = tuple(float(value) for value in content[name])
-        return Timing(**content)
-    except (TypeError, KeyError, ValueError) as error:
-        raise CorruptFile(
-            f"{path} is a damaged timing ({error}); restore it or make it again with `tt tune`"
-        ) from error
+    return read_record(path, Timing, FORMAT, ("taus", "times", "grid_times"), "timing", "tt tune")
 
 
 def _label(solver: str, options: dict[str, Any]) -> str:
