@@ -166,6 +166,9 @@ def misused(command, words: list[str]) -> str | None:
         word = words.pop(0)
         if word == "--help":
             return None
+        if word == "--":
+            arguments += len(words)
+            break
         if word.startswith("-") and len(word) > 1:
             name, equals, _ = word.partition("=")
             option = next((p for p in command.params if name in (*p.opts, *p.secondary_opts)), None)
