@@ -88,7 +88,7 @@ def make_grid(
         BadValue: naming the value and the remedy.
     """
     choose("grid", name, GRIDS)
-    count = _count(steps)
+    count = count_steps(steps)
     if start is not None and not schedule.t_min <= start <= 1:
         raise BadValue(f"start must lie in [{schedule.t_min:g}, 1], got {start}")
     if name in LEVEL_RULES and isinstance(schedule, DiscreteSchedule):
@@ -104,7 +104,12 @@ def make_grid(
     return Grid(name, tuple(nodes))
 
 
-def _count(steps: SupportsIndex) -> int:
+def count_steps(steps: SupportsIndex) -> int:
+    """A number of steps as an int.
+
+    Raises:
+        BadValue: it is no whole number, or below 1.
+    """
     try:
         count = operator.index(steps)
     except TypeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,13 @@ class Sampler:
             )
         if self.grid.times[-1] == 0 and not self.solver.ends_at_zero:
             raise BadValue(f"solver {self.solver.name} cannot end at t = 0; make the grid with end > 0")
+
+    def make_timing(self, name: str, taus: tuple[float, ...], times: tuple[float, ...], **more: Any) -> Timing:
+        """A timing for just this sampler: ``taus`` at the nominal ``times`` of its evaluations; ``more`` as in Timing."""
+        return Timing(
+            name=name, taus=taus, times=times, model=self.model, schedule=self.schedule.name, solver=self.solver.name,
+            options=self.solver.choices_made, grid=self.grid.name, grid_times=self.grid.times, weights=self.weights, **more,
+        )  # fmt: skip
 
     def __call__(self, seeds: Sequence[int], *, start: Tensor | None = None, keep: bool = False, progress=None) -> Run:
         """Sample one image for each seed; ``run.x`` is float32 [B, *shape] in about [-1, 1].

@@ -20,7 +20,6 @@ import copy
 import hashlib
 import json
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
@@ -28,9 +27,10 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
+from tt_lib.conversions import to_x0
 from tt_lib.engine import Request, Solution, drive
 from tt_lib.errors import BadValue
-from tt_lib.grids import Grid
+from tt_lib.grids import Grid, count_steps
 from tt_lib.interop.accepted import check_config, draws_noise, known
 from tt_lib.models import PREDICTION_TYPES
 from tt_lib.schedules import DiscreteSchedule, Schedule, time_of_index
@@ -197,8 +197,9 @@ def _answer(kind: str, eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule) ->
     """What the scheduler expects for an eps: the inverse of :func:`tt_lib.conversions.to_eps` at the same t."""
     if kind == "eps":
         return eps
-    alpha, sigma = along(schedule.alpha(t), x), along(schedule.sigma(t), x)
-    return (eps - sigma * x) / alpha if kind == "v" else (x - sigma * eps) / alpha
+    if kind == "x0":
+        return to_x0(eps, x, t, schedule)
+    return (eps - along(schedule.sigma(t), x) * x) / along(schedule.alpha(t), x)
 
 
 def _scale(scheduler: Any) -> float:
@@ -207,12 +208,7 @@ def _scale(scheduler: Any) -> float:
 
 
 def _with_timesteps(name: str, scheduler: Any, steps: SupportsIndex) -> Any:
-    try:
-        count = operator.index(steps)
-    except TypeError:
-        raise BadValue(f"steps must be a whole number, got {steps!r}") from None
-    if count < 1:
-        raise BadValue(f"steps must be at least 1, got {count}")
+    count = count_steps(steps)
     ready = copy.deepcopy(scheduler)
     try:
         ready.set_timesteps(count)

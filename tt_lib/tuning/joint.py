@@ -33,7 +33,6 @@ from tt_lib.metrics.features import Features
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import provenance
 from tt_lib.sampling import Sampler
-from tt_lib.timing import Timing
 from tt_lib.tuning.config import check_freeze_last, check_range, full_name
 from tt_lib.tuning.judges import EndJudge, FrechetJudge, Judge
 from tt_lib.tuning.layout import layout
@@ -169,11 +168,7 @@ def tune_joint(
     tuned = sum(each.step < sampler.grid.steps - config.freeze_last for each in evaluations)
     seeds = range(FIRST_SEED + config.seed, FIRST_SEED + config.seed + config.samples)
     judge = _judge(config, features, reference, batch, StartNoise(sampler.shape, sampler.device))
-    untuned = Timing(
-        name=config.name, taus=times, times=times, model=sampler.model, schedule=sampler.schedule.name,
-        solver=sampler.solver.name, options=sampler.solver.choices_made, grid=sampler.grid.name,
-        grid_times=sampler.grid.times, weights=sampler.weights,
-    )  # fmt: skip
+    untuned = sampler.make_timing(config.name, times, times)
     known = _Known(state, [*judge.identity(sampler, seeds), asdict(config)])
     total, done = 1 + tuned * config.tries, 0
 
@@ -241,4 +236,3 @@ class _Known:
     def remove(self) -> None:
         if self.path:
             self.path.unlink(missing_ok=True)
-

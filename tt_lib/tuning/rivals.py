@@ -48,9 +48,5 @@ def constant_timing(sampler: Sampler, ratio: float, freeze_last: int = 1) -> Tim
     taus = tuple(
         min(1.0, max(sampler.schedule.t_min, ratio * each.t)) if each.step < moving else each.t for each in evaluations
     )
-    return Timing(
-        name=f"{CONSTANT}-{ratio:g}", taus=taus, times=times, model=sampler.model, schedule=sampler.schedule.name,
-        solver=sampler.solver.name, options=sampler.solver.choices_made, grid=sampler.grid.name,
-        grid_times=sampler.grid.times, weights=sampler.weights,
-        tuning={"objective": CONSTANT, "ratio": ratio, "freeze_last": freeze_last}, provenance=provenance(),
-    )  # fmt: skip
+    tuning = {"objective": CONSTANT, "ratio": ratio, "freeze_last": freeze_last}
+    return sampler.make_timing(f"{CONSTANT}-{ratio:g}", taus, times, tuning=tuning, provenance=provenance())
