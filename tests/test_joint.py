@@ -47,19 +47,30 @@ def test_search_follows_a_valley_along_no_axis():
     assert valley(taus) < 1e-4 and taus[0] / TIMES[0] == pytest.approx(0.85, abs=0.01)
 
 
+def ripples(taus):
+    """Many minima, the lowest of them near the ratio 1.2."""
+    ratios = [tau / t for tau, t in zip(taus, TIMES, strict=True)]
+    return sum((r - 1.2) ** 2 + 0.004 * math.cos(2 * math.pi * r / 0.05) for r in ratios)
+
+
 def test_search_goes_on_from_where_a_round_ended(monkeypatch):
     """Rounds are what leaves a poor minimum: with one round, or as many tries in one, more ripples hold the search."""
-
-    def ripples(taus):
-        ratios = [tau / t for tau, t in zip(taus, TIMES, strict=True)]
-        return sum((r - 1.2) ** 2 + 0.004 * math.cos(2 * math.pi * r / 0.05) for r in ratios)
-
     tries = 3 * JointConfig.tries
+    monkeypatch.setattr(tt_lib.tuning.joint, "LINE_TRIES", tries)  # too many for a line: only rounds
     found, rows = search(ripples, TIMES, 3, (0.7, 1.3), 0.001, tries)
     assert rows[-1][1] > 0.9 * tries - 7, "it spends what it may"
     monkeypatch.setattr(tt_lib.tuning.joint, "SMALLEST", 1.0)
     once, rows = search(ripples, TIMES, 3, (0.7, 1.3), 0.001, tries)
     assert rows[-1][1] < 0.6 * tries and ripples(found) < 1.5 * ripples(once) < 0
+
+
+def test_search_from_a_line_leaves_poor_minima_sooner(monkeypatch):
+    monkeypatch.setattr(tt_lib.tuning.joint, "SMALLEST", 1.0)  # one round behind the line
+    tries = 3 * JointConfig.tries
+    found, _ = search(ripples, TIMES, 3, (0.7, 1.3), 0.001, tries)
+    monkeypatch.setattr(tt_lib.tuning.joint, "LINE_TRIES", tries)
+    without, _ = search(ripples, TIMES, 3, (0.7, 1.3), 0.001, tries)
+    assert ripples(found) < 1.5 * ripples(without) < 0
 
 
 def test_search_keeps_frozen_steps_bounds_and_range():

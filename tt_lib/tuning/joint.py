@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import minimize
@@ -44,6 +45,8 @@ FIRST_SEED = 2_000_000_000
 """Samples for tuning have the seeds from here on, so that none is also measured."""
 RADIUS, SHRINK, SMALLEST = 0.1, 0.7, 0.01
 """How far from the best ratios the first round of the search looks, and by how much less far each later one, down to the last."""
+LINE_TRIES = 20
+"""Tries for the straight line, where they are a small part of all."""
 PRECISION = 0.02
 """A round ends when it looks no farther than this share of the radius that it began with."""
 Loss = Callable[[tuple[float, ...]], float]
@@ -91,8 +94,9 @@ def search(
 ) -> tuple[tuple[float, ...], list[Row]]:
     """Search for the ratios tau / t of the lowest loss, from 1 on.
 
-    In rounds, each from the best ratios found so far: the loss has several minima, and a round that begins with a wide view
-    again finds its way out of many.
+    From coarse to fine, since the loss has several minima: first the ratios lie on a straight line over the steps, which its two
+    ends decide; then each is free, in rounds from the best ratios found so far. A round that begins with a wide view again finds
+    its way out of many minima.
 
     Args:
         loss: of all K taus.
@@ -121,20 +125,31 @@ def search(
             best = (found, taus)
         return found
 
+    def descend(judged: Callable[[Sequence[float]], float], start: list[float], radius: float, most: int) -> Any:
+        return minimize(
+            judged, start, method="COBYQA", bounds=[bounds] * len(start),
+            options={"maxfev": most, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION},
+        )  # fmt: skip
+
     judge([1.0] * tuned)
     start, radius, asked = [1.0] * tuned, RADIUS, 0
+    if tuned > 2 and tries >= 4 * LINE_TRIES:
+        result = descend(lambda ends: judge(_line(ends, tuned)), [1.0, 1.0], radius, LINE_TRIES)
+        start, asked = _line(result.x, tuned), result.nfev
     # A round begins with a model of the loss from 2 K + 1 tries; fewer are no use.
     while tuned and tries - asked > 2 * tuned:
-        result = minimize(
-            judge, start, method="COBYQA", bounds=[bounds] * tuned,
-            options={"maxfev": tries - asked, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION},
-        )  # fmt: skip
+        result = descend(judge, start, radius, tries - asked)
         asked += result.nfev
         if radius <= SMALLEST:
             break
         start, radius = list(result.x), max(radius * SHRINK, SMALLEST)
     assert best is not None  # untuned was judged
     return best[1], rows
+
+
+def _line(ends: Sequence[float], count: int) -> list[float]:
+    first, last = ends
+    return np.linspace(first, last, count).tolist()
 
 
 def tune_joint(
