@@ -26,6 +26,6 @@ def test_shipped_networks_are_small_enough_for_a_clone():
 
 
 def test_the_classifier_is_accurate_enough_to_measure_with():
-    from tt_lib.metrics.classifier import read_config
+    from tt_lib.metrics.networks import read_config
 
     assert read_config(DATA / "pretrained/cifar10-resnet")["test_accuracy"] >= 0.95

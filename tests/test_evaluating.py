@@ -19,9 +19,10 @@ from tt_lib.engine import Request
 from tt_lib.errors import BadValue
 from tt_lib.evaluating import SETS, StartNoise, fd_row, floor_row, measure, sample_statistics
 from tt_lib.grids import make_grid
-from tt_lib.metrics.classifier import FeatureNet, save_features
+from tt_lib.metrics.classifier import FeatureNet
 from tt_lib.metrics.features import disjoint_sets, load_feature_extractor, reference_statistics
 from tt_lib.metrics.frechet import frechet_distance
+from tt_lib.metrics.networks import save_features
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import save_model
 from tt_lib.noise import SampleNoise
