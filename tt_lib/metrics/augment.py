@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -44,7 +45,6 @@ DRAWS = ("area", "shape", "row", "column", "mirror", "jitters", "brightness", "c
 """What the numbers of a draw of :func:`random_views` decide, in this order."""
 TO_YIQ = torch.tensor([(0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 """Brightness and two colours of red, green and blue (NTSC): grey has no colour."""
-FROM_YIQ = torch.linalg.inv(TO_YIQ)
 
 
 def random_views(
@@ -73,7 +73,7 @@ def random_views(
     matrix, share = _colours(draw, pixels.shape[1], strength, jitter, grey)
     views = torch.einsum("nij,njhw->nihw", matrix, views)
     middle = views.mean((2, 3))
-    middle = middle @ TO_YIQ[0].to(views.device) if pixels.shape[1] == 3 else middle[:, 0]
+    middle = middle @ _yiq(views.device)[0][0] if pixels.shape[1] == 3 else middle[:, 0]
     views = torch.lerp(middle.view(-1, 1, 1, 1), views, share.view(-1, 1, 1, 1))
     return views.clamp(0, 1) * 2 - 1
 
@@ -108,4 +108,11 @@ def _colours(draw: dict[str, Tensor], channels: int, strength: float, jitter: fl
     across, along = colour * turn.sin(), colour * turn.cos()
     rows = [[one, none, none], [none, along, -across], [none, across, along]]
     turned = torch.stack([torch.stack(row, 1) for row in rows], 1)
-    return bright * (FROM_YIQ.to(turn.device) @ turned @ TO_YIQ.to(turn.device)), factor("contrast")
+    there, back = _yiq(turn.device)
+    return bright * (back @ turned @ there), factor("contrast")
+
+
+@cache
+def _yiq(device: torch.device) -> tuple[Tensor, Tensor]:
+    """:data:`TO_YIQ` and its inverse, kept on the device: a copy from the CPU would wait for all that the GPU has to do."""
+    return TO_YIQ.to(device), torch.linalg.inv(TO_YIQ).to(device)
