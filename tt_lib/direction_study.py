@@ -24,6 +24,8 @@ Progress = Callable[[int, int, str], None]
 JOINED = ["model", "solver", "grid", "nfe", "eta", "timing"]
 GROUPS = ("all", "untuned", "tuned")
 BOOTSTRAPS = 1000
+FEWEST = 5
+"""Samplers that a rank correlation is taken of."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,10 @@ def correlations(joined: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
     for among in GROUPS:
         tuned = joined["timing"] != UNTUNED
         group = joined if among == "all" else joined[tuned if among == "tuned" else ~tuned]
-        if len(group) < 5:
+        if len(group) < FEWEST:
             continue
         for name in MEASURES:
-            value, low, high = _spearman(group[name].to_numpy(), group["value"].to_numpy(), seed)
+            value, low, high = spearman_interval(group[name].to_numpy(), group["value"].to_numpy(), seed)
             rows.append({
                 "what": f"{name}, Fréchet distance", "among": among, "cells": len(group), "spearman": value, "low": low,
                 "high": high, "n": int(group["n"].iloc[0]), "substeps": int(group["substeps"].iloc[0]), **provenance(),
@@ -176,7 +178,8 @@ def correlations(joined: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def _spearman(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
+def spearman_interval(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Spearman's rank correlation of two columns, and what bounds 95 % of those of :data:`BOOTSTRAPS` draws of rows."""
     generator = np.random.default_rng(seed)
     picks = generator.integers(len(a), size=(BOOTSTRAPS, len(a)))
     # A draw of one sampler over and over has no ranks to compare.

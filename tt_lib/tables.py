@@ -8,7 +8,7 @@ The file::
     [table]
     dataset = "cifar10"              # its reference statistics and tuning images
     model = "cifar10-ddpm-w64"
-    features = "cifar10-resnet"
+    features = "cifar10-resnet"      # or a list: all are taken from the same samples, frechet-joint tunes by the first
     n = 50000                        # samples for each cell
     seed = 0                         # the first sample's seed
     more = true                      # also what `tt evaluate --more` measures (needs the reference bank), and the gain of
@@ -31,7 +31,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -41,13 +41,15 @@ import torch
 
 from tt_lib.bench import IMAGE_SOURCES, Bench, Cell, find_timing, parse_timing, timing_path
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
-from tt_lib.evaluating import SETS, Measured, StartNoise, fd_row, forget_sets, measure, more_rows, set_files
+from tt_lib.evaluating import SETS, Measured, StartNoise, fd_row, forget_sets, measure_all, more_rows, set_files
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.bank import SIZE, FeatureBank
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.frechet import paired_interval
 from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.metrics.yardsticks import Yardstick, check_names
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
+from tt_lib.sampling import Sampler
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import JOINT, JointConfig
@@ -72,6 +74,8 @@ class Table:
     source: str = "real"
     samples: int = JointConfig.samples
     more: bool = False
+    also: tuple[str, ...] = ()
+    """Further features, which samples are measured in and nothing is tuned by."""
 
     def config(self, cell: Cell) -> TuneConfig | JointConfig | None:
         """How the timing of a cell is tuned; None for one ratio for all steps, which is not."""
@@ -108,6 +112,10 @@ def read_table(path: Path | str) -> Table:
     head, tuning = dict(content.get("table", {})), dict(content.get("tuning", {}))
     images, source = tuning.pop("images", 256), tuning.pop("source", "real")
     samples = tuning.pop("samples", JointConfig.samples)
+    names = head.get("features", [])
+    if isinstance(names, list) and "features" in head:
+        check_names(names)
+        head["features"], head["also"] = names[0], tuple(names[1:])
     named = sorted({"objective", "strategy", "freeze_last"} & set(tuning))
     if named:
         raise BadValue(f"{path}: [tuning] may not hold {', '.join(named)}: a cell's timing names them, as consistency-parallel-freeze2")
@@ -148,17 +156,21 @@ def run_table(
     data: str | None = None,
     force: bool = False,
     bank: FeatureBank | None = None,
+    also: Sequence[Yardstick] = (),
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Fill in the rows of a table.
 
     Args:
+        features, reference: what ``frechet-joint`` tunes by, and what every cell is measured in.
         results: the ``fd.csv`` to write to.
         work: folder for the state of unfinished cells.
         data: where the data set is, for tuning on real images.
         force: measure cells again that have a row already.
         bank: the reference's, for a table with ``more``.
+        also: what else every cell is measured in, from the same samples. A cell that has a row in some of the features is
+            sampled again for the others only.
         world: the processes that share the samples of each cell; the main one tunes and writes.
         progress: called with (network evaluations done, of all, message).
 
@@ -168,9 +180,12 @@ def run_table(
     start = StartNoise(bench.model.shape, bench.device)
     total = sum(table.cost(cell) for cell in table.cells)
     spent, rows = 0, []
+    yardsticks = [Yardstick(features, reference, bank), *also]
     for cell in table.cells:
         with hold(work / f"{cell.label}.lock") if world.main else contextlib.nullcontext(False) as mine:
-            if world.decide(mine and (force or not has_row(results, table, bench, features, cell))):
+            wanted = [mine and (force or not has_row(results, table, bench, each.features, cell)) for each in yardsticks]
+            lacking = [each for each, want in zip(yardsticks, world.decide(wanted), strict=True) if want]
+            if lacking:
                 timing = None
                 if world.main:
                     timing = cell_timing(table, bench, cell, features, reference, work, data, progress, spent, total)
@@ -184,28 +199,36 @@ def run_table(
                         progress(base + done * cell.nfe, total, cell.label)
 
                 sampler = bench.sampler(cell, timing)
-                measured = measure(
-                    sampler, features, reference, table.n, first_seed=table.seed, batch=bench.batch,
-                    work=work / "sets", start=start, world=world, keep=SIZE if bank else 0, progress=tell,
+                measured = measure_all(
+                    sampler, lacking, table.n, first_seed=table.seed, batch=bench.batch, work=work / "sets", start=start,
+                    world=world, keep=SIZE if lacking[0].bank else 0, progress=tell,
                 )  # fmt: skip
-                row = fd_row(
-                    measured, sampler, features, dataset=table.dataset, reference="train", n=table.n,
-                    seed=table.seed, timing=cell.timing, world=world,
-                )  # fmt: skip
-                found = [row]
-                if bank and world.main:
-                    found += more_rows(row, measured, reference, bank, features)
-                    found += gain_rows(row, measured, table, bench, cell, features, reference, work / "sets")
-                if world.main:
-                    write_rows(results, found, FD_COLUMNS, FD_KEY)
-                    # The untuned sets are what the tuned ones will be compared with.
-                    if not (bank and cell.timing == UNTUNED):
-                        forget_sets(sampler, features, table.n, table.seed, work / "sets")
-                rows += found
+                for each, one in zip(lacking, measured, strict=True):
+                    found = cell_rows(one, each, sampler, table, bench, cell, work / "sets", world)
+                    if world.main:
+                        write_rows(results, found, FD_COLUMNS, FD_KEY)
+                        # The untuned sets are what the tuned ones will be compared with.
+                        if not (each.bank and cell.timing == UNTUNED):
+                            forget_sets(sampler, each.features, table.n, table.seed, work / "sets")
+                    rows += found
         spent += table.cost(cell)
         if progress:
             progress(spent, total, f"{cell.label} done")
     return rows
+
+
+def cell_rows(
+    measured: Measured, by: Yardstick, sampler: Sampler, table: Table, bench: Bench, cell: Cell, sets: Path, world: World
+) -> list[dict[str, Any]]:
+    """The rows of a cell in one of its features; the processes beside the main one make only the first."""
+    row = fd_row(
+        measured, sampler, by.features, dataset=table.dataset, reference="train", n=table.n, seed=table.seed,
+        timing=cell.timing, world=world,
+    )  # fmt: skip
+    if not (by.bank and world.main):
+        return [row]
+    more = more_rows(row, measured, by.reference, by.bank, by.features)
+    return [row, *more, *gain_rows(row, measured, table, bench, cell, by.features, by.reference, sets)]
 
 
 def gain_rows(

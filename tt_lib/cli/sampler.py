@@ -189,8 +189,12 @@ def evaluate(
     ] = None,
     dataset: Annotated[str, typer.Option(help="Whose training images are the reference.")] = "cifar10",
     features: Annotated[
-        str, typer.Option(help="cifar10-resnet, digits-resnet or inception-2015 (that is FID).")
-    ] = "cifar10-resnet",
+        list[str] | None,
+        typer.Option(
+            help="cifar10-resnet, cifar10-simclr, the same of digits, or inception-2015 (that is FID); may be repeated: all are "
+            "taken from the same samples [default: cifar10-resnet]."
+        ),
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="The features' weights, if not in their usual place.")] = None,
     n: SamplesOption = 50_000,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
@@ -203,7 +207,7 @@ def evaluate(
     compile: CompileOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure the Fréchet distance of a sampler, with a 95 % interval, and write it as a row.
+    """Measure the Fréchet distance of a sampler, with a 95 % interval, and write it as a row for each of the features.
 
     The interval comes from 10 disjoint sets of samples (delete-one jackknife). A killed run goes on
     with the next set. Several GPUs share the batches: `torchrun --nproc_per_node 2 -m tt_lib
@@ -211,32 +215,37 @@ def evaluate(
     """
     from tt_lib.analytic import load_gamma
     from tt_lib.bench import Cell, make_bench
-    from tt_lib.evaluating import fd_row, forget_sets, measure, more_rows
-    from tt_lib.metrics.bank import SIZE, load_reference_bank
-    from tt_lib.metrics.features import load_feature_extractor
-    from tt_lib.metrics.reference import load_reference
+    from tt_lib.errors import BadValue
+    from tt_lib.evaluating import fd_row, forget_sets, measure_all, more_rows
+    from tt_lib.metrics.bank import SIZE
+    from tt_lib.metrics.yardsticks import check_names, load_yardstick
     from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
     from tt_lib.timing import UNTUNED, load_timing
 
+    names = features or ["cifar10-resnet"]
+    check_names(names)
+    if weights and len(names) > 1:
+        raise BadValue(f"--weights {weights} belong to one of the features; give one --features, or put them in their usual place")
     world, where = pick_devices(device)
-    extractor = load_feature_extractor(features, weights, where)
-    reference = load_reference(dataset, "train", extractor)
-    bank = load_reference_bank(dataset, "train", extractor) if more else None
+    yardsticks = [load_yardstick(name, dataset, where, more=more, weights=weights) for name in names]
     bench = make_bench(model, where, batch=batch, compile=compile)
     tuned = load_timing(timing) if timing else None
     sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned, load_gamma(gamma) if gamma else None)
     with progress_bar("evaluate") as report:
-        found = measure(
-            sampler, extractor, reference, n, first_seed=seed, batch=batch, work=work, world=world,
-            keep=SIZE if more else 0, progress=report,
+        measured = measure_all(
+            sampler, yardsticks, n, first_seed=seed, batch=batch, work=work, world=world, keep=SIZE if more else 0,
+            progress=report,
         )  # fmt: skip
     if not world.main:
         return
     name = tuned.name if tuned else UNTUNED
-    row = fd_row(found, sampler, extractor, dataset=dataset, reference="train", n=n, seed=seed, timing=name, world=world)
-    rows = [row, *(more_rows(row, found, reference, bank, extractor) if bank else [])]
+    rows = []
+    for by, found in zip(yardsticks, measured, strict=True):
+        row = fd_row(found, sampler, by.features, dataset=dataset, reference="train", n=n, seed=seed, timing=name, world=world)
+        rows += [row, *(more_rows(row, found, by.reference, by.bank, by.features) if by.bank else [])]
     write_rows(results or results_folder() / "fd.csv", rows, FD_COLUMNS, FD_KEY)
-    forget_sets(sampler, extractor, n, seed, work)
+    for by in yardsticks:
+        forget_sets(sampler, by.features, n, seed, work)
     for row in rows:
         shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
         console.print(shown, highlight=False)

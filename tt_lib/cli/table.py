@@ -46,6 +46,7 @@ def table(
     from tt_lib.metrics.bank import load_reference_bank
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
+    from tt_lib.metrics.yardsticks import load_yardstick
     from tt_lib.results import results_folder
     from tt_lib.tables import read_table, run_table, tune_table
 
@@ -63,11 +64,12 @@ def table(
             count = tune_table(spec, bench, features, reference, work, data=str(data) if data else None, progress=report)
         say(f"{count} timings tuned")
         return
+    also = [load_yardstick(name, spec.dataset, where, more=spec.more) for name in spec.also]
     path = results or results_folder() / "fd.csv"
     with progress_bar(f"table {config.stem}") as report:
         rows = run_table(
-            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, bank=bank, world=world,
-            progress=report,
+            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, bank=bank, also=also,
+            world=world, progress=report,
         )
     if not world.main:
         return
