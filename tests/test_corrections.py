@@ -6,16 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_evaluating import a_timing, data, make_sampler, no_git, sampler  # noqa: F401 - fixtures
+from test_evaluating import a_timing, data, make_sampler, no_git, sampler, tiny_project  # noqa: F401 - fixtures
 from test_tables import TABLE, parts, project  # noqa: F401 - fixtures
+from typer.testing import CliRunner
 
-from tt_lib.bench import Cell, timing_path
+from tt_lib.bench import Cell, find_timing, timing_path
+from tt_lib.cli import app
 from tt_lib.corrections import EpsilonScaling, TimeShift, read_correction
 from tt_lib.direction_study import Protocol, run_directions
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.evaluating import fingerprint
 from tt_lib.grids import Grid, make_grid
+from tt_lib.results import FD_COLUMNS, read_rows
 from tt_lib.schedules import make_schedule
 from tt_lib.solvers import make_solver
 from tt_lib.tables import tune_table
@@ -130,3 +133,27 @@ def test_as_cells(project):  # noqa: F811
     assert tune_table(table, project.bench, None, None, project.work) == 0
     with pytest.raises(BadValue, match=r"time-shift corrects the network.*leave it out"):
         run_directions(project.bench, [cells[3]], Protocol(2), project.work / "direction.csv")
+
+
+def test_on_the_command_line(tmp_path_factory):
+    def tt(*words: str):
+        return CliRunner().invoke(app, [*words, "--model", "tiny", "--nfe", "3", "--device", "cpu"])
+
+    with tiny_project(tmp_path_factory) as folder:
+        answer = tt("sample", "--n", "2", "--timing", "time-shift,window=80", "--out", "shifted.png")
+        assert answer.exit_code == 0 and "time-shift,window=80" in " ".join(answer.output.split()), answer.output
+        measure = ("evaluate", "--dataset", "digits", "--features", "digits-resnet", "--n", "20", "--results", "fd.csv")
+        reference = ("stats", "--dataset", "digits", "--features", "digits-resnet", "--split", "train")
+        assert CliRunner().invoke(app, reference).exit_code == 0
+        for timing in ("epsilon-1.1", "epsilon-1.2"):
+            answer = tt(*measure, "--timing", timing)
+            assert answer.exit_code == 0, answer.output
+        rows = read_rows(folder / "fd.csv", FD_COLUMNS)
+        assert list(rows["timing"]) == ["epsilon-1.1", "epsilon-1.2"] and rows["value"].nunique() == 2
+        answer = tt("tune", "--gate", "--objective", "end", "--strategy", "joint", "--optimiser", "search")
+        assert answer.exit_code == 2 and "leave --gate out" in " ".join(answer.output.split())
+        gated = ("tune", "--gate", "--optimiser", "search", "--source", "generated", "--images", "2")
+        answer = tt(*gated)
+        assert answer.exit_code == 0, answer.output
+        timing = find_timing("tiny", Cell("ddim", "uniform", 3, "consistency-sequential,gate=true"))
+        assert [record["evaluation"] for record in timing.tuning["gated"]] == [0, 1]
