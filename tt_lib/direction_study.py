@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from tt_lib.bench import Bench, Cell, find_timing, timing_path
+from tt_lib.corrections import read_correction
 from tt_lib.direction import MEASURES, measure_directions, reference_trajectory
 from tt_lib.errors import BadValue, MissingFile
 from tt_lib.noise import SampleNoise
@@ -104,6 +105,8 @@ def run_directions(
 def _timing(bench: Bench, cell: Cell) -> Timing | None:
     if cell.make_solver().stochastic:
         raise BadValue(f"{cell.solver} draws noise and follows no trajectory; leave it out, its direction error is not defined")
+    if read_correction(cell.timing) is not None:
+        raise BadValue(f"{cell.timing} corrects the network while it samples and has no timing; leave it out of a study of directions")
     timing = find_timing(bench.model.name, cell)
     if timing is None and cell.timing != UNTUNED:
         raise MissingFile(f"no timing at {timing_path(bench.model.name, cell)}; make it with `tt tune` or `tt table` first")

@@ -283,6 +283,8 @@ def fingerprint(sampler: Sampler, features: Features, seeds: range) -> str:
         seeds.start,
         len(seeds),
     ]
+    # Only where there is one: the names of what was measured before stay.
+    parts += [sampler.correction.name] if sampler.correction else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -39,7 +39,8 @@ from typing import Any
 
 import torch
 
-from tt_lib.bench import IMAGE_SOURCES, Bench, Cell, find_timing, parse_timing, timing_path
+from tt_lib.bench import Bench, Cell, find_timing, timing_path
+from tt_lib.corrections import read_correction
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
 from tt_lib.evaluating import SETS, Measured, StartNoise, fd_row, forget_sets, measure_all, more_rows, set_files
 from tt_lib.grids import GRIDS
@@ -48,6 +49,7 @@ from tt_lib.metrics.features import Features
 from tt_lib.metrics.frechet import paired_interval
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.yardsticks import Yardstick, check_names
+from tt_lib.names import IMAGE_SOURCES, parse_timing
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
 from tt_lib.sampling import Sampler
 from tt_lib.timing import UNTUNED, Timing
@@ -78,14 +80,18 @@ class Table:
     """Further features, which samples are measured in and nothing is tuned by."""
 
     def config(self, cell: Cell) -> TuneConfig | JointConfig | None:
-        """How the timing of a cell is tuned; None for one ratio for all steps, which is not."""
-        if read_constant(cell.timing) is not None:
+        """How the timing of a cell is tuned; None for what is not: untuned, one ratio for all steps, a correction."""
+        if cell.timing == UNTUNED or read_constant(cell.timing) is not None or read_correction(cell.timing) is not None:
             return None
-        named = parse_timing(cell.timing)
+        named = {key: value for key, value in parse_timing(cell.timing).items() if key not in ("images", "source")}
         if named["strategy"] == JOINT:
-            frozen = named.get("freeze_last", JointConfig.freeze_last)
-            return JointConfig(named["objective"], samples=self.samples, freeze_last=frozen)
+            return JointConfig(**{"samples": self.samples, **{key: value for key, value in named.items() if key != "strategy"}})
         return TuneConfig(**{**self.tuning, **named})
+
+    def images_of(self, cell: Cell) -> tuple[str, int]:
+        """Where the images come from that a cell is tuned on, and how many: what its timing's name says, else [tuning]."""
+        named = parse_timing(cell.timing) if self.config(cell) is not None else {}
+        return named.get("source", self.source), named.get("images", self.images)
 
     def cost(self, cell: Cell) -> int:
         """Network evaluations of a cell's samples."""
@@ -262,7 +268,7 @@ def tune_table(
     Args:
         features, reference: only ``frechet-joint`` timings need them.
     """
-    cells = [cell for cell in table.cells if cell.timing != UNTUNED]
+    cells = [cell for cell in table.cells if _has_timing(cell)]
     tuned = 0
     for done, cell in enumerate(cells):
         with hold(work / f"{cell.label}.lock") as mine:
@@ -279,7 +285,7 @@ def cell_timing(
     data: str | None, progress: Progress | None = None, spent: int = 0, total: int = 1,
 ) -> Timing | None:  # fmt: skip
     """The timing of a cell: the shipped one, or one that is tuned now and saved where the shipped ones are."""
-    if cell.timing == UNTUNED:
+    if not _has_timing(cell):
         return None
     timing = _ready_timing(bench, cell)
     if timing is not None:
@@ -298,11 +304,20 @@ def cell_timing(
     if isinstance(config, JointConfig):
         result = bench.tune_joint(cell, features, reference, config, state, tell)
     else:
-        images = bench.tuning_images(table.source, table.images, table.dataset, data)
+        source, count = table.images_of(cell)
+        images = bench.tuning_images(source, count, table.dataset, data)
+        held_out = bench.held_out_images(source, count, table.dataset, data) if config.gate else None
         with torch.no_grad() if config.optimiser == "search" else contextlib.nullcontext():
-            result = bench.tune(cell, config, images, table.source, state, tell)
-    result.timing.save(timing_path(bench.model.name, cell))
-    return result.timing
+            result = bench.tune(cell, config, images, source, state, tell, held_out)
+    # Two timings that differ in an option are told apart by their names.
+    timing = replace(result.timing, name=cell.timing)
+    timing.save(timing_path(bench.model.name, cell))
+    return timing
+
+
+def _has_timing(cell: Cell) -> bool:
+    """Whether a cell has a timing of its own: it is neither untuned nor corrected while sampling."""
+    return cell.timing != UNTUNED and read_correction(cell.timing) is None
 
 
 def _ready_timing(bench: Bench, cell: Cell) -> Timing | None:

@@ -29,6 +29,7 @@ def table(
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
     n: Annotated[int | None, typer.Option("--n", "--samples", help="Samples for each cell, in place of the file's.")] = None,
     tune_only: Annotated[bool, typer.Option("--tune-only", help="Tune the timings that are not there yet, measure nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells, which are done, and the evaluations of the others.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -52,6 +53,12 @@ def table(
 
     spec = read_table(config)
     spec = replace(spec, n=n) if n is not None else spec
+    if dry_run:
+        from tt_lib.planning import plan_lines
+
+        for line in plan_lines(spec, results or results_folder() / "fd.csv"):
+            say(line)
+        return
     world, where = pick_devices(device)
     features = load_feature_extractor(spec.features, None, where)
     reference = load_reference(spec.dataset, "train", features)
