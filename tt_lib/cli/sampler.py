@@ -11,9 +11,11 @@ import typer
 from tt_lib.cli.shared import (
     DataOption,
     DeviceOption,
+    FastFeaturesOption,
     ForceOption,
     SeedOption,
     console,
+    faster,
     pick_device,
     pick_devices,
     progress_bar,
@@ -201,6 +203,7 @@ def evaluate(
         bool, typer.Option("--more", help="Also distance at infinitely many samples, kernel distance, precision, recall.")
     ] = False,
     compile: CompileOption = False,
+    fast_features: FastFeaturesOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure the Fréchet distance of a sampler, with a 95 % interval, and write it as a row.
@@ -223,6 +226,7 @@ def evaluate(
     reference = load_reference(dataset, "train", extractor)
     bank = load_reference_bank(dataset, "train", extractor) if more else None
     bench = make_bench(model, where, batch=batch, compile=compile)
+    extractor = faster(extractor, fast_features, batch, compile)
     tuned = load_timing(timing) if timing else None
     sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned, load_gamma(gamma) if gamma else None)
     with progress_bar("evaluate") as report:

@@ -10,8 +10,10 @@ import typer
 from tt_lib.cli.shared import (
     DataOption,
     DeviceOption,
+    FastFeaturesOption,
     ForceOption,
     console,
+    faster,
     pick_device,
     pick_devices,
     progress_bar,
@@ -22,7 +24,7 @@ ResultsOption = Annotated[Path | None, typer.Option(help="File to add the rows t
 
 
 def table(
-    config: Annotated[Path, typer.Option(help="TOML file with the cells, such as data/tables/spine.toml.")],
+    config: Annotated[Path, typer.Option(help="TOML file with the cells, or the name of a shipped one: spine, timings, paper.")],
     data: DataOption = None,
     results: ResultsOption = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of unfinished cells.")] = Path("runs/table"),
@@ -30,6 +32,7 @@ def table(
     n: Annotated[int | None, typer.Option("--n", "--samples", help="Samples for each cell, in place of the file's.")] = None,
     tune_only: Annotated[bool, typer.Option("--tune-only", help="Tune the timings that are not there yet, measure nothing.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
+    fast_features: FastFeaturesOption = False,
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:
@@ -42,20 +45,24 @@ def table(
     from dataclasses import replace
 
     from tt_lib.bench import make_bench
-    from tt_lib.errors import BadValue
+    from tt_lib.errors import BadValue, all_there
     from tt_lib.metrics.bank import load_reference_bank
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
+    from tt_lib.published import published_beside
     from tt_lib.results import results_folder
-    from tt_lib.tables import read_table, run_table, tune_table
+    from tt_lib.tables import find_table, read_table, run_table, tune_table
 
-    spec = read_table(config)
+    spec = read_table(find_table(config))
     spec = replace(spec, n=n) if n is not None else spec
     world, where = pick_devices(device)
-    features = load_feature_extractor(spec.features, None, where)
+    features, bench = all_there(
+        lambda: load_feature_extractor(spec.features, None, where),
+        lambda: make_bench(spec.model, where, batch=batch, compile=compile),
+    )
     reference = load_reference(spec.dataset, "train", features)
     bank = load_reference_bank(spec.dataset, "train", features) if spec.more else None
-    bench = make_bench(spec.model, where, batch=batch, compile=compile)
+    features = faster(features, fast_features, batch, compile)
     if tune_only:
         if world.size > 1:
             raise BadValue("--tune-only is one process's work; start it without torchrun, once for each GPU")
@@ -74,8 +81,8 @@ def table(
     for row in rows:
         console.print(
             f"{row['solver']} {row['grid']} {row['nfe']} {row['timing']}: "
-            f"{row['metric']} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
-            highlight=False, markup=False,
+            f"{row['metric']} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{published_beside(row)}",
+            highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
     say(f"{len(rows)} rows written to {path}")
 
