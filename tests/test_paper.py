@@ -103,8 +103,8 @@ def shrunk(home: Path) -> Path:
     """The shipped table with tiny numbers: every sampler of it, and one iteration of Adam."""
     text = (SHIPPED / "paper.toml").read_text()
     for before, after in {
-        "n = 50000": "n = 20", "iterations = 500": "iterations = 1", "batch = 64": "batch = 1", "images = 1024": "images = 2",
-        "nfe = [10, 25, 50]": "nfe = 10", "nfe = [10, 20, 50]": "nfe = 10", "nfe = 100": "nfe = 1",
+        "n = 50000": "n = 20", "iterations = 500": "iterations = 1", "batch = 64": "batch = 1", "images = 1024": "images = 3",
+        "nfe = [10, 25, 50]": "nfe = 10", "nfe = [10, 20, 50]": "nfe = 2", "nfe = 100": "nfe = 1",
         'solver = ["ddim", "ddpm", "analytic-ddim", "analytic-ddpm"]': 'solver = ["ddim", "analytic-ddim"]',
     }.items():  # fmt: skip
         assert before in text, before
@@ -130,7 +130,6 @@ def test_the_whole_path_with_stand_ins(offline, monkeypatch):
     printed = {line.split(":")[0]: line for line in said.splitlines() if "FID" in line}
     assert "; published 21.31 (Bao et al." in printed["ddim uniform 10 untuned"]
     assert "published" not in printed["ddim uniform 10 consistency-sequential"]
-    assert {"13.36", "41.07"} == {line.split("published ")[1].split(" ")[0] for line in said.splitlines() if "ddim quadratic 10 untuned" in line}
     timings = list(Path("data/timings/google--ddpm-cifar10-32").glob("*.json"))
     assert len(timings) == 3 and json.loads(timings[0].read_text())["tuning"]["optimiser"] == "adam"
 
