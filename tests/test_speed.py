@@ -27,6 +27,7 @@ from tt_lib.errors import BadValue, MissingFile
 from tt_lib.evaluating import StartNoise, measure
 from tt_lib.metrics.fast import FastNetwork, make_fast
 from tt_lib.metrics.features import NetworkFeatures
+from tt_lib.metrics.inception import FILE
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import Model
 from tt_lib.predictors import Chunked, EpsPredictor
@@ -173,7 +174,8 @@ def test_a_failing_pytorch_fid_is_an_error_with_its_last_words(tmp_path):
     (tmp_path / "weights.pth").touch()
     with pytest.raises(BadValue, match=r"ended with code 1 and without a distance: RuntimeError: Invalid path: .*none"):
         speed_fid.run_pytorch_fid(tmp_path / "none", tmp_path / "none.npz", CPU, tmp_path / "weights.pth", 50)
-    assert (tmp_path / "torch" / "hub" / "checkpoints" / "weights.pth").exists()
+    assert (tmp_path / "torch" / "hub" / "checkpoints" / FILE).resolve() == tmp_path / "weights.pth"
+    assert speed_fid._cache(tmp_path / "weights.pth", tmp_path / "torch") == tmp_path / "torch", "and it may be there already"
 
 
 def test_pytorch_fid_runs_where_sqrtm_has_lost_its_argument(tmp_path, monkeypatch, capsys):

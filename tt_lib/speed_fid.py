@@ -30,7 +30,7 @@ from tt_lib.errors import BadValue, MissingFile
 from tt_lib.evaluating import StartNoise, check_n, measure
 from tt_lib.metrics.fast import make_fast
 from tt_lib.metrics.features import INCEPTION, NetworkFeatures
-from tt_lib.metrics.inception import DIMENSION, find_inception, load_inception, plant_random_inception
+from tt_lib.metrics.inception import DIMENSION, FILE, find_inception, load_inception, plant_random_inception
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.sampling import Sampler, batches
 from tt_lib.speed import Tell, seconds, speed_row, warm_up
@@ -177,7 +177,7 @@ def run_pytorch_fid(pngs: Path, reference: Path, device: torch.device, weights: 
     """
     from scipy import linalg
 
-    home = weights.parents[2] if weights.parent.name == "checkpoints" else _cache(weights, pngs.parent / "torch")
+    home = _cache(weights, pngs.parent / "torch")
     start = ["-m", "pytorch_fid"] if "disp" in inspect.signature(linalg.sqrtm).parameters else ["-c", RESTORED_SQRTM]
     return _distance([*start, str(pngs), str(reference), "--device", str(device), "--batch-size", str(batch)], home)
 
@@ -194,8 +194,9 @@ def _distance(arguments: Sequence[str], home: Path) -> float:
 
 
 def _cache(weights: Path, home: Path) -> Path:
-    """A torch home whose cache holds the weights."""
-    place = home / "hub" / "checkpoints" / weights.name
+    """A torch home whose cache holds the weights, under the name that pytorch-fid looks for."""
+    place = home / "hub" / "checkpoints" / FILE
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.symlink_to(weights.resolve())
+    if not place.exists():
+        place.symlink_to(weights.resolve())
     return home
