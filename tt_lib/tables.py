@@ -43,6 +43,7 @@ from tt_lib.bench import Bench, Cell, find_timing, timing_path
 from tt_lib.corrections import read_correction
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
 from tt_lib.evaluating import SETS, Measured, StartNoise, fd_row, forget_sets, measure_all, more_rows, set_files
+from tt_lib.files import data_folder
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.bank import SIZE, FeatureBank
 from tt_lib.metrics.features import Features
@@ -96,6 +97,12 @@ class Table:
     def cost(self, cell: Cell) -> int:
         """Network evaluations of a cell's samples."""
         return cell.nfe * self.n
+
+
+def find_table(name: Path | str) -> Path:
+    """The file of a table that is given by a path, or by the name of a shipped one, such as ``paper``."""
+    shipped = data_folder() / "tables" / f"{name}.toml"
+    return shipped if not Path(name).exists() and shipped.is_file() else Path(name)
 
 
 def read_table(path: Path | str) -> Table:

@@ -11,9 +11,11 @@ import typer
 from tt_lib.cli.shared import (
     DataOption,
     DeviceOption,
+    FastFeaturesOption,
     ForceOption,
     SeedOption,
     console,
+    faster,
     pick_device,
     pick_devices,
     progress_bar,
@@ -216,6 +218,7 @@ def evaluate(
         bool, typer.Option("--more", help="Also distance at infinitely many samples, kernel distance, precision, recall.")
     ] = False,
     compile: CompileOption = False,
+    fast_features: FastFeaturesOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure the Fréchet distance of a sampler, with a 95 % interval, and write it as a row for each of the features.
@@ -241,6 +244,7 @@ def evaluate(
     world, where = pick_devices(device)
     yardsticks = [load_yardstick(name, dataset, where, more=more, weights=weights) for name in names]
     bench = make_bench(model, where, batch=batch, compile=compile)
+    yardsticks = [dataclasses.replace(each, features=faster(each.features, fast_features, batch, compile)) for each in yardsticks]
     correction = read_correction(timing) if timing else None
     tuned = load_timing(timing) if timing and not correction else None
     name = tuned.name if tuned else correction.name if correction else UNTUNED
