@@ -14,22 +14,11 @@ from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
 from tt_lib.files import file_hash
 from tt_lib.metrics.augment import augment
-from tt_lib.metrics.classifier import (
-    FeatureNet,
-    accuracy,
-    count_parameters,
-    load_features,
-    save_features,
-)
+from tt_lib.metrics.classifier import FeatureNet, accuracy
 from tt_lib.metrics.features import load_feature_extractor
-from tt_lib.metrics.train_features import (
-    Recipe,
-    epoch_images,
-    learning_rate,
-    make_optimizer,
-    train_features,
-    update_average,
-)
+from tt_lib.metrics.networks import count_parameters, load_features, save_features
+from tt_lib.metrics.train_features import Recipe, epoch_images, learning_rate, make_optimizer, train_features
+from tt_lib.metrics.training_run import update_average
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = dict(widths=(8, 16), epochs=6, batch=100, lr=0.2, flip=False, device="cpu")
@@ -299,7 +288,7 @@ def test_extractor_by_name(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("TT_DATA", str(tmp_path))
     with pytest.raises(MissingFile, match=r"pretrained.digits-resnet"):
         load_feature_extractor("digits-resnet")
-    with pytest.raises(BadValue, match="cifar10-resnet, digits-resnet, inception-2015"):
+    with pytest.raises(BadValue, match="cifar10-resnet, cifar10-simclr, digits-resnet, digits-simclr, inception-2015"):
         load_feature_extractor("vgg")
     (tmp_path / "pretrained").mkdir()
     (tmp_path / "pretrained" / "digits-resnet").symlink_to(trained[0])

@@ -20,12 +20,28 @@ def test_every_shipped_file_names_the_command_that_made_it(name):
         assert row[3].strip(" `").startswith(("tt ", "torchrun ")), row
 
 
+SECOND = DATA / "pretrained/cifar10-simclr"
+
+
+@pytest.mark.skipif(not SECOND.is_dir(), reason="not shipped yet")
+def test_the_second_network_is_good_enough_to_measure_with():
+    from tt_lib.metrics.networks import read_config
+
+    config = read_config(SECOND)
+    assert config["probe_accuracy"] >= 0.75 and config["command"].startswith("tt features --kind simclr")
+    assert (SECOND / "model.safetensors").stat().st_size <= 12e6
+
+
+def test_a_folder_that_is_not_there_yet_is_no_error(tmp_path):
+    assert data_card(tmp_path).endswith("| --- | ---: | --- | --- |\n")
+
+
 def test_shipped_networks_are_small_enough_for_a_clone():
     assert (DATA / "pretrained/cifar10-ddpm-w64/diffusion_pytorch_model.safetensors").stat().st_size <= 40e6
     assert (DATA / "pretrained/cifar10-resnet/model.safetensors").stat().st_size <= 12e6
 
 
 def test_the_classifier_is_accurate_enough_to_measure_with():
-    from tt_lib.metrics.classifier import read_config
+    from tt_lib.metrics.networks import read_config
 
     assert read_config(DATA / "pretrained/cifar10-resnet")["test_accuracy"] >= 0.95

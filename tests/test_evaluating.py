@@ -19,9 +19,11 @@ from tt_lib.engine import Request
 from tt_lib.errors import BadValue
 from tt_lib.evaluating import SETS, StartNoise, fd_row, floor_row, measure, sample_statistics
 from tt_lib.grids import make_grid
-from tt_lib.metrics.classifier import FeatureNet, save_features
+from tt_lib.metrics.classifier import FeatureNet
+from tt_lib.metrics.contrastive import PlainNet
 from tt_lib.metrics.features import disjoint_sets, load_feature_extractor, reference_statistics
 from tt_lib.metrics.frechet import frechet_distance
+from tt_lib.metrics.networks import save_features
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import save_model
 from tt_lib.noise import SampleNoise
@@ -37,7 +39,7 @@ N = 40
 
 
 def make_tiny_data(base: Path) -> Path:
-    """A data folder with the model ``tiny`` and the features ``digits-resnet``, both for digits; made once a session.
+    """A data folder with the model ``tiny`` and the features ``digits-resnet`` and ``digits-simclr``; made once a session.
 
     The network is trained for a second: the samples of one with random weights are all black or white, and
     nothing that is done to its times shows in them.
@@ -73,6 +75,11 @@ def make_tiny_data(base: Path) -> Path:
         with torch.no_grad():
             classifier.norm.weight *= 30  # distances of a handy size, as rows are rounded
         save_features(classifier, making / "pretrained" / "digits-resnet", {})
+        other = PlainNet((8, 12), in_channels=1)
+        other.set_normalisation(train.pixels)
+        with torch.no_grad():
+            other.layers[-2].weight *= 30
+        save_features(other, making / "pretrained" / "digits-simclr", {})
     shutil.move(making, folder)
     return folder
 

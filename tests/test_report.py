@@ -36,7 +36,21 @@ def test_readme_shows_the_rows():
 
 def test_every_shipped_row_is_of_the_shipped_network_or_the_floor():
     frame = shipped()
-    assert len(study(frame)) + (frame["solver"] == "floor").sum() == len(frame)
+    ours = sum(len(study(frame, features=name)) for name in frame["features"].unique())
+    assert ours + (frame["solver"] == "floor").sum() == len(frame)
+
+
+def test_a_table_is_of_one_kind_of_features():
+    """Samplers have a row in each, on a scale of its own."""
+    floor = ("floor", "", 0, "floor", 1.5, 1.4, 1.6)
+    first = rows(*TWO, floor)
+    first.loc[2, "model"] = "test images"
+    second = first.assign(features="cifar10-simclr", metric="FD (cifar10-simclr)")
+    second[["value", "low", "high"]] /= 10
+    both = pd.concat([first, second], ignore_index=True)
+    assert results_table(both) == results_table(first) and "The floor, 50,000 test images: 1.50" in results_table(first)
+    other = results_table(both, "cifar10-simclr")
+    assert "| ddim, uniform | 5 | 1.00 ± 0.01 | **0.75 ± 0.02** | 25 % |  |" in other and other.count("The floor") == 1
 
 
 def test_table_marks_the_best_and_gives_the_gain():

@@ -17,11 +17,12 @@ import pytest
 import torch
 from test_evaluating import SCHEDULE, Counted, formula, make_tiny_data
 
-from tt_lib.bench import Bench, Cell, find_timing, timing_path
+from tt_lib.bench import HELD_OUT, Bench, Cell, find_timing, timing_path
 from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
 from tt_lib.evaluating import measure
 from tt_lib.files import PACKAGE_ROOT
+from tt_lib.grids import make_grid
 from tt_lib.metrics.features import load_feature_extractor, reference_statistics
 from tt_lib.models import Model
 from tt_lib.predictors import Chunked, EpsPredictor
@@ -31,6 +32,7 @@ from tt_lib.tables import Table, hold, read_table, run_table, tune_table
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import JointConfig
+from tt_lib.tuning.tuner import check_objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,6 +117,19 @@ def test_a_timing_names_its_frozen_steps(write):
     assert TuneConfig(freeze_last=1).name == "consistency-sequential"
 
 
+def test_options_in_a_name_override_the_table(write):
+    name = "truncation-parallel,images=16,seed=5,source=real,substeps=3"
+    table = read_table(write(HEAD, TUNING, ONE_CELL.replace("untuned", name), ONE_CELL.replace("untuned", "truncation-parallel")))
+    first, second = table.cells
+    config = table.config(first)
+    assert (config.optimiser, config.seed, config.substeps) == ("search", 5, 3) and table.images_of(first) == ("real", 16)
+    config = table.config(second)
+    assert (config.seed, config.substeps) == (0, 2) and table.images_of(second) == ("generated", 2)
+    table = read_table(write(HEAD, ONE_CELL.replace("untuned", "end-joint,samples=30,tries=5")))
+    config = table.config(table.cells[0])
+    assert (config.objective, config.samples, config.tries) == ("end", 30, 5)
+
+
 def test_defaults_of_tuning(write):
     table = read_table(write(HEAD, ONE_CELL))
     assert (table.images, table.source, table.tuning) == (256, "real", {})
@@ -187,7 +202,13 @@ def test_every_shipped_table_can_be_run():
         table = read_table(path)
         assert len(set(table.cells)) == len(table.cells), f"{path.name} names a cell twice"
         for cell in table.cells:
-            assert cell.make_solver().for_nfe(cell.nfe)[1] >= 1, f"{path.name}: {cell.label}"
+            solver, steps = cell.make_solver().for_nfe(cell.nfe)
+            assert steps >= 1 and len(make_grid(cell.grid, steps, SCHEDULE).times) == steps + 1, f"{path.name}: {cell.label}"
+            config = table.config(cell)
+            if isinstance(config, TuneConfig):
+                check_objective(solver, config.objective)
+            if config:
+                assert table.images_of(cell)[1] >= 1
 
 
 def test_timings_are_planned_for_every_deterministic_solver():
@@ -201,6 +222,43 @@ def test_timings_are_planned_for_every_deterministic_solver():
             if (name, nfe) not in planned:
                 with pytest.raises(BadValue):
                     SOLVERS[name].for_nfe(nfe)
+
+
+def test_study_holds_every_solver_and_budget():
+    """But for other names of the same solver, and budgets that it cannot spend."""
+    table = read_table(PACKAGE_ROOT / "data" / "tables" / "study.toml")
+    assert table.n >= 10_000
+    solvers = {cell.solver for cell in table.cells}
+    assert {SOLVERS[name].function for name in solvers} == {solver.function for solver in SOLVERS.values()}
+    missing = set()
+    for name, nfe, grid in product(solvers, (4, 5, 6, 8, 10, 15, 20, 50), ("uniform", "quadratic", "logsnr")):
+        tuned = ["consistency-parallel"] + ([] if SOLVERS[name].stochastic else ["truncation-parallel"])
+        wanted = {Cell(name, grid, nfe, timing) for timing in ("untuned", *tuned)}
+        if not wanted <= set(table.cells):
+            missing.add((name, nfe))
+            assert not wanted & set(table.cells)
+    for name, nfe in missing:
+        with pytest.raises(BadValue):
+            SOLVERS[name].for_nfe(nfe)
+    assert [cell.nfe for cell in table.cells[:2]] == [5, 5] and table.cells[-1].nfe == 50
+
+
+def test_ablations_hold_what_the_issue_names():
+    table = read_table(PACKAGE_ROOT / "data" / "tables" / "ablations.toml")
+    assert {(cell.solver, cell.grid) for cell in table.cells} == {("ddim", "uniform")}
+    names = {cell.timing for cell in table.cells if cell.nfe == 5}
+    assert {table.images_of(Cell("ddim", "uniform", 5, name))[1] for name in names if name != "untuned"} >= {
+        1, 4, 16, 64, 256, 1024, 4096, 50_000
+    }  # fmt: skip
+    configs = {name: table.config(Cell("ddim", "uniform", 5, name)) for name in names}
+    tuned = [config for config in configs.values() if isinstance(config, TuneConfig)]
+    for field, values in {
+        "objective": {"consistency", "truncation"}, "strategy": {"sequential", "parallel"}, "gate": {False, True},
+        "value": {"ratio", "offset"}, "freeze_last": {0, 1, 2}, "seed": {0, 1, 2, 3, 4}, "optimiser": {"adam", "search"},
+    }.items():  # fmt: skip
+        assert {getattr(config, field) for config in tuned} == values, field
+    assert {"end-joint", "constant-0.95", "epsilon-1.005", "time-shift", "truncation-parallel,source=generated"} <= names
+    assert len({config.lr for config in tuned}) > 2 and len({config.iterations for config in tuned}) > 2
 
 
 def test_shipped_table_holds_the_cells_of_the_claim():
@@ -573,6 +631,23 @@ def test_hold_lets_go(tmp_path):
         raise ZeroDivisionError
     with hold(path) as last:
         assert last is True
+
+
+def test_options_and_gate_as_cells(project):
+    names = ["truncation-parallel", "truncation-parallel,images=4", "consistency-sequential,gate=true", "truncation-parallel,seed=1"]
+    cells = tuple(Cell("ddim", "uniform", 3, name) for name in names)
+    table = replace(TABLE, cells=cells)
+    assert [row["timing"] for row in project.run(table)] == names
+    timings = [find_timing("tiny", cell) for cell in cells]
+    assert [timing.name for timing in timings] == names
+    assert [timing.tuning["images"] for timing in timings] == [2, 4, 2, 2]
+    assert len({tuple(timing.tuning["loss_untuned"]) for timing in timings}) == 4, "each on images and noise of its own"
+    records = timings[2].tuning["gated"]
+    assert timings[2].tuning["gate_images"] == HELD_OUT and [record["evaluation"] for record in records] == [0, 1]
+    for record in records:
+        index = record["evaluation"]
+        assert timings[2].taus[index] == (record["tau"] if record["kept"] else timings[2].times[index])
+    assert project.run(table) == []
 
 
 def test_joint_tuning_of_a_cell(project):

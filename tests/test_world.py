@@ -31,7 +31,7 @@ TABLE = """
 [table]
 dataset = "digits"
 model = "tiny"
-features = "digits-resnet"
+features = ["digits-resnet", "digits-simclr"]
 n = 50
 seed = 7
 
@@ -58,12 +58,11 @@ nfe = 2
 def folder(tmp_path_factory, one_thread):
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(make_tiny_data(tmp_path_factory.getbasetemp()), folder / "data")
-    features = load_feature_extractor("digits-resnet", folder / "data" / "pretrained" / "digits-resnet")
-    stats = reference_statistics(load_dataset("digits", "train"), features)
-    (folder / "data" / "stats").mkdir(exist_ok=True)
-    stats.save(folder / "data" / "stats" / "digits-train-digits-resnet.safetensors")
-    bank = collect_bank(load_dataset("digits", "train"), features, 60)
-    bank.save(folder / "data" / "stats" / "digits-train-digits-resnet-bank.safetensors")
+    images, stats = load_dataset("digits", "train"), folder / "data" / "stats"
+    for name in ("digits-resnet", "digits-simclr"):
+        features = load_feature_extractor(name, folder / "data" / "pretrained" / name)
+        reference_statistics(images, features).save(stats / f"digits-train-{name}.safetensors")
+        collect_bank(images, features, 60).save(stats / f"digits-train-{name}-bank.safetensors")
     (folder / "table.toml").write_text(TABLE)
     return folder
 
@@ -94,7 +93,7 @@ def tables(folder):
         printed = launch(
             folder, processes, "table", "--config", "table.toml", "--batch", "2", "--results", out, "--work", f"runs/w{processes}"
         )
-        assert printed.count("3 rows written") == 1, "one process speaks"
+        assert printed.count("6 rows written") == 1, "one process speaks"
         found[processes] = read_rows(folder / out, FD_COLUMNS)
     return found
 
@@ -102,7 +101,7 @@ def tables(folder):
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_gives_the_same_rows(tables, processes):
     one, several = tables[1], tables[processes]
-    names = ["solver", "timing", "nfe", "n"]
+    names = ["solver", "timing", "nfe", "n", "features"]
     assert several[names].to_numpy().tolist() == one[names].to_numpy().tolist()
     for column in ("value", "low", "high"):
         assert several[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=1e-6, abs=2e-6), column
@@ -112,7 +111,7 @@ def test_any_number_of_processes_gives_the_same_rows(tables, processes):
 
 def test_distances_differ_where_they_should(tables):
     """Otherwise the test above could not fail."""
-    assert tables[1]["value"].nunique() == 3
+    assert tables[1]["value"].nunique() == 6
 
 
 def test_evaluate_in_two_processes_gives_the_tables_row(folder, tables):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tt_lib.analytic import Gamma, estimate_gamma, gamma_path, load_gamma, name_gamma
+from tt_lib.corrections import read_correction
 from tt_lib.datasets import load_dataset, to_float
 from tt_lib.errors import BadValue, TimingMismatch, choose
 from tt_lib.files import data_folder
@@ -19,6 +18,7 @@ from tt_lib.grids import make_grid
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import Model, load_model
+from tt_lib.names import IMAGE_SOURCES, spell_timing
 from tt_lib.noise import SampleNoise
 from tt_lib.predictors import Chunked, EpsPredictor, make_predictor
 from tt_lib.results import provenance
@@ -26,17 +26,18 @@ from tt_lib.sampling import Sampler
 from tt_lib.solvers import Solver, make_solver
 from tt_lib.timing import UNTUNED, Timing, load_timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
-from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig, tune_joint
+from tt_lib.tuning.joint import JointConfig, tune_joint
 from tt_lib.tuning.problems import generate_images
 
 GENERATED_FIRST_SEED = 1_000_000_000
 """Images made for tuning use seeds from here on, so that none is also measured."""
-IMAGE_SOURCES = ("real", "generated")
+HELD_OUT_FIRST_SEED, HELD_OUT = 1_500_000_000, 256
+"""The same for images that a gate judges by, and how many it has."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One sampler of a table, by names: what :attr:`timing` is ``untuned`` or objective and strategy."""
+    """One sampler of a table, by names: :attr:`timing` is ``untuned``, or see :mod:`tt_lib.names`."""
 
     solver: str
     grid: str
@@ -48,6 +49,7 @@ class Cell:
         # One solver, one spelling: rows, timings and files are found by it.
         if "," in self.solver:
             object.__setattr__(self, "solver", make_solver(self.solver).spelling)
+        object.__setattr__(self, "timing", spell_timing(self.timing))
 
     @property
     def label(self) -> str:
@@ -80,7 +82,7 @@ class Bench:
     images: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def sampler(self, cell: Cell, timing: Timing | None = None, gamma: Gamma | None = None) -> Sampler:
-        """The sampler of a cell; a timing, and a gamma, are checked against it.
+        """The sampler of a cell, with the correction that the cell names; a timing, and a gamma, are checked against it.
 
         A solver that needs gamma takes the stored one, if none is given. Where there is none it says so when it is run.
 
@@ -149,6 +151,7 @@ class Bench:
         return Sampler(
             self.predictor, model.schedule, solver,
             make_grid(cell.grid, steps, model.schedule), model.shape, timing, model.name, self.device, model.digest,
+            read_correction(cell.timing),
         )  # fmt: skip
 
     def tuning_images(self, source: str, count: int, dataset: str, data: str | None) -> Tensor:
@@ -161,8 +164,10 @@ class Bench:
         if count < 1:
             raise BadValue(f"tuning needs at least 1 image, got {count}")
         if (source, count) not in self.images:
-            make = self._real if source == "real" else self._generated
-            images = make(count, dataset, data)
+            if source == "real":
+                images = self._real(range(count), dataset, data)
+            else:
+                images = self._generated(range(GENERATED_FIRST_SEED, GENERATED_FIRST_SEED + count))
             if images.shape[1:] != self.model.shape:
                 raise BadValue(
                     f"{self.model.name} takes images of {list(self.model.shape)}, those of {dataset} are "
@@ -171,30 +176,39 @@ class Bench:
             self.images[source, count] = images.to(self.device)
         return self.images[source, count]
 
-    def _real(self, count: int, dataset: str, data: str | None) -> Tensor:
+    def held_out_images(self, source: str, tuned_on: int, dataset: str, data: str | None) -> Tensor:
+        """:data:`HELD_OUT` images [.., C, H, W] for a gate, none of them among the ``tuned_on`` that :meth:`tuning_images` gives."""
+        choose("source of images", source, IMAGE_SOURCES)
+        if source == "real":
+            return self._real(range(tuned_on, tuned_on + HELD_OUT), dataset, data).to(self.device)
+        return self._generated(range(HELD_OUT_FIRST_SEED, HELD_OUT_FIRST_SEED + HELD_OUT))
+
+    def _real(self, places: range, dataset: str, data: str | None) -> Tensor:
+        """The training images at ``places`` of one shuffle."""
         images = load_dataset(dataset, "train", data)
-        if count > len(images):
-            raise BadValue(f"{count} images were asked for, {images.name} has {len(images)}; ask for fewer")
-        rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+        if places.stop > len(images):
+            raise BadValue(f"{places.stop} images were asked for, {images.name} has {len(images)}; ask for fewer")
+        rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[places.start : places.stop]
         return to_float(images.pixels[rows])
 
-    def _generated(self, count: int, dataset: str, data: str | None) -> Tensor:
+    def _generated(self, seeds: range) -> Tensor:
         schedule = self.model.schedule
         times = torch.tensor(make_grid("logsnr", 20, schedule).times, dtype=torch.float64)
-        noise = SampleNoise(range(GENERATED_FIRST_SEED, GENERATED_FIRST_SEED + count)).start(self.model.shape)
+        noise = SampleNoise(seeds).start(self.model.shape)
         return generate_images(self.predictor, make_solver("dpmpp-2m"), times, schedule, noise.to(self.device))
 
     def tune(
         self, cell: Cell, config: TuneConfig, images: Tensor, source: str,
-        state: Path | None = None, progress: Callable[[int, int, str], None] | None = None,
+        state: Path | None = None, progress: Callable[[int, int, str], None] | None = None, held_out: Tensor | None = None,
     ) -> TuneResult:  # fmt: skip
-        """Tune the timing of a cell's sampler."""
+        """Tune the timing of a cell's sampler; ``held_out`` are the images of a gate (see :meth:`held_out_images`)."""
         sampler = self.sampler(cell)
         # A search needs no gradient, so it may use the fast predictor.
         predictor = self.predictor if config.optimiser == "search" else self.tuner_predictor
         return tune(
             predictor, self.model.schedule, sampler.solver, sampler.grid, images, config,
-            model=self.model.name, weights=self.model.digest, source=source, state=state, progress=progress,
+            model=self.model.name, weights=self.model.digest, source=source, held_out=held_out, state=state,
+            progress=progress,
         )  # fmt: skip
 
     def tune_joint(
@@ -243,20 +257,3 @@ def find_timing(model: str, cell: Cell) -> Timing | None:
     """The shipped timing of a cell; None if it is untuned or there is none."""
     path = timing_path(model, cell)
     return load_timing(path) if cell.timing != UNTUNED and path.exists() else None
-
-
-def parse_timing(name: str) -> dict[str, Any]:
-    """``truncation-parallel``, ``consistency-parallel-freeze2`` or ``frechet-joint`` -> objective, strategy and, if named, freeze_last.
-
-    Raises:
-        BadValue: not of that form.
-    """
-    from tt_lib.tuning import OBJECTIVES, STRATEGIES
-
-    plain = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), *(f"{o}-{JOINT}" for o in JOINT_OBJECTIVES)]
-    found = re.fullmatch(rf"({'|'.join(plain)})(?:-freeze(\d+))?", name)
-    if not found:
-        names = ", ".join([UNTUNED, "constant-0.95", *plain])
-        raise BadValue(f"unknown timing {name!r}; choose one of: {names} (-freeze2 at the end leaves the last 2 steps alone)")
-    objective, strategy = found[1].split("-")
-    return {"objective": objective, "strategy": strategy, **({"freeze_last": int(found[2])} if found[2] else {})}

@@ -11,8 +11,8 @@ HEAD = """# Data card
 What lies in this folder. This page is written by `tt card` and compared with the files in the test suite.
 
 - `pretrained/`: networks, float16. A diffusion network is a folder that diffusers itself can load
-  (`UNet2DModel.from_pretrained`) with `tt_model.json` beside it (schedule, training, hash); a classifier is a folder with
-  `config.json` (its test accuracy, recipe, hash).
+  (`UNet2DModel.from_pretrained`) with `tt_model.json` beside it (schedule, training, hash); a network of features is a folder
+  with `config.json` (its test accuracy, or that of a linear probe; recipe, hash).
 - `stats/`: mean and covariance of a data set's features: the reference that Fréchet distances are taken against; and, as
   `-bank`, the features of some of its images, for the kernel distance and precision and recall.
 - `timings/`: tuned conditioning times, one JSON file for each sampler, with how they were tuned.

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from tt_lib.bench import Bench, Cell, find_timing, timing_path
+from tt_lib.corrections import read_correction
 from tt_lib.direction import MEASURES, measure_directions, reference_trajectory
 from tt_lib.errors import BadValue, MissingFile
 from tt_lib.noise import SampleNoise
@@ -24,6 +25,8 @@ Progress = Callable[[int, int, str], None]
 JOINED = ["model", "solver", "grid", "nfe", "eta", "timing"]
 GROUPS = ("all", "untuned", "tuned")
 BOOTSTRAPS = 1000
+FEWEST = 5
+"""Samplers that a rank correlation is taken of."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ def run_directions(
 def _timing(bench: Bench, cell: Cell) -> Timing | None:
     if cell.make_solver().stochastic:
         raise BadValue(f"{cell.solver} draws noise and follows no trajectory; leave it out, its direction error is not defined")
+    if read_correction(cell.timing) is not None:
+        raise BadValue(f"{cell.timing} corrects the network while it samples and has no timing; leave it out of a study of directions")
     timing = find_timing(bench.model.name, cell)
     if timing is None and cell.timing != UNTUNED:
         raise MissingFile(f"no timing at {timing_path(bench.model.name, cell)}; make it with `tt tune` or `tt table` first")
@@ -165,10 +170,10 @@ def correlations(joined: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
     for among in GROUPS:
         tuned = joined["timing"] != UNTUNED
         group = joined if among == "all" else joined[tuned if among == "tuned" else ~tuned]
-        if len(group) < 5:
+        if len(group) < FEWEST:
             continue
         for name in MEASURES:
-            value, low, high = _spearman(group[name].to_numpy(), group["value"].to_numpy(), seed)
+            value, low, high = spearman_interval(group[name].to_numpy(), group["value"].to_numpy(), seed)
             rows.append({
                 "what": f"{name}, Fréchet distance", "among": among, "cells": len(group), "spearman": value, "low": low,
                 "high": high, "n": int(group["n"].iloc[0]), "substeps": int(group["substeps"].iloc[0]), **provenance(),
@@ -176,7 +181,8 @@ def correlations(joined: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def _spearman(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
+def spearman_interval(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Spearman's rank correlation of two columns, and what bounds 95 % of those of :data:`BOOTSTRAPS` draws of rows."""
     generator = np.random.default_rng(seed)
     picks = generator.integers(len(a), size=(BOOTSTRAPS, len(a)))
     # A draw of one sampler over and over has no ranks to compare.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 class TTError(Exception):
     """Base of every error that a user can cause and mend; the command line prints it as one line."""
@@ -29,6 +32,23 @@ class NotFinite(TTError, ArithmeticError):
 
 class AlreadyDone(TTError, FileExistsError):
     """The output exists and ``--force`` was not given."""
+
+
+def all_there(*loads: Callable[[], Any]) -> list[Any]:
+    """What each function loads; if files are missing, one error that names them all, so that nobody mends one after another.
+
+    Raises:
+        MissingFile
+    """
+    found, missing = [], []
+    for load in loads:
+        try:
+            found.append(load())
+        except MissingFile as error:
+            missing.append(str(error))
+    if missing:
+        raise MissingFile("; and ".join(missing))
+    return found
 
 
 def choose(kind: str, name: str, options) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from tt_lib.metrics.features import BATCH, Features
 from tt_lib.metrics.frechet import extrapolated_interval, jackknife_interval
 from tt_lib.metrics.kernel import kernel_distance
 from tt_lib.metrics.manifold import precision_recall
-from tt_lib.metrics.statistics import FeatureStatistics, merge_all
+from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.metrics.yardsticks import JoinedFeatures, Yardstick
 from tt_lib.noise import SampleNoise
 from tt_lib.results import device_name, provenance
 from tt_lib.sampling import Sampler, batches
@@ -33,6 +35,8 @@ from tt_lib.world import ALONE, World
 
 SETS = 10
 Progress = Callable[[int, int, str], None]
+_Set = tuple[FeatureStatistics, Tensor | None]
+"""A set's statistics in one of the features, and the vectors that are kept of it."""
 
 
 class StartNoise:
@@ -94,8 +98,9 @@ def sample_statistics(
     """
     found = FeatureStatistics(features.dimension, features.name, features.sha256, {}, features.device)
     nfe = 0
-    for part in world.share(list(batches(seeds.start, len(seeds), batch))):
-        run = sampler(part, start=start(part) if start and not sampler.solver.stochastic else None)
+    draw = None if sampler.solver.stochastic else start or StartNoise(sampler.shape, sampler.device, most=0)
+    for part, noise in _with_noise(world.share(list(batches(seeds.start, len(seeds), batch))), draw):
+        run = sampler(part, start=noise)
         nfe = run.nfe
         vectors = features(to_uint8(run.x))
         found.update(vectors)
@@ -103,16 +108,34 @@ def sample_statistics(
             collect(part.start, vectors)
         if progress:
             progress(len(part) * world.size)
-    if world.size == 1:
-        return found, nfe
     # A process without a batch counted no evaluation.
-    return merge_all(world.gather(found.to("cpu"))), max(world.gather(nfe))
+    return found.joined(world), max(world.gather(nfe))
+
+
+def _with_noise(parts: list[range], draw: Callable[[range], Tensor] | None) -> Iterator[tuple[range, Tensor | None]]:
+    """Each batch of seeds with its x_T: the CPU draws the next batch's while the GPU works on this one."""
+    if draw is None or not parts:
+        yield from ((part, None) for part in parts)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(draw, parts[0])
+        for part, after in zip(parts, [*parts[1:], None], strict=True):
+            noise = coming.result()
+            if after is not None:
+                coming = thread.submit(draw, after)
+            yield part, noise
 
 
 def measure(
+    sampler: Sampler, features: Features, reference: FeatureStatistics, n: int, **options: Any
+) -> Measured:
+    """The Fréchet distance of ``n`` samples from the reference: :func:`measure_all` with one yardstick and the same options."""
+    return measure_all(sampler, [Yardstick(features, reference)], n, **options)[0]
+
+
+def measure_all(
     sampler: Sampler,
-    features: Features,
-    reference: FeatureStatistics,
+    yardsticks: Sequence[Yardstick],
     n: int,
     *,
     first_seed: int = 0,
@@ -122,13 +145,17 @@ def measure(
     world: World = ALONE,
     keep: int = 0,
     progress: Progress | None = None,
-) -> Measured:
-    """The Fréchet distance of ``n`` samples from the reference, with an interval from :data:`SETS` disjoint sets.
+) -> list[Measured]:
+    """The Fréchet distances of ``n`` samples by each yardstick, with intervals from :data:`SETS` disjoint sets.
+
+    The samples are made once, and all features are taken from them.
 
     Args:
+        yardsticks: features and references; at least one.
         n: samples; a multiple of :data:`SETS`, at least two in each set.
         first_seed: the samples have the seeds ``first_seed .. first_seed + n - 1``.
-        work: folder for the statistics of finished sets; an interrupted call goes on from there.
+        work: folder for the statistics of finished sets; an interrupted call goes on from there. What it holds of a set for some
+            of the features is not measured again.
         world: the processes that measure it together; each gets the result.
         keep: so many feature vectors are kept, the same number of each set; all, if there are fewer.
         progress: called with (samples done, n, message).
@@ -137,17 +164,16 @@ def measure(
         BadValue: ``n`` does not divide into the sets.
     """
     check_n(n)
-    size, share = n // SETS, min(n, keep) // SETS
-    sets, banks, done = [], [], 0
-    paths = set_files(sampler, features, n, first_seed, work) if work else [None] * SETS
-    nfe = sampler.timing.nfe if sampler.timing else 0
-    for index, path in enumerate(paths):
+    size, share, done = n // SETS, min(n, keep) // SETS, 0
+    files = [set_files(sampler, each.features, n, first_seed, work) if work else [None] * SETS for each in yardsticks]
+    sets: list[dict[int, _Set]] = []
+    nfe = 0
+    for index, paths in enumerate(zip(*files, strict=True)):
         seeds = range(first_seed + index * size, first_seed + (index + 1) * size)
-        kept = world.decide(_kept(path, share) if world.main and path else None)
-        if kept is not None:
-            part, vectors = kept
-            nfe = int(part.meta["nfe"])
-        else:
+        kept = world.decide(dict(enumerate(_kept(path, share) if path else None for path in paths)) if world.main else {})
+        found = {number: one for number, one in kept.items() if one is not None}
+        lacking = [number for number in range(len(yardsticks)) if number not in found]
+        if lacking:
             end = (index + 1) * size
 
             def tell(count: int, end: int = end) -> None:
@@ -156,20 +182,41 @@ def measure(
                 if progress:
                     progress(done, n, f"{sampler.solver.name}, {sampler.grid.name}, {sampler.grid.steps} steps")
 
-            first = _First(seeds.start, share)
-            part, nfe = sample_statistics(
-                sampler, features, seeds, batch=batch, start=start, world=world, collect=first if share else None, progress=tell
-            )
-            vectors = first.joined(world)
-            if path and world.main:
-                if vectors is not None:
-                    FeatureBank(vectors, features.name, features.sha256).save(_bank_of(path))
-                part.save(path, {"nfe": str(nfe)})
+            features = JoinedFeatures([yardsticks[number].features for number in lacking])
+            for number, one in zip(lacking, _take(sampler, features, seeds, share, batch, start, world, tell), strict=True):
+                found[number] = one
+                path = paths[number]
+                if path and world.main:
+                    _keep(path, *one)
+        nfe = int(found[0][0].meta["nfe"])
         done = (index + 1) * size
-        sets.append(part)
-        banks.append(vectors)
-    value, low, high = world.decide(jackknife_interval(sets, reference) if world.main else (0.0, 0.0, 0.0))
-    return Measured(value, low, high, nfe, tuple(sets), torch.cat(banks) if share else None)  # type: ignore[arg-type]
+        sets.append(found)
+    return [
+        _measured([one[number] for one in sets], each.reference.to(each.features.device), nfe, world) for number, each in enumerate(yardsticks)
+    ]
+
+
+def _take(
+    sampler: Sampler, features: JoinedFeatures, seeds: range, share: int, batch: int, start: StartNoise | None, world: World,
+    tell: Callable[[int], None],
+) -> list[_Set]:  # fmt: skip
+    """What a set is like in each of the joined features, the NFE in the statistics' ``meta``."""
+    first = _First(seeds.start, share)
+    joined, nfe = sample_statistics(
+        sampler, features, seeds, batch=batch, start=start, world=world, collect=first if share else None, progress=tell
+    )
+    joined.meta = {"nfe": str(nfe)}
+    vectors = first.joined(world)
+    parts = features.split_statistics(joined)
+    return list(zip(parts, [None] * len(parts) if vectors is None else features.split(vectors), strict=True))
+
+
+def _measured(sets: list[_Set], reference: FeatureStatistics, nfe: int, world: World) -> Measured:
+    """The distance, from its sets."""
+    parts, vectors = [part for part, _ in sets], [one for _, one in sets if one is not None]
+    # A GPU decomposes a covariance of 2,048 features many times faster than a CPU.
+    value, low, high = world.decide(jackknife_interval(parts, reference, world=world))
+    return Measured(value, low, high, nfe, tuple(parts), torch.cat(vectors) if vectors else None)
 
 
 class _First:
@@ -191,7 +238,14 @@ class _First:
         return torch.cat([found[seed] for seed in sorted(found)])[: self.count]
 
 
-def _kept(path: Path, share: int) -> tuple[FeatureStatistics, Tensor | None] | None:
+def _keep(path: Path, part: FeatureStatistics, vectors: Tensor | None) -> None:
+    """Write what a set is like in one of the features, the statistics last."""
+    if vectors is not None:
+        FeatureBank(vectors, part.features, part.sha256).save(_bank_of(path))
+    part.save(path)
+
+
+def _kept(path: Path, share: int) -> _Set | None:
     """What an earlier call kept of a set; None if it kept nothing, or too few vectors."""
     if not path.exists():
         return None
@@ -244,6 +298,8 @@ def fingerprint(sampler: Sampler, features: Features, seeds: range) -> str:
         seeds.start,
         len(seeds),
     ]
+    # Only where there is one: the names of what was measured before stay.
+    parts += [sampler.correction.name] if sampler.correction else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -10,6 +10,7 @@ from tt_lib.errors import CorruptFile
 from tt_lib.timing import UNTUNED
 
 BEGIN, END = "<!-- results: written by `tt card` from data/results/fd.csv -->", "<!-- end of results -->"
+FEATURES = "cifar10-resnet"
 CEILING_NFE = 200
 """From so many evaluations on, an untuned row counts as the network's own ceiling."""
 FIGURE = "data/results/fd.png"
@@ -21,15 +22,17 @@ ALT = "Distance against NFE, a panel for each solver and grid, a line for each t
 CELL = ["solver", "grid", "nfe"]
 
 
-def study(frame: pd.DataFrame, model: str = "cifar10-ddpm-w64", n: int = 50_000) -> pd.DataFrame:
-    """The rows of the README's table: Fréchet distances, one network, ``n`` samples, deterministic solvers."""
-    plain = frame["metric"] == "FD (" + frame["features"].astype(str) + ")"
+def study(
+    frame: pd.DataFrame, model: str = "cifar10-ddpm-w64", n: int = 50_000, features: str = FEATURES
+) -> pd.DataFrame:
+    """The rows of the README's table: Fréchet distances in one kind of features, one network, ``n`` samples, deterministic solvers."""
+    plain = (frame["features"] == features) & (frame["metric"] == f"FD ({features})")
     return frame[(frame["model"] == model) & (frame["n"] == n) & (frame["eta"] == 0) & plain]
 
 
-def results_table(frame: pd.DataFrame) -> str:
-    """The rows of ``fd.csv`` as a Markdown table, best timing of each line in bold; ceiling and floor below."""
-    rows = study(frame)
+def results_table(frame: pd.DataFrame, features: str = FEATURES) -> str:
+    """The rows of ``fd.csv`` in one kind of features as a Markdown table, best timing of each line in bold; ceiling and floor below."""
+    rows = study(frame, features=features)
     ceiling = _is_ceiling(rows)
     few = rows[~ceiling]
     timings = list(dict.fromkeys(few["timing"]))
@@ -48,7 +51,8 @@ def results_table(frame: pd.DataFrame) -> str:
         for row in rows[ceiling].itertuples()
     ]
     notes += [
-        f"The floor, {row.n:,} test images: {_value(row)}." for row in frame[frame["solver"] == "floor"].itertuples()
+        f"The floor, {row.n:,} test images: {_value(row)}."
+        for row in frame[(frame["solver"] == "floor") & (frame["features"] == features)].itertuples()
     ]
     return "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
 

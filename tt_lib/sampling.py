@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tt_lib.corrections import Correction
 from tt_lib.datasets import to_uint8
 from tt_lib.engine import Run, drive
 from tt_lib.errors import BadValue
@@ -34,6 +35,7 @@ class Sampler:
         model: the model's name, which a timing is checked against.
         device: where to run.
         weights: sha256 of the model's weights, if they come from a file.
+        correction: what is done to the network's questions or answers while sampling; it takes the place of a timing.
     """
 
     predictor: Predictor
@@ -45,8 +47,13 @@ class Sampler:
     model: str = ""
     device: torch.device | str = "cpu"
     weights: str = ""
+    correction: Correction | None = None
 
     def __post_init__(self) -> None:
+        if self.timing is not None and self.correction is not None:
+            raise BadValue(
+                f"a sampler has a timing or a correction, not both: got {self.timing.name} and {self.correction.name}; leave one out"
+            )
         if self.timing is not None:
             self.timing.check(
                 model=self.model, schedule=self.schedule.name, solver=self.solver, grid=self.grid, weights=self.weights
@@ -77,9 +84,10 @@ class Sampler:
         elif self.solver.stochastic:
             raise BadValue("a stochastic solver draws its start and its steps from one stream: give seeds, not start")
         taus = self.timing.taus if self.timing else None
-        return drive(
-            self.solver(start, self.grid, self.schedule, noise), self.predictor, taus, keep=keep, progress=progress
-        )
+        predictor = self.predictor
+        if self.correction is not None:
+            predictor = self.correction.wrap(predictor, self.schedule, self.grid.times[0])
+        return drive(self.solver(start, self.grid, self.schedule, noise), predictor, taus, keep=keep, progress=progress)
 
 
 def batches(first: int, count: int, size: int) -> Iterator[range]:

@@ -11,28 +11,38 @@ import torch
 
 from tt_lib.bench import Bench, Cell
 from tt_lib.errors import BadValue
-from tt_lib.evaluating import StartNoise, sample_statistics
+from tt_lib.evaluating import SETS, StartNoise, measure, sample_statistics
 from tt_lib.metrics.features import Features
+from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.results import device_name, provenance
-from tt_lib.sampling import batches
+from tt_lib.sampling import Sampler, batches
 from tt_lib.timing import UNTUNED
 from tt_lib.tuning import STRATEGIES, TuneConfig
+from tt_lib.world import ALONE, World
 
 Tell = Callable[[str], None]
+LESS_IS_BETTER = ("s", "loss")
 
 
 def seconds(job: Callable[[], Any], device: torch.device) -> float:
     """Wall-clock time of a job, with all that it left running on the device."""
-    _wait(device)
+    wait(device)
     begun = time.perf_counter()
     job()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - begun
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def warm_up(sampler: Sampler, features: Features, reference: FeatureStatistics, batch: int, first_seed: int, world: World = ALONE) -> None:
+    """Run all of an evaluation once, with a whole batch and with few samples, from ``first_seed`` on: compiling, tuning of kernels, caches."""
+    sample_statistics(sampler, features, range(first_seed, first_seed + batch), batch=batch)
+    measure(sampler, features, reference, 2 * SETS, first_seed=first_seed + batch, batch=batch, world=world)
 
 
 def measure_speed(
@@ -103,10 +113,13 @@ def measure_speed(
 
 
 def speed_row(what: str, ours: float, peer: float | None, unit: str, device: torch.device) -> dict[str, Any]:
-    """A row of ``speed.csv``, to five digits; the ratio is how many times better ours is: fewer seconds or more images a second."""
+    """A row of ``speed.csv``, to five digits; the ratio is how many times better ours is: fewer seconds or more images a second.
+
+    Where neither is better (a distance, a share), it is ours over the peer.
+    """
     ratio: float | str = ""
     if peer is not None:
-        ratio = round(peer / ours if unit == "s" else ours / peer, 3)
+        ratio = round(peer / ours if unit in LESS_IS_BETTER else ours / peer, 3)
     return {
         "what": what, "ours": float(f"{ours:.5g}"), "peer": "" if peer is None else float(f"{peer:.5g}"), "ratio": ratio,
         "unit": unit, "device": device_name(device), **provenance(),

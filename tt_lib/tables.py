@@ -8,7 +8,7 @@ The file::
     [table]
     dataset = "cifar10"              # its reference statistics and tuning images
     model = "cifar10-ddpm-w64"
-    features = "cifar10-resnet"
+    features = "cifar10-resnet"      # or a list: all are taken from the same samples, frechet-joint tunes by the first
     n = 50000                        # samples for each cell
     seed = 0                         # the first sample's seed
     more = true                      # also what `tt evaluate --more` measures (needs the reference bank), and the gain of
@@ -31,7 +31,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -39,15 +39,20 @@ from typing import Any
 
 import torch
 
-from tt_lib.bench import IMAGE_SOURCES, Bench, Cell, find_timing, parse_timing, timing_path
+from tt_lib.bench import Bench, Cell, find_timing, timing_path
+from tt_lib.corrections import read_correction
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
-from tt_lib.evaluating import SETS, Measured, StartNoise, fd_row, forget_sets, measure, more_rows, set_files
+from tt_lib.evaluating import SETS, Measured, StartNoise, fd_row, forget_sets, measure_all, more_rows, set_files
+from tt_lib.files import data_folder
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.bank import SIZE, FeatureBank
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.frechet import paired_interval
 from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.metrics.yardsticks import Yardstick, check_names
+from tt_lib.names import IMAGE_SOURCES, parse_timing
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
+from tt_lib.sampling import Sampler
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import JOINT, JointConfig
@@ -72,20 +77,32 @@ class Table:
     source: str = "real"
     samples: int = JointConfig.samples
     more: bool = False
+    also: tuple[str, ...] = ()
+    """Further features, which samples are measured in and nothing is tuned by."""
 
     def config(self, cell: Cell) -> TuneConfig | JointConfig | None:
-        """How the timing of a cell is tuned; None for one ratio for all steps, which is not."""
-        if read_constant(cell.timing) is not None:
+        """How the timing of a cell is tuned; None for what is not: untuned, one ratio for all steps, a correction."""
+        if cell.timing == UNTUNED or read_constant(cell.timing) is not None or read_correction(cell.timing) is not None:
             return None
-        named = parse_timing(cell.timing)
+        named = {key: value for key, value in parse_timing(cell.timing).items() if key not in ("images", "source")}
         if named["strategy"] == JOINT:
-            frozen = named.get("freeze_last", JointConfig.freeze_last)
-            return JointConfig(named["objective"], samples=self.samples, freeze_last=frozen)
+            return JointConfig(**{"samples": self.samples, **{key: value for key, value in named.items() if key != "strategy"}})
         return TuneConfig(**{**self.tuning, **named})
+
+    def images_of(self, cell: Cell) -> tuple[str, int]:
+        """Where the images come from that a cell is tuned on, and how many: what its timing's name says, else [tuning]."""
+        named = parse_timing(cell.timing) if self.config(cell) is not None else {}
+        return named.get("source", self.source), named.get("images", self.images)
 
     def cost(self, cell: Cell) -> int:
         """Network evaluations of a cell's samples."""
         return cell.nfe * self.n
+
+
+def find_table(name: Path | str) -> Path:
+    """The file of a table that is given by a path, or by the name of a shipped one, such as ``paper``."""
+    shipped = data_folder() / "tables" / f"{name}.toml"
+    return shipped if not Path(name).exists() and shipped.is_file() else Path(name)
 
 
 def read_table(path: Path | str) -> Table:
@@ -108,6 +125,10 @@ def read_table(path: Path | str) -> Table:
     head, tuning = dict(content.get("table", {})), dict(content.get("tuning", {}))
     images, source = tuning.pop("images", 256), tuning.pop("source", "real")
     samples = tuning.pop("samples", JointConfig.samples)
+    names = head.get("features", [])
+    if isinstance(names, list) and "features" in head:
+        check_names(names)
+        head["features"], head["also"] = names[0], tuple(names[1:])
     named = sorted({"objective", "strategy", "freeze_last"} & set(tuning))
     if named:
         raise BadValue(f"{path}: [tuning] may not hold {', '.join(named)}: a cell's timing names them, as consistency-parallel-freeze2")
@@ -148,17 +169,21 @@ def run_table(
     data: str | None = None,
     force: bool = False,
     bank: FeatureBank | None = None,
+    also: Sequence[Yardstick] = (),
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Fill in the rows of a table.
 
     Args:
+        features, reference: what ``frechet-joint`` tunes by, and what every cell is measured in.
         results: the ``fd.csv`` to write to.
         work: folder for the state of unfinished cells.
         data: where the data set is, for tuning on real images.
         force: measure cells again that have a row already.
         bank: the reference's, for a table with ``more``.
+        also: what else every cell is measured in, from the same samples. A cell that has a row in some of the features is
+            sampled again for the others only.
         world: the processes that share the samples of each cell; the main one tunes and writes.
         progress: called with (network evaluations done, of all, message).
 
@@ -168,9 +193,12 @@ def run_table(
     start = StartNoise(bench.model.shape, bench.device)
     total = sum(table.cost(cell) for cell in table.cells)
     spent, rows = 0, []
+    yardsticks = [Yardstick(features, reference, bank), *also]
     for cell in table.cells:
         with hold(work / f"{cell.label}.lock") if world.main else contextlib.nullcontext(False) as mine:
-            if world.decide(mine and (force or not has_row(results, table, bench, features, cell))):
+            wanted = [mine and (force or not has_row(results, table, bench, each.features, cell)) for each in yardsticks]
+            lacking = [each for each, want in zip(yardsticks, world.decide(wanted), strict=True) if want]
+            if lacking:
                 timing = None
                 if world.main:
                     timing = cell_timing(table, bench, cell, features, reference, work, data, progress, spent, total)
@@ -184,28 +212,36 @@ def run_table(
                         progress(base + done * cell.nfe, total, cell.label)
 
                 sampler = bench.sampler(cell, timing)
-                measured = measure(
-                    sampler, features, reference, table.n, first_seed=table.seed, batch=bench.batch,
-                    work=work / "sets", start=start, world=world, keep=SIZE if bank else 0, progress=tell,
+                measured = measure_all(
+                    sampler, lacking, table.n, first_seed=table.seed, batch=bench.batch, work=work / "sets", start=start,
+                    world=world, keep=SIZE if lacking[0].bank else 0, progress=tell,
                 )  # fmt: skip
-                row = fd_row(
-                    measured, sampler, features, dataset=table.dataset, reference="train", n=table.n,
-                    seed=table.seed, timing=cell.timing, world=world,
-                )  # fmt: skip
-                found = [row]
-                if bank and world.main:
-                    found += more_rows(row, measured, reference, bank, features)
-                    found += gain_rows(row, measured, table, bench, cell, features, reference, work / "sets")
-                if world.main:
-                    write_rows(results, found, FD_COLUMNS, FD_KEY)
-                    # The untuned sets are what the tuned ones will be compared with.
-                    if not (bank and cell.timing == UNTUNED):
-                        forget_sets(sampler, features, table.n, table.seed, work / "sets")
-                rows += found
+                for each, one in zip(lacking, measured, strict=True):
+                    found = cell_rows(one, each, sampler, table, bench, cell, work / "sets", world)
+                    if world.main:
+                        write_rows(results, found, FD_COLUMNS, FD_KEY)
+                        # The untuned sets are what the tuned ones will be compared with.
+                        if not (each.bank and cell.timing == UNTUNED):
+                            forget_sets(sampler, each.features, table.n, table.seed, work / "sets")
+                    rows += found
         spent += table.cost(cell)
         if progress:
             progress(spent, total, f"{cell.label} done")
     return rows
+
+
+def cell_rows(
+    measured: Measured, by: Yardstick, sampler: Sampler, table: Table, bench: Bench, cell: Cell, sets: Path, world: World
+) -> list[dict[str, Any]]:
+    """The rows of a cell in one of its features; the processes beside the main one make only the first."""
+    row = fd_row(
+        measured, sampler, by.features, dataset=table.dataset, reference="train", n=table.n, seed=table.seed,
+        timing=cell.timing, world=world,
+    )  # fmt: skip
+    if not (by.bank and world.main):
+        return [row]
+    more = more_rows(row, measured, by.reference, by.bank, by.features)
+    return [row, *more, *gain_rows(row, measured, table, bench, cell, by.features, by.reference, sets)]
 
 
 def gain_rows(
@@ -239,7 +275,7 @@ def tune_table(
     Args:
         features, reference: only ``frechet-joint`` timings need them.
     """
-    cells = [cell for cell in table.cells if cell.timing != UNTUNED]
+    cells = [cell for cell in table.cells if _has_timing(cell)]
     tuned = 0
     for done, cell in enumerate(cells):
         with hold(work / f"{cell.label}.lock") as mine:
@@ -256,7 +292,7 @@ def cell_timing(
     data: str | None, progress: Progress | None = None, spent: int = 0, total: int = 1,
 ) -> Timing | None:  # fmt: skip
     """The timing of a cell: the shipped one, or one that is tuned now and saved where the shipped ones are."""
-    if cell.timing == UNTUNED:
+    if not _has_timing(cell):
         return None
     timing = _ready_timing(bench, cell)
     if timing is not None:
@@ -275,11 +311,20 @@ def cell_timing(
     if isinstance(config, JointConfig):
         result = bench.tune_joint(cell, features, reference, config, state, tell)
     else:
-        images = bench.tuning_images(table.source, table.images, table.dataset, data)
+        source, count = table.images_of(cell)
+        images = bench.tuning_images(source, count, table.dataset, data)
+        held_out = bench.held_out_images(source, count, table.dataset, data) if config.gate else None
         with torch.no_grad() if config.optimiser == "search" else contextlib.nullcontext():
-            result = bench.tune(cell, config, images, table.source, state, tell)
-    result.timing.save(timing_path(bench.model.name, cell))
-    return result.timing
+            result = bench.tune(cell, config, images, source, state, tell, held_out)
+    # Two timings that differ in an option are told apart by their names.
+    timing = replace(result.timing, name=cell.timing)
+    timing.save(timing_path(bench.model.name, cell))
+    return timing
+
+
+def _has_timing(cell: Cell) -> bool:
+    """Whether a cell has a timing of its own: it is neither untuned nor corrected while sampling."""
+    return cell.timing != UNTUNED and read_correction(cell.timing) is None
 
 
 def _ready_timing(bench: Bench, cell: Cell) -> Timing | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from tt_lib.errors import BadValue
 
@@ -49,6 +50,14 @@ class World:
         from accelerate.utils import gather_object
 
         return gather_object([value])
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of all processes' tensors, in every process; every process must call it. It stays on the device."""
+        if self.size == 1:
+            return value
+        summed = value.clone()
+        torch.distributed.all_reduce(summed)
+        return summed
 
     def decide(self, value: T) -> T:
         """The main process's value, in every process; every process must call it."""

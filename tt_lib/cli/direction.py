@@ -53,6 +53,7 @@ def direction(
     from itertools import product
 
     from tt_lib.bench import Cell, make_bench
+    from tt_lib.corrections import read_correction
     from tt_lib.direction_study import Protocol, run_directions
     from tt_lib.plots import save_figure
     from tt_lib.plots_direction import direction_profile
@@ -61,7 +62,8 @@ def direction(
 
     spec = read_table(config) if config else None
     if spec:
-        cells = [cell for cell in spec.cells if cell.nfe <= most_nfe and not cell.make_solver().stochastic]
+        plain = [cell for cell in spec.cells if cell.nfe <= most_nfe and read_correction(cell.timing) is None]
+        cells = [cell for cell in plain if not cell.make_solver().stochastic]
     else:
         lists = (solver or ["ddim"], grid or ["uniform"], nfe or [10], timing or ["untuned"])
         cells = [Cell(*names) for names in product(*lists)]

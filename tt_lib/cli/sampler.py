@@ -11,9 +11,11 @@ import typer
 from tt_lib.cli.shared import (
     DataOption,
     DeviceOption,
+    FastFeaturesOption,
     ForceOption,
     SeedOption,
     console,
+    faster,
     pick_device,
     pick_devices,
     progress_bar,
@@ -32,6 +34,9 @@ BatchOption = Annotated[int, typer.Option(help="Images at a time.")]
 # torchrun takes --n for the beginning of an option of its own, wherever it stands: hence the second name.
 SamplesOption = Annotated[
     int, typer.Option("--n", "--samples", help="Samples, a multiple of 10: 50000 for a number to compare with.")
+]
+TimingOption = Annotated[
+    str | None, typer.Option(help="A tuned timing (JSON), or the name of a correction: epsilon-1.005, time-shift; untuned without.")
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile the network: for many images on a GPU.")]
 
@@ -61,6 +66,9 @@ def tune(
         int | None, typer.Option(help="How many last steps keep tau = t; 0 tunes all. 1 if not given, with frechet 0.")
     ] = None,
     tie: Annotated[str, typer.Option(help="One tau / t for each evaluation, or one for each step (step).")] = "evaluation",
+    gate: Annotated[
+        bool, typer.Option("--gate", help="A step keeps its tau only if that is better on 256 other images, too (not joint).")
+    ] = False,
     images: Annotated[int, typer.Option(help="Images to tune on.")] = 256,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
     samples: Annotated[int, typer.Option(help="Samples that judge one timing (joint only).")] = 1000,
@@ -100,6 +108,8 @@ def tune(
             f"objective {objective}, strategy {strategy}, optimiser {optimiser}: frechet and end go with joint and search, and "
             "they with these; give --objective frechet --strategy joint --optimiser search"
         )
+    if joint and gate:
+        raise BadValue("a gate judges steps, and a joint tuning has none: leave --gate out")
     bounds = (low, high) if low is not None and high is not None else None
     config: TuneConfig | JointConfig
     if joint:
@@ -109,7 +119,7 @@ def tune(
         config = TuneConfig(
             objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,
             value=value, bounds=bounds, freeze_last=TuneConfig.freeze_last if freeze_last is None else freeze_last,
-            tie=tie, seed=seed,
+            tie=tie, seed=seed, gate=gate,
         )  # fmt: skip
     bench = make_bench(model, pick_device(device), batch=batch)
     cell = Cell(solver, grid, nfe, config.name)
@@ -128,7 +138,8 @@ def tune(
             reference = load_reference(dataset, "train", extractor) if extractor else None
             result = bench.tune_joint(cell, extractor, reference, config, state, report)
         else:
-            result = bench.tune(cell, config, pictures(), source, state, report)
+            held_out = bench.held_out_images(source, images, dataset, str(data) if data else None) if gate else None
+            result = bench.tune(cell, config, pictures(), source, state, report, held_out)
         bench.ensure_gamma(cell, result.timing, pictures, source, report)
     result.timing.save(path)
     if history:
@@ -145,7 +156,7 @@ def sample(
     grid: GridOption = "uniform",
     nfe: NfeOption = 10,
     eta: Annotated[float, typer.Option(help="Share of ancestral noise (ddim): 0 is deterministic.")] = 0.0,
-    timing: Annotated[Path | None, typer.Option(help="A tuned timing (JSON); untuned without.")] = None,
+    timing: TimingOption = None,
     gamma: Annotated[
         Path | None, typer.Option(help="gamma of an analytic solver [default: what `tt analytic` stored].")
     ] = None,
@@ -161,17 +172,19 @@ def sample(
     """
     from tt_lib.analytic import load_gamma
     from tt_lib.bench import Cell, make_bench
+    from tt_lib.corrections import read_correction
     from tt_lib.plots import image_grid, save_figure
     from tt_lib.sampling import sample_pixels
-    from tt_lib.timing import load_timing
+    from tt_lib.timing import UNTUNED, load_timing
 
     refuse_overwrite(out, force)
     bench = make_bench(model, pick_device(device), batch=batch)
-    tuned = load_timing(timing) if timing else None
-    sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned, load_gamma(gamma) if gamma else None)
+    correction = read_correction(timing) if timing else None
+    tuned = load_timing(timing) if timing and not correction else None
+    name = tuned.name if tuned else correction.name if correction else UNTUNED
+    sampler = bench.sampler(Cell(solver, grid, nfe, correction.name if correction else UNTUNED, eta), tuned, load_gamma(gamma) if gamma else None)
     with progress_bar("sample") as report:
         pixels = sample_pixels(sampler, n, first_seed=seed, batch=batch, progress=report)
-    name = tuned.name if tuned else "untuned"
     caption = f"{n} samples of {bench.model.name}: {solver}, {grid} grid, {nfe} evaluations, {name}"
     save_figure(image_grid(pixels), out, caption, f"A grid of {n} small generated images.")
     say(f"{out}: {caption}")
@@ -183,14 +196,18 @@ def evaluate(
     grid: GridOption = "uniform",
     nfe: NfeOption = 10,
     eta: Annotated[float, typer.Option(help="Share of ancestral noise (ddim).")] = 0.0,
-    timing: Annotated[Path | None, typer.Option(help="A tuned timing (JSON); untuned without.")] = None,
+    timing: TimingOption = None,
     gamma: Annotated[
         Path | None, typer.Option(help="gamma of an analytic solver [default: what `tt analytic` stored].")
     ] = None,
     dataset: Annotated[str, typer.Option(help="Whose training images are the reference.")] = "cifar10",
     features: Annotated[
-        str, typer.Option(help="cifar10-resnet, digits-resnet or inception-2015 (that is FID).")
-    ] = "cifar10-resnet",
+        list[str] | None,
+        typer.Option(
+            help="cifar10-resnet, cifar10-simclr, the same of digits, or inception-2015 (that is FID); may be repeated: all are "
+            "taken from the same samples [default: cifar10-resnet]."
+        ),
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="The features' weights, if not in their usual place.")] = None,
     n: SamplesOption = 50_000,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
@@ -201,9 +218,10 @@ def evaluate(
         bool, typer.Option("--more", help="Also distance at infinitely many samples, kernel distance, precision, recall.")
     ] = False,
     compile: CompileOption = False,
+    fast_features: FastFeaturesOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure the Fréchet distance of a sampler, with a 95 % interval, and write it as a row.
+    """Measure the Fréchet distance of a sampler, with a 95 % interval, and write it as a row for each of the features.
 
     The interval comes from 10 disjoint sets of samples (delete-one jackknife). A killed run goes on
     with the next set. Several GPUs share the batches: `torchrun --nproc_per_node 2 -m tt_lib
@@ -211,32 +229,40 @@ def evaluate(
     """
     from tt_lib.analytic import load_gamma
     from tt_lib.bench import Cell, make_bench
-    from tt_lib.evaluating import fd_row, forget_sets, measure, more_rows
-    from tt_lib.metrics.bank import SIZE, load_reference_bank
-    from tt_lib.metrics.features import load_feature_extractor
-    from tt_lib.metrics.reference import load_reference
+    from tt_lib.corrections import read_correction
+    from tt_lib.errors import BadValue
+    from tt_lib.evaluating import fd_row, forget_sets, measure_all, more_rows
+    from tt_lib.metrics.bank import SIZE
+    from tt_lib.metrics.yardsticks import check_names, load_yardstick
     from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
     from tt_lib.timing import UNTUNED, load_timing
 
+    names = features or ["cifar10-resnet"]
+    check_names(names)
+    if weights and len(names) > 1:
+        raise BadValue(f"--weights {weights} belong to one of the features; give one --features, or put them in their usual place")
     world, where = pick_devices(device)
-    extractor = load_feature_extractor(features, weights, where)
-    reference = load_reference(dataset, "train", extractor)
-    bank = load_reference_bank(dataset, "train", extractor) if more else None
+    yardsticks = [load_yardstick(name, dataset, where, more=more, weights=weights) for name in names]
     bench = make_bench(model, where, batch=batch, compile=compile)
-    tuned = load_timing(timing) if timing else None
-    sampler = bench.sampler(Cell(solver, grid, nfe, eta=eta), tuned, load_gamma(gamma) if gamma else None)
+    yardsticks = [dataclasses.replace(each, features=faster(each.features, fast_features, batch, compile)) for each in yardsticks]
+    correction = read_correction(timing) if timing else None
+    tuned = load_timing(timing) if timing and not correction else None
+    name = tuned.name if tuned else correction.name if correction else UNTUNED
+    sampler = bench.sampler(Cell(solver, grid, nfe, correction.name if correction else UNTUNED, eta), tuned, load_gamma(gamma) if gamma else None)
     with progress_bar("evaluate") as report:
-        found = measure(
-            sampler, extractor, reference, n, first_seed=seed, batch=batch, work=work, world=world,
-            keep=SIZE if more else 0, progress=report,
+        measured = measure_all(
+            sampler, yardsticks, n, first_seed=seed, batch=batch, work=work, world=world, keep=SIZE if more else 0,
+            progress=report,
         )  # fmt: skip
     if not world.main:
         return
-    name = tuned.name if tuned else UNTUNED
-    row = fd_row(found, sampler, extractor, dataset=dataset, reference="train", n=n, seed=seed, timing=name, world=world)
-    rows = [row, *(more_rows(row, found, reference, bank, extractor) if bank else [])]
+    rows = []
+    for by, found in zip(yardsticks, measured, strict=True):
+        row = fd_row(found, sampler, by.features, dataset=dataset, reference="train", n=n, seed=seed, timing=name, world=world)
+        rows += [row, *(more_rows(row, found, by.reference, by.bank, by.features) if by.bank else [])]
     write_rows(results or results_folder() / "fd.csv", rows, FD_COLUMNS, FD_KEY)
-    forget_sets(sampler, extractor, n, seed, work)
+    for by in yardsticks:
+        forget_sets(sampler, by.features, n, seed, work)
     for row in rows:
         shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
         console.print(shown, highlight=False)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 import typer
@@ -18,6 +18,9 @@ from typer.core import TyperGroup
 from tt_lib.errors import BadValue, TTError
 from tt_lib.world import ALONE, World, join_world
 
+if TYPE_CHECKING:
+    from tt_lib.metrics.features import Features, NetworkFeatures
+
 console = Console()
 Report = Callable[[int, int, str], None]
 
@@ -26,6 +29,10 @@ DataOption = Annotated[
     typer.Option("--data", help="The CIFAR-10 folder or archive (else $TT_CIFAR10, else data/cifar10)."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda or cuda:1.")]
+FastFeaturesOption = Annotated[
+    bool,
+    typer.Option("--fast-features", help="Inception in float16, and compiled with --compile: several times faster on a GPU, and the distance agrees."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a finished result.")]
 SeedOption = Annotated[int, typer.Option(help="Everything drawn at random follows from it.")]
 
@@ -76,6 +83,13 @@ def pick_device(name: str) -> torch.device:
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"
         ) from error
     return device
+
+
+def faster(features: Features, wanted: bool, batch: int, compile: bool) -> Features:
+    """The features as they are, or in their faster form (see :mod:`tt_lib.metrics.fast`)."""
+    from tt_lib.metrics.fast import make_fast
+
+    return make_fast(cast("NetworkFeatures", features), batch, compile) if wanted else features
 
 
 def pick_devices(name: str) -> tuple[World, torch.device]:

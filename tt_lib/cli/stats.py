@@ -15,7 +15,9 @@ from tt_lib.results import provenance
 def stats(
     dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
-    features: Annotated[str, typer.Option(help="cifar10-resnet, digits-resnet or inception-2015.")] = "cifar10-resnet",
+    features: Annotated[
+        str, typer.Option(help="cifar10-resnet, cifar10-simclr, the same of digits, or inception-2015.")
+    ] = "cifar10-resnet",
     weights: Annotated[
         Path | None, typer.Option(help="The features' weights, if they are not in their usual place.")
     ] = None,

@@ -10,8 +10,10 @@ import typer
 from tt_lib.cli.shared import (
     DataOption,
     DeviceOption,
+    FastFeaturesOption,
     ForceOption,
     console,
+    faster,
     pick_device,
     pick_devices,
     progress_bar,
@@ -22,14 +24,16 @@ ResultsOption = Annotated[Path | None, typer.Option(help="File to add the rows t
 
 
 def table(
-    config: Annotated[Path, typer.Option(help="TOML file with the cells, such as data/tables/spine.toml.")],
+    config: Annotated[Path, typer.Option(help="TOML file with the cells, or the name of a shipped one: spine, timings, paper.")],
     data: DataOption = None,
     results: ResultsOption = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of unfinished cells.")] = Path("runs/table"),
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
     n: Annotated[int | None, typer.Option("--n", "--samples", help="Samples for each cell, in place of the file's.")] = None,
     tune_only: Annotated[bool, typer.Option("--tune-only", help="Tune the timings that are not there yet, measure nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells, which are done, and the evaluations of the others.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
+    fast_features: FastFeaturesOption = False,
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:
@@ -42,20 +46,31 @@ def table(
     from dataclasses import replace
 
     from tt_lib.bench import make_bench
-    from tt_lib.errors import BadValue
+    from tt_lib.errors import BadValue, all_there
     from tt_lib.metrics.bank import load_reference_bank
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
+    from tt_lib.metrics.yardsticks import load_yardstick
+    from tt_lib.published import published_beside
     from tt_lib.results import results_folder
-    from tt_lib.tables import read_table, run_table, tune_table
+    from tt_lib.tables import find_table, read_table, run_table, tune_table
 
-    spec = read_table(config)
+    spec = read_table(find_table(config))
     spec = replace(spec, n=n) if n is not None else spec
+    if dry_run:
+        from tt_lib.planning import plan_lines
+
+        for line in plan_lines(spec, results or results_folder() / "fd.csv"):
+            say(line)
+        return
     world, where = pick_devices(device)
-    features = load_feature_extractor(spec.features, None, where)
+    features, bench = all_there(
+        lambda: load_feature_extractor(spec.features, None, where),
+        lambda: make_bench(spec.model, where, batch=batch, compile=compile),
+    )
     reference = load_reference(spec.dataset, "train", features)
     bank = load_reference_bank(spec.dataset, "train", features) if spec.more else None
-    bench = make_bench(spec.model, where, batch=batch, compile=compile)
+    features = faster(features, fast_features, batch, compile)
     if tune_only:
         if world.size > 1:
             raise BadValue("--tune-only is one process's work; start it without torchrun, once for each GPU")
@@ -63,19 +78,21 @@ def table(
             count = tune_table(spec, bench, features, reference, work, data=str(data) if data else None, progress=report)
         say(f"{count} timings tuned")
         return
+    also = [load_yardstick(name, spec.dataset, where, more=spec.more) for name in spec.also]
+    also = [replace(each, features=faster(each.features, fast_features, batch, compile)) for each in also]
     path = results or results_folder() / "fd.csv"
     with progress_bar(f"table {config.stem}") as report:
         rows = run_table(
-            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, bank=bank, world=world,
-            progress=report,
+            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, bank=bank, also=also,
+            world=world, progress=report,
         )
     if not world.main:
         return
     for row in rows:
         console.print(
             f"{row['solver']} {row['grid']} {row['nfe']} {row['timing']}: "
-            f"{row['metric']} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
-            highlight=False, markup=False,
+            f"{row['metric']} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{published_beside(row)}",
+            highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
     say(f"{len(rows)} rows written to {path}")
 

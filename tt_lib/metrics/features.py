@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from tt_lib.datasets import Images
 from tt_lib.errors import BadValue, choose
 from tt_lib.files import data_folder
-from tt_lib.metrics.classifier import load_features, read_config
+from tt_lib.metrics.networks import load_features, read_config
 from tt_lib.metrics.statistics import FeatureStatistics
 
-CLASSIFIERS = ("cifar10-resnet", "digits-resnet")
+TRAINED = ("cifar10-resnet", "cifar10-simclr", "digits-resnet", "digits-simclr")
+"""Those that `tt features` trains: ``resnet`` with labels, ``simclr`` without."""
 INCEPTION = "inception-2015"
 BATCH = 500
 """Images a batch. It is fixed, as the last digits of a convolution depend on the batch it is part of."""
@@ -70,10 +71,10 @@ class NetworkFeatures:
 def load_feature_extractor(
     name: str, path: Path | str | None = None, device: torch.device | str = "cpu"
 ) -> NetworkFeatures:
-    """Features by name: ``cifar10-resnet``, ``digits-resnet`` or ``inception-2015``.
+    """Features by name: ``cifar10-resnet``, ``cifar10-simclr``, the same of digits, or ``inception-2015``.
 
     Args:
-        path: the classifier's folder (default ``data/pretrained/<name>``) or Inception's weights
+        path: the network's folder (default ``data/pretrained/<name>``) or Inception's weights
             (default: see :func:`tt_lib.metrics.inception.find_inception`).
         device: where to compute.
 
@@ -81,7 +82,7 @@ def load_feature_extractor(
         BadValue: an unknown name.
         MissingFile, CorruptFile: the weights are not there or not the right ones.
     """
-    choose("features", name, (*CLASSIFIERS, INCEPTION))
+    choose("features", name, (*TRAINED, INCEPTION))
     device = torch.device(device)
     if name == INCEPTION:
         from tt_lib.metrics.inception import DIMENSION, load_inception

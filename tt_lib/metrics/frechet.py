@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tt_lib.errors import BadValue
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all, require_same_features
+from tt_lib.world import ALONE, World
 
 FEWEST_SETS = 5
 
@@ -49,7 +50,7 @@ def _distance(a: FeatureStatistics, b: FeatureStatistics, root_b: Tensor) -> flo
 
 
 def jackknife_interval(
-    sets: Sequence[FeatureStatistics], reference: FeatureStatistics, level: float = 0.95
+    sets: Sequence[FeatureStatistics], reference: FeatureStatistics, level: float = 0.95, world: World = ALONE
 ) -> tuple[float, float, float]:
     """The distance of a whole sample from the reference, with a confidence interval: (value, low, high).
 
@@ -73,6 +74,7 @@ def jackknife_interval(
         sets: statistics of disjoint sets of one sample.
         reference: what the distance is taken from.
         level: the confidence, in (0, 1).
+        world: processes that all hold the same sets and share the work; each gets the result.
 
     Raises:
         BadValue: fewer than 5 sets, unequal sets, different features, or a level outside (0, 1).
@@ -80,7 +82,9 @@ def jackknife_interval(
     _check_sets(sets, level)
     root = square_root(reference.covariance)
     require_same_features(sets[0], reference)
-    return _jackknife(lambda keep: _distance(merge_all([sets[i] for i in keep]), reference, root), len(sets), level)
+    return _jackknife(
+        lambda keep: _distance(merge_all([sets[i] for i in keep]), reference, root), len(sets), level, world=world
+    )
 
 
 def paired_interval(
@@ -155,13 +159,16 @@ def _intercept(points: Sequence[tuple[float, float]]) -> float:
 
 
 def _jackknife(
-    statistic: Callable[[Sequence[int]], float], count: int, level: float, floor: float = 0.0
+    statistic: Callable[[Sequence[int]], float], count: int, level: float, floor: float = 0.0, world: World = ALONE
 ) -> tuple[float, float, float]:
     """A statistic of ``count`` sets, given by their numbers, with its delete-one interval, which ends at ``floor``."""
     from scipy.stats import t as student
 
-    value = statistic(range(count))
-    left_out = [statistic([j for j in range(count) if j != i]) for i in range(count)]
+    # Nothing is left out of the last.
+    kept = [[j for j in range(count) if j != i] for i in range(count + 1)]
+    mine = {i: statistic(kept[i]) for i in world.share(range(count + 1))}
+    found = {i: one for part in world.gather(mine) for i, one in part.items()}
+    *left_out, value = (found[i] for i in range(count + 1))
     mean = sum(left_out) / count
     error = math.sqrt((count - 1) / count * sum((one - mean) ** 2 for one in left_out))
     margin = float(student.ppf((1 + level) / 2, count - 1)) * error

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
-from tt_lib.files import file_hash
+from tt_lib.files import atomic_path, file_hash
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
@@ -95,6 +95,30 @@ def load_inception(
                 f"it is damaged or another file; fetch {URL} again"
             )
     return InceptionFeatures(place).to(device)
+
+
+def plant_random_inception(home: Path | str, seed: int = 0) -> Path:
+    """Write random weights of the true architecture where torch hub, with ``TORCH_HOME = home``, looks for the official ones.
+
+    For measuring speed where the official weights are not at hand, and for tests: distances in such features mean nothing.
+    The convolutions are drawn so that activations keep their size (He et al. 2015), as those of a trained network do.
+
+    Returns:
+        The file.
+    """
+    from pytorch_fid import inception
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # The FID variant changes only the pooling, so the parameters are torchvision's, with 1008 classes.
+        network = inception._inception_v3(num_classes=1008, aux_logits=False)
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    place = Path(home) / "hub" / "checkpoints" / FILE
+    with atomic_path(place) as temporary:
+        torch.save(network.state_dict(), temporary)
+    return place
 
 
 def _build(state: dict[str, Tensor]) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
 from tt_lib.files import atomic_path
+from tt_lib.world import World
 
 FORMAT = "tt feature statistics 1"
 
@@ -97,6 +98,17 @@ class FeatureStatistics:
         both = self.copy()
         both._join(other.n, other.mean.to(self.mean.device), other.scatter.to(self.mean.device))
         return both
+
+    def joined(self, world: World) -> FeatureStatistics:
+        """The statistics of all processes' samples together, in every process, as new statistics on the same device."""
+        if world.size == 1:
+            return self
+        n = int(world.total(torch.tensor([float(self.n)], dtype=torch.float64, device=self.mean.device)).item())
+        twin = self.copy()
+        twin.mean = world.total(self.n * self.mean) / max(n, 1)
+        shift = self.mean - twin.mean
+        twin.scatter, twin.n = world.total(self.scatter + self.n * torch.outer(shift, shift)), n
+        return twin
 
     def copy(self) -> FeatureStatistics:
         """Independent statistics with the same content."""

@@ -28,6 +28,8 @@ def check_freeze_last(count: int) -> None:
 def full_name(plain: str, freeze_last: int, default: int) -> str:
     """What results rows call a timing: ``consistency-sequential``, ``consistency-parallel-freeze2`` and so on.
 
+    Tables may put more options into a name, see :mod:`tt_lib.names`.
+
     How many steps keep their own time changes results most, so rows tell it apart where it is not the default.
     """
     return plain + ("" if freeze_last == default else f"-freeze{freeze_last}")
@@ -57,6 +59,8 @@ class TuneConfig:
         substeps: steps of the fine solution that the truncation objective is measured against.
         sweeps: rounds of a parallel tuning of a multistep solver: its states depend on the taus before.
         seed: of noise and batches.
+        gate: a step keeps its tuned tau only if that lowers its truncation error on held-out images, see
+            :mod:`tt_lib.tuning.gate`.
     """
 
     objective: str = "consistency"
@@ -74,6 +78,7 @@ class TuneConfig:
     substeps: int = 16
     sweeps: int = 2
     seed: int = 0
+    gate: bool = False
 
     def __post_init__(self) -> None:
         choose("objective", self.objective, OBJECTIVES)
@@ -84,6 +89,8 @@ class TuneConfig:
         for name in ("iterations", "batch", "substeps", "sweeps"):
             if getattr(self, name) < 1:
                 raise BadValue(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise BadValue(f"the learning rate must be positive, got {self.lr}")
         check_freeze_last(self.freeze_last)
         for name in ("bounds", "search_range"):
             pair = getattr(self, name)
@@ -92,5 +99,6 @@ class TuneConfig:
 
     @property
     def name(self) -> str:
-        """See :func:`full_name`."""
-        return full_name(f"{self.objective}-{self.strategy}", self.freeze_last, TuneConfig.freeze_last)
+        """See :func:`full_name`; a gate makes another timing, too."""
+        plain = full_name(f"{self.objective}-{self.strategy}", self.freeze_last, TuneConfig.freeze_last)
+        return f"{plain},gate=true" if self.gate else plain

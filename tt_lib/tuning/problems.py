@@ -99,12 +99,16 @@ class Problem:
         Returns:
             [S]: sum over pixels, mean over states.
         """
+        return self.each(taus, rows).mean(1)
+
+    def each(self, taus: Tensor, rows: Tensor | None = None) -> Tensor:
+        """:meth:`losses` of each state by itself, [S, P] or as many as there are rows."""
         rows = torch.arange(self.images) if rows is None else rows
         pick = (torch.arange(len(self.steps))[:, None] * self.images + rows).flatten()
         here = pick.to(self.x.device)
         x_next = self._tuned(_each(taus, len(rows)), here, len(rows))[1]
         loss = self.objective.loss(self, x_next, _each(self.s, len(rows)), self.target[here])
-        return loss.reshape(len(self.steps), -1).mean(1)
+        return loss.reshape(len(self.steps), -1)
 
     def _tuned(self, tau: Tensor, here: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
         """The answers of the tuned evaluations at ``tau`` (scalar or [S * count]), and the state after them."""

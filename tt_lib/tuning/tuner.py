@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from torch import Tensor
 from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.files import atomic_path
 from tt_lib.grids import Grid
+from tt_lib.noise import derive_seed
 from tt_lib.predictors import Predictor
 from tt_lib.results import provenance
 from tt_lib.schedules import Schedule
 from tt_lib.solvers import Solver
 from tt_lib.timing import Timing
 from tt_lib.tuning.config import TuneConfig
+from tt_lib.tuning.gate import HELD_OUT_NOISE, judge
 from tt_lib.tuning.layout import layout, stages_of
 from tt_lib.tuning.optimisers import OPTIMISER_FUNCTIONS, SEARCH_TRIES, Rows
 from tt_lib.tuning.problems import Problem, Setting, parallel_problem, sequential_problem
@@ -54,6 +56,7 @@ def tune(
     model: str = "",
     weights: str = "",
     source: str = "real",
+    held_out: Tensor | None = None,
     state: Path | str | None = None,
     save_seconds: float = 20.0,
     progress: Progress | None = None,
@@ -69,22 +72,45 @@ def tune(
         config: the choices; by default the authors'.
         model, weights: the model's name and its weights' sha256, for the timing.
         source: where the images come from, for the timing: ``real`` or ``generated``.
+        held_out: other images, at least two, which the gate judges by; only ``config.gate`` wants them.
         state: a file to keep the state of the run in; if it is there, the run goes on from it. It is
             removed when the run ends.
         save_seconds: seconds between two writes of ``state``.
         progress: called with (done, total, message).
 
     Raises:
-        BadValue: ``truncation`` for a solver that draws noise, or ``state`` belongs to another tuning.
+        BadValue: ``truncation`` or the gate for a solver that draws noise, a gate without held-out images, or ``state``
+            belongs to another tuning.
         NotFinite: the network answered NaN or infinity.
     """
-    config = config or TuneConfig()
-    check_objective(solver, config.objective)
-    if len(images) < 1:
-        raise BadValue("tuning needs at least one image, got none")
     return _Tuning(
-        predictor, schedule, solver, grid, images, config, model, weights, source, state, save_seconds, progress
-    ).run()
+        predictor, schedule, solver, grid, images, config or TuneConfig(), model, weights, source, held_out, state,
+        save_seconds, progress,
+    ).run()  # fmt: skip
+
+
+class _Count:
+    """A predictor that answers nothing and counts what it is asked for."""
+
+    rows = 0
+
+    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
+        self.rows += len(x)
+        return torch.zeros_like(x)
+
+
+def count_evaluations(schedule: Schedule, solver: Solver, grid: Grid, config: TuneConfig, images: int, held_out: int = 0) -> int:
+    """How many evaluations of one image :func:`tune` asks a network for, found by asking for each kind of them once.
+
+    Those of Adam are dearer than they look: each wants a gradient, too.
+
+    Args:
+        images, held_out: how many there are.
+    """
+    predictor, one = _Count(), torch.zeros(1, 1)
+    tuning = _Tuning(predictor, schedule, solver, grid, one, config, "", "", "", torch.zeros(2, 1), None, 0.0, None)
+    tries, rows = (SEARCH_TRIES, images) if config.optimiser == "search" else (config.iterations, min(config.batch, images))
+    return tuning.count(predictor, tries * rows, images, held_out)
 
 
 def check_objective(solver: Solver, objective: str) -> None:
@@ -109,19 +135,22 @@ class _Tuning:
     """One tuning run: its inputs, and its state as far as it got."""
 
     def __init__(
-        self, predictor, schedule, solver, grid, images, config, model, weights, source, state, save_seconds, progress
+        self, predictor, schedule, solver, grid, images, config, model, weights, source, held_out, state, save_seconds, progress
     ):
+        check_objective(solver, config.objective)
+        if len(images) < 1:
+            raise BadValue("tuning needs at least one image, got none")
         self.predictor, self.schedule, self.solver, self.grid = predictor, schedule, solver, grid
         self.images, self.config, self.model, self.weights, self.source = images, config, model, weights, source
         self.times = torch.tensor(grid.times, dtype=torch.float64)
-        self.noise = torch.randn(
-            images.shape, generator=torch.Generator().manual_seed(config.seed), dtype=torch.float32
-        ).to(images.device, images.dtype)
+        self.noise = _noise(images, config.seed)
         self.setting = Setting(
             solver, schedule, predictor, config.objective, config.substeps, self.times,
             layout(solver, self.times, schedule), config.seed,
         )  # fmt: skip
+        self.held_out, self.held_noise, self.judged = self._held_out(held_out)
         self.taus = [each.t for each in self.setting.evaluations]
+        self.records: list[dict[str, Any]] = []
         self.stages = self._stages()
         self.done_stages, self.rows, self.elapsed = 0, [], 0.0
         self.partial: dict[str, Any] | None = None
@@ -133,23 +162,75 @@ class _Tuning:
     def run(self) -> TuneResult:
         sequential = self.config.strategy == "sequential"
         answers: list[Tensor] = []
-        start = self._start_state() if sequential else None
+        held_answers: list[Tensor] = []
         for number, group in enumerate(self.stages):
             if not sequential and number < self.done_stages:
                 continue
             self._tell(group, "preparing states and targets")
-            make = self._sequential if sequential else self._parallel
-            problem = make(group, start, answers)
+            problem = self._problem(group, answers)
+            held = self._problem(group, held_answers, gate=True) if sequential and self.config.gate else None
             if number >= self.done_stages:
                 self._tune_stage(problem, group)
+                if held:
+                    self._gate([(held, group)])
+                self.done_stages += 1
+                self._save()
             if sequential:
                 answers += problem.answers_at(self.taus[group.indices[0]])
+                held_answers += held.answers_at(self.taus[group.indices[0]]) if held else []
+        if self.config.gate and not sequential:
+            # Every step is judged with the tuned taus of the others, before any is refused.
+            self._gate([(self._problem(group, [], gate=True), group) for group in self._sweep()])
         if self.state:
             self.state.unlink(missing_ok=True)
         return TuneResult(self._timing(), pd.DataFrame(self.rows, columns=list(HISTORY_COLUMNS)))
 
-    def _stages(self) -> list[_Group]:
-        """What is tuned together: one evaluation after another, or all that run alike, ``sweeps`` times."""
+    def count(self, predictor: _Count, tried: int, images: int, held_out: int) -> int:
+        """See :func:`count_evaluations`: for a tuning of one image, with two held out, whose stages each try ``tried`` losses of one."""
+        made, asked = self._spent(predictor, self.stages)
+        total = made * images + asked * tried
+        if self.config.gate:
+            made, asked = self._spent(predictor, self.stages if self.config.strategy == "sequential" else self._sweep(), gate=True)
+            total += (made + 2 * asked) * held_out // 2
+        return total
+
+    def _spent(self, predictor: _Count, groups: list[_Group], gate: bool = False) -> tuple[int, int]:
+        """Evaluations that the problems of some groups take to be made and followed, and those of one loss of each."""
+        made = asked = 0
+        answers: list[Tensor] = []
+        for group in groups:
+            before = predictor.rows
+            problem = self._problem(group, answers, gate)
+            made, before = made + predictor.rows - before, predictor.rows
+            problem.losses(problem.t)
+            asked, before = asked + predictor.rows - before, predictor.rows
+            if self.config.strategy == "sequential":
+                answers += problem.answers_at(float(problem.t[0]))
+                made += predictor.rows - before
+        return made, asked
+
+    def _held_out(self, images: Tensor | None) -> tuple[Tensor | None, Tensor | None, Setting]:
+        """The gate's images, the noise on them, and what its problems share."""
+        judged = replace(self.setting, objective="truncation")
+        if not self.config.gate:
+            return None, None, judged
+        if self.solver.stochastic:
+            raise BadValue(f"there is no gate for {self.solver.name}: it draws noise and has no truncation error; leave gate out")
+        if images is None or len(images) < 2:
+            raise BadValue("a gate judges by images that are held out: give at least 2 of them, other than those tuned on")
+        return images, _noise(images, derive_seed(self.config.seed, HELD_OUT_NOISE)), judged
+
+    def _gate(self, held: list[tuple[Problem, _Group]]) -> None:
+        """Judge the taus of some groups, and let those that are refused go back to t."""
+        found = [(judge(problem, [self.taus[index] for index in group.indices]), group) for problem, group in held]
+        for records, group in found:
+            self.records += records
+            for index, record in zip(group.indices, records, strict=True):
+                for at in range(index, index + group.tied):
+                    self.taus[at] = self.taus[at] if record["kept"] else self.setting.evaluations[at].t
+
+    def _sweep(self) -> list[_Group]:
+        """What is tuned together: one evaluation after another, or all that run alike."""
         last = self.grid.steps - self.config.freeze_last
         tied = self.config.tie == "step"
         groups: dict[Any, list[int]] = {}
@@ -161,25 +242,30 @@ class _Tuning:
             options = repr(self.solver.part(each.step - history, history + 1).options)
             alone = index if self.config.strategy == "sequential" else None
             groups.setdefault((alone, history, options, stages, each.stage), []).append(index)
-        sweep = [_Group(indices, key[-1], key[-2] if tied else 1) for key, indices in groups.items()]
+        return [_Group(indices, key[-1], key[-2] if tied else 1) for key, indices in groups.items()]
+
+    def _stages(self) -> list[_Group]:
+        """All that is done: one sweep, or several."""
         # Without history the states do not depend on the taus, and a second sweep would find the same again.
         again = self.config.strategy == "parallel" and self.solver.history
-        return sweep * (self.config.sweeps if again else 1)
+        return self._sweep() * (self.config.sweeps if again else 1)
 
-    def _start_state(self) -> Tensor:
-        """x_T = alpha_T x_0 + sigma_T eps at the grid's first time."""
-        t = self.times[0]
-        return (
-            self.schedule.alpha(t).to(self.images.dtype).item() * self.images
-            + self.schedule.sigma(t).item() * self.noise
-        )
+    def _problem(self, group: _Group, answers: list[Tensor], gate: bool = False) -> Problem:
+        """The problem of a group on the images that are tuned on, or on the gate's.
 
-    def _sequential(self, group: _Group, start, answers) -> Problem:
-        return sequential_problem(self.setting, group.indices[0], start, list(answers), group.tied)
-
-    def _parallel(self, group: _Group, start, answers) -> Problem:
-        steps = [self.setting.evaluations[index].step for index in group.indices]
-        return parallel_problem(self.setting, steps, group.stage, self.images, self.noise, self.taus, group.tied)
+        Args:
+            answers: of the evaluations before it (sequential only).
+        """
+        setting = self.judged if gate else self.setting
+        images, noise = (self.held_out, self.held_noise) if gate else (self.images, self.noise)
+        assert images is not None and noise is not None
+        if self.config.strategy == "sequential":
+            # x_T = alpha_T x_0 + sigma_T eps at the grid's first time.
+            t = self.times[0]
+            start = self.schedule.alpha(t).to(images.dtype).item() * images + self.schedule.sigma(t).item() * noise
+            return sequential_problem(setting, group.indices[0], start, list(answers), group.tied)
+        steps = [setting.evaluations[index].step for index in group.indices]
+        return parallel_problem(setting, steps, group.stage, images, noise, self.taus, group.tied)
 
     def _tune_stage(self, problem: Problem, group: _Group) -> None:
         optimise = OPTIMISER_FUNCTIONS[self.config.optimiser]
@@ -191,8 +277,7 @@ class _Tuning:
                 t = self.setting.evaluations[other].t
                 self.taus[other] = min(1.0, max(self.schedule.t_min, t * ratio))
         self.rows += rows
-        self.partial, self.done_stages = None, self.done_stages + 1
-        self._save()
+        self.partial = None
 
     def _watch(self, partial: dict[str, Any]) -> None:
         self.ticks += 1
@@ -214,7 +299,7 @@ class _Tuning:
 
     def _fingerprint(self) -> str:
         """What must agree for a state file to be this tuning's."""
-        content = hashlib.sha256(self.images.detach().cpu().numpy().tobytes()).hexdigest()
+        content = _digest(self.images)
         parts = [
             self.model,
             self.weights,
@@ -224,6 +309,7 @@ class _Tuning:
             self.grid,
             asdict(self.config),
             content,
+            _digest(self.held_out) if self.held_out is not None else None,
         ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -234,6 +320,7 @@ class _Tuning:
         content = {
             "fingerprint": self._fingerprint(), "taus": self.taus, "done_stages": self.done_stages,
             "rows": self.rows, "partial": self.partial, "ticks": self.ticks, "elapsed": self._elapsed(),
+            "records": self.records,
         }  # fmt: skip
         with atomic_path(self.state) as temporary:
             torch.save(content, temporary)
@@ -251,7 +338,7 @@ class _Tuning:
             )
         self.taus, self.done_stages = content["taus"], content["done_stages"]
         self.rows, self.partial = content["rows"], content["partial"]
-        self.elapsed = content["elapsed"]
+        self.elapsed, self.records = content["elapsed"], content["records"]
         # A search that was interrupted begins its stage again, and so does its count.
         self.ticks = content["ticks"] if self.partial else self.done_stages * self._total_ticks() // len(self.stages)
 
@@ -263,12 +350,23 @@ class _Tuning:
         tuning = {
             **asdict(self.config), "images": len(self.images), "source": self.source, "seconds": round(self._elapsed(), 2),
             "loss_untuned": [first for first, _ in losses], "loss_tuned": [last for _, last in losses],
+            **({"gated": self.records, "gate_images": len(self.held_out)} if self.held_out is not None else {}),
         }  # fmt: skip
         return Timing(
             name=self.config.name, taus=tuple(self.taus), times=tuple(each.t for each in self.setting.evaluations),
             model=self.model, schedule=self.schedule.name, solver=self.solver.name, options=self.solver.choices_made,
             grid=self.grid.name, grid_times=self.grid.times, tuning=tuning, provenance=provenance(), weights=self.weights,
         )  # fmt: skip
+
+
+def _noise(images: Tensor, seed: int) -> Tensor:
+    """The noise on images of a tuning, of their shape."""
+    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return drawn.to(images.device, images.dtype)
+
+
+def _digest(images: Tensor) -> str:
+    return hashlib.sha256(images.detach().cpu().numpy().tobytes()).hexdigest()
 
 
 def _first_and_last(rows: Rows) -> list[tuple[float, float]]:

@@ -1,0 +1,192 @@
+"""The published protocol offline: stand-ins under the real names, in the Hub's cache and in torch hub's, and the whole path."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from test_datasets import TINY, write_parquet
+from test_models import GOOGLE_CONFIG, GOOGLE_SCHEDULER
+from torch import nn
+from typer.testing import CliRunner
+
+from tt_lib.cli import app
+from tt_lib.datasets import cifar10
+from tt_lib.errors import BadValue, MissingFile, all_there
+from tt_lib.files import PACKAGE_ROOT, file_hash
+from tt_lib.metrics import inception
+from tt_lib.published import COLUMNS, published_beside
+from tt_lib.results import FD_COLUMNS, read_rows
+from tt_lib.tables import find_table, read_table
+from tt_lib.tuning import TuneConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHIPPED = PACKAGE_ROOT / "data" / "tables"
+
+
+class Small(nn.Module):
+    """In place of Inception's network: its weights are a file, its answer is shaped as pytorch-fid's."""
+
+    def __init__(self, state) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 6, 8, stride=8)
+        self.layer.load_state_dict(state)
+
+    def forward(self, x):
+        return [self.layer(x).relu().mean((2, 3), keepdim=True)]
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """A machine without a network; yields the folder that is home, cache and work folder."""
+
+    def refuse(*args, **options):
+        raise AssertionError("tried to connect")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(cifar10, "COUNTS", TINY)
+    for name in ("TT_INCEPTION", "TT_CIFAR10"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TT_DATA", "data")
+    monkeypatch.setenv("TT_COMMIT", "test")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "tables").mkdir(parents=True)
+    for name in ("paper.toml", "published.csv"):
+        os.symlink(SHIPPED / name, tmp_path / "data" / "tables" / name)
+    return tmp_path
+
+
+def plant_network(home: Path) -> None:
+    """A tiny network where the Hub's client keeps google/ddpm-cifar10-32."""
+    repository = home / "hub" / "models--google--ddpm-cifar10-32"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    torch.manual_seed(0)
+    network = UNet2DModel.from_config(GOOGLE_CONFIG | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1})
+    network.save_pretrained(snapshot)
+    (snapshot / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+
+
+def plant_inception(home: Path, monkeypatch) -> None:
+    """Small features where torch hub keeps Inception's weights. (That the true architecture loads is in test_inception.)"""
+    place = home / "torch" / "hub" / "checkpoints" / inception.FILE
+    place.parent.mkdir(parents=True)
+    torch.manual_seed(1)
+    torch.save(nn.Conv2d(3, 6, 8, stride=8).state_dict(), place)
+    monkeypatch.setattr(inception, "HASH_PREFIX", file_hash(place)[:8])
+    monkeypatch.setattr(inception, "DIMENSION", 6)
+    monkeypatch.setattr(inception, "_build", Small)
+
+
+def tt(*words) -> tuple[int, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tt", *map(str, words)])
+        answer = CliRunner().invoke(app, list(map(str, words)))
+    if answer.exception and not isinstance(answer.exception, SystemExit):
+        raise answer.exception
+    return answer.exit_code, answer.output
+
+
+def shrunk(home: Path) -> Path:
+    """The shipped table with tiny numbers: every sampler of it, and one iteration of Adam."""
+    text = (SHIPPED / "paper.toml").read_text()
+    for before, after in {
+        "n = 50000": "n = 20", "iterations = 500": "iterations = 1", "batch = 64": "batch = 1", "images = 1024": "images = 3",
+        "nfe = [10, 25, 50]": "nfe = 10", "nfe = [10, 20, 50]": "nfe = 2", "nfe = 100": "nfe = 1",
+        'solver = ["ddim", "ddpm", "analytic-ddim", "analytic-ddpm"]': 'solver = ["ddim", "analytic-ddim"]',
+    }.items():  # fmt: skip
+        assert before in text, before
+        text = text.replace(before, after)
+    path = home / "shrunk.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_whole_path_with_stand_ins(offline, monkeypatch):
+    plant_network(offline)
+    plant_inception(offline, monkeypatch)
+    write_parquet(offline / "images")
+    monkeypatch.setenv("TT_CIFAR10", str(offline / "images"))
+    code, said = tt("stats", "--features", "inception-2015")
+    assert code == 0, said
+    code, said = tt("table", "--config", shrunk(offline), "--batch", 10, "--results", "fd.csv", "--fast-features")
+    assert code == 0, said
+    rows = read_rows("fd.csv", FD_COLUMNS)
+    assert set(rows["metric"]) == {"FID"} and set(rows["model"]) == {"google/ddpm-cifar10-32"} and set(rows["n"]) == {20}
+    assert len(rows) == 8 and (rows["timing"] == "consistency-sequential").sum() == 3
+    assert rows["value"].nunique() == 8, "eight samplers, and none is another"
+    printed = {line.split(":")[0]: line for line in said.splitlines() if "FID" in line}
+    assert "; published 21.31 (Bao et al." in printed["ddim uniform 10 untuned"]
+    assert "published" not in printed["ddim uniform 10 consistency-sequential"]
+    timings = list(Path("data/timings/google--ddpm-cifar10-32").glob("*.json"))
+    assert len(timings) == 3 and json.loads(timings[0].read_text())["tuning"]["optimiser"] == "adam"
+
+
+def test_all_that_is_missing_is_named_at_once(offline):
+    code, said = tt("table", "--config", "paper")
+    message = " ".join(said.split())
+    assert code == 2 and message.startswith("error: MissingFile")
+    for words in (inception.FILE, inception.URL, "TT_INCEPTION", "'google/ddpm-cifar10-32' from the Hub", "give its folder"):
+        assert words in message, words
+
+
+def test_without_the_reference_the_command_that_makes_it_is_named(offline, monkeypatch):
+    plant_network(offline)
+    plant_inception(offline, monkeypatch)
+    code, said = tt("table", "--config", "paper")
+    assert code == 2 and "tt stats --dataset cifar10 --split train --features inception-2015" in " ".join(said.split())
+
+
+def test_the_table_is_the_protocol():
+    table = read_table(find_table(SHIPPED / "paper.toml"))
+    assert (table.model, table.features, table.n) == ("google/ddpm-cifar10-32", "inception-2015", 50_000)
+    tuned = [cell for cell in table.cells if cell.timing != "untuned"]
+    assert {table.config(cell) for cell in tuned} == {TuneConfig()}, "the defaults of the authors' code"
+    assert {cell.grid for cell in table.cells} == {"uniform", "quadratic"}
+
+
+def test_every_published_value_has_a_source_and_most_have_a_cell():
+    rows = read_rows(SHIPPED / "published.csv", COLUMNS)
+    assert rows["source"].str.contains("arXiv").all() and not rows.duplicated(list(COLUMNS[:6])).any()
+    cells = {(c.solver, c.grid, c.nfe, c.eta) for c in read_table(SHIPPED / "paper.toml").cells if c.timing == "untuned"}
+    published = {tuple(row) for row in rows[["solver", "grid", "nfe", "eta"]].itertuples(index=False)}
+    assert cells <= published, "each untuned cell stands beside a published value"
+
+
+def test_published_values_stand_only_beside_what_they_are_of():
+    row = {"dataset": "cifar10", "metric": "FID", "solver": "ddim", "grid": "uniform", "nfe": 10, "eta": 0.0, "timing": "untuned"}
+    assert "published 21.31" in published_beside(row)
+    others = {"metric": "FD (cifar10-resnet)", "timing": "consistency-sequential", "eta": 1.0, "grid": "karras", "dataset": "digits"}
+    for name, other in others.items():
+        assert published_beside(row | {name: other}) == "", name
+
+
+def test_tables_by_name_and_by_path(offline):
+    assert find_table("paper") == Path("data/tables/paper.toml")
+    assert find_table("data/tables/paper.toml") == Path("data/tables/paper.toml") and find_table("nobody") == Path("nobody")
+    Path("paper").write_text("")
+    assert find_table("paper") == Path("paper"), "a path goes before a name"
+    assert tomllib.loads((SHIPPED / "paper.toml").read_text())["tuning"]["images"] == 1024
+
+
+def test_all_there():
+    def missing(name):
+        raise MissingFile(f"no {name}")
+
+    assert all_there(lambda: 1, lambda: 2) == [1, 2]
+    with pytest.raises(MissingFile, match="no a; and no b"):
+        all_there(lambda: missing("a"), lambda: 1, lambda: missing("b"))
+    with pytest.raises(BadValue):
+        all_there(lambda: missing("a"), lambda: TuneConfig(batch=0))

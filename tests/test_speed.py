@@ -1,0 +1,378 @@
+"""What the rows of speed say is what was done: both sides do the same work, and agree on the result."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_fid import fid_score
+from scipy import linalg
+from test_evaluating import tiny_project
+from test_world import launch
+from torch import nn
+from typer.testing import CliRunner
+
+from tt_lib import speed_fid, speed_tuning
+from tt_lib.bench import Bench, Cell, make_bench
+from tt_lib.cli import app
+from tt_lib.cost import estimate
+from tt_lib.datasets import to_uint8
+from tt_lib.errors import BadValue, MissingFile
+from tt_lib.evaluating import StartNoise, measure
+from tt_lib.metrics.fast import FastNetwork, make_fast
+from tt_lib.metrics.features import NetworkFeatures
+from tt_lib.metrics.inception import FILE
+from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.models import Model
+from tt_lib.predictors import Chunked, EpsPredictor
+from tt_lib.results import SPEED_COLUMNS, read_rows, write_rows
+from tt_lib.roofline import count_flops, make_network, measure_ceiling, measure_roofline
+from tt_lib.schedules import make_schedule
+from tt_lib.speed import speed_row
+from tt_lib.speed_profile import PARTS, profile_evaluation
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+CELL = Cell("ddim", "uniform", 2)
+
+
+class Colour(nn.Module):
+    """A small network of colour images that is not the same at all times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, c):
+        return self.layer(x) * (0.5 + c.view(-1, 1, 1, 1) / 1000)
+
+
+class Vectors(nn.Module):
+    """Features [B, 12] of uint8 pixels."""
+
+    def forward(self, pixels):
+        x = pixels.float() / 255
+        return torch.cat([x.mean((2, 3)), x.std((2, 3)), x[:, :, 0, 0], x[:, :, 4, 5]], 1)
+
+
+FEATURES = NetworkFeatures("inception-2015", Vectors(), 12, "ab" * 32, "FID", CPU)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    schedule = make_schedule("linear")
+    model = Model(Colour().eval().requires_grad_(False), schedule, (3, 8, 8), "colour")
+    predictor = EpsPredictor(model.network, schedule)
+    return Bench(model, Chunked(predictor, 8), predictor, CPU, 8)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, one_thread):
+    with tiny_project(tmp_path_factory) as folder:
+        yield folder
+
+
+def by(rows, words):
+    """The one row with these words in it."""
+    (row,) = [row for row in rows if words in row["what"]]
+    return row
+
+
+# Against pytorch-fid
+
+
+def pytorch_fid_by_hand(pngs: Path, npz: Path, device, weights, batch: int) -> float:
+    """What the command computes, from the files that it was given: pytorch-fid's own distance, in the features of this test."""
+    files = sorted(pngs.glob("*.png"))
+    assert [int(file.stem) for file in files] == list(range(20))
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+    vectors = Vectors()(pixels).double().numpy()
+    with np.load(npz) as reference:
+        return float(fid_score.calculate_frechet_distance(vectors.mean(0), np.cov(vectors, rowvar=False), reference["mu"], reference["sigma"]))
+
+
+@pytest.fixture(scope="module")
+def fid_rows(bench, images, tmp_path_factory):
+    batches = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed_fid, "inception_weights", lambda home: (home / "none", "random weights"))
+        patch.setattr(speed_fid, "inception_features", lambda weights, device: FEATURES)
+        patch.setattr(speed_fid, "run_pytorch_fid", lambda *a: batches.append(a[-1]) or pytorch_fid_by_hand(*a))
+        rows = speed_fid.measure_against_pytorch_fid(
+            bench, images, tmp_path_factory.mktemp("fid"), cell=CELL, n=20, compiled=False
+        )
+    assert batches == [50, 500]
+    return rows
+
+
+def test_both_sides_measure_the_same_distance(fid_rows):
+    row = by(fid_rows, "distance, evaluating")
+    assert row["ours"] == pytest.approx(row["peer"], rel=1e-4) and row["ours"] > 0.01
+    assert row["ratio"] == pytest.approx(1, abs=1e-3) and "n 20, inception-2015 (random weights, float32)" in row["what"]
+
+
+def test_the_peer_is_the_sum_of_its_parts(fid_rows):
+    for writers in ("1 thread,", "8 threads,"):
+        whole = by(fid_rows, f"float32): peer PNG files by {writers}")
+        parts = [row for row in fid_rows if row["what"].startswith(f"PNG files by {writers}")]
+        assert len(parts) == 3 and whole["unit"] == "s" and {row["peer"] for row in parts} == {whole["peer"]}
+        assert sum(row["ours"] for row in parts) == pytest.approx(whole["peer"], rel=1e-3)
+        assert whole["ratio"] == pytest.approx(whole["peer"] / whole["ours"], rel=1e-2, abs=1e-3)
+
+
+def test_the_profile_is_complete(fid_rows):
+    parts = [row for row in fid_rows if row["what"].startswith("evaluating") and row["unit"] == "s of all"]
+    assert [row["what"].split("): ")[1].split(", peer")[0] for row in parts] == [*PARTS, "the rest"]
+    assert sum(row["ours"] for row in parts) == pytest.approx(parts[0]["peer"], rel=1e-3)
+    assert all(row["ours"] > 0 for row in parts[:-1])
+
+
+@pytest.mark.parametrize("slow", [0, 1], ids=["sampling network", "features"])
+def test_the_profile_finds_who_takes_the_time(bench, images, tmp_path, monkeypatch, slow):
+    """On a clock that only one part moves, that part has all of the time."""
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def moving(job, by):
+        def moved(*arguments):
+            clock[0] += by
+            return job(*arguments)
+
+        return moved
+
+    sampler = replace(bench.sampler(CELL), predictor=moving(bench.predictor, 1.0 - slow))
+    features = replace(FEATURES, network=moving(Vectors(), 1.0 * slow))
+    reference = speed_fid.statistics_of(images, FEATURES, 8)
+    rows = profile_evaluation("x", sampler, features, reference, 20, 8, tmp_path / "w")
+    calls = (2 * 10, 10)[slow]
+    assert [row["ours"] for row in rows] == [calls if part == PARTS[slow] else 0.0 for part in (*PARTS, "the rest")]
+    assert {row["peer"] for row in rows} == {calls}
+
+
+def test_png_files_hold_the_very_samples(bench, tmp_path):
+    sampler, start = bench.sampler(CELL), StartNoise((3, 8, 8), "cpu")
+    for writers in (1, 8):
+        speed_fid.sample_to_png(sampler, 11, 4, start, tmp_path / str(writers), writers)
+        found = [np.array(Image.open(tmp_path / str(writers) / f"{seed:06d}.png")) for seed in range(11)]
+        expected = to_uint8(sampler(range(11)).x).permute(0, 2, 3, 1).numpy()
+        assert np.array_equal(np.stack(found), expected)
+
+
+def test_a_failing_pytorch_fid_is_an_error_with_its_last_words(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(BadValue, match=r"ended with code 1 and without a distance: RuntimeError: Invalid path: .*none"):
+        speed_fid.run_pytorch_fid(tmp_path / "none", tmp_path / "none.npz", CPU, tmp_path / "weights.pth", 50)
+    assert (tmp_path / "torch" / "hub" / "checkpoints" / FILE).resolve() == tmp_path / "weights.pth"
+    assert speed_fid._cache(tmp_path / "weights.pth", tmp_path / "torch") == tmp_path / "torch", "and it may be there already"
+
+
+def test_pytorch_fid_runs_where_sqrtm_has_lost_its_argument(tmp_path, monkeypatch, capsys):
+    """A square root without ``disp``, as in SciPy 1.18: the command still comes to its distance."""
+    for name, shift in (("a", 0.0), ("b", 2.0)):
+        np.savez(tmp_path / f"{name}.npz", mu=np.full(4, shift), sigma=np.eye(4) * (1 + shift))
+
+    class Network:
+        """No network is needed where both sides are statistics already."""
+
+        BLOCK_INDEX_BY_DIM: ClassVar = {2048: 3}
+
+        def __init__(self, blocks) -> None:
+            pass
+
+        def to(self, device):
+            return self
+
+    old = linalg.sqrtm
+    monkeypatch.setattr(linalg, "sqrtm", lambda A: old(A))
+    monkeypatch.setattr(fid_score, "InceptionV3", Network)
+    monkeypatch.setattr(sys, "argv", ["pytorch-fid", str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), "--device", "cpu"])
+    exec(compile(speed_fid.RESTORED_SQRTM, "restored", "exec"), {})
+    # |mu|^2 + tr(1 + 3 - 2 sqrt 3) of four dimensions.
+    assert float(capsys.readouterr().out.split("FID:")[1]) == pytest.approx(16 + 4 * (4 - 2 * 3**0.5), rel=1e-6)
+
+
+def test_grey_images_are_refused(tiny, tmp_path):
+    with pytest.raises(BadValue, match="have 1 channels"):
+        speed_fid.measure_against_pytorch_fid(make_bench("tiny"), torch.zeros(2, 1, 8, 8), tmp_path, cell=CELL, n=20, compiled=False)
+
+
+# Faster features
+
+
+def test_faster_features_are_the_same_in_any_batch():
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (7, 3, 8, 8), dtype=torch.uint8)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.sizes = nn.Conv2d(3, 5, 3), []
+
+        def forward(self, pixels):
+            self.sizes.append(len(pixels))
+            return self.layer(pixels.float() / 255).mean((2, 3))
+
+    network = Network()
+    expected = network(pixels)
+    fast = FastNetwork(network, 3, compile=False)
+    found = fast(pixels)
+    assert network.sizes[1:] == [3, 3, 3] and found.shape == (7, 5) and found.dtype == torch.float32
+    assert torch.allclose(found, expected, atol=2e-3) and not torch.equal(found, expected), "float16, and near"
+    with pytest.raises(BadValue, match="cifar10-resnet are fast as they are"):
+        make_fast(NetworkFeatures("cifar10-resnet", network, 5, "", "FD", CPU), 3)
+
+
+# Against the authors
+
+
+@pytest.fixture(scope="module")
+def authors(bench, images):
+    reference = FeatureStatistics(12, "inception-2015", FEATURES.sha256).update(Vectors()(to_uint8(images)))
+    return speed_tuning.measure_against_authors(
+        bench, images[:6], "generated", cell=Cell("ddim", "uniform", 3), iterations=2, features=FEATURES, reference=reference, n=20
+    )
+
+
+def test_tuning_rows_say_what_the_timings_are_worth(bench, images, authors):
+    assert [row["unit"] for row in authors] == ["s", "loss", "loss", "loss", "loss", "FD", "FD"]
+    assert authors[0]["ratio"] == pytest.approx(authors[0]["peer"] / authors[0]["ours"], rel=1e-2)
+    cell, held_out = Cell("ddim", "uniform", 3), images[3:6]
+    for config, column, words in (
+        (speed_tuning.OURS, "ours", "3 steps, colour, 3 generated images, parallel"),
+        (speed_tuning.TuneConfig(iterations=2), "peer", "3 steps, colour, 3 generated images, parallel"),
+    ):
+        timing = bench.tune(cell, config, images[:3], "generated").timing
+        for objective in ("consistency", "truncation"):
+            row = by(authors, f"{objective} of 3 held-out images, ddim, uniform, {words}")
+            assert row[column] == pytest.approx(speed_tuning.held_out_loss(bench, cell, timing, held_out, objective), rel=1e-4)
+
+
+def test_held_out_loss_is_the_loss_that_is_minimised(bench, images):
+    """On the images and the noise of the tuning it is the tuner's own record of the tuned losses."""
+    cell = Cell("ddim", "uniform", 3)
+    config = speed_tuning.TuneConfig(optimiser="search", seed=1)
+    timing = bench.tune(cell, config, images[:4], "generated").timing
+    losses = timing.tuning["loss_tuned"]
+    assert speed_tuning.held_out_loss(bench, cell, timing, images[:4], "consistency") == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    with pytest.raises(BadValue, match="no step but the last"):
+        speed_tuning.held_out_loss(bench, Cell("ddim", "uniform", 1), None, images[:2], "consistency")
+    with pytest.raises(BadValue, match="at least 2 are needed, got 1"):
+        speed_tuning.measure_against_authors(bench, images[:1], "generated", cell=cell)
+
+
+# Several processes
+
+
+def test_two_processes_against_one_in_one_run(tiny):
+    said = launch(
+        tiny, 2, "speed", "--against", "one-process", "--model", "tiny", "--features", "digits-resnet", "--source", "generated",
+        "--images", "12", "--samples", "20", "--batch", "1", "--nfe", "2", "--results", "runs/speed.csv",
+    )  # fmt: skip
+    rows = read_rows(tiny / "runs" / "speed.csv", SPEED_COLUMNS)
+    assert len(rows) == 1 and rows["device"][0] == "2 x cpu (1 threads)" and said.count("1 rows written") == 1
+    assert rows["what"][0].endswith("2 processes, peer one") and rows["unit"][0] == "images/s"
+    assert rows["ratio"][0] == pytest.approx(rows["ours"][0] / rows["peer"][0], rel=1e-2)
+
+
+def tt(*words) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tt", *words])
+        return " ".join(CliRunner().invoke(app, list(words)).output.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--against", "one-process", "--source", "generated", "--images", "2"), "there is one process only"),
+        (("--against", "nobody"), "unknown peer 'nobody'"),
+        (("--against", "authors", "--iterations", "0"), "iterations must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_measured(tiny, words, message):
+    assert message in tt("speed", "--model", "tiny", "--features", "digits-resnet", *words)
+
+
+def test_the_interval_is_the_same_on_the_reference_s_own_device(bench, images):
+    """A reference is moved to the features' device; there is only one here, and the value is the plain one."""
+    reference = speed_fid.statistics_of(images, FEATURES, 8)
+    found = measure(bench.sampler(CELL), FEATURES, reference, 20, batch=8)
+    assert found.low <= found.value <= found.high and reference.mean.device == CPU
+
+
+# Roofline and estimate
+
+
+def test_operations_are_counted_with_attention():
+    layer = nn.Linear(7, 5, bias=False)
+    assert count_flops(layer, torch.empty(3, 7)) == 2 * 3 * 7 * 5
+
+    class Attention(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert count_flops(Attention(), torch.empty(1, 2, 16, 8)) == 2 * 2 * 2 * 16 * 16 * 8
+    with torch.device("meta"):
+        large = make_network("ddpm-celebahq-256")
+    assert sum(weight.numel() for weight in large.parameters()) == 113_673_219, "as many as google/ddpm-celebahq-256 has"
+    with pytest.raises(BadValue, match="unknown network 'adm'"):
+        make_network("adm")
+
+
+def test_roofline_rows(tiny):
+    network = make_bench("tiny").model.network
+    rows = measure_roofline({"tiny": (network, 3)}, CPU, compiled=False, size=64, repeats=1,
+                            inception=(lambda pixels: pixels.float().mean(), 2e6, 5))  # fmt: skip
+    ceiling, achieved = by(rows, "ceiling, matrix product 64"), by(rows, "network tiny, batch 3, float32, eager: peer")
+    assert achieved["peer"] == ceiling["ours"] and achieved["unit"] == "TFLOP/s"
+    images = by(rows, "network tiny, batch 3, float32, eager, ")
+    flops = count_flops(network, torch.empty(1, 1, 8, 8), torch.zeros(1))
+    assert achieved["ours"] == pytest.approx(images["ours"] * flops / 1e12, rel=1e-3)
+    assert by(rows, "network inception-2015, batch 5, float32, eager, 0.002 GFLOP")["ours"] > 0
+    assert {unit for _, unit in measure_ceiling(CPU, torch.float32, size=32, repeats=1).values()} == {"TFLOP/s", "GB/s"}
+
+
+@pytest.fixture
+def measured(tmp_path):
+    rows = [
+        speed_row("network ddpm-celebahq-256, batch 32, bfloat16, compiled, 497 GFLOP an image", 100.0, None, "images/s", CPU),
+        speed_row("network inception-2015, batch 500, float16, compiled, 11.4 GFLOP an image", 1000.0, None, "images/s", CPU),
+        {**speed_row("evaluating x: 2 processes, peer one", 190.0, 100.0, "images/s", CPU), "device": "2 x G (1)"},
+    ]
+    write_rows(tmp_path / "speed.csv", [{**row, "device": row["device"] if "processes" in row["what"] else "G (1)"} for row in rows],
+               SPEED_COLUMNS, ("what", "device"))  # fmt: skip
+    return str(tmp_path / "speed.csv")
+
+
+def test_estimate_by_hand(measured):
+    found = estimate(Path(measured), network="ddpm-celebahq-256", images=50_000, nfe=10, gpus=64, price=2.0, start=60.0)
+    # 10 sets of 5,000 come in 157 batches of 32 each: three rounds of 64 GPUs, each 32 images of 10 evaluations and one of Inception.
+    seconds = 60 + 10 * 3 * 32 * (10 / 100 + 1 / 1000) / 0.95
+    assert found.seconds == pytest.approx(seconds) and found.cost == pytest.approx(seconds * 64 / 3600 * 2)
+    assert any("0.950 of their number" in line and "1.9 times one with 2" in line for line in found.said)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"images": 0}, "images must be at least 1"), ({"gpus": 0}, "gpus must be"), ({"nfe": 0}, "nfe must be"), ({"price": -1}, "0 or more, got -1")],
+)
+def test_estimate_of_nonsense(measured, change, message):
+    with pytest.raises(BadValue, match=message):
+        estimate(Path(measured), **({"network": "ddpm-celebahq-256", "images": 1, "nfe": 1, "gpus": 1, "price": 1.0} | change))
+
+
+def test_estimate_names_the_row_that_is_missing(measured, tiny):
+    with pytest.raises(MissingFile, match="no rate of adm; measure it with `tt bench --roofline --network adm`"):
+        estimate(Path(measured), network="adm", images=1, nfe=1, gpus=1, price=1.0)
+    assert "50000 images of ddpm-celebahq-256 in 10 evaluations each on 64 GPUs" in tt("estimate", "--results", measured)
