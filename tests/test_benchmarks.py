@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import tt_lib.benchmarks
 from tt_lib.bench import Cell, make_bench
-from tt_lib.benchmarks import best_of, measure_against_diffusers, measure_overhead
+from tt_lib.benchmarks import fastest, measure_against_diffusers, measure_overhead
 from tt_lib.cli import app
 from tt_lib.errors import BadValue
 from tt_lib.results import SPEED_COLUMNS, read_rows
@@ -35,9 +35,11 @@ def counted(bench, monkeypatch):
 def test_overhead_is_measured_without_the_network_and_beside_the_same_evaluations(bench, monkeypatch):
     calls = counted(bench, monkeypatch)
     rows = measure_overhead(bench, [Cell("ddim", "uniform", 3), Cell("ddpm", "uniform", 2)], repeats=1)
-    assert calls == [4] * (2 * 3 + 2 * 2), "once to warm up and once for the clock; the solver's own run asks for none"
-    for row, words in zip(rows, ("ddim, uniform, NFE 3, batch 4", "ddpm, uniform, NFE 2, batch 4"), strict=True):
-        assert words in row["what"] and row["unit"] == "s" and 0 < row["ours"] < row["peer"]
+    assert calls == [4] * 2 * (2 * 3 + 2 * 2), "whole runs and the network alone: each once to warm up and once for the clock"
+    words = [f"{part}, {cell}, batch 4" for cell in ("ddim, uniform, NFE 3", "ddpm, uniform, NFE 2") for part in ("whole run", "solver and engine")]
+    assert [row["what"] for row in rows] == [f"{each}: peer the network" for each in words]
+    for whole, row in zip(rows[::2], rows[1::2], strict=True):
+        assert row["unit"] == "s" and 0 < row["ours"] < row["peer"] == whole["peer"] and whole["ours"] > 0
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=1e-2)
 
 
@@ -52,9 +54,11 @@ def test_both_sides_sample_as_many_images_in_as_many_evaluations(bench, monkeypa
 def test_the_best_of_several_runs_counts(monkeypatch):
     taken = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(tt_lib.benchmarks, "seconds", lambda job, device: next(taken))
-    assert best_of(3, lambda: None, torch.device("cpu")) == 1
+    assert fastest(3, [lambda: None], torch.device("cpu")) == [1]
+    taken = iter([3.0, 1.0, 2.0, 4.0])
+    assert fastest(2, [lambda: None, lambda: None], torch.device("cpu")) == [2, 1], "the jobs take turns"
     with pytest.raises(BadValue, match="at least 1, got 0"):
-        best_of(0, lambda: None, torch.device("cpu"))
+        fastest(0, [lambda: None], torch.device("cpu"))
 
 
 def test_a_network_that_diffusers_cannot_sample_is_refused(bench, monkeypatch):
@@ -71,4 +75,4 @@ def test_the_command(bench, tmp_path):
         answer = CliRunner().invoke(app, words, catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
     rows = read_rows(tmp_path / "speed.csv", SPEED_COLUMNS)
-    assert len(rows) == 2 and rows["what"][0].startswith("solver and engine, heun") and set(rows["command"]) != {""}
+    assert len(rows) == 3 and rows["what"][0].startswith("whole run, heun") and rows["what"][1].startswith("solver and engine, heun") and set(rows["command"]) != {""}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tt_lib import engine
 from tt_lib.engine import Request, drive, replay
 from tt_lib.errors import BadValue, NotFinite, TimingMismatch
 from tt_lib.grids import make_grid
@@ -410,3 +411,15 @@ def test_sample_pixels():
     assert asked == [range(5, 8), range(8, 11), range(11, 12)]
     with pytest.raises(BadValue):
         sample_pixels(sampler(), 0)
+
+
+def test_a_bad_answer_on_another_device_is_found_at_the_end(monkeypatch):
+    """Answers that lie on a GPU are looked at several at once; the error names the first bad one all the same."""
+    watch, t = engine._Watch(), torch.tensor(0.5)
+    monkeypatch.setattr(engine._Watch, "AT_ONCE", 3)
+    for evaluation, value in enumerate((1.0, math.nan)):
+        watch.sums.append(torch.tensor(value, dtype=torch.float64))  # as add() does for an answer that is not on the CPU
+        watch.where.append((evaluation, t, t))
+    with pytest.raises(NotFinite, match=r"evaluation 1, t = 0\.5"):
+        watch.add(torch.ones(2), 2, t, t)
+    watch.read()

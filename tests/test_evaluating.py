@@ -17,7 +17,7 @@ from tt_lib.bench import Cell, make_bench
 from tt_lib.datasets import load_dataset, to_float, to_uint8
 from tt_lib.engine import Request
 from tt_lib.errors import BadValue
-from tt_lib.evaluating import SETS, StartNoise, fd_row, floor_row, measure, sample_statistics
+from tt_lib.evaluating import SETS, fd_row, floor_row, measure, sample_statistics
 from tt_lib.grids import make_grid
 from tt_lib.metrics.classifier import FeatureNet
 from tt_lib.metrics.contrastive import PlainNet
@@ -26,7 +26,7 @@ from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.networks import save_features
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import save_model
-from tt_lib.noise import SampleNoise
+from tt_lib.noise import SampleNoise, StartNoise
 from tt_lib.predictors import EpsPredictor
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
 from tt_lib.sampling import Sampler

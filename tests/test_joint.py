@@ -43,7 +43,7 @@ def test_search_follows_a_valley_along_no_axis():
         first, second = (tau / t for tau, t in zip(taus, TIMES[:2], strict=True))
         return 100 * (first + second - 2) ** 2 + (first - 0.85) ** 2
 
-    taus, _ = search(valley, TIMES[:2], 2, (0.7, 1.3), 0.001, 2 * JointConfig.tries)
+    taus, _ = search(valley, TIMES[:2], 2, (0.7, 1.3), 0.001, 80)
     assert valley(taus) < 1e-4 and taus[0] / TIMES[0] == pytest.approx(0.85, abs=0.01)
 
 
@@ -55,7 +55,7 @@ def ripples(taus):
 
 def test_search_goes_on_from_where_a_round_ended(monkeypatch):
     """Rounds are what leaves a poor minimum: with one round, or as many tries in one, more ripples hold the search."""
-    tries = 3 * JointConfig.tries
+    tries = JointConfig.tries
     monkeypatch.setattr(tt_lib.tuning.joint, "LINE_TRIES", tries)  # too many for a line: only rounds
     found, rows = search(ripples, TIMES, 3, (0.7, 1.3), 0.001, tries)
     assert rows[-1][1] > 0.9 * tries - 7, "it spends what it may"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import data_folder, file_hash
 from tt_lib.models import CARD, SHIPPED, WEIGHTS, find_model, load_model, make_unet, save_model
-from tt_lib.predictors import make_predictor
+from tt_lib.predictors import EpsPredictor, make_predictor
 from tt_lib.schedules import make_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -352,3 +352,17 @@ def test_shipped_cifar10_network():
     assert (high - x).square().mean() < 0.02
     # At the lowest level the same input is no image with a little noise, and the network knows the difference.
     assert (low - high).square().mean() > 0.1
+
+
+def test_bfloat16_weights_give_autocasts_numbers(tmp_path):
+    """Weights that are cast once give what autocast gives when it casts them at each evaluation, bit for bit."""
+    folder = tmp_path / "model"
+    torch.manual_seed(0)
+    save_model(make_unet("digits", 16), folder, name="made", schedule="linear", card={})
+    model = load_model(str(folder))
+    x, t = torch.randn(3, *model.shape), torch.tensor(0.5, dtype=torch.float64)
+    with torch.no_grad():
+        plain = EpsPredictor(model.network, model.schedule, bf16=True)(x, t, t)
+        cast = make_predictor(model, bf16=True)(x, t, t)
+    assert torch.equal(plain, cast)
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}, "the tuner's network stays as it is"

@@ -24,12 +24,13 @@ from tt_lib.cli import app
 from tt_lib.cost import estimate
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue, MissingFile
-from tt_lib.evaluating import StartNoise, measure
+from tt_lib.evaluating import measure
 from tt_lib.metrics.fast import FastNetwork, make_fast
 from tt_lib.metrics.features import NetworkFeatures
 from tt_lib.metrics.inception import FILE
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import Model
+from tt_lib.noise import StartNoise
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.results import SPEED_COLUMNS, read_rows, write_rows
 from tt_lib.roofline import count_flops, make_network, measure_ceiling, measure_roofline

@@ -28,12 +28,14 @@ def to_eps(kind: str, answer: Tensor, x: Tensor, t: Tensor, schedule: Schedule) 
         BadValue: ``kind`` is none of :data:`KINDS`.
     """
     choose("kind of prediction", kind, KINDS)
+    if kind == "eps":
+        return answer
     alpha, sigma = along(schedule.alpha(t), x), along(schedule.sigma(t), x)
     if kind == "x0":
         return (x - alpha * answer) / sigma
     if kind == "v":
         return alpha * answer + sigma * x
-    return answer if kind == "eps" else -sigma * answer
+    return -sigma * answer
 
 
 def to_x0(eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:

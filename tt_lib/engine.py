@@ -76,14 +76,14 @@ def drive(
         NotFinite: an answer holds NaN or infinity.
         ValueError: ``taus`` has another length than the number of evaluations.
     """
-    run = Run(x=torch.empty(0), nfe=0)
+    run, watch = Run(x=torch.empty(0), nfe=0), _Watch()
     with torch.set_grad_enabled(grad):
         try:
             request = next(solution)
             while True:
                 tau = request.t if taus is None else _nth(taus, run.nfe)
                 answer = predictor(request.x, request.t, tau)
-                check_finite(answer, run.nfe, request.t, tau)
+                watch.add(answer, run.nfe, request.t, tau)
                 run.nfe += 1
                 if keep:
                     run.trajectory.append(request)
@@ -93,6 +93,7 @@ def drive(
                 request = solution.send(answer)
         except StopIteration as stop:
             run.x = stop.value
+    watch.read()
     if taus is not None and len(taus) != run.nfe:
         raise ValueError(f"{len(taus)} conditioning times were given, the solver made {run.nfe} evaluations")
     return run
@@ -114,15 +115,44 @@ def replay(solution: Solution, answers: Sequence[Tensor]) -> Request | Tensor:
 
 
 def check_finite(answer: Tensor, evaluation: int, t: Tensor, tau: Tensor | float) -> None:
-    """Raise :class:`NotFinite` unless every number of ``answer`` is finite."""
-    # One reduction and one read-back: a NaN or infinity anywhere survives in the sum.
-    if bool(answer.detach().sum(dtype=torch.float64).isfinite()):
-        return
-    where = f"evaluation {evaluation}, t = {_brief(t)}, tau = {_brief(tau)}"
-    raise NotFinite(
-        f"the network answered NaN or infinity at {where}; check its weights and its input range, "
-        "and run it in float32 if it is run in float16"
-    )
+    """Raise :class:`NotFinite` unless every number of ``answer``, is finite (``evaluation`` counts from 0, as tau_0 .. do)."""
+    watch = _Watch()
+    watch.add(answer, evaluation, t, tau)
+    watch.read()
+
+
+class _Watch:
+    """Looks for NaN and infinity in answers, without making the CPU wait for a GPU at each: it looks back at several at once.
+
+    While a GPU works on one evaluation the CPU prepares the next ones. Reading a result at each evaluation would end that.
+    """
+
+    AT_ONCE = 16
+
+    def __init__(self) -> None:
+        self.sums: list[Tensor] = []
+        self.where: list[tuple[int, Tensor, Tensor | float]] = []
+
+    def add(self, answer: Tensor, evaluation: int, t: Tensor, tau: Tensor | float) -> None:
+        # A NaN or infinity anywhere survives in the sum.
+        self.sums.append(answer.detach().sum(dtype=torch.float64))
+        self.where.append((evaluation, t, tau))
+        if answer.device.type == "cpu" or len(self.sums) == self.AT_ONCE:
+            self.read()
+
+    def read(self) -> None:
+        """Raise :class:`NotFinite` for the first of the answers since the last call that is not finite."""
+        if not self.sums:
+            return
+        finite, where = torch.stack(self.sums).isfinite().tolist(), self.where
+        self.sums, self.where = [], []
+        if all(finite):
+            return
+        evaluation, t, tau = where[finite.index(False)]
+        raise NotFinite(
+            f"the network answered NaN or infinity at evaluation {evaluation}, t = {_brief(t)}, tau = {_brief(tau)}; "
+            "check its weights and its input range, and run it in float32 if it is run in float16"
+        )
 
 
 def _nth(taus: Sequence[float] | Tensor, index: int) -> Tensor:

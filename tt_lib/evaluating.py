@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from tt_lib.metrics.kernel import kernel_distance
 from tt_lib.metrics.manifold import precision_recall
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.yardsticks import JoinedFeatures, Yardstick
-from tt_lib.noise import SampleNoise
+from tt_lib.noise import StartNoise, drawn_ahead
 from tt_lib.results import device_name, provenance
 from tt_lib.sampling import Sampler, batches
 from tt_lib.world import ALONE, World
@@ -37,29 +36,6 @@ SETS = 10
 Progress = Callable[[int, int, str], None]
 _Set = tuple[FeatureStatistics, Tensor | None]
 """A set's statistics in one of the features, and the vectors that are kept of it."""
-
-
-class StartNoise:
-    """x_T of ranges of seeds, kept on the device: the cells of a table start from the same noise.
-
-    Args:
-        shape: of one sample.
-        device: where it is kept.
-        most: how many samples are kept; beyond that, noise is drawn each time.
-    """
-
-    def __init__(self, shape: tuple[int, ...], device: torch.device | str, most: int = 100_000) -> None:
-        self.shape, self.device, self.most = shape, device, most
-        self.kept: dict[range, Tensor] = {}
-
-    def __call__(self, seeds: range) -> Tensor:
-        """x_T [len(seeds), *shape] on the device."""
-        if seeds in self.kept:
-            return self.kept[seeds]
-        noise = SampleNoise(seeds).start(self.shape).to(self.device)
-        if sum(map(len, self.kept)) + len(seeds) <= self.most:
-            self.kept[seeds] = noise
-        return noise
 
 
 @dataclass(frozen=True)
@@ -99,7 +75,7 @@ def sample_statistics(
     found = FeatureStatistics(features.dimension, features.name, features.sha256, {}, features.device)
     nfe = 0
     draw = None if sampler.solver.stochastic else start or StartNoise(sampler.shape, sampler.device, most=0)
-    for part, noise in _with_noise(world.share(list(batches(seeds.start, len(seeds), batch))), draw):
+    for part, noise in drawn_ahead(world.share(list(batches(seeds.start, len(seeds), batch))), draw):
         run = sampler(part, start=noise)
         nfe = run.nfe
         vectors = features(to_uint8(run.x))
@@ -110,20 +86,6 @@ def sample_statistics(
             progress(len(part) * world.size)
     # A process without a batch counted no evaluation.
     return found.joined(world), max(world.gather(nfe))
-
-
-def _with_noise(parts: list[range], draw: Callable[[range], Tensor] | None) -> Iterator[tuple[range, Tensor | None]]:
-    """Each batch of seeds with its x_T: the CPU draws the next batch's while the GPU works on this one."""
-    if draw is None or not parts:
-        yield from ((part, None) for part in parts)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(draw, parts[0])
-        for part, after in zip(parts, [*parts[1:], None], strict=True):
-            noise = coming.result()
-            if after is not None:
-                coming = thread.submit(draw, after)
-            yield part, noise
 
 
 def measure(

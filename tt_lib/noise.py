@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -28,6 +29,43 @@ class SampleNoise:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.start(x.shape[1:]).to(x.device, x.dtype)
+
+
+class StartNoise:
+    """x_T of ranges of seeds, kept on the device: the cells of a table start from the same noise.
+
+    Args:
+        shape: of one sample.
+        device: where it is kept.
+        most: how many samples are kept; beyond that, noise is drawn each time.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device | str, most: int = 100_000) -> None:
+        self.shape, self.device, self.most = shape, device, most
+        self.kept: dict[range, Tensor] = {}
+
+    def __call__(self, seeds: range) -> Tensor:
+        """x_T [len(seeds), *shape] on the device."""
+        if seeds in self.kept:
+            return self.kept[seeds]
+        noise = SampleNoise(seeds).start(self.shape).to(self.device)
+        if sum(map(len, self.kept)) + len(seeds) <= self.most:
+            self.kept[seeds] = noise
+        return noise
+
+
+def drawn_ahead(parts: list[range], draw: Callable[[range], Tensor] | None) -> Iterator[tuple[range, Tensor | None]]:
+    """Each batch of seeds with its x_T: the CPU draws the next batch's while the GPU works on this one."""
+    if draw is None or not parts:
+        yield from ((part, None) for part in parts)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(draw, parts[0])
+        for part, after in zip(parts, [*parts[1:], None], strict=True):
+            noise = coming.result()
+            if after is not None:
+                coming = thread.submit(draw, after)
+            yield part, noise
 
 
 def derive_seed(seed: int, counter: int) -> int:

@@ -6,6 +6,7 @@ eps, x0, v and score use ``t``. TimeTuner changes only ``tau``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Protocol
@@ -50,7 +51,9 @@ class EpsPredictor:
         self.network, self.schedule, self.bf16, self.kind, self.convert_at = network, schedule, bf16, kind, convert_at
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        c = self.schedule.network_time(tau).to(device=x.device, dtype=torch.float32).expand(len(x))
+        c = self.schedule.network_time(tau).float()
+        # A scalar on the CPU is added without a copy to the GPU, for which the CPU would wait until the GPU is done.
+        c = c.to(x.device) if c.ndim else torch.zeros(len(x), device=x.device) + c
         context = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
         with context:
             answer = self.network(x, c)
@@ -75,17 +78,31 @@ class Chunked:
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
         pieces = []
         for begin in range(0, len(x), self.size):
-            rows = torch.arange(begin, begin + self.size if self.fill else min(begin + self.size, len(x)))
-            rows = rows.clamp(max=len(x) - 1)
-            each = [value[rows.to(value.device)] if value.ndim else value for value in (x, t, tau)]
+            each = [value[begin : begin + self.size] if value.ndim else value for value in (x, t, tau)]
+            lacking = self.size - len(each[0]) if self.fill else 0
+            if lacking:
+                each = [torch.cat([value, value[-1:].expand(lacking, *value.shape[1:])]) if value.ndim else value for value in each]
             pieces.append(self.predictor(*each)[: len(x) - begin])
-        return torch.cat(pieces)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def cast_weights(network: nn.Module) -> nn.Module:
+    """A copy whose convolutions and linear layers hold bfloat16 weights.
+
+    Autocast would cast the same weights at each evaluation (it keeps its casts only of weights that are trained), which takes
+    as many kernels as the network has weights. The answers are the same numbers.
+    """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+    return network
 
 
 def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False) -> EpsPredictor:
     """The predictor of a loaded model; ``compile`` pays on a GPU and for many batches of one size."""
     network = model.network
     if bf16:
-        network = network.to(memory_format=torch.channels_last)
+        network = cast_weights(network.to(memory_format=torch.channels_last))
     run = torch.compile(network, dynamic=False) if compile else network
     return EpsPredictor(run, model.schedule, bf16, model.kind)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tt_lib.benchmarks import best_of
+from tt_lib.benchmarks import fastest
 from tt_lib.errors import choose
 from tt_lib.speed import Tell, speed_row
 
@@ -88,7 +88,7 @@ def measure_ceiling(
         ),
     }  # fmt: skip
     return {
-        what: (amount * REPEATED / best_of(repeats, _repeated(job), device), unit) for what, (job, amount, unit) in jobs.items()
+        what: (amount * REPEATED / fastest(repeats, [_repeated(job)], device)[0], unit) for what, (job, amount, unit) in jobs.items()
     }
 
 
@@ -129,7 +129,7 @@ def measure_roofline(
 
     def add(what: str, job: Callable[[], Any], flops: float, batch: int) -> None:
         tell(what)
-        taken = best_of(repeats, job, device)
+        taken = fastest(repeats, [job], device)[0]
         rows.append(speed_row(f"{what}: peer a matrix product", flops * batch / taken / 1e12, best, "TFLOP/s", device))
         rows.append(speed_row(f"{what}, {flops / 1e9:.4g} GFLOP an image", batch / taken, None, "images/s", device))
 

@@ -14,7 +14,7 @@ from tt_lib.datasets import to_uint8
 from tt_lib.engine import Run, drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import Grid
-from tt_lib.noise import SampleNoise
+from tt_lib.noise import SampleNoise, StartNoise, drawn_ahead
 from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule
 from tt_lib.solvers import Solver
@@ -110,12 +110,13 @@ def sample_pixels(
     """Sample ``count`` images as uint8 [count, C, H, W] on the CPU, rounded to nearest.
 
     Args:
-        start: gives x_T of a range of seeds, where it is kept from an earlier run.
+        start: gives x_T of a range of seeds, where it is kept from an earlier run; else it is drawn here.
         progress: called with (images done, count, message).
     """
     parts: list[Tensor] = []
-    for seeds in batches(first_seed, count, batch):
-        run = sampler(seeds, start=start(seeds) if start else None)
+    draw = None if sampler.solver.stochastic else start or StartNoise(sampler.shape, sampler.device, most=0)
+    for seeds, noise in drawn_ahead(list(batches(first_seed, count, batch)), draw):
+        run = sampler(seeds, start=noise)
         parts.append(to_uint8(run.x).cpu())
         if progress:
             progress(seeds[-1] + 1 - first_seed, count, f"{run.nfe} evaluations an image")

@@ -11,9 +11,10 @@ import torch
 
 from tt_lib.bench import Bench, Cell
 from tt_lib.errors import BadValue
-from tt_lib.evaluating import SETS, StartNoise, measure, sample_statistics
+from tt_lib.evaluating import SETS, measure, sample_statistics
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.noise import StartNoise
 from tt_lib.results import device_name, provenance
 from tt_lib.sampling import Sampler, batches
 from tt_lib.timing import UNTUNED

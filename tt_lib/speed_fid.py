@@ -27,11 +27,12 @@ from torch import Tensor
 from tt_lib.bench import Bench, Cell
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue, MissingFile
-from tt_lib.evaluating import StartNoise, check_n, measure
+from tt_lib.evaluating import check_n, measure
 from tt_lib.metrics.fast import make_fast
 from tt_lib.metrics.features import INCEPTION, NetworkFeatures
 from tt_lib.metrics.inception import DIMENSION, FILE, find_inception, load_inception, plant_random_inception
 from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.noise import StartNoise
 from tt_lib.sampling import Sampler, batches
 from tt_lib.speed import Tell, seconds, speed_row, warm_up
 from tt_lib.speed_profile import profile_evaluation

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from tt_lib.bench import Bench, Cell
 from tt_lib.errors import BadValue
-from tt_lib.evaluating import StartNoise, check_n, measure
+from tt_lib.evaluating import check_n, measure
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.noise import StartNoise
 from tt_lib.speed import Tell, seconds, speed_row
 from tt_lib.timing import Timing
 from tt_lib.tuning import OBJECTIVES, TuneConfig

@@ -42,7 +42,7 @@ import torch
 from tt_lib.bench import Bench, Cell, find_timing, timing_path
 from tt_lib.corrections import read_correction
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
-from tt_lib.evaluating import SETS, Measured, StartNoise, fd_row, forget_sets, measure_all, more_rows, set_files
+from tt_lib.evaluating import SETS, Measured, fd_row, forget_sets, measure_all, more_rows, set_files
 from tt_lib.files import data_folder
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.bank import SIZE, FeatureBank
@@ -51,6 +51,7 @@ from tt_lib.metrics.frechet import paired_interval
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.yardsticks import Yardstick, check_names
 from tt_lib.names import IMAGE_SOURCES, parse_timing
+from tt_lib.noise import StartNoise
 from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
 from tt_lib.sampling import Sampler
 from tt_lib.timing import UNTUNED, Timing

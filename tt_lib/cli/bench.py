@@ -51,7 +51,7 @@ def bench(
         bf16 = where.type == "cuda"
         workbench = make_bench(model, where, batch=batch, bf16=bf16, compile=compile)
         cells = [Cell(name, "uniform", nfe) for name in solver or ("ddim", "dpmpp-2m", "unipc")]
-        rows = measure_overhead(workbench, cells, repeats=repeats, tell=say)
+        rows = measure_overhead(workbench, cells, compiled=compile, repeats=repeats, tell=say)
         rows += measure_against_diffusers(workbench, steps=nfe, n=n, bf16=bf16, compiled=compile, repeats=repeats, tell=say)
     path = results or results_folder() / "speed.csv"
     write_rows(path, rows, SPEED_COLUMNS, SPEED_KEY)

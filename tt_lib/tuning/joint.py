@@ -28,10 +28,10 @@ import torch
 from scipy.optimize import minimize
 
 from tt_lib.errors import BadValue, choose
-from tt_lib.evaluating import StartNoise
 from tt_lib.files import read_json, write_json
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.noise import StartNoise
 from tt_lib.results import provenance
 from tt_lib.sampling import Sampler
 from tt_lib.tuning.config import check_freeze_last, check_range, full_name
@@ -69,9 +69,9 @@ class JointConfig:
 
     objective: str = "frechet"
     samples: int = 1000
-    bounds: tuple[float, float] = (0.7, 1.3)
+    bounds: tuple[float, float] = (0.5, 1.5)
     freeze_last: int = 0
-    tries: int = 40
+    tries: int = 120
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,9 +94,9 @@ def search(
 ) -> tuple[tuple[float, ...], list[Row]]:
     """Search for the ratios tau / t of the lowest loss, from 1 on.
 
-    From coarse to fine, since the loss has several minima: first the ratios lie on a straight line over the steps, which its two
-    ends decide; then each is free, in rounds from the best ratios found so far. A round that begins with a wide view again finds
-    its way out of many minima.
+    The loss has several minima, so there are three descents, each with a third of the tries: from the best straight line of
+    ratios over the steps (its two ends decide it), from ratio 1, and from the better of what these two found. A descent goes in
+    rounds from the best ratios found so far; a round that begins with a wide view again finds its way out of many minima.
 
     Args:
         loss: of all K taus.
@@ -111,7 +111,7 @@ def search(
         the untuned one. No timing with a higher loss than the untuned one is returned.
     """
     rows: list[Row] = []
-    best: tuple[float, tuple[float, ...]] | None = None
+    best: tuple[float, tuple[float, ...], list[float]] | None = None
 
     def judge(ratios: Sequence[float]) -> float:
         nonlocal best
@@ -122,7 +122,7 @@ def search(
         attempt = rows[-1][1] + 1 if rows else 0
         rows.extend((step, attempt, found, taus[step], times[step]) for step in range(max(tuned, 1)))
         if best is None or found < best[0]:
-            best = (found, taus)
+            best = (found, taus, list(ratios))
         return found
 
     def descend(judged: Callable[[Sequence[float]], float], start: list[float], radius: float, most: int) -> Any:
@@ -131,19 +131,25 @@ def search(
             options={"maxfev": most, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION},
         )  # fmt: skip
 
+    def rounds(start: list[float], most: int) -> None:
+        radius = RADIUS
+        # A round begins with a model of the loss from 2 K + 1 tries; fewer are no use.
+        while tuned and most > 2 * tuned:
+            result = descend(judge, start, radius, most)
+            most -= result.nfev
+            if radius <= SMALLEST:
+                break
+            start, radius = list(result.x), max(radius * SHRINK, SMALLEST)
+
     judge([1.0] * tuned)
-    start, radius, asked = [1.0] * tuned, RADIUS, 0
-    if tuned > 2 and tries >= 4 * LINE_TRIES:
-        result = descend(lambda ends: judge(_line(ends, tuned)), [1.0, 1.0], radius, LINE_TRIES)
-        start, asked = _line(result.x, tuned), result.nfev
-    # A round begins with a model of the loss from 2 K + 1 tries; fewer are no use.
-    while tuned and tries - asked > 2 * tuned:
-        result = descend(judge, start, radius, tries - asked)
-        asked += result.nfev
-        if radius <= SMALLEST:
-            break
-        start, radius = list(result.x), max(radius * SHRINK, SMALLEST)
-    assert best is not None  # untuned was judged
+    assert best is not None
+    share = tries
+    if tuned > 2 and tries >= 12 * LINE_TRIES:
+        share = tries // 3
+        line = descend(lambda ends: judge(_line(ends, tuned)), [1.0, 1.0], RADIUS, LINE_TRIES)
+        rounds(_line(line.x, tuned), share - line.nfev)
+        rounds([1.0] * tuned, share)
+    rounds(best[2], share)
     return best[1], rows
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
-from tt_lib.evaluating import StartNoise, fingerprint, sample_statistics
+from tt_lib.evaluating import fingerprint, sample_statistics
 from tt_lib.grids import make_grid
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.noise import StartNoise
 from tt_lib.sampling import Sampler, batches
 from tt_lib.solvers import make_solver
 
