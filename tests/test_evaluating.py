@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import tt_lib.evaluating
+import tt_lib.noise
 from tt_lib.bench import Cell, make_bench
 from tt_lib.datasets import load_dataset, to_float, to_uint8
 from tt_lib.engine import Request
@@ -332,7 +333,7 @@ def test_kept_noise_is_the_samples_own():
 
 def test_noise_is_drawn_once(monkeypatch):
     drawn = []
-    monkeypatch.setattr(tt_lib.evaluating, "SampleNoise", lambda seeds: drawn.append(seeds) or SampleNoise(seeds))
+    monkeypatch.setattr(tt_lib.noise, "SampleNoise", lambda seeds: drawn.append(seeds) or SampleNoise(seeds))
     noise = StartNoise((1, 2, 2), "cpu", most=5)
     for seeds in (range(3), range(3), range(3, 6), range(3, 6), range(6, 8), range(6, 8)):
         noise(seeds)

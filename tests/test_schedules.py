@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.autograd import gradcheck
 
+import tt_lib.schedules
 from tt_lib.errors import BadValue
 from tt_lib.schedules import (
     ContinuousLinearVP,
@@ -212,3 +213,18 @@ def test_other_bad_values():
         BadValue, match="unknown schedule 'sigmoid'; choose one of: continuous-linear, cosine, linear"
     ):
         make_schedule("sigmoid")
+
+
+def test_values_at_scalar_times_are_kept_but_not_their_gradients(monkeypatch):
+    schedule = make_schedule("linear")
+    t = torch.tensor(0.3, dtype=torch.float64)
+    assert schedule.lam(t) is schedule.lam(t.clone()) and schedule.lam(t) is not schedule.sigma(t)
+    assert schedule.lam(t) != make_schedule("cosine").lam(t), "each schedule keeps its own"
+    for wanted in (t.clone().requires_grad_(), t.reshape(1), 0.3):
+        assert schedule.lam(wanted) is not schedule.lam(wanted) and schedule.lam(wanted) == schedule.lam(t)
+    moving = t.clone().requires_grad_()
+    assert torch.autograd.grad(schedule.lam(moving), moving)[0] < 0
+    monkeypatch.setattr(tt_lib.schedules, "MOST_KNOWN", 3)
+    for k in range(10):
+        schedule.alpha(t * k / 10)
+    assert len(schedule._known) <= 3

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +33,32 @@ def time_of_index(n: Times, levels: int) -> Tensor:
 def index_of_time(t: Times, levels: int) -> Tensor:
     """Index ``n = N t - 1`` of time ``t``: what a discretely trained network is conditioned on."""
     return torch.as_tensor(t, dtype=torch.float64) * levels - 1
+
+
+Function = Callable[[Any, Times], Tensor]
+MOST_KNOWN = 10_000
+
+
+def remembered(function: Function) -> Function:
+    """A schedule's function that keeps its values at scalar times: for every batch, a solver asks for the same few again.
+
+    A GPU that runs a compiled network is done with a step before the CPU has worked out the numbers of the next one anew. A
+    time that wants a gradient is computed each time.
+    """
+
+    @wraps(function)
+    def asked(self: Any, t: Times) -> Tensor:
+        if not isinstance(t, Tensor) or t.ndim or t.requires_grad or t.device.type != "cpu":
+            return function(self, t)
+        known = self.__dict__.setdefault("_known", {})
+        key = (function.__name__, t.item())
+        if key not in known:
+            if len(known) >= MOST_KNOWN:
+                known.clear()
+            known[key] = function(self, t)
+        return known[key]
+
+    return asked
 
 
 class Schedule(ABC):
@@ -58,15 +86,18 @@ class Schedule(ABC):
     def network_time(self, t: Times) -> Tensor:
         """What the network is given for time ``t`` (an index for discrete networks, fractional if need be)."""
 
+    @remembered
     def alpha(self, t: Times) -> Tensor:
         """``alpha(t)``."""
         return self.log_alpha(t).exp()
 
+    @remembered
     def sigma(self, t: Times) -> Tensor:
         """``sigma(t) = sqrt(1 - alpha(t)^2)``, computed through ``expm1`` so that small values keep their digits."""
         # 0 - ..., not a minus sign: at t = 0 that would give -0.
         return (0.0 - torch.expm1(2 * self.log_alpha(t))).sqrt()
 
+    @remembered
     def lam(self, t: Times) -> Tensor:
         """``lambda(t) = log(alpha(t) / sigma(t))``, half the log signal-to-noise ratio; ``+inf`` at ``t = 0``."""
         return self.log_alpha(t) - self.sigma(t).log()
