@@ -53,21 +53,24 @@ def stats(
 
 
 def card() -> None:
-    """Write what is said about the shipped files: `data/README.md`, and the results in README with their figure.
+    """Write what is said about the shipped files: `data/README.md`, all results, and those in README with their figure.
 
-    The data card says what each file is, which command made it, and its hash; the results are a table and a
-    figure of the rows in `data/results/fd.csv`.
+    The data card says what each file is, which command made it, and its hash; the results are tables and a figure of the
+    rows in `data/results/`: all of them in its README.md, the most wanted in the project's.
     """
     from tt_lib.card import data_card
     from tt_lib.files import PACKAGE_ROOT, data_folder, write_text
     from tt_lib.report import write_report
-    from tt_lib.results import FD_COLUMNS, read_rows, results_folder
+    from tt_lib.results import CORRELATION_COLUMNS, FD_COLUMNS, read_rows, results_folder
+    from tt_lib.results_page import results_page
 
     path = data_folder() / "README.md"
     write_text(path, data_card(data_folder()))
-    written = [path]
+    rows, page = read_rows(results_folder() / "fd.csv", FD_COLUMNS), results_folder() / "README.md"
+    write_text(page, results_page(rows, read_rows(results_folder() / "correlation.csv", CORRELATION_COLUMNS)))
+    written = [path, page]
     # A package installed without its repository has no README to write to.
     if (PACKAGE_ROOT / "README.md").exists():
-        written += write_report(PACKAGE_ROOT, read_rows(results_folder() / "fd.csv", FD_COLUMNS))
+        written += write_report(PACKAGE_ROOT, rows)
     for file in written:
         say(str(file))

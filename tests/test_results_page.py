@@ -1,0 +1,108 @@
+"""The page of results says what the rows say, and nothing else."""
+
+import re
+
+import pandas as pd
+import pytest
+from test_report import rows
+
+from tt_lib.changes import BETTER, CONSTANT, CORRECTED, PLAIN, SAME, WORSE, base_name, changes, family
+from tt_lib.files import PACKAGE_ROOT
+from tt_lib.results import CORRELATION_COLUMNS, FD_COLUMNS, read_rows
+from tt_lib.results_page import results_page
+
+NONE = pd.DataFrame(columns=CORRELATION_COLUMNS)
+FLOOR = ("floor", "", 0, "floor", 0.2667, 0.2, 0.3)
+
+
+def study(*cells, n=10_000, features="cifar10-resnet") -> pd.DataFrame:
+    frame = rows(*cells).assign(n=n, features=features, metric=f"FD ({features})")
+    frame.loc[frame["solver"] == "floor", "model"] = "test images"
+    return frame
+
+
+SOLVERS = (
+    ("ddim", "uniform", 5, "untuned", 17.54, 17.4, 17.7), ("ddim", "uniform", 5, "consistency-parallel", 14.7, 14.6, 14.8),
+    ("ddim", "uniform", 5, "truncation-parallel", 15.7, 15.6, 15.8), ("dpmpp-2m", "uniform", 5, "untuned", 6.58, 6.5, 6.6),
+    ("dpmpp-2m", "uniform", 5, "consistency-parallel", 48.36, 48.0, 48.7), ("ddim", "uniform", 20, "untuned", 5.3, 5.2, 5.4),
+    ("ddim", "uniform", 20, "truncation-parallel", 5.35, 5.3, 5.45), FLOOR,
+)  # fmt: skip
+ASKED = (
+    ("ddim", "uniform", 5, "untuned", 17.54, 17.4, 17.7), ("ddim", "uniform", 5, "truncation-parallel", 15.7, 15.6, 15.8),
+    ("ddim", "uniform", 5, "truncation-parallel,seed=1", 15.5, 15.4, 15.6), ("ddim", "uniform", 5, "truncation-parallel,seed=2", 15.9, 15.8, 16.0),
+    ("ddim", "uniform", 5, "constant-0.95", 16.0, 15.9, 16.1), ("ddim", "uniform", 5, "epsilon-1.01", 17.0, 16.9, 17.1),
+)  # fmt: skip
+
+
+def test_page_in_the_repository_is_what_the_rows_give():
+    folder = PACKAGE_ROOT / "data/results"
+    frame, correlation = read_rows(folder / "fd.csv", FD_COLUMNS), read_rows(folder / "correlation.csv", CORRELATION_COLUMNS)
+    assert (folder / "README.md").read_text(encoding="utf-8") == results_page(frame, correlation), "run `tt card` and commit"
+
+
+def test_changes_tell_better_worse_and_neither():
+    found = changes(study(*SOLVERS[:-1])).set_index(["solver", "nfe", "timing"])
+    assert found["verdict"].to_dict() == {
+        ("ddim", 5, "consistency-parallel"): BETTER, ("ddim", 5, "truncation-parallel"): BETTER,
+        ("ddim", 20, "truncation-parallel"): SAME, ("dpmpp-2m", 5, "consistency-parallel"): WORSE,
+    }  # fmt: skip
+    assert found["change"].is_monotonic_increasing and found["change"].iloc[0] == pytest.approx(14.7 / 17.54 - 1)
+
+
+@pytest.mark.parametrize(
+    "timing, asked",
+    [("truncation-parallel", PLAIN), ("frechet-joint", PLAIN), ("constant-0.95", CONSTANT), ("epsilon-1.01", CORRECTED), ("time-shift", CORRECTED),
+     ("truncation-parallel,images=16", "Number of images"), ("consistency-parallel-freeze2", "Steps at the end that keep their own time"),
+     ("consistency-sequential,iterations=50,optimiser=adam", "Adam, its iterations and learning rate"), ("truncation-parallel,gate=true", "A gate for each step")],
+)  # fmt: skip
+def test_a_timing_answers_one_question(timing, asked):
+    assert family(timing) == asked
+    assert base_name("consistency-parallel-freeze2,images=4") == "consistency-parallel"
+
+
+def test_study_of_every_solver():
+    page = results_page(study(*SOLVERS), NONE)
+    assert "## Every solver, `cifar10-resnet`, 10,000 samples" in page
+    assert "| ddim | 17.54 → 14.70 c | **5.30 ± 0.10** → 5.35 t |" in page and "| dpmpp-2m | **6.58 ± 0.05** → 48.36 c |  |" in page
+    assert "Of 4 tuned samplers 2 are better than untuned beyond the intervals, 1 are worse, and for 1 the intervals overlap." in page
+    assert "| dpmpp-2m, uniform | 5 | consistency-parallel | 6.58 | 48.36 | +635 % |" in page
+    assert "on solvers with a history" in page and "in many steps" not in page, "only reasons of what is there"
+    assert "10,000 test images: 0.267 ± 0.050" in page
+    for absent in ("README's table", "Ablations", "Rank correlations", "Other measures"):
+        assert absent not in page
+
+
+def test_ablations_have_their_questions():
+    page = results_page(study(*ASKED), NONE)
+    assert "One constant ratio for all steps (ddim, uniform):" in page and "Corrections without tuning (ddim, uniform):" in page
+    assert "| truncation-parallel: mean and standard deviation of 3 seeds | 15.70 ± 0.20 |" in page
+    assert "| timing | cifar10-resnet, NFE 5 |" in page
+    seeds = page[page.index("Seeds of the tuning") :].split("\n\n")[1]
+    assert "| untuned | 17.54 |" in seeds and "| truncation-parallel | 15.70 |" in seeds and "| truncation-parallel,seed=1 | **15.50** |" in seeds
+
+
+def test_features_and_numbers_of_samples_stay_apart():
+    page = results_page(
+        pd.concat([study(*SOLVERS, n=50_000), study(*SOLVERS), study(*SOLVERS, features="cifar10-simclr")], ignore_index=True), NONE
+    )
+    assert re.findall(r"^## .*", page, re.M)[:4] == [
+        "## The README's table, `cifar10-resnet`, 50,000 samples", "## Every solver, `cifar10-resnet`, 10,000 samples",
+        "## Every solver, `cifar10-simclr`, 10,000 samples", "## What improved and what got worse, `cifar10-resnet`, 50,000 samples",
+    ]  # fmt: skip
+
+
+def test_other_measures_and_correlations():
+    kernel = study(SOLVERS[0]).assign(metric="kernel distance (cifar10-resnet)")
+    found = pd.DataFrame([dict.fromkeys(CORRELATION_COLUMNS, "") | {
+        "what": "angle, Fréchet distance", "among": "all", "cells": 62, "spearman": 0.559, "low": 0.381, "high": 0.696,
+    }])  # fmt: skip
+    page = results_page(pd.concat([study(*SOLVERS), kernel], ignore_index=True), found)
+    assert "| ddim, uniform | 5 | untuned | kernel distance (cifar10-resnet) | 10,000 | 17.54 | 17.4 to 17.7 |" in page
+    assert "| angle, Fréchet distance | all | 62 | 0.56 | 0.38 to 0.70 |" in page
+
+
+def test_a_changed_row_changes_the_page():
+    frame = study(*SOLVERS)
+    before = results_page(frame, NONE)
+    frame.loc[1, "value"] = 13.37
+    assert "13.37" in results_page(frame, NONE) and "13.37" not in before

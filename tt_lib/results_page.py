@@ -1,0 +1,236 @@
+"""The page ``data/results/README.md``: all tables, made from the rows beside it and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from tt_lib.changes import BETTER, PLAIN, SAMPLER, WORSE, base_name, changes, distances, family
+from tt_lib.report import FEATURES, results_table
+from tt_lib.timing import UNTUNED
+
+MODEL = "cifar10-ddpm-w64"
+README_N = 50_000
+MOST = 12
+"""Lines of a list of gains or losses that are not folded away."""
+HEAD = """# Results
+
+This page is written by `tt card` from the rows in this folder, and the test suite compares the two. `fd.csv` holds distances of
+samples, `direction.csv` direction errors of each step, `correlation.csv` rank correlations, `speed.csv` what things cost,
+`training.csv` how the networks were trained. Each row names the command, the commit and the device that made it.
+
+A value is a Fréchet distance between samples and the training images; ± is half of its 95 % interval, from ten disjoint sets of
+samples. All timings of one sampler start from the same noise. Smaller is better.
+"""
+NOT_COMPARABLE = """## What these numbers may not be compared with
+
+- **FID.** These are distances in the features of two networks that this project trained. Only Inception-2015's features make a
+  FID, and no number here is one. The two features have scales of their own, too: compare within a table, not across.
+- **Another number of samples.** A Fréchet distance of few samples is too large, the more so the fewer there are.
+- **Another reference.** The reference is the 50,000 training images, which the networks of the features have seen.
+- **Another network.** Every row is of the shipped one (`tt info`); a better network has other direction errors.
+- **Its own tuning.** `frechet-joint` was found by the very distance in `cifar10-resnet`, on other samples. What it gains there shows
+  what the times can do; whether the samples are better is for the other features to say.
+"""
+WHY = {
+    "consistency, history": "**`consistency` on solvers with a history.** The paper's objective wants the direction after a step to be the "
+    "direction before it. Over the last interval before clean data the direction turns so far that no time keeps it, and a "
+    "step that leaves noise in the image satisfies the objective best. A solver that extrapolates its history gives that time a strong lever.",
+    "consistency, many steps": "**`consistency` in many steps.** The true trajectory bends, so the right direction does change along an interval. "
+    "Where intervals are long, wishing that it does not is nearer to the truth than the untuned step is; where they are short it is not.",
+    "truncation": "**`truncation`.** It brings each image nearer to the end of its own true trajectory, and it does (`direction.csv`). The "
+    "distance is of the statistics of all images: errors that happen to cancel there count as nothing, and mending some of them can make "
+    "the rest show.",
+}
+
+
+def results_page(frame: pd.DataFrame, correlation: pd.DataFrame) -> str:
+    """The page's text.
+
+    Args:
+        frame: rows of ``fd.csv``.
+        correlation: rows of ``correlation.csv``.
+    """
+    parts = [HEAD, *_main_tables(frame), *_studies(frame), *_verdicts(frame), *_ablations(frame), *_agreement(correlation)]
+    return "\n".join([*parts, *_more(frame), _floor(frame), NOT_COMPARABLE])
+
+
+def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """(features, n, rows) of the shipped network, the README's first."""
+    pairs = frame[(frame["model"] == MODEL)][["features", "n"]].drop_duplicates()
+    order = sorted(pairs.itertuples(index=False), key=lambda pair: (-pair.n, pair.features != FEATURES, pair.features))
+    for features, n in order:
+        rows = distances(frame, features, n, MODEL)
+        if len(rows):
+            yield features, int(n), rows
+
+
+def _main_tables(frame: pd.DataFrame) -> Iterator[str]:
+    for features, n, _ in _groups(frame):
+        if n == README_N:
+            yield f"## The README's table, `{features}`, {n:,} samples\n\n{results_table(frame, features)}"
+
+
+def _studies(frame: pd.DataFrame) -> Iterator[str]:
+    """A table for each grid: every solver against NFE, untuned and its best timing."""
+    for features, n, rows in _groups(frame):
+        plain = rows[[timing == UNTUNED or family(timing) == PLAIN for timing in rows["timing"]]]
+        if n == README_N or plain.empty:
+            continue
+        yield (
+            f"## Every solver, `{features}`, {n:,} samples\n\nUntuned → the best tuned timing, with the first letter of its objective. "
+            "In bold: the best of each NFE.\n"
+        )
+        for grid, group in plain.groupby("grid", sort=False):
+            yield f"Grid `{grid}`:\n\n{_solver_table(group)}"
+
+
+def _solver_table(rows: pd.DataFrame) -> str:
+    budgets = sorted(rows["nfe"].unique())
+    best = {nfe: rows[rows["nfe"] == nfe]["value"].min() for nfe in budgets}
+    lines = [f"| solver | {' | '.join(map(str, budgets))} |", f"| --- |{' ---: |' * len(budgets)}"]
+    for (solver, eta), group in rows.groupby(["solver", "eta"], sort=False):
+        cells = [_solver_cell(group[group["nfe"] == nfe], best[nfe]) for nfe in budgets]
+        lines.append(f"| {solver}{f', eta {eta:g}' if eta else ''} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _solver_cell(rows: pd.DataFrame, best: float) -> str:
+    def text(row: pd.Series) -> str:
+        return f"**{row['value']:.2f} ± {(row['high'] - row['low']) / 2:.2f}**" if row["value"] == best else f"{row['value']:.2f}"
+
+    plain, tuned = rows[rows["timing"] == UNTUNED], rows[rows["timing"] != UNTUNED]
+    shown = [text(plain.iloc[0])] if len(plain) else []
+    if len(tuned):
+        row = tuned.loc[tuned["value"].idxmin()]
+        shown.append(f"{text(row)} {row['timing'][0]}")
+    return " → ".join(shown)
+
+
+def _verdicts(frame: pd.DataFrame) -> Iterator[str]:
+    for features, n, rows in _groups(frame):
+        found = changes(rows)
+        if found.empty:
+            continue
+        better, worse = found[found["verdict"] == BETTER], found[found["verdict"] == WORSE][::-1]
+        yield (
+            f"## What improved and what got worse, `{features}`, {n:,} samples\n\nOf {len(found)} tuned samplers {len(better)} are better "
+            f"than untuned beyond the intervals, {len(worse)} are worse, and for {len(found) - len(better) - len(worse)} the intervals overlap.\n"
+        )
+        yield f"The largest gains:\n\n{_list(better[:MOST])}"
+        if len(worse):
+            yield f"The largest losses:\n\n{_list(worse[:MOST])}"
+            if len(worse) > MOST:
+                yield _folded(f"The other {len(worse) - MOST} losses", _list(worse[MOST:]))
+            yield "Why:\n\n" + "".join(f"- {WHY[reason]}\n" for reason in _reasons(worse))
+
+
+def _list(found: pd.DataFrame) -> str:
+    lines = ["| sampler | NFE | timing | untuned | tuned | change |", "| --- | ---: | --- | ---: | ---: | ---: |"]
+    for row in found.to_dict("records"):
+        eta = f", eta {row['eta']:g}" if row["eta"] else ""
+        lines.append(
+            f"| {row['solver']}{eta}, {row['grid']} | {row['nfe']} | {row['timing']} | {row['untuned']:.2f} | {row['tuned']:.2f} "
+            f"| {100 * row['change']:+.0f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _reasons(worse: pd.DataFrame) -> list[str]:
+    from tt_lib.solvers import make_solver
+
+    history = worse["solver"].map(lambda solver: make_solver(solver).history > 0)
+    consistency = worse["timing"].str.startswith("consistency")
+    present = {
+        "consistency, history": (consistency & history).any(),
+        "consistency, many steps": (consistency & (worse["nfe"] >= 15)).any(),
+        "truncation": worse["timing"].str.startswith("truncation").any(),
+    }
+    return [reason for reason, there in present.items() if there]
+
+
+def _ablations(frame: pd.DataFrame) -> Iterator[str]:
+    """A table for each question, over the samplers that have rows with an option or a rival; both features side by side."""
+    parts = [(features, n, rows) for features, n, rows in _groups(frame) if n != README_N]
+    known = [rows.assign(column=f"{features}, NFE ") for features, _, rows in parts]
+    if not known:
+        return
+    rows = pd.concat(known)
+    rows = rows[rows["timing"] != UNTUNED].assign(family=lambda each: each["timing"].map(family))
+    asked = rows[rows["family"] != PLAIN]
+    if asked.empty:
+        return
+    yield f"## Ablations, {parts[0][1]:,} samples\n\nWhat a timing's name does not say is as in [ablations.toml](../tables/ablations.toml).\n"
+    whole = pd.concat(known).merge(asked[SAMPLER].drop_duplicates(), on=SAMPLER)
+    whole = whole.assign(column=whole["column"] + whole["nfe"].astype(str))
+    for (solver, grid), group in whole.groupby(["solver", "grid"], sort=False):
+        questions = dict.fromkeys([PLAIN, *asked["family"]])
+        for question in questions:
+            yield f"{question} ({solver}, {grid}):\n\n{_ablation(group, question)}"
+
+
+def _ablation(rows: pd.DataFrame, question: str) -> str:
+    mine = {timing for timing in rows["timing"] if timing == UNTUNED or family(timing) == question}
+    # What an option changes stands beside it: the same timing without.
+    mine |= {base_name(timing) for timing in mine}
+    shown = rows[rows["timing"].isin(mine)]
+    table = shown.pivot_table(index="timing", columns="column", values="value", sort=False)
+    lines = [f"| timing | {' | '.join(table.columns)} |", f"| --- |{' ---: |' * len(table.columns)}"]
+    best = table.min()
+    for timing, values in table.iterrows():
+        cells = [_number(value, value == best[column]) for column, value in values.items()]
+        lines.append(f"| {timing} | {' | '.join(cells)} |")
+    if "seed" in question.lower():
+        plain = table.drop(UNTUNED, errors="ignore")
+        kinds = plain.groupby([str(timing).split(",")[0] for timing in plain.index], sort=False)
+        for kind, group in kinds:
+            cells = [f"{group[column].mean():.2f} ± {group[column].std():.2f}" for column in table.columns]
+            lines.append(f"| {kind}: mean and standard deviation of {len(group)} seeds | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float, best: bool) -> str:
+    if pd.isna(value):
+        return ""
+    return f"**{value:.2f}**" if best else f"{value:.2f}"
+
+
+def _agreement(correlation: pd.DataFrame) -> Iterator[str]:
+    if correlation.empty:
+        return
+    lines = ["| between | among | samplers | Spearman | 95 % |", "| --- | --- | ---: | ---: | --- |"]
+    for row in correlation.to_dict("records"):
+        lines.append(
+            f"| {row['what']} | {row['among']} | {row['cells']} | {row['spearman']:.2f} | {row['low']:.2f} to {row['high']:.2f} |"
+        )
+    yield (
+        "## Rank correlations\n\nOf measures of the direction error with the distance, and of the two features with each other.\n\n"
+        + "\n".join(lines) + "\n"
+    )  # fmt: skip
+
+
+def _more(frame: pd.DataFrame) -> Iterator[str]:
+    """Whatever else was measured of samples: distances at infinite n, kernel distances, precision and recall."""
+    plain = frame["metric"].isin(("FID", *(f"FD ({features})" for features in frame["features"].unique())))
+    rows = frame[~plain & (frame["model"] == MODEL)]
+    if rows.empty:
+        return
+    lines = ["| sampler | NFE | timing | metric | n | value | 95 % |", "| --- | ---: | --- | --- | ---: | ---: | --- |"]
+    for row in rows.to_dict("records"):
+        lines.append(
+            f"| {row['solver']}, {row['grid']} | {row['nfe']} | {row['timing']} | {row['metric']} | {row['n']:,} | {row['value']:.4g} "
+            f"| {row['low']:.4g} to {row['high']:.4g} |"
+        )
+    yield "## Other measures\n\n" + _folded(f"{len(rows)} rows", "\n".join(lines) + "\n")
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n</details>\n"
+
+
+def _floor(frame: pd.DataFrame) -> str:
+    lines = ["## The floor\n", "What real images that the reference does not hold are away from it:\n"]
+    for row in frame[frame["solver"] == "floor"].to_dict("records"):
+        lines.append(f"- {row['metric']}, {row['n']:,} test images: {row['value']:.3f} ± {(row['high'] - row['low']) / 2:.3f}")
+    return "\n".join(lines) + "\n"
