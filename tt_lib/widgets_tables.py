@@ -1,0 +1,33 @@
+"""The explorer of the tables: which sampler is best at a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+
+def ranking_explorer(rows: pd.DataFrame, timings: Sequence[str]) -> Any:
+    """A choice of NFE, a switch that leaves tuned samplers out, and :func:`tt_lib.plots_tables.ranking_figure` of what is left.
+
+    Args:
+        rows: of :func:`tt_lib.changes.distances`.
+        timings: that are drawn, the untuned one first.
+    """
+    import ipywidgets
+
+    from tt_lib.plots import png_bytes
+    from tt_lib.plots_tables import ranking_figure
+
+    budget = ipywidgets.SelectionSlider(options=[int(nfe) for nfe in sorted(rows["nfe"].unique())], description="NFE")
+    tuned = ipywidgets.Checkbox(value=True, description="tuned ones, too")
+    picture = ipywidgets.Image(format="png", width=720)
+
+    def draw(_change: Any = None) -> None:
+        picture.value = png_bytes(ranking_figure(rows, budget.value, list(timings) if tuned.value else list(timings[:1])))
+
+    for control in (budget, tuned):
+        control.observe(draw, names="value")
+    draw()
+    return ipywidgets.VBox([budget, tuned, picture])
