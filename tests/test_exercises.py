@@ -1,0 +1,105 @@
+"""Exercises are what their solutions give."""
+
+import nbformat
+import pytest
+
+from tt_lib.errors import BadValue
+from tt_lib.lessons.books import NOTEBOOKS, read, run
+from tt_lib.lessons.exercises import exercise, exercise_path, generate, main, stale, unsolved
+
+SOLVED = '''def double(x: float) -> float:
+    """Twice x."""
+    # BEGIN SOLUTION
+    if x:
+        x = x + x
+    return x
+    # END SOLUTION'''
+UNSOLVED = '''def double(x: float) -> float:
+    """Twice x."""
+    raise NotImplementedError("your code here")'''
+CHECK = """from tt_lib.lessons import check
+
+
+def right():
+    assert double(2) == 4, "twice two is four"
+
+
+check("double", right);"""
+
+
+def make(folder):
+    """A small notebook of solutions in ``folder/exercises``."""
+    top = "# 01 Doubling: solutions\n\n[badge](https://colab.research.google.com/github/a/b/blob/main/notebooks/exercises/01_double_solutions.ipynb)"
+    ask = "Double it. [Solutions](01_double_solutions.ipynb)\n<!-- BEGIN SOLUTION -->\nAdd it to itself.\n<!-- END SOLUTION -->\nThen check."
+    book = nbformat.v4.new_notebook(metadata={"tt": {"title": "Doubling: solutions", "number": "01"}})
+    book.cells = [nbformat.v4.new_markdown_cell(top), nbformat.v4.new_markdown_cell(ask)]
+    book.cells += [nbformat.v4.new_code_cell(SOLVED), nbformat.v4.new_code_cell(CHECK)]
+    for index, cell in enumerate(book.cells):
+        cell.id = f"cell-{index:02}"
+    path = folder / "exercises" / "01_double_solutions.ipynb"
+    path.parent.mkdir()
+    nbformat.write(book, path)
+    return path
+
+
+def test_a_solution_becomes_an_error_at_its_indentation():
+    assert unsolved(SOLVED) == UNSOLVED
+    assert unsolved("a = 1\n# BEGIN SOLUTION\na = 2\n# END SOLUTION\nb = 3") == (
+        'a = 1\nraise NotImplementedError("your code here")\nb = 3'
+    )
+    twice = unsolved(f"{SOLVED}\n\n\n{SOLVED}")
+    assert twice == f"{UNSOLVED}\n\n\n{UNSOLVED}"
+
+
+@pytest.mark.parametrize(
+    "source", ["# BEGIN SOLUTION\na = 1", "a = 1\n# END SOLUTION", "# END SOLUTION\n# BEGIN SOLUTION\n1",
+               "# BEGIN SOLUTION\n1\n# BEGIN SOLUTION\n2\n# END SOLUTION"]
+)  # fmt: skip
+def test_a_solution_without_end_or_beginning_is_an_error(source):
+    with pytest.raises(BadValue, match="needs its END SOLUTION"):
+        unsolved(source)
+
+
+def test_a_notebook_without_solutions_is_an_error(tmp_path):
+    book = read(make(tmp_path))
+    book.cells.pop(2)
+    with pytest.raises(BadValue, match="05_x_solutions.ipynb has no solution"):
+        exercise(book, "05_x_solutions.ipynb")
+
+
+def test_exercises_are_generated_executed_and_compared(tmp_path):
+    solved = make(tmp_path)
+    assert stale(tmp_path) == ["01_double.ipynb is missing"]
+    (path,) = generate(tmp_path)
+    assert path == exercise_path(solved) == solved.with_name("01_double.ipynb")
+
+    book, text = read(path), path.read_text(encoding="utf-8")
+    assert [cell.id for cell in book.cells] == [cell.id for cell in read(solved).cells]
+    assert [cell.execution_count for cell in book.cells[2:]] == [1, 2]
+    assert book.cells[3].outputs[0].text == "double: not written yet\n"
+    assert book.cells[2].source == UNSOLVED and book.cells[3].source == CHECK
+    assert book.cells[0].source.startswith("# 01 Doubling\n") and book.metadata.tt.title == "Doubling"
+    assert "/exercises/01_double.ipynb)" in book.cells[0].source
+    assert book.cells[1].source == "Double it. [Solutions](01_double_solutions.ipynb)\nThen check."
+    assert set(book.metadata) <= {"tt", "kernelspec", "language_info"}
+
+    assert stale(tmp_path) == [] and generate(tmp_path) == []
+    # Outputs are nbval's to compare; sources are compared here.
+    path.write_text(text.replace("twice two is four", "two and two"), encoding="utf-8")
+    assert stale(tmp_path) == ["01_double.ipynb is not what 01_double_solutions.ipynb gives"]
+    assert generate(tmp_path) == [path] and path.read_text(encoding="utf-8") == text
+    path.rename(path.with_name("02_other.ipynb"))
+    assert stale(tmp_path) == ["01_double.ipynb is missing", "02_other.ipynb has no solutions"]
+
+
+def test_a_solution_that_stops_is_an_error(tmp_path):
+    book = read(make(tmp_path))
+    book.cells[2].source = "1 / 0"
+    with pytest.raises(BadValue, match="(?s)cell 2 .*ZeroDivisionError"):
+        run(book, tmp_path)
+
+
+def test_the_stored_exercises_are_what_their_solutions_give(capsys):
+    assert stale(NOTEBOOKS) == []
+    assert main(["--check"]) == 0 and main(["--chekc"]) == 2
+    assert "usage" in capsys.readouterr().err
