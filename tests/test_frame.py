@@ -99,10 +99,11 @@ def test_imported_knows_where_an_import_stands():
     "path", sorted((ROOT / "tt_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_library_imports_only_what_is_declared(path):
-    """At import only the dependencies; inside functions also the extra ``train``."""
+    """At import only the dependencies; inside functions also the extra ``train``, and ``test`` in what makes the notebooks."""
     for name, always in imported(path.read_text(encoding="utf-8")):
         distribution = DISTRIBUTIONS.get(name, name).lower()
-        allowed = DEPENDENCIES if always else {**DEPENDENCIES, **EXTRAS["train"]}
+        tools = EXTRAS["test"] if "lessons" in path.parts else {}
+        allowed = DEPENDENCIES if always else {**DEPENDENCIES, **EXTRAS["train"], **tools}
         assert distribution in allowed, f"{name} is imported but {distribution} is not in pyproject.toml"
 
 
