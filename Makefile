@@ -32,7 +32,7 @@ demo: $(STAMP) ## the demonstration: samples with and without tuned times, in mi
 
 test: lint ## style, types, tests, then every notebook run and compared with its stored outputs
 	@$(CHECKED) $(BIN)/python -m pytest tests
-	@$(CHECKED) $(BIN)/python -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks/
+	@$(CHECKED) $(BIN)/python -m pytest -p tests.nbval_budgets --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks/
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/python -m ruff check .

@@ -63,7 +63,7 @@ def test_a_solution_without_end_or_beginning_is_an_error(source):
 def test_a_notebook_without_solutions_is_an_error(tmp_path):
     book = read(make(tmp_path))
     book.cells.pop(2)
-    with pytest.raises(BadValue, match="05_x_solutions.ipynb has no solution"):
+    with pytest.raises(BadValue, match=r"05_x_solutions\.ipynb has no solution"):
         exercise(book, "05_x_solutions.ipynb")
 
 
@@ -95,7 +95,7 @@ def test_exercises_are_generated_executed_and_compared(tmp_path):
 def test_a_solution_that_stops_is_an_error(tmp_path):
     book = read(make(tmp_path))
     book.cells[2].source = "1 / 0"
-    with pytest.raises(BadValue, match="(?s)cell 2 .*ZeroDivisionError"):
+    with pytest.raises(BadValue, match=r"(?s)cell 2 .*ZeroDivisionError"):
         run(book, tmp_path)
 
 

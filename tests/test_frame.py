@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from declared import DEPENDENCIES, EXTRAS, PROJECT, bounds, imported, undeclared
 from nbval.plugin import get_sanitize_patterns
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Distribution names that differ between PyPI and conda-forge.
 CONDA_NAMES = {"torch": "pytorch"}
-# Import names that differ from the name of the distribution that declares them.
-DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "sklearn": "scikit-learn",
-    "pytorch_fid": "pytorch-fid",
-    "yaml": "pyyaml",
-    "IPython": "ipywidgets",  # which needs it; it is used only where a notebook kernel runs
-}
 TARGETS = ("demo", "test", "lint", "lab", "clean", "help")
-
-
-def bounds(requirements) -> dict[str, str]:
-    """{"torch>=2.4"} -> {"torch": "2.4"}, names in lower case."""
-    found = {}
-    for requirement in requirements:
-        match = re.fullmatch(r"([A-Za-z0-9_.-]+)>=([0-9.]+)", requirement)
-        assert match, f"{requirement!r} is not a name with a lower bound"
-        found[match[1].lower().replace("_", "-")] = match[2]
-    return found
-
-
-DEPENDENCIES = bounds(PROJECT["dependencies"])
-EXTRAS = {name: bounds(rows) for name, rows in PROJECT["optional-dependencies"].items()}
 
 
 def tracked() -> list[Path]:
@@ -71,51 +45,21 @@ def test_environment_yml_is_pyproject_in_conda_s_words():
     assert found == wanted
 
 
-def imported(source: str) -> set[tuple[str, bool]]:
-    """(top-level package, whether importing the module imports it) of every absolute import in ``source``."""
-    found = set()
-
-    def walk(node: ast.AST, always: bool) -> None:
-        if isinstance(node, ast.Import):
-            found.update((alias.name.split(".")[0], always) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add((node.module.split(".")[0], always))
-        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.iter_child_nodes(node):
-            walk(child, always and not inside)
-
-    walk(ast.parse(source), True)
-    return {
-        (name, always) for name, always in found if name not in sys.stdlib_module_names and name != "tt_lib"
-    }
-
-
 def test_imported_knows_where_an_import_stands():
     source = "import a.b, os\nfrom . import c\ndef f():\n    from d import e\nif True:\n    import g\n"
     assert imported(source) == {("a", True), ("d", False), ("g", True)}
+    assert undeclared("PIL", {"torch": "2"}) and not undeclared("PIL", {"pillow": "10"})
+    assert undeclared("nowhere_to_be_found", DEPENDENCIES)
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "tt_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_library_imports_only_what_is_declared(path):
-    """At import only the dependencies; inside functions also the extra ``train``, and ``test`` in what makes the notebooks."""
+    """At import only the dependencies; inside functions also the extra ``train``."""
     for name, always in imported(path.read_text(encoding="utf-8")):
-        distribution = DISTRIBUTIONS.get(name, name).lower()
-        tools = EXTRAS["test"] if "lessons" in path.parts else {}
-        allowed = DEPENDENCIES if always else {**DEPENDENCIES, **EXTRAS["train"], **tools}
-        assert distribution in allowed, f"{name} is imported but {distribution} is not in pyproject.toml"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
-def test_notebooks_import_only_what_is_declared(path):
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] != "code":
-            continue
-        source = re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", "".join(cell["source"]))
-        for name, _ in imported(source):
-            distribution = DISTRIBUTIONS.get(name, name).lower()
-            assert distribution in DEPENDENCIES, f"{name} is imported but {distribution} is no dependency"
+        allowed = DEPENDENCIES if always else {**DEPENDENCIES, **EXTRAS["train"]}
+        assert not undeclared(name, allowed), f"{name} is imported but not declared in pyproject.toml"
 
 
 # ---- README and the command line

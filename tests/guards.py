@@ -1,0 +1,260 @@
+"""Guards over the notebooks. Each is a small function of (path, notebook) that returns what is wrong, one line each.
+
+``LESSON`` guards lessons, ``EVERY`` exercises and solutions as well. test_notebooks.py runs them over the repository, and each on
+a notebook that is broken in its way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from declared import DEPENDENCIES, imported, undeclared
+
+from tt_lib.files import PACKAGE_ROOT
+from tt_lib.lessons import budgets
+from tt_lib.lessons.books import NAME, code, lessons, read, skipped
+from tt_lib.lessons.colab import install_cell
+from tt_lib.lessons.index import FIELDS
+from tt_lib.links import REPOSITORY, colab_badge
+
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|farm|root|home|tmp)[/\w]")
+ALT = 20
+"""Letters that a figure's description has at least."""
+HEADINGS = ("**What it teaches.**", "**What it needs.**", "**How long it takes.**")
+CONSTANT = "<!-- constant -->"
+"""In a line of text: its numbers are settings or mathematics, not measurements."""
+
+
+def texts(book: Any) -> Iterator[str]:
+    """The sources of the text cells."""
+    return (cell.source for cell in book.cells if cell.cell_type == "markdown")
+
+
+def outputs(book: Any) -> Iterator[Any]:
+    return (output for cell in code(book) for output in cell.outputs)
+
+
+def root(path: Path) -> Path:
+    """The folder ``notebooks/`` that a notebook lies in or under."""
+    return path.parent.parent if path.parent.name == "exercises" else path.parent
+
+
+def paragraph(book: Any, heading: str) -> str:
+    """What follows a heading in bold in the first cell, up to the next blank line."""
+    return book.cells[0].source.partition(heading)[2].split("\n\n")[0]
+
+
+# ---- as stored
+
+
+def executed_from_top_to_bottom(path, book):
+    counts = [cell.execution_count for cell in book.cells if cell.cell_type == "code"]
+    if counts != list(range(1, len(counts) + 1)):
+        yield f"execution counts are {counts}, not 1 to {len(counts)}; run it from top to bottom and save it"
+
+
+def no_error_or_warning(path, book):
+    for output in outputs(book):
+        if output.output_type == "error":
+            yield f"an error is stored: {output.ename}: {output.evalue}"
+        elif output.get("name") == "stderr":
+            yield f"stderr is stored: {output.text[:80]!r}"
+
+
+def no_widget_without_state(path, book):
+    for kind, stored in book.metadata.get("widgets", {}).items():
+        if "state" not in stored:
+            yield f"metadata.widgets[{kind!r}] has no state"
+
+
+def skipped_cells_store_no_output(path, book):
+    for cell in code(book):
+        if skipped(cell) and cell.outputs:
+            yield f"a cell that the tests skip stores an output that nothing compares: {cell.source[:60]!r}"
+
+
+def metadata_is_ours(path, book):
+    extra = set(book.metadata) - {"kernelspec", "language_info", "tt"}
+    if extra:
+        yield f"metadata has {', '.join(sorted(extra))} besides kernelspec, language_info and tt"
+    for cell in book.cells:
+        if set(cell.metadata) - {"tags"}:
+            yield f"cell {cell.id} has metadata {', '.join(sorted(cell.metadata))}"
+
+
+def no_path_of_a_machine(path, book):
+    for found in MACHINE_PATH.findall(path.read_text(encoding="utf-8")):
+        yield f"it names {found}..., a machine's path"
+
+
+# ---- figures
+
+
+def figures_have_alt_text(path, book):
+    for output in outputs(book):
+        for kind in output.get("data", {}):
+            if kind.startswith("image/") and len(output.metadata.get(kind, {}).get("alt", "")) <= ALT:
+                yield f"a figure ({kind}) has no alt text; show it with tt_lib.plots.show(figure, alt=...)"
+    for source in texts(book):
+        for alt in re.findall(r"!\[([^\]]*)\]\(", source) + re.findall(r"<img\b(?![^>]*\balt=\"[^\"]+\")[^>]*()>", source):
+            if not alt.strip():
+                yield "a picture in the text has no alt text"
+
+
+def has_a_figure(path, book):
+    if not any(kind.startswith("image/") for output in outputs(book) for kind in output.get("data", {})):
+        yield "it shows no figure"
+
+
+# ---- the top
+
+
+def begins_with_badge(path, book):
+    if colab_badge(path.relative_to(root(path)).as_posix()) not in book.cells[0].source:
+        yield "the first cell has no Colab badge of its own; run python -m tt_lib.lessons.index"
+
+
+def begins_with_headings(path, book):
+    for heading in HEADINGS:
+        if len(paragraph(book, heading).strip()) < 10:
+            yield f"the first cell says nothing under {heading}"
+
+
+def first_code_installs(path, book):
+    cells = code(book)
+    if not cells or cells[0].source != install_cell():
+        yield "the first code cell is not the install cell; run python -m tt_lib.lessons.index, or copy it from notebook 00"
+
+
+def metadata_describes_it(path, book):
+    tt = book.metadata.get("tt", {})
+    missing = [name for name in FIELDS if name not in tt]
+    if missing:
+        yield f"metadata tt has no {', '.join(missing)}"
+    elif not book.cells[0].source.startswith(f"# {tt['number']} {tt['title']}\n") or path.name[:2] != tt["number"]:
+        yield f"file, title and metadata differ: {path.name}, {book.cells[0].source.splitlines()[0]!r}, {tt['number']} {tt['title']}"
+
+
+def time_is_as_measured(path, book):
+    measured = budgets.load(root(path)).get(path.relative_to(root(path)).as_posix())
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    if measured is None or len(measured) != len(cells):
+        yield "budgets.toml has not a budget for each code cell; run python -m tt_lib.lessons.budgets"
+    elif path.parent == root(path):
+        total = sum(measured)
+        if not budgets.agrees(budgets.durations(paragraph(book, HEADINGS[2])), total):
+            yield f"{HEADINGS[2]} does not agree with the measured {total:.0f} s (budgets.toml)"
+        if not budgets.agrees([60 * book.metadata.get("tt", {}).get("minutes_cpu", 0)], total):
+            yield f"metadata tt.minutes_cpu does not agree with the measured {total:.0f} s (budgets.toml)"
+
+
+# ---- prerequisites
+
+
+def prerequisites(path, book):
+    """metadata tt.needs are earlier lessons, in order, each linked in **What it needs.**, and nothing else is linked there."""
+    tt = book.metadata.get("tt", {})
+    needs = list(tt.get("needs", ()))
+    known = {each.name[:2]: each.name for each in lessons(root(path))}
+    linked = re.findall(r"\]\((\d\d_\w+\.ipynb)", paragraph(book, HEADINGS[1]))
+    if needs != sorted(set(needs)):
+        yield f"tt.needs {needs} is not in order"
+    for number in needs:
+        if number not in known:
+            yield f"it needs {number}, which is missing"
+        elif number >= path.name[:2]:
+            yield f"it needs {number}, which comes later"
+        elif known[number] not in linked:
+            yield f"it needs {number}, and {HEADINGS[1]} has no link to it"
+    for name in linked:
+        if name[:2] not in needs:
+            yield f"{HEADINGS[1]} links {name}, which is unused: tt.needs does not hold {name[:2]}"
+
+
+def cycles(needs: dict[str, list[str]]) -> list[str]:
+    """The lessons that need themselves, by way of others."""
+
+    def reached(number: str, seen: frozenset[str]) -> frozenset[str]:
+        for each in needs.get(number, []):
+            if each not in seen:
+                seen = reached(each, seen | {each})
+        return seen
+
+    return [number for number in needs if number in reached(number, frozenset())]
+
+
+# ---- prose
+
+
+NOT_PROSE = re.compile(
+    r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$]*\$|\\begin\{(\w+\*?)\}.*?\\end\{\1\}|<!--.*?-->|<[^>]*>|\]\([^)]*\)|https?://\S+"
+    r"|\barXiv[: ]\d{4}\.\d{4,5}",
+    re.S | re.I,
+)
+UNIT = r"%|per cent|percent|°|degrees?|times|±|ns|µs|ms|s|seconds?|min|minutes?|h|hours?|GB|GiB|MB|MiB|TFLOP/s|images (?:a|per) second|images/s"
+MEASURED = re.compile(rf"(?<![\w.,])(?:\d+\.\d{{2,}}(?![\d.])|\d+(?:,\d{{3}})*(?:\.\d+)? ?(?:{UNIT})(?![\w/]))")
+
+
+def numbers_come_from_rows(path, book):
+    """Text cells hold no decimals of two or more digits and no numbers with a unit: ``prose`` and ``fact`` write those."""
+    for source in texts(book):
+        # What a reader is told about time is compared with the measured budgets elsewhere.
+        source = source.replace(HEADINGS[2] + paragraph(book, HEADINGS[2]), "") if source is book.cells[0].source else source
+        # Marked lines go first: their text may hold code and formulas.
+        kept = "\n".join(line for line in source.splitlines() if CONSTANT not in line)
+        for found in MEASURED.findall(NOT_PROSE.sub(" ", kept)):
+            yield f"{found!r} in the text looks measured; write it with prose(f'... {{fact(...)}}'), or mark its line {CONSTANT}"
+
+
+# ---- links
+
+
+def slugs(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and as Jupyter make them."""
+    found = set()
+    for heading in re.findall(r"(?m)^#{1,6} +(.+?)\s*$", re.sub(r"```.*?```", "", text, flags=re.S)):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*_]", r"\1", heading)
+        found |= {heading.replace(" ", "-"), re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")}
+    return found
+
+
+def links_lead_somewhere(path, book):
+    for source in texts(book):
+        for target in re.findall(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)|(?:href|src)=\"([^\"]+)\"", source):
+            target = "".join(target)
+            inner = re.sub(rf"^https://(?:github\.com|colab\.research\.google\.com/github)/{REPOSITORY}/(?:blob|tree)/main/", "//", target)
+            if re.match(r"[a-z]+:", inner):
+                continue
+            file, _, anchor = inner.partition("#")
+            # An address of the project's own pages leads to a file here.
+            there = PACKAGE_ROOT / file[2:] if file.startswith("//") else path.parent / file if file else path
+            if there.name and NAME.fullmatch(there.name) and there.resolve() == path.resolve():
+                there = path
+            if not there.exists():
+                yield f"the link {target} is dead"
+            elif anchor and there.suffix in (".ipynb", ".md"):
+                page = book if there == path else read(there) if there.suffix == ".ipynb" else None
+                if anchor not in slugs("\n\n".join(texts(page)) if page else there.read_text(encoding="utf-8")):
+                    yield f"the link {target} is dead: no such heading"
+
+
+# ---- imports
+
+
+def imports_are_declared(path, book):
+    for cell in code(book):
+        source = re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", cell.source)
+        for name, _ in sorted(imported(source)):
+            if undeclared(name, DEPENDENCIES):
+                yield f"{name} is imported and no dependency in pyproject.toml"
+
+
+EVERY = (
+    executed_from_top_to_bottom, no_error_or_warning, no_widget_without_state, skipped_cells_store_no_output, metadata_is_ours,
+    no_path_of_a_machine, figures_have_alt_text, begins_with_badge, first_code_installs, time_is_as_measured,
+    numbers_come_from_rows, links_lead_somewhere, imports_are_declared,
+)  # fmt: skip
+LESSON = (*EVERY, has_a_figure, begins_with_headings, metadata_describes_it, prerequisites)

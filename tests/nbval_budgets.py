@@ -1,0 +1,50 @@
+"""A pytest plugin: a notebook's cell that takes far longer than when it was measured fails.
+
+``python -m pytest -p tests.nbval_budgets --nbval notebooks/`` (as `make test` runs it) reads ``notebooks/budgets.toml``.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tt_lib.lessons.books import NOTEBOOKS
+from tt_lib.lessons.budgets import allowed, load
+
+BUDGETS = pytest.StashKey[dict]()
+
+
+class TooSlow(Exception):
+    """A cell took longer than it may."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--nbval-budgets", default=str(NOTEBOOKS), help="folder of the notebooks and their budgets.toml")
+
+
+def budget(config, path: Path, number: int) -> float | None:
+    """Seconds that code cell ``number`` of a notebook may take, if that was ever measured."""
+    folder = Path(config.getoption("--nbval-budgets")).resolve()
+    if BUDGETS not in config.stash:
+        config.stash[BUDGETS] = load(folder)
+    if not path.resolve().is_relative_to(folder):
+        return None
+    seconds = config.stash[BUDGETS].get(path.resolve().relative_to(folder).as_posix(), [])
+    return allowed(seconds[number]) if number < len(seconds) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    start = time.perf_counter()
+    result = yield
+    taken = time.perf_counter() - start
+    if hasattr(item, "cell_num"):  # only nbval's items have one
+        limit = budget(item.config, Path(item.path), item.cell_num)
+        if limit is not None and taken > limit:
+            raise TooSlow(
+                f"this cell took {taken:.0f} s and may take {limit:.0f} s; make it faster, "
+                "or measure it again with python -m tt_lib.lessons.budgets"
+            )
+    return result
