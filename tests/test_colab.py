@@ -1,7 +1,7 @@
 """The install cell, alone in an empty folder as on Colab, with a torch that is newer than any release, and without a network.
 
 The environment is fresh. Its packages are those of the environment that runs the tests, seen through links, but for three: no
-tt_lib; of torch only the claim to be version 99, which pip may not touch; and no `tabled`, a wheel in a folder, which the library is
+tt_lib; of torch and torchvision only the claim to be version 99, which pip may not touch; and no `tabled`, a wheel in a folder, which the library is
 made to need. GitHub is a local git repository, to which git's own configuration leads the address.
 """
 
@@ -23,7 +23,7 @@ from tt_lib.files import PACKAGE_ROOT
 from tt_lib.lessons.colab import install_cell
 from tt_lib.links import repository_url
 
-HIDDEN = ("torch-", "tt_lib-", "__editable__", "easy-install", "distutils-precedence", "__pycache__")
+HIDDEN = ("torch-", "torchvision-", "tt_lib-", "__editable__", "easy-install", "distutils-precedence", "__pycache__")
 REPORT = """
 import importlib.metadata as m, json, pathlib
 import tt_lib, tt_lib.links
@@ -62,16 +62,17 @@ def colab(tmp_path_factory):
     python = base / "fresh" / "bin" / "python"
     site = Path(subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True, check=True).stdout.strip())
     (site / "seen.pth").write_text(f"{seen}\n")
-    torch = site / "torch-99.0.dist-info"
-    torch.mkdir()
-    (torch / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.0\n")
-    (torch / "INSTALLER").write_text("pip\n")
-    (torch / "RECORD").write_text("".join(f"torch-99.0.dist-info/{name},,\n" for name in ("METADATA", "INSTALLER", "RECORD")))
+    for name in ("torch", "torchvision"):
+        info = site / f"{name}-99.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 99.0\n")
+        (info / "INSTALLER").write_text("pip\n")
+        (info / "RECORD").write_text("".join(f"{info.name}/{each},,\n" for each in ("METADATA", "INSTALLER", "RECORD")))
 
     wheels = base / "wheels"
-    wheel(wheels, "torch", "2.9.0")
+    wheel(wheels, "torch", "98.0")
     wheel(wheels, "tabled", "1.0")
-    wheel(wheels, "pinned", "1.0", "torch==2.9.0")  # as each torchvision pins its torch
+    wheel(wheels, "pinned", "1.0", "torch==98.0")  # as a torchvision pins its torch
 
     def run(folder: Path, needs: str | None = None):
         remote = folder / "remote"
