@@ -19,12 +19,12 @@ CHECKED := env -u JUPYTER_PATH TQDM_DISABLE=1 JUPYTER_PREFER_ENV_PATH=1 IPYTHOND
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lab clean moved
+.PHONY: help demo test lint lab browser site clean moved
 
 help: ## say what the targets do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  demo, test, lint and lab set up $(VENV) by themselves, from nothing (a few minutes and a few GB, once)."
+	@echo "  All but help and clean set up $(VENV) by themselves, from nothing (a few minutes and a few GB, once)."
 	@echo "  make demo PYTHON=python3.12 picks the Python."
 
 demo: $(STAMP) ## the demonstration: samples with and without tuned times, in minutes on a CPU
@@ -41,6 +41,9 @@ lint: $(STAMP) ## ruff and mypy
 lab: $(STAMP) ## JupyterLab, open on the map of the notebooks
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
+browser: $(VENV)/.browser ## a notebook in JupyterLab in headless Chromium: a slider moves, and its figure changes
+	@$(BIN)/python tests/browser/explorer.py $(NOTEBOOK)
+
 clean: ## remove the virtual environment and the caches; data/ and runs/ stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	@find tt_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune 2>/dev/null | while IFS= read -r found; do rm -rf "$$found"; done
@@ -56,3 +59,8 @@ $(STAMP): pyproject.toml $(if $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURD
 	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check 'pip>=23'
 	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -e '.[train,test]'
 	@printf '%s\n' "$(CURDIR)" > $(STAMP)
+
+# An extra of its own, installed when its target first needs it.
+$(VENV)/.browser $(VENV)/.site: $(VENV)/.%: $(STAMP)
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -e '.[$*]'
+	@touch $@
