@@ -17,6 +17,10 @@ export OMP_NUM_THREADS
 # virtual environment with no start-up file or kernel of the user's own.
 CHECKED := env -u JUPYTER_PATH TQDM_DISABLE=1 JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR="$(CURDIR)/$(VENV)/ipython"
 
+# The tests are small: a process for each core, with one thread each. A file of tests stays in one process, for what its tests share.
+WORKERS := -n $(CORES) --dist loadscope
+SHARED := OMP_NUM_THREADS=1
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint lab browser site clean moved
@@ -31,8 +35,8 @@ demo: $(STAMP) ## the demonstration: samples with and without tuned times, in mi
 	@$(BIN)/tt demo
 
 test: lint ## style, types, tests, then every notebook run and compared with its stored outputs
-	@$(CHECKED) $(BIN)/python -m pytest tests
-	@$(CHECKED) $(BIN)/python -m pytest -p tests.nbval_budgets --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks/
+	@$(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) tests
+	@$(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) -p tests.nbval_budgets --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks/
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/python -m ruff check .
