@@ -48,6 +48,10 @@ lab: $(STAMP) ## JupyterLab, open on the map of the notebooks
 browser: $(VENV)/.browser ## a notebook in JupyterLab in headless Chromium: a slider moves, and its figure changes
 	@$(BIN)/python tests/browser/explorer.py $(NOTEBOOK)
 
+site: $(VENV)/.site ## the notebooks as a web site, from their stored outputs, in build/site
+	@$(BIN)/python -m sphinx -W --keep-going -q -E -c site . build/site
+	@$(BIN)/python site/check_links.py build/site
+
 clean: ## remove the virtual environment and the caches; data/ and runs/ stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	@find tt_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune 2>/dev/null | while IFS= read -r found; do rm -rf "$$found"; done

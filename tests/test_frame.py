@@ -17,7 +17,7 @@ from nbval.plugin import get_sanitize_patterns
 ROOT = Path(__file__).resolve().parent.parent
 # Distribution names that differ between PyPI and conda-forge.
 CONDA_NAMES = {"torch": "pytorch"}
-TARGETS = ("demo", "test", "lint", "lab", "browser", "clean", "help")
+TARGETS = ("demo", "test", "lint", "lab", "browser", "site", "clean", "help")
 
 
 def tracked() -> list[Path]:
@@ -246,7 +246,7 @@ def test_ci_finds_cifar10_beside_the_clone(tmp_path):
             [clone / ".ci/run"], env=env, cwd="/", capture_output=True, text=True, check=True
         ).stdout
 
-    assert run() == "test []\nbrowser []\n"
+    assert run() == "test []\nbrowser []\nsite []\n"
     images.mkdir(parents=True)
     assert run().startswith(f"test [{images}]\n")
     assert run(TT_CIFAR10="elsewhere").startswith("test [elsewhere]\n")
