@@ -109,7 +109,7 @@ def installed(answer) -> dict:
 def test_the_install_cell_alone_in_an_empty_folder(colab, tmp_path):
     run, python = colab
     before = set(json.loads(subprocess.run([python, "-c", "import importlib.metadata as m, json; print(json.dumps([f'{d.name}=={d.version}' for d in m.distributions()]))"],
-                                           capture_output=True, text=True, check=True).stdout))  # fmt: skip
+                                           capture_output=True, text=True, check=True, cwd=tmp_path).stdout))  # fmt: skip
     assert "torch==99.0" in before and not any(each.startswith(("tt_lib", "tabled")) for each in before)
 
     first = installed(run(tmp_path / "one", needs="tabled>=1"))
