@@ -49,8 +49,8 @@ browser: $(VENV)/.browser ## a notebook in JupyterLab in headless Chromium: a sl
 	@$(BIN)/python tests/browser/explorer.py $(NOTEBOOK)
 
 site: $(VENV)/.site ## the notebooks as a web site, from their stored outputs, in build/site
-	@$(BIN)/python -m sphinx -W --keep-going -q -E -c site . build/site
-	@$(BIN)/python site/check_links.py build/site
+	@$(BIN)/python -m sphinx -W --keep-going -q -E -c notebooks/site . build/site
+	@$(BIN)/python notebooks/site/check_links.py build/site
 
 clean: ## remove the virtual environment and the caches; data/ and runs/ stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -6,7 +6,7 @@ import pytest
 
 from tt_lib.files import PACKAGE_ROOT
 
-dead = runpy.run_path(str(PACKAGE_ROOT / "site" / "check_links.py"))["dead"]
+dead = runpy.run_path(str(PACKAGE_ROOT / "notebooks" / "site" / "check_links.py"))["dead"]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from tt_lib.lessons.books import exercises, lessons
 from tt_lib.links import repository_url
@@ -15,7 +15,7 @@ author = "The TimeTuner lessons authors"
 copyright = author
 root_doc = "README"
 extensions = ["myst_nb"]
-include_patterns = ["README.md", "data/README.md", "notebooks/**.ipynb", "notebooks/**/*.ipynb", "notebooks/README.md"]
+include_patterns = ["README.md", "data/README.md", "data/results/README.md", "notebooks/**.ipynb", "notebooks/**/*.ipynb", "notebooks/README.md"]
 exclude_patterns = [".venv*", "build", "runs", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
@@ -30,11 +30,11 @@ html_theme_options = {"repository_url": repository_url(), "use_repository_button
 
 def _contents() -> str:
     """The tables of contents, which the pages themselves need not have."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parent.parent.parent
     parts = {
         "Notebooks": ["notebooks/README", *(f"notebooks/{path.stem}" for path in lessons())],
         "Exercises": [f"notebooks/exercises/{path.stem}" for path in exercises()],
-        "Data": ["data/README"] if (root / "data" / "README.md").exists() else [],
+        "Data": ["data/README", "data/results/README"] if (root / "data" / "README.md").exists() else [],
     }
     return "".join(
         "\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```\n" for caption, pages in parts.items() if pages
