@@ -31,7 +31,7 @@ DataOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda or cuda:1.")]
 FastFeaturesOption = Annotated[
     bool,
-    typer.Option("--fast-features", help="Inception in float16, and compiled with --compile: several times faster on a GPU, and the distance agrees."),
+    typer.Option("--fast-features", help="Inception in float16, and compiled with --compile: several times faster on a GPU; its distance is a little different."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a finished result.")]
 SeedOption = Annotated[int, typer.Option(help="Everything drawn at random follows from it.")]
