@@ -16,7 +16,7 @@ def distances_over_n(frame: pd.DataFrame, slopes: Mapping[str, float]) -> Figure
     """Distances of n real images over 1/n, a panel for each network of features and a line for each reference.
 
     Args:
-        frame: columns ``features``, ``reference``, ``n`` and ``distance``.
+        frame: columns ``features``, ``reference`` (at most three), ``n`` and ``distance``.
         slopes: the leading bias times n, by name of the features; drawn as a line through the value extrapolated from the largest n.
 
     Raises:
@@ -29,14 +29,22 @@ def distances_over_n(frame: pd.DataFrame, slopes: Mapping[str, float]) -> Figure
     with style():
         figure = Figure(figsize=(4 * len(kinds), 3.8))
         for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-            for reference, look in looks.items():
+            # Told apart without colours, too.
+            for (reference, look), marker, dashes in zip(looks.items(), "osD", ("-", "--", ":"), strict=False):
                 rows = frame[(frame["features"] == kind) & (frame["reference"] == reference)].sort_values("n")
                 inverse = 1 / rows["n"]
-                axes.plot(inverse, rows["distance"], color=look.color, marker=look.marker, linestyle="", label=f"against {reference}")
+                axes.plot(
+                    inverse,
+                    rows["distance"],
+                    color=look.color,
+                    marker=marker,
+                    linestyle="",
+                    label=f"against {reference}",
+                )
                 start = rows["distance"].iloc[-1] - slopes[kind] * inverse.iloc[-1]
                 ends = [0.0, float(inverse.max())]
                 line = [start + slopes[kind] * end for end in ends]
-                axes.plot(ends, line, color=look.color, linestyle=look.linestyle, label="predicted slope")
+                axes.plot(ends, line, color=look.color, linestyle=dashes, label="predicted slope")
             axes.set(title=kind, xlabel="1 / number of images", ylim=(min(0.0, axes.get_ylim()[0]), None))
         figure.axes[0].set_ylabel("Fréchet distance (features squared)")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -61,7 +69,7 @@ def point_clouds(clouds: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def change_bars(table: pd.DataFrame, names: Sequence[str]) -> Figure:
+def change_dots(table: pd.DataFrame, names: Sequence[str]) -> Figure:
     """What each change of the same images costs, a panel for each network of features, on logarithmic axes.
 
     Args:
@@ -72,7 +80,9 @@ def change_bars(table: pd.DataFrame, names: Sequence[str]) -> Figure:
         figure = Figure(figsize=(9, 0.45 * len(table) + 1.4))
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
-            axes.barh(list(table.index), table[name], color="#56B4E9", edgecolor="black")
-            axes.set(xscale="log", title=name, xlabel="Fréchet distance (features squared)")
+            axes.plot(table[name], list(table.index), color="#0072B2", marker="o", markersize=9, linestyle="")
+            axes.set(
+                xscale="log", title=name, xlabel="Fréchet distance (features squared)", ylim=(-0.6, len(table) - 0.4)
+            )
         panels[0].invert_yaxis()
     return figure

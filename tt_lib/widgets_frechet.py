@@ -82,12 +82,19 @@ def bias_figure(n: int, dimension: int) -> Figure:
         axes.plot([0, largest], line, color=leading.color, linestyle=leading.linestyle, label="truth + c / n")
         measured = looks["measured"]
         axes.plot(
-            [1 / size for size in found.sizes], found.distances, color=measured.color, marker="o", linestyle="", label="parts of the sample"
+            [1 / size for size in found.sizes],
+            found.distances,
+            color=measured.color,
+            marker="o",
+            linestyle="",
+            label="parts of the sample",
         )
         limit = looks["extrapolated"]
         # The library cuts an interval at 0, so a value below 0 lies outside.
         bars = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        axes.errorbar([0], [value], bars, color=limit.color, marker="s", linestyle="", capsize=4, label="extrapolated, 95 %")
+        axes.errorbar(
+            [0], [value], bars, color=limit.color, marker="s", linestyle="", capsize=4, label="extrapolated, 95 %"
+        )
         axes.set(
             xlabel="1 / number of samples",
             ylabel="Fréchet distance (units squared)",
@@ -106,7 +113,9 @@ def bias_explorer() -> Any:
     from tt_lib.plots import png_bytes
 
     size = ipywidgets.SelectionSlider(options=SIZES, value=1000, description="samples", continuous_update=False)
-    dimension = ipywidgets.SelectionSlider(options=DIMENSIONS, value=32, description="dimensions", continuous_update=False)
+    dimension = ipywidgets.SelectionSlider(
+        options=DIMENSIONS, value=32, description="dimensions", continuous_update=False
+    )
     picture = ipywidgets.Image(format="png", width=640)
 
     def draw(_: Any = None) -> None:

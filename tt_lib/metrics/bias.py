@@ -14,7 +14,8 @@ def leading_bias(covariance: Tensor, n: float) -> float:
     The mean of n samples is off by ``tr(S) / n``. Their covariance is off by a matrix E, which costs ``sum_ij E_ij^2 / (2 (l_i +
     l_j))`` in the basis of eigenvectors of S (second order of the root), and ``E_ij^2`` is ``l_i l_j / n`` on average, twice that on the
     diagonal. So the bias is ``c / n``. The next orders matter where n is not much larger than the dimension. Features that are not
-    Gaussian have another spread of E; on those that ship the formula is right within a fifth or so.
+    Gaussian have another spread of E; on those that ship the formula is right within
+    about a quarter.
 
     Args:
         covariance: S, float64 [D, D], symmetric.
@@ -27,7 +28,9 @@ def leading_bias(covariance: Tensor, n: float) -> float:
         BadValue: no square matrix, or n not above 0.
     """
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or not n > 0:
-        raise BadValue(f"a bias needs a covariance [D, D] and a number of samples above 0, got {list(covariance.shape)} and {n}")
+        raise BadValue(
+            f"a bias needs a covariance [D, D] and a number of samples above 0, got {list(covariance.shape)} and {n}"
+        )
     values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
     # Pairs of which both eigenvalues are 0 have nothing to be wrong about.
     pairs = values[:, None] * values / (values[:, None] + values).clamp(min=torch.finfo(torch.float64).tiny)
