@@ -1,0 +1,57 @@
+"""The network with a known answer: in a pipeline of diffusers, with classes and in every kind of prediction."""
+
+import pytest
+import torch
+
+from tt_lib.errors import BadValue
+from tt_lib.predictors import EpsPredictor
+from tt_lib.schedules import linear_betas
+from tt_lib.toy import MixturePredictor
+from tt_lib.toy_network import MixtureNetwork, digits_mixture
+
+LINEAR = linear_betas()
+CLASSES = [digits_mixture(label) for label in (3, 8)]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def images(count=4):
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+def test_every_kind_says_the_exact_noise(kind):
+    network, t = (
+        MixtureNetwork(digits_mixture(), LINEAR, (1, 8, 8), kind=kind),
+        torch.tensor(0.401, dtype=torch.float64),
+    )
+    found = EpsPredictor(network, LINEAR, kind=kind)(images(), t, t)
+    exact = MixturePredictor(digits_mixture(), LINEAR)(images().flatten(1), t, t)
+    assert torch.allclose(found.flatten(1), exact, atol=1e-4)
+
+
+def test_a_batch_may_mix_classes_and_times():
+    network = MixtureNetwork(digits_mixture(), LINEAR, (1, 8, 8), CLASSES)
+    x, labels, times = images(), torch.tensor([0, 1, 2, 0]), torch.tensor([900.0, 500.5, 500.5, 0.0])
+    mixed = network(x, times, class_labels=labels).sample
+    for k, label in enumerate(labels):
+        alone = network(x[k : k + 1], times[k], class_labels=label[None]).sample
+        assert torch.allclose(mixed[k], alone[0], atol=1e-5)
+    plain = network(x, 500.5).sample
+    assert torch.allclose(plain[2], mixed[2], atol=1e-5), "the label behind the last class means no class"
+    assert not torch.allclose(plain[1], mixed[1], atol=1e-3)
+
+
+def test_a_pipeline_takes_it():
+    diffusers = pytest.importorskip("diffusers")
+    network = MixtureNetwork(digits_mixture(), LINEAR, (1, 8, 8))
+    pipeline = diffusers.DDIMPipeline(network, diffusers.DDIMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline(2, torch.Generator().manual_seed(0), num_inference_steps=4, output_type="np").images
+    assert made.shape == (2, 8, 8, 1)
+
+
+def test_wrong_values():
+    with pytest.raises(BadValue, match="between 0 and 9, got 10"):
+        digits_mixture(10)
+    with pytest.raises(BadValue, match=r"'score'.*eps, v, x0"):
+        MixtureNetwork(digits_mixture(3), LINEAR, (1, 8, 8), kind="score")

@@ -1,0 +1,96 @@
+"""A network with a known answer: a Gaussian mixture that stands where a pipeline of diffusers expects a UNet.
+
+It is called as ``network(x, timestep).sample`` and answers exactly, so whatever a pipeline then gets wrong is the pipeline's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tt_lib.conversions import to_x0
+from tt_lib.datasets.digits import split_digits
+from tt_lib.datasets.images import to_float
+from tt_lib.errors import BadValue, choose
+from tt_lib.schedules import DiscreteSchedule, time_of_index
+from tt_lib.solvers.arithmetic import along
+from tt_lib.toy import GaussianMixture
+
+WIDENED = 0.01
+"""Added to each pixel's variance: some pixels of the digits never change, and a Gaussian needs a width."""
+
+
+def digits_mixture(label: int | None = None) -> GaussianMixture:
+    """The 1,500 training digits as ten Gaussians in 64 dimensions, one with mean and covariance of each class.
+
+    Args:
+        label: the Gaussian of this class alone.
+
+    Raises:
+        BadValue: no such class.
+    """
+    if label is not None and label not in range(10):
+        raise BadValue(f"a digit's label lies between 0 and 9, got {label}")
+    images = split_digits("train")
+    x = to_float(images.pixels).flatten(1).double()
+    parts = [x[images.labels == k] for k in (range(10) if label is None else [label])]
+    covariances = [torch.cov(part.T) + WIDENED * torch.eye(64, dtype=torch.float64) for part in parts]
+    return GaussianMixture(
+        [len(part) for part in parts],
+        torch.stack([part.mean(0) for part in parts]),
+        covariances=torch.stack([(each + each.T) / 2 for each in covariances]),  # rounding is not symmetric
+    )
+
+
+class MixtureNetwork(nn.Module):
+    """Knows the exact denoiser of a mixture, and behaves as a ``UNet2DModel`` does.
+
+    Args:
+        everything: the mixture of all data, in D = C H W dimensions.
+        schedule: noise levels that it was "trained" on; timestep n is the time (n + 1) / N.
+        shape: (C, H, W) of an image.
+        classes: the mixture of each class, for calls with ``class_labels``; the label ``len(classes)`` means no class.
+        kind: what it predicts, ``eps``, ``x0`` or ``v``.
+
+    Raises:
+        BadValue: an unknown ``kind``.
+    """
+
+    def __init__(
+        self,
+        everything: GaussianMixture,
+        schedule: DiscreteSchedule,
+        shape: tuple[int, int, int],
+        classes: Sequence[GaussianMixture] = (),
+        kind: str = "eps",
+    ) -> None:
+        super().__init__()
+        choose("kind of prediction", kind, ("eps", "x0", "v"))
+        self.mixtures, self.schedule, self.kind = [*classes, everything], schedule, kind
+        self.config = SimpleNamespace(in_channels=shape[0], sample_size=shape[1])
+        # Pipelines ask for these two.
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None) -> Any:
+        """The prediction [B, C, H, W] as ``.sample``, for images [B, C, H, W] and a timestep (a number or [B])."""
+        x = sample.flatten(1).double()
+        t = time_of_index(torch.as_tensor(timestep), self.schedule.levels).expand(len(x))
+        labels = torch.full((len(x),), len(self.mixtures) - 1) if class_labels is None else class_labels.expand(len(x))
+        eps = torch.empty_like(x)
+        for label in labels.unique().tolist():
+            mine = labels == label
+            eps[mine] = self.mixtures[label].eps(x[mine], t[mine], self.schedule)
+        return SimpleNamespace(sample=self._said(eps, x, t).reshape(sample.shape).to(sample.dtype))
+
+    def _said(self, eps: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``eps`` as what the network predicts."""
+        if self.kind == "eps":
+            return eps
+        x0 = to_x0(eps, x, t, self.schedule)
+        return (
+            x0 if self.kind == "x0" else along(self.schedule.alpha(t), x) * eps - along(self.schedule.sigma(t), x) * x0
+        )
