@@ -59,7 +59,7 @@ def step_losses(toy: str, t: float, s: float, points: int = 200) -> StepLosses:
     times = torch.tensor([t, s], dtype=torch.float64)
     noise = torch.randn(SAMPLES, mixture.dim, generator=generator, dtype=torch.float64)
     x = schedule.alpha(times[0]) * mixture.sample(SAMPLES, generator) + schedule.sigma(times[0]) * noise
-    true, before = exact_flow(mixture, x, *times, schedule), predictor(x, times[0], times[0])
+    true, before = exact_flow(mixture, x, times[0], times[1], schedule), predictor(x, times[0], times[0])
     taus = torch.cat([torch.linspace(LOWEST, 1, points, dtype=torch.float64), times[:1]]).sort().values
     truncation, consistency = [], []
     for tau in taus:
