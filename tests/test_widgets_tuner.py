@@ -22,7 +22,7 @@ def test_and_only_a_part_of_it_elsewhere(toy):
 
 
 def test_consistency_is_0_where_the_direction_does_not_change():
-    # A data set that is one point: eps is the same along the whole trajectory, and no tau is better than t.
+    # Deep in the noise all data look like one point, and eps is nearly the same along the trajectory.
     found = step_losses("two modes", 0.9, 0.88)
     assert found.consistency[found.untuned] < 1e-6
     assert found.taus[found.untuned] == pytest.approx(0.9)

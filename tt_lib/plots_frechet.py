@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tt_lib.errors import BadValue
-from tt_lib.plots import line_styles, style
+from tt_lib.plots import BLUE, line_styles, style
 
 
 def distances_over_n(frame: pd.DataFrame, slopes: Mapping[str, float]) -> Figure:
@@ -63,7 +63,7 @@ def point_clouds(clouds: Mapping[str, Tensor]) -> Figure:
         figure = Figure(figsize=(3 * len(clouds), 3.2))
         panels = figure.subplots(1, len(clouds), squeeze=False, sharex=True, sharey=True)[0]
         for axes, (name, points) in zip(panels, clouds.items(), strict=True):
-            axes.scatter(points[:, 0], points[:, 1], s=3, color="#0072B2")
+            axes.scatter(points[:, 0], points[:, 1], s=3, color=BLUE)
             axes.set(title=name, xlabel="first coordinate", aspect="equal", xlim=(-4, 4), ylim=(-4, 4))
         panels[0].set_ylabel("second coordinate")
     return figure
@@ -80,7 +80,7 @@ def change_dots(table: pd.DataFrame, names: Sequence[str]) -> Figure:
         figure = Figure(figsize=(9, 0.45 * len(table) + 1.4))
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
-            axes.plot(table[name], list(table.index), color="#0072B2", marker="o", markersize=9, linestyle="")
+            axes.plot(table[name], list(table.index), color=BLUE, marker="o", markersize=9, linestyle="")
             axes.set(
                 xscale="log", title=name, xlabel="Fréchet distance (features squared)", ylim=(-0.6, len(table) - 0.4)
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from tt_lib.engine import drive
 from tt_lib.grids import Grid
@@ -15,6 +16,28 @@ from tt_lib.toy import MixturePredictor, exact_flow, two_modes_1d
 
 STEPS = (2, 3, 4, 5, 7, 10, 15, 20)
 START, END = 0.9, 0.05
+
+
+def explorer(controls: Sequence[Any], figure: Callable[..., Figure], width: int = 640) -> Any:
+    """The controls (ipywidgets) above the figure of their values, which is drawn again when one of them changes.
+
+    Args:
+        figure: a function of the controls' values, in their order.
+        width: of the picture, in pixels.
+    """
+    import ipywidgets
+
+    from tt_lib.plots import png_bytes
+
+    picture = ipywidgets.Image(format="png", width=width)
+
+    def draw(_change: Any = None) -> None:
+        picture.value = png_bytes(figure(*(control.value for control in controls)))
+
+    for control in controls:
+        control.observe(draw, names="value")
+    draw()
+    return ipywidgets.VBox([*controls, picture])
 
 
 def constant_ratio_errors(ratio: float, steps: Sequence[int] = STEPS, points: int = 65) -> list[float]:
@@ -43,10 +66,8 @@ def constant_ratio_errors(ratio: float, steps: Sequence[int] = STEPS, points: in
     return errors
 
 
-def ratio_figure(ratios: Sequence[float], steps: Sequence[int] = STEPS) -> Any:
+def ratio_figure(ratios: Sequence[float], steps: Sequence[int] = STEPS) -> Figure:
     """A figure of :func:`constant_ratio_errors` against the number of steps, one line a ratio."""
-    from matplotlib.figure import Figure
-
     from tt_lib.plots import line_styles, style
 
     with style():
@@ -69,14 +90,5 @@ def ratio_explorer() -> Any:
     """A slider for one constant ratio tau / t, and the figure that it gives beside that of tau = t."""
     import ipywidgets
 
-    from tt_lib.plots import png_bytes
-
     slider = ipywidgets.FloatSlider(value=0.97, min=0.85, max=1.15, step=0.01, description="tau / t")
-    picture = ipywidgets.Image(format="png", width=640)
-
-    def draw(ratio: float) -> None:
-        picture.value = png_bytes(ratio_figure([1.0] if ratio == 1 else [1.0, ratio]))
-
-    slider.observe(lambda change: draw(change["new"]), names="value")
-    draw(slider.value)
-    return ipywidgets.VBox([slider, picture])
+    return explorer([slider], lambda ratio: ratio_figure([1.0] if ratio == 1 else [1.0, ratio]))

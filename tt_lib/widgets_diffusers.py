@@ -15,6 +15,7 @@ from tt_lib.plots import BLACK, GREY, VERMILLION, style
 from tt_lib.timing import Timing
 from tt_lib.toy import MixturePredictor, ring_2d
 from tt_lib.tuning import TuneConfig, tune
+from tt_lib.widgets import explorer
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIM": ("DDIMScheduler", {"clip_sample": False}),
@@ -89,16 +90,6 @@ def calls_explorer() -> Any:
     """A choice of schedulers, a slider for the number of steps, and :func:`calls_figure` of their :func:`toy_timing`."""
     import ipywidgets
 
-    from tt_lib.plots import png_bytes
-
     scheduler = ipywidgets.Dropdown(options=list(SCHEDULERS), value="Heun", description="scheduler")
     steps = ipywidgets.IntSlider(value=5, min=2, max=10, description="steps", continuous_update=False)
-    picture = ipywidgets.Image(format="png", width=720)
-
-    def draw(_: Any = None) -> None:
-        picture.value = png_bytes(calls_figure(toy_timing(scheduler.value, steps.value)))
-
-    for control in (scheduler, steps):
-        control.observe(draw, names="value")
-    draw()
-    return ipywidgets.VBox([scheduler, steps, picture])
+    return explorer([scheduler, steps], lambda name, count: calls_figure(toy_timing(name, count)), width=720)

@@ -15,6 +15,7 @@ from tt_lib.plots import line_styles, style
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers import make_solver
 from tt_lib.toy import MixturePredictor, ring_2d
+from tt_lib.widgets import explorer
 
 SOLVERS = ("ddim", "dpmpp-2m")
 BEGIN, END = 0.9, 0.1
@@ -55,14 +56,5 @@ def direction_explorer() -> Any:
     """A slider for the number of steps, and :func:`direction_figure`."""
     import ipywidgets
 
-    from tt_lib.plots import png_bytes
-
     steps = ipywidgets.IntSlider(value=5, min=2, max=20, description="steps", continuous_update=False)
-    picture = ipywidgets.Image(format="png", width=720)
-
-    def draw(count: int) -> None:
-        picture.value = png_bytes(direction_figure(count))
-
-    steps.observe(lambda change: draw(change["new"]), names="value")
-    draw(steps.value)
-    return ipywidgets.VBox([steps, picture])
+    return explorer([steps], direction_figure, width=720)

@@ -12,7 +12,8 @@ from tt_lib.errors import BadValue
 from tt_lib.metrics.bias import leading_bias
 from tt_lib.metrics.frechet import extrapolated_interval, frechet_distance
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
-from tt_lib.plots import line_styles, style
+from tt_lib.plots import GREY, line_styles, style
+from tt_lib.widgets import explorer
 
 SETS = 10
 TRUTH = 1.0
@@ -38,9 +39,9 @@ class Bias:
     slope: float
 
 
-def exact_gaussian(dimension: int, name: str = "toy") -> FeatureStatistics:
+def exact_gaussian(dimension: int) -> FeatureStatistics:
     """Statistics of the standard Gaussian itself: mean 0 and covariance 1, without the error of a sample."""
-    exact = FeatureStatistics(dimension, name)
+    exact = FeatureStatistics(dimension, "toy")
     # n cancels in the covariance.
     exact.n, exact.scatter = 1_000_001, 1_000_000 * torch.eye(dimension, dtype=torch.float64)
     return exact
@@ -76,7 +77,7 @@ def bias_figure(n: int, dimension: int) -> Figure:
     with style():
         figure = Figure(figsize=(7, 4.2))
         axes = figure.subplots()
-        axes.axhline(TRUTH, color="#595959", linestyle=(0, (1.5, 2)), label="truth")
+        axes.axhline(TRUTH, color=GREY, linestyle=(0, (1.5, 2)), label="truth")
         leading = looks["leading order"]
         line = [TRUTH, TRUTH + found.slope * largest]
         axes.plot([0, largest], line, color=leading.color, linestyle=leading.linestyle, label="truth + c / n")
@@ -110,18 +111,8 @@ def bias_explorer() -> Any:
     """Sliders for the number of samples and the dimension, and :func:`bias_figure`."""
     import ipywidgets
 
-    from tt_lib.plots import png_bytes
-
     size = ipywidgets.SelectionSlider(options=SIZES, value=1000, description="samples", continuous_update=False)
     dimension = ipywidgets.SelectionSlider(
         options=DIMENSIONS, value=32, description="dimensions", continuous_update=False
     )
-    picture = ipywidgets.Image(format="png", width=640)
-
-    def draw(_: Any = None) -> None:
-        picture.value = png_bytes(bias_figure(size.value, dimension.value))
-
-    for slider in (size, dimension):
-        slider.observe(draw, names="value")
-    draw()
-    return ipywidgets.VBox([size, dimension, picture])
+    return explorer([size, dimension], bias_figure)

@@ -18,6 +18,7 @@ from tt_lib.plots import BLACK, BLUE, GREEN, VERMILLION, style
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers import make_solver
 from tt_lib.toy import MixturePredictor, exact_trajectory, two_modes_1d
+from tt_lib.widgets import explorer
 
 BEGIN, END = 0.5, 0.02
 """Times that the figures begin and end at: rho from about 3.4 to 0.07."""
@@ -93,14 +94,5 @@ def integral_explorer() -> Any:
     """A slider for the number of DDIM steps, and :func:`paths_figure`."""
     import ipywidgets
 
-    from tt_lib.plots import png_bytes
-
     steps = ipywidgets.IntSlider(value=3, min=1, max=20, description="steps")
-    picture = ipywidgets.Image(format="png", width=640)
-
-    def draw(count: int) -> None:
-        picture.value = png_bytes(paths_figure(count))
-
-    steps.observe(lambda change: draw(change["new"]), names="value")
-    draw(steps.value)
-    return ipywidgets.VBox([steps, picture])
+    return explorer([steps], paths_figure)

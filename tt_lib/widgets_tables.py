@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from tt_lib.widgets import explorer
+
 
 def ranking_explorer(rows: pd.DataFrame, timings: Sequence[str]) -> Any:
     """A choice of NFE, a switch that leaves tuned samplers out, and :func:`tt_lib.plots_tables.ranking_figure` of what is left.
@@ -17,17 +19,8 @@ def ranking_explorer(rows: pd.DataFrame, timings: Sequence[str]) -> Any:
     """
     import ipywidgets
 
-    from tt_lib.plots import png_bytes
     from tt_lib.plots_tables import ranking_figure
 
     budget = ipywidgets.SelectionSlider(options=[int(nfe) for nfe in sorted(rows["nfe"].unique())], description="NFE")
     tuned = ipywidgets.Checkbox(value=True, description="tuned ones, too")
-    picture = ipywidgets.Image(format="png", width=720)
-
-    def draw(_change: Any = None) -> None:
-        picture.value = png_bytes(ranking_figure(rows, budget.value, list(timings) if tuned.value else list(timings[:1])))
-
-    for control in (budget, tuned):
-        control.observe(draw, names="value")
-    draw()
-    return ipywidgets.VBox([budget, tuned, picture])
+    return explorer([budget, tuned], lambda nfe, all_of_them: ranking_figure(rows, nfe, list(timings) if all_of_them else list(timings[:1])), width=720)

@@ -15,6 +15,7 @@ from tt_lib.schedules import linear_betas
 from tt_lib.solvers.ddim import ddim
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow, ring_2d, single_gaussian, two_modes_1d
 from tt_lib.tuning.objectives import squared_distance
+from tt_lib.widgets import explorer
 
 TOYS: dict[str, GaussianMixture] = {
     "one Gaussian at 0": single_gaussian(0.0, 0.25),
@@ -92,17 +93,7 @@ def tuner_explorer() -> Any:
     """A choice of the toy, sliders for the step's times, and :func:`losses_figure`."""
     import ipywidgets
 
-    from tt_lib.plots import png_bytes
-
     toy = ipywidgets.Dropdown(options=list(TOYS), value="two modes", description="data")
     t = ipywidgets.FloatSlider(value=0.42, min=0.2, max=0.9, step=0.02, description="t", continuous_update=False)
     length = ipywidgets.FloatSlider(value=0.16, min=0.02, max=0.6, step=0.02, description="t - s", continuous_update=False)
-    picture = ipywidgets.Image(format="png", width=640)
-
-    def draw(_change: Any = None) -> None:
-        picture.value = png_bytes(losses_figure(toy.value, t.value, max(t.value - length.value, 2 * LOWEST)))
-
-    for control in (toy, t, length):
-        control.observe(draw, names="value")
-    draw()
-    return ipywidgets.VBox([toy, t, length, picture])
+    return explorer([toy, t, length], lambda toy, t, length: losses_figure(toy, t, max(t - length, 2 * LOWEST)))
