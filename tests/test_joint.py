@@ -73,11 +73,28 @@ def test_search_from_a_line_leaves_poor_minima_sooner(monkeypatch):
     assert ripples(found) < 1.5 * ripples(without) < 0
 
 
-def test_search_keeps_frozen_steps_bounds_and_range():
-    taus, rows = search(bowl(0.5, 0.5, 0.5), TIMES, 2, (0.95, 1.05), 0.39, 40)
-    assert taus == pytest.approx((0.95 * 0.8, 0.39, 0.1)) and {row[0] for row in rows} == {0, 1}
-    assert search(lambda taus: -taus[0], (0.95,), 1, (0.5, 2.0), 0.001, 20)[0] == (1.0,)
-    assert search(bowl(0.5, 0.5, 0.5), TIMES, 0, (0.7, 1.3), 0.001, 0)[0] == TIMES
+def test_cma_es_leaves_the_minima_that_hold_cobyqa():
+    times = tuple(0.9 - 0.1 * step for step in range(8))
+
+    def many_minima(taus):
+        ratios = [tau / t for tau, t in zip(taus, times, strict=True)]
+        return sum((r - 0.7) ** 2 + 0.02 * (1 - math.cos(2 * math.pi * (r - 0.7) / 0.15)) for r in ratios)
+
+    tries = 8 * 2 * JointConfig.tries
+    found, rows = search(many_minima, times, 8, (0.5, 1.5), 0.001, tries, "cma-es")
+    held, _ = search(many_minima, times, 8, (0.5, 1.5), 0.001, tries)
+    assert many_minima(found) < 1e-3 < 0.05 < many_minima(held) < many_minima(times)
+    assert 0.9 * tries < rows[-1][1] <= tries, "it begins again when a run has come to its end, and asks no more than it may"
+    assert search(many_minima, times, 8, (0.5, 1.5), 0.001, tries, "cma-es")[0] == found
+    assert search(many_minima, times, 8, (0.5, 1.5), 0.001, tries, "cma-es", seed=1)[0] != found
+
+
+@pytest.mark.parametrize("optimiser", ["cobyqa", "cma-es"])
+def test_search_keeps_frozen_steps_bounds_and_range(optimiser):
+    taus, rows = search(bowl(0.5, 0.5, 0.5), TIMES, 2, (0.95, 1.05), 0.39, 80, optimiser)
+    assert taus == pytest.approx((0.95 * 0.8, 0.39, 0.1), rel=1e-4) and {row[0] for row in rows} == {0, 1}
+    assert search(lambda taus: -taus[0], (0.95,), 1, (0.5, 2.0), 0.001, 20, optimiser)[0] == (1.0,)
+    assert search(bowl(0.5, 0.5, 0.5), TIMES, 0, (0.7, 1.3), 0.001, 0, optimiser)[0] == TIMES
 
 
 def test_search_is_never_worse_than_untuned_and_asks_no_more_than_it_may():
@@ -161,7 +178,7 @@ def test_tuned_by_the_end_of_a_fine_run(sampler):  # noqa: F811
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"objective": "beauty"}, "beauty.*end, frechet"), ({"samples": 1}, "at least 2 samples"), ({"bounds": (1.1, 1.2)}, "enclose 1"), ({"freeze_last": -1}, "0 or more"),
-     ({"tries": 2}, "at least 3 tries")],
+     ({"tries": 2}, "at least 3 tries"), ({"optimiser": "adam"}, "adam.*cma-es, cobyqa")],
 )
 def test_impossible_choices(changes, message):
     with pytest.raises(BadValue, match=message):

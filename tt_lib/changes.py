@@ -9,6 +9,7 @@ import pandas as pd
 from tt_lib.corrections import read_correction
 from tt_lib.names import parse_timing
 from tt_lib.timing import UNTUNED
+from tt_lib.tuning.joint import JOINT
 from tt_lib.tuning.rivals import read_constant
 
 SAMPLER = ["solver", "grid", "nfe", "eta"]
@@ -19,6 +20,7 @@ FAMILIES = {
     "optimiser": "Adam, its iterations and learning rate", "samples": "Samples of a joint tuning", "tries": "Tries of a joint tuning",
 }  # fmt: skip
 """What an option of a timing's name is a question of."""
+JOINT_SEARCH = "How a joint tuning searches"
 PLAIN, CORRECTED, CONSTANT = "Objective and strategy", "Corrections without tuning", "One constant ratio for all steps"
 
 
@@ -35,6 +37,8 @@ def family(timing: str) -> str:
     if read_constant(timing) is not None:
         return CONSTANT
     named = parse_timing(timing)
+    if named["strategy"] == JOINT and "optimiser" in named:
+        return JOINT_SEARCH
     options = [FAMILIES[option] for option in ("optimiser", *FAMILIES) if option in named]
     return options[0] if options else PLAIN
 

@@ -26,7 +26,7 @@ TUNED_OPTIONS: dict[str, type] = {
     "seed": int, "source": str, "substeps": int, "sweeps": int, "tie": str, "value": str,
 }  # fmt: skip
 """The options that a name may carry, with their types: fields of TuneConfig, and where how many images come from."""
-JOINT_OPTIONS: dict[str, type] = {"freeze_last": int, "samples": int, "seed": int, "tries": int}
+JOINT_OPTIONS: dict[str, type] = {"freeze_last": int, "optimiser": str, "samples": int, "seed": int, "tries": int}
 FIELDS = {"learning_rate": "lr"}
 """What an option sets, where that is spelled otherwise."""
 

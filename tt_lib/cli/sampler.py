@@ -55,7 +55,10 @@ def tune(
     strategy: Annotated[
         str, typer.Option(help="sequential (the paper's), parallel, or joint (frechet and end only).")
     ] = "sequential",
-    optimiser: Annotated[str, typer.Option(help="adam (the authors') or search (no gradients, much faster).")] = "adam",
+    optimiser: Annotated[
+        str, typer.Option(help="adam (the authors') or search (no gradients, much faster); joint: search (COBYQA) or cma-es.")
+    ] = "adam",
+    tries: Annotated[int, typer.Option(help="Timings judged for each step that may move, at most (joint only).")] = 120,
     iterations: Annotated[int, typer.Option(help="Adam's iterations for each step.")] = 500,
     tune_batch: Annotated[int, typer.Option(help="Images in an iteration.")] = 64,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-3,
@@ -98,15 +101,16 @@ def tune(
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.tuning import TuneConfig
-    from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig
+    from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JOINT_OPTIMISERS, JointConfig
 
     if (low is None) != (high is None):
         raise BadValue("give both --low and --high, or neither")
-    joint = objective in JOINT_OBJECTIVES and (strategy, optimiser) == (JOINT, "search")
+    searches = {"search": JointConfig.optimiser, **{name: name for name in JOINT_OPTIMISERS}}
+    joint = objective in JOINT_OBJECTIVES and strategy == JOINT and optimiser in searches
     if not joint and (objective in JOINT_OBJECTIVES or strategy == JOINT):
         raise BadValue(
-            f"objective {objective}, strategy {strategy}, optimiser {optimiser}: frechet and end go with joint and search, and "
-            "they with these; give --objective frechet --strategy joint --optimiser search"
+            f"objective {objective}, strategy {strategy}, optimiser {optimiser}: frechet and end go with joint and search (or cma-es), "
+            "and they with these; give --objective frechet --strategy joint --optimiser search"
         )
     if joint and gate:
         raise BadValue("a gate judges steps, and a joint tuning has none: leave --gate out")
@@ -114,7 +118,10 @@ def tune(
     config: TuneConfig | JointConfig
     if joint:
         frozen = JointConfig.freeze_last if freeze_last is None else freeze_last
-        config = JointConfig(objective, samples=samples, bounds=bounds or JointConfig.bounds, freeze_last=frozen, seed=seed)
+        config = JointConfig(
+            objective, samples=samples, bounds=bounds or JointConfig.bounds, freeze_last=frozen, tries=tries, seed=seed,
+            optimiser=searches[optimiser],
+        )  # fmt: skip
     else:
         config = TuneConfig(
             objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,

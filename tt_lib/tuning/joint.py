@@ -10,18 +10,21 @@ timing, ``L(tau_1 .. tau_K)``, by what its samples are like (:mod:`tt_lib.tuning
 
 Watson et al. 2022 (arXiv 2202.05830) find fast samplers by differentiating such a loss through the run. A handful of scalars
 needs no gradient: SciPy's COBYQA (Ragonneau 2022, "Model-based derivative-free optimization methods and software") fits a
-quadratic model to the losses of the ratios tau / t that it has tried, within a trust region.
+quadratic model to the losses of the ratios tau / t that it has tried, within a trust region. CMA-ES, the other choice, needs more
+tries and sees farther.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cma
 import numpy as np
 import pandas as pd
 import torch
@@ -41,6 +44,7 @@ from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
 
 JOINT_OBJECTIVES = ("frechet", "end")
 JOINT = "joint"
+JOINT_OPTIMISERS = ("cobyqa", "cma-es")
 FIRST_SEED = 2_000_000_000
 """Samples for tuning have the seeds from here on, so that none is also measured."""
 RADIUS, SHRINK, SMALLEST = 0.1, 0.7, 0.01
@@ -64,7 +68,8 @@ class JointConfig:
         freeze_last: how many of the last steps keep tau = t. (0: unlike the objectives of single steps, this one can
             judge the last step, too.)
         tries: timings judged for each step that may move, at most.
-        seed: added to the seeds of the samples.
+        seed: added to the seeds of the samples, and the seed of the optimiser.
+        optimiser: ``cobyqa`` or ``cma-es``, see :func:`search`.
     """
 
     objective: str = "frechet"
@@ -73,9 +78,11 @@ class JointConfig:
     freeze_last: int = 0
     tries: int = 120
     seed: int = 0
+    optimiser: str = "cobyqa"
 
     def __post_init__(self) -> None:
         choose("objective of a joint tuning", self.objective, JOINT_OBJECTIVES)
+        choose("optimiser of a joint tuning", self.optimiser, JOINT_OPTIMISERS)
         if self.samples < 2:
             raise BadValue(f"a timing is judged by at least 2 samples, got {self.samples}")
         check_range("bounds", self.bounds)
@@ -89,14 +96,38 @@ class JointConfig:
         return full_name(f"{self.objective}-{JOINT}", self.freeze_last, JointConfig.freeze_last)
 
 
+class _Trials:
+    """The loss as a function of the ratios tau / t of the steps that may move, and what was found of it."""
+
+    def __init__(self, loss: Loss, times: Sequence[float], tuned: int, bounds: tuple[float, float], t_min: float) -> None:
+        self.loss, self.times, self.tuned, self.bounds, self.t_min = loss, times, tuned, bounds, t_min
+        self.rows: list[Row] = []
+        self.best: tuple[float, tuple[float, ...], list[float]] = (math.inf, tuple(times), [1.0] * tuned)
+        """The lowest loss, with its taus and ratios."""
+
+    def __call__(self, ratios: Sequence[float]) -> float:
+        # A frozen step's own time stays as it is, wherever it lies.
+        moved = (min(1.0, max(self.t_min, t * float(r))) for t, r in zip(self.times[: self.tuned], ratios, strict=True))
+        taus = (*moved, *self.times[self.tuned :])
+        found = self.loss(taus)
+        attempt = self.rows[-1][1] + 1 if self.rows else 0
+        self.rows.extend((step, attempt, found, taus[step], self.times[step]) for step in range(max(self.tuned, 1)))
+        if found < self.best[0]:
+            self.best = (found, taus, list(ratios))
+        return found
+
+
 def search(
-    loss: Loss, times: Sequence[float], tuned: int, bounds: tuple[float, float], t_min: float, tries: int
+    loss: Loss,
+    times: Sequence[float],
+    tuned: int,
+    bounds: tuple[float, float],
+    t_min: float,
+    tries: int,
+    optimiser: str = "cobyqa",
+    seed: int = 0,
 ) -> tuple[tuple[float, ...], list[Row]]:
     """Search for the ratios tau / t of the lowest loss, from 1 on.
-
-    The loss has several minima, so there are three descents, each with a third of the tries: from the best straight line of
-    ratios over the steps (its two ends decide it), from ratio 1, and from the better of what these two found. A descent goes in
-    rounds from the best ratios found so far; a round that begins with a wide view again finds its way out of many minima.
 
     Args:
         loss: of all K taus.
@@ -105,57 +136,89 @@ def search(
         bounds: smallest and largest tau / t.
         t_min: the smallest time that the network knows; the largest is 1.
         tries: losses asked for at most, after the untuned one's.
+        optimiser: one of :data:`JOINT_OPTIMISERS`.
+        seed: of the optimiser, where it draws numbers.
 
     Returns:
         The best taus, and a row (step, try, loss, tau, t) for each try and each step that may move; the first try is
         the untuned one. No timing with a higher loss than the untuned one is returned.
     """
-    rows: list[Row] = []
-    best: tuple[float, tuple[float, ...], list[float]] | None = None
+    judge = _Trials(loss, times, tuned, bounds, t_min)
+    judge([1.0] * tuned)
+    if optimiser == "cma-es":
+        _evolve(judge, tries, seed)
+    else:
+        _descend_thrice(judge, tries)
+    return judge.best[1], judge.rows
 
-    def judge(ratios: Sequence[float]) -> float:
-        nonlocal best
-        # A frozen step's own time stays as it is, wherever it lies.
-        moved = (min(1.0, max(t_min, t * float(r))) for t, r in zip(times[:tuned], ratios, strict=True))
-        taus = (*moved, *times[tuned:])
-        found = loss(taus)
-        attempt = rows[-1][1] + 1 if rows else 0
-        rows.extend((step, attempt, found, taus[step], times[step]) for step in range(max(tuned, 1)))
-        if best is None or found < best[0]:
-            best = (found, taus, list(ratios))
-        return found
 
-    def descend(judged: Callable[[Sequence[float]], float], start: list[float], radius: float, most: int) -> Any:
-        return minimize(
-            judged, start, method="COBYQA", bounds=[bounds] * len(start),
-            options={"maxfev": most, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION},
-        )  # fmt: skip
+def _descend_thrice(judge: _Trials, tries: int) -> None:
+    """COBYQA. The loss has several minima, so there are three descents, each with a third of the tries: from the best straight line
+    of ratios over the steps (its two ends decide it), from ratio 1, and from the better of what these two found. A descent goes in
+    rounds from the best ratios found so far; a round that begins with a wide view again finds its way out of many minima.
+    """
+    tuned, share = judge.tuned, tries
 
     def rounds(start: list[float], most: int) -> None:
         radius = RADIUS
         # A round begins with a model of the loss from 2 K + 1 tries; fewer are no use.
         while tuned and most > 2 * tuned:
-            result = descend(judge, start, radius, most)
+            result = _descend(judge, start, judge.bounds, radius, most)
             most -= result.nfev
             if radius <= SMALLEST:
                 break
             start, radius = list(result.x), max(radius * SHRINK, SMALLEST)
 
-    judge([1.0] * tuned)
-    assert best is not None
-    share = tries
     if tuned > 2 and tries >= 12 * LINE_TRIES:
         share = tries // 3
-        line = descend(lambda ends: judge(_line(ends, tuned)), [1.0, 1.0], RADIUS, LINE_TRIES)
-        rounds(_line(line.x, tuned), share - line.nfev)
+        line, spent = _best_line(judge)
+        rounds(line, share - spent)
         rounds([1.0] * tuned, share)
-    rounds(best[2], share)
-    return best[1], rows
+    rounds(judge.best[2], share)
 
 
-def _line(ends: Sequence[float], count: int) -> list[float]:
-    first, last = ends
-    return np.linspace(first, last, count).tolist()
+def _evolve(judge: _Trials, tries: int, seed: int) -> None:
+    """CMA-ES (Hansen & Ostermeier 2001, "Completely derandomized self-adaptation in evolution strategies"), by its author's package.
+
+    It looks at a cloud of ratios at once and learns the cloud's shape, so that small minima do not hold it. It begins around the
+    best straight line of ratios, with generations twice as large as usual; when one run has come to its end, the next begins around
+    the best ratios so far.
+    """
+    tuned = judge.tuned
+    if not tuned:
+        return
+    draw = np.random.default_rng(seed)
+    generation = 2 * (4 + int(3 * math.log(tuned)))
+    start, spent = _best_line(judge) if tuned > 2 and tries >= 12 * LINE_TRIES else ([1.0] * tuned, 0)
+    while tries - spent >= generation:
+        strategy = cma.CMAEvolutionStrategy(
+            start, RADIUS,
+            # Its own numbers: NumPy's global generator stays as it is.
+            {"bounds": list(judge.bounds), "popsize": generation, "seed": math.nan, "randn": lambda *size: draw.standard_normal(size), "verbose": -9},
+        )  # fmt: skip
+        while not strategy.stop() and tries - spent >= generation:
+            cloud = strategy.ask()
+            strategy.tell(cloud, [judge(ratios) for ratios in cloud])
+            spent += generation
+        start = judge.best[2]
+
+
+def _descend(judged: Callable[[Sequence[float]], float], start: list[float], bounds: tuple[float, float], radius: float, most: int) -> Any:
+    return minimize(
+        judged, start, method="COBYQA", bounds=[bounds] * len(start),
+        options={"maxfev": most, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION},
+    )  # fmt: skip
+
+
+def _best_line(judge: _Trials) -> tuple[list[float], int]:
+    """The best ratios that lie on a straight line over the steps, and the tries that finding them took."""
+
+    def ratios(ends: Sequence[float]) -> list[float]:
+        first, last = ends
+        return np.linspace(first, last, judge.tuned).tolist()
+
+    line = _descend(lambda ends: judge(ratios(ends)), [1.0, 1.0], judge.bounds, RADIUS, LINE_TRIES)
+    return ratios(line.x), line.nfev
 
 
 def tune_joint(
@@ -204,10 +267,10 @@ def tune_joint(
             progress(done, total, f"timing {done} of at most {total}")
         return known.losses[taus]
 
-    taus, rows = search(loss, times, tuned, config.bounds, sampler.schedule.t_min, tuned * config.tries)
+    taus, rows = search(loss, times, tuned, config.bounds, sampler.schedule.t_min, tuned * config.tries, config.optimiser, config.seed)
     losses = [row[2] for row in rows]
     tuning: dict[str, Any] = {
-        "strategy": JOINT, "optimiser": "cobyqa", **asdict(config), **judge.facts,
+        "strategy": JOINT, **asdict(config), **judge.facts,
         "first_seed": seeds.start, "source": "samples", "seconds": round(known.seconds(), 2),
         "loss_untuned": [losses[0]], "loss_tuned": [min(losses)],
     }  # fmt: skip
