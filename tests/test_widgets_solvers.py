@@ -35,6 +35,7 @@ from tt_lib.widgets_solvers import (
     step_weights,
     weights_explorer,
     weights_figure,
+    with_run_up,
 )
 
 SCHEDULE = ContinuousLinearVP()
@@ -69,6 +70,14 @@ def test_grids_are_even_in_what_they_say():
 def test_impossible_grids_are_refused(call):
     with pytest.raises(BadValue):
         call()
+
+
+def test_a_run_up_halves_the_first_step_in_lambda_again_and_again():
+    plain = spaced("even in lambda", 8, SCHEDULE)
+    cut = with_run_up(plain, SCHEDULE)
+    assert len(cut) == len(plain) + 6 and torch.equal(cut[-8:], plain[1:]) and cut[0] == plain[0]
+    steps = SCHEDULE.lam(cut).diff()
+    assert torch.allclose(steps[1:7] / steps[7], 2.0 ** torch.arange(-6, 0, dtype=torch.float64), rtol=1e-6)
 
 
 # ---- what solvers are
@@ -199,6 +208,11 @@ def test_fixed_weights_lose_their_order_by_the_grid_and_variable_ones_keep_it():
     smooth, rough = (ladder_errors(names, spacing, (80, 160)) for spacing in ("even in lambda", "long and short"))
     assert [round(orders(found["plms"])[0]) for found in (smooth, rough)] == [2, 1]
     assert min(orders(found["ipndm-v"])[0] for found in (smooth, rough)) > 3.5
+
+
+def test_a_first_step_of_low_order_costs_two_orders_where_trajectories_bend():
+    plain, cut = (ladder_errors(["ipndm-v"], ladder=(80, 160), start=0.5, run_up=run_up)["ipndm-v"] for run_up in (False, True))
+    assert orders(plain)[0] == pytest.approx(2, abs=0.2) and orders(cut)[0] == pytest.approx(4, abs=0.2)
 
 
 def test_few_steps_are_distances_from_the_exact_end():

@@ -85,6 +85,17 @@ def spaced(spacing: str, steps: int, schedule: Schedule, start: float = START, e
     return torch.cat([ends[:1], times[1:-1], ends[1:]])
 
 
+def with_run_up(times: Tensor, schedule: Schedule) -> Tensor:
+    """The grid with its first step cut into ever shorter ones in lambda, each half of the next.
+
+    A multistep solver begins with steps of low order. Cut so finely (two halvings for every doubling of the steps) their errors are
+    smaller than those of order 4.
+    """
+    lam, count = schedule.lam(times[:2]), 2 * math.ceil(math.log2(len(times) - 1))
+    places = torch.exp2(torch.arange(-count, 0, dtype=torch.float64))
+    return torch.cat([times[:1], schedule.time_of_lam(torch.lerp(lam[0], lam[1], places)), times[1:]])
+
+
 # ---- what solvers are
 
 
@@ -275,17 +286,18 @@ def orders(errors: Sequence[float]) -> list[float]:
 
 
 def ladder_errors(
-    solvers: Sequence[str | Solver], spacing: str = SPACINGS[0], ladder: Sequence[int] = LADDER, start: float = START, end: float = END
+    solvers: Sequence[str | Solver], spacing: str = SPACINGS[0], ladder: Sequence[int] = LADDER, start: float = START, run_up: bool = False
 ) -> dict[str, list[float]]:
-    """The largest error at ``end`` of nine states of a mixture of two Gaussians, for each solver and each number of steps.
+    """The largest error at :data:`END` of nine states of a mixture of two Gaussians, for each solver and each number of steps.
 
-    Solvers are the registry's, perhaps spelled with options, ``dpmpp-3m,variant=exact``, or your own, ``Solver("mine", function)``.
+    ``run_up``: cut the first step, see :func:`with_run_up`. Solvers are the registry's, perhaps spelled with options, ``dpmpp-3m,variant=exact``, or your own, ``Solver("mine", function)``.
     """
     named = {each if isinstance(each, str) else each.name: make_solver(each) if isinstance(each, str) else each for each in solvers}
     mixture, schedule = two_modes_1d(scale=0.4), ContinuousLinearVP()
     x = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None]
-    exact = exact_flow(mixture, x, start, end, schedule, rtol=1e-12)
-    grids = [spaced(spacing, steps, schedule, start, end) for steps in ladder]
+    exact = exact_flow(mixture, x, start, END, schedule, rtol=1e-12)
+    grids = [spaced(spacing, steps, schedule, start) for steps in ladder]
+    grids = [with_run_up(times, schedule) for times in grids] if run_up else grids
 
     def error(solver: Solver, times: Tensor) -> float:
         run = drive(solver(x, times, schedule), MixturePredictor(mixture, schedule))
