@@ -5,7 +5,7 @@ import pytest
 
 from tt_lib.errors import CorruptFile
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.report import BEGIN, END, FIGURE, insert_block, results_block, results_table, write_report
+from tt_lib.report import BEGIN, END, FIGURE, both_table, insert_block, results_block, results_table, write_report
 from tt_lib.results import FD_COLUMNS, read_rows
 
 
@@ -51,6 +51,17 @@ def test_a_table_is_of_one_kind_of_features():
     assert results_table(both) == results_table(first) and "The floor, 50,000 test images: 1.50" in results_table(first)
     other = results_table(both, "cifar10-simclr")
     assert "| ddim, uniform | 5 | 1.00 ± 0.01 | **0.75 ± 0.02** | 25 % |  |" in other and other.count("The floor") == 1
+
+
+def test_gains_in_both_features_stand_side_by_side():
+    large = rows(*TWO)
+    small = [large.assign(n=10_000, features=name, metric=f"FD ({name})") for name in ("cifar10-resnet", "cifar10-simclr")]
+    small[1].loc[1, ["value", "low", "high"]] = 10.12, 9.95, 10.2
+    extra = small[0].iloc[[1]].assign(timing="truncation-parallel,seed=3")  # not in the README's table
+    frame = pd.concat([large, *small, extra], ignore_index=True)
+    assert both_table(frame) == "| sampler | NFE | consistency-parallel |\n| --- | ---: | ---: |\n| ddim, uniform | 5 | 25 / ~−1 |\n"
+    assert both_table(frame) in results_block(frame)
+    assert both_table(large) == "" and "Per cent" not in results_block(large)
 
 
 def test_table_marks_the_best_and_gives_the_gain():

@@ -97,7 +97,8 @@ def test_other_measures_and_correlations():
         "what": "angle, Fréchet distance", "among": "all", "cells": 62, "spearman": 0.559, "low": 0.381, "high": 0.696,
     }])  # fmt: skip
     page = results_page(pd.concat([study(*SOLVERS), kernel], ignore_index=True), found)
-    assert "| ddim, uniform | 5 | untuned | kernel distance (cifar10-resnet) | 10,000 | 17.54 | 17.4 to 17.7 |" in page
+    assert "In `cifar10-resnet`, 10,000 samples:" in page and "| sampler | NFE | timing | kernel distance |" in page
+    assert "| ddim, uniform | 5 | untuned | 17.5 (17.4 to 17.7) |" in page
     assert "| angle, Fréchet distance | all | 62 | 0.56 | 0.38 to 0.70 |" in page
 
 

@@ -11,6 +11,9 @@ from tt_lib.timing import UNTUNED
 
 BEGIN, END = "<!-- results: written by `tt card` from data/results/fd.csv -->", "<!-- end of results -->"
 FEATURES = "cifar10-resnet"
+OTHERS = "cifar10-simclr"
+BOTH_N = 10_000
+"""Samples of the rows that were measured in both features."""
 CEILING_NFE = 200
 """From so many evaluations on, an untuned row counts as the network's own ceiling."""
 FIGURE = "data/results/fd.png"
@@ -99,9 +102,40 @@ def _closed(found: pd.DataFrame, limit: float) -> str:
     return f"{100 * (untuned['value'] - best['value']) / (untuned['value'] - limit):.0f} %"
 
 
+def both_table(frame: pd.DataFrame, n: int = BOTH_N, features: tuple[str, str] = (FEATURES, OTHERS)) -> str:
+    """What the timings of the README's table gain in each of two features, as a Markdown table: per cent of the untuned distance.
+
+    A line for each sampler that has an untuned and a tuned row of ``n`` samples in both; a gain whose intervals overlap stands
+    behind a ~. Empty where there is no such sampler.
+    """
+    asked = study(frame)[["solver", "grid", "nfe", "timing"]]
+    timings = [timing for timing in dict.fromkeys(asked["timing"]) if timing != UNTUNED]
+    rows = [study(frame, n=n, features=each).merge(asked).set_index([*CELL, "timing"]) for each in features]
+    lines = [f"| sampler | NFE | {' | '.join(timings)} |", f"| --- | ---: |{' ---: |' * len(timings)}"]
+    for sampler in asked.sort_values(CELL, kind="stable")[CELL].drop_duplicates().itertuples(index=False, name=None):
+        cells = [" / ".join(_relative(each, sampler, timing) for each in rows).strip(" /") for timing in timings]
+        if any(cells):
+            lines.append(f"| {sampler[0]}, {sampler[1]} | {sampler[2]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def _relative(rows: pd.DataFrame, sampler: tuple, timing: str) -> str:
+    """Per cent by which a timing lowers the distance of a sampler; nothing where a row is not there."""
+    pair = [(*sampler, UNTUNED), (*sampler, timing)]
+    if not all(key in rows.index for key in pair):
+        return ""
+    untuned, tuned = (rows.loc[key] for key in pair)
+    overlap = tuned["low"] <= untuned["high"] and untuned["low"] <= tuned["high"]
+    gain = round(100 * (1 - tuned["value"] / untuned["value"]))
+    return f"{'~' if overlap else ''}{gain}".replace("-", "−")
+
+
 def results_block(frame: pd.DataFrame) -> str:
     """What stands between the markers in README."""
-    return f"{BEGIN}\n{results_table(frame)}\n![{ALT}]({FIGURE})\n\n*{CAPTION}*\n{END}"
+    both = both_table(frame)
+    if both:
+        both = f"\nPer cent that each timing takes off the untuned distance, in `{FEATURES}` / in `{OTHERS}`, {BOTH_N:,} samples (~: the intervals overlap):\n\n{both}"
+    return f"{BEGIN}\n{results_table(frame)}\n![{ALT}]({FIGURE})\n\n*{CAPTION}*\n{both}{END}"
 
 
 def insert_block(page: str, block: str) -> str:
