@@ -206,3 +206,11 @@ def test_impossible_sets_and_batches():
         disjoint_sets(pixels(9), MeanColours([]), sets=1, batch=0)
     with pytest.raises(BadValue, match="0 images"):
         reference_statistics(Images(pixels(0), torch.zeros(0, dtype=torch.int64), "x", ()), MeanColours([]))
+
+
+def test_references_of_other_tools_are_refused(tmp_path):
+    """pytorch-fid and clean-fid write mean and covariance alone: how the images were resized is not in the file."""
+    path = tmp_path / "cifar10.npz"
+    np.savez(path, mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(BadValue, match=r"cifar10\.npz.*resized.*tt stats"):
+        FeatureStatistics.load(path)

@@ -118,7 +118,7 @@ def move_a_slider(notebook: Path, screenshot: Path | None = None) -> None:
             before = picture(page)
             handle.focus()
             page.keyboard.press("ArrowRight")
-            end = time.monotonic() + 120  # the kernel may still be running the cells below
+            end = time.monotonic() + SECONDS  # the kernel may still be running the cells below
             while picture(page) == before and time.monotonic() < end:
                 page.wait_for_timeout(250)
             after = picture(page)

@@ -2,6 +2,10 @@
 
 The network is pytorch-fid's port of the TensorFlow graph of 2015-12-05 (Heusel et al. 2017). Its weights
 (91 MB) are not part of this project and are never fetched by it: they are used where they are at hand.
+
+Images are scaled to 299x299 as pytorch-fid scales them: bilinear, without antialiasing, on floats. clean-fid (Parmar et al. 2022,
+arXiv 2104.11222) scales with Pillow's antialiased bicubic filter: its numbers and its references are on another scale, so
+statistics are read only from files of this project, which name the features that they are of.
 """
 
 from __future__ import annotations

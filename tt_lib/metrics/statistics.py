@@ -143,6 +143,7 @@ class FeatureStatistics:
 
         Raises:
             MissingFile: no such file.
+            BadValue: the statistics of another tool.
             CorruptFile: not a file that :meth:`save` wrote.
         """
         from safetensors import SafetensorError, safe_open
@@ -150,6 +151,12 @@ class FeatureStatistics:
         path = Path(path)
         if not path.is_file():
             raise MissingFile(f"no feature statistics at {path}; make them with `tt stats`")
+        if path.suffix == ".npz":
+            # A mean and a covariance alone: whether of pytorch-fid's resizing or clean-fid's, nothing in the file tells.
+            raise BadValue(
+                f"{path} is of another tool (pytorch-fid, clean-fid, ...) and does not say how its images were resized, so nothing can be "
+                "compared with it; make the reference from the images with `tt stats`"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 header = dict(file.metadata() or {})
