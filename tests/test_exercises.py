@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 from tt_lib.errors import BadValue
-from tt_lib.lessons.books import NOTEBOOKS, read, run
+from tt_lib.lessons.books import NOTEBOOKS, code, read, run, solutions
 from tt_lib.lessons.exercises import exercise, exercise_path, generate, main, stale, unsolved
 
 SOLVED = '''def double(x: float) -> float:
@@ -103,3 +103,25 @@ def test_the_stored_exercises_are_what_their_solutions_give(capsys):
     assert stale(NOTEBOOKS) == []
     assert main(["--check"]) == 0 and main(["--chekc"]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+def missed(book):
+    """The checks of a notebook of solutions whose stored output does not end in "well done"."""
+    calls = [(cell.source.splitlines()[-1], cell.outputs) for cell in code(book)]
+    said = {call: "".join(output.get("text", "") for output in outputs) for call, outputs in calls if call.startswith("check(")}
+    return [call for call, text in said.items() if not text.endswith(": well done\n")]
+
+
+@pytest.mark.parametrize("path", solutions(), ids=lambda path: path.stem)
+def test_every_stored_solution_passes_its_checks(path):
+    """nbval compares with what is stored: a solution that was stored as failing would stay so unnoticed."""
+    assert missed(read(path)) == []
+
+
+def test_a_solution_that_misses_its_check_is_seen(tmp_path):
+    book = read(make(tmp_path))
+    run(book, tmp_path)
+    assert missed(book) == []
+    book.cells[2].source = book.cells[2].source.replace("x + x", "x")
+    run(book, tmp_path)
+    assert missed(book) == ['check("double", right);']
