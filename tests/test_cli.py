@@ -482,7 +482,7 @@ def test_network_that_answers_nan(pipeline, damaged):
         (*EVALUATE, "--model", "nan"),
     ):
         message = fails(*words)
-        assert message.startswith("NotFinite: ") and "evaluation 0, t = " in message and "tau = " in message
+        assert message.startswith("NotFinite: ") and "evaluation 1, t = " in message and "tau = " in message
     assert "t = 0.667, tau = 0.667" in message  # the first time of the uniform grid of 3
 
 

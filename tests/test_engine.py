@@ -118,11 +118,11 @@ def test_not_finite_names_the_evaluation_t_and_tau(bad):
     def breaks(x, t, tau):
         calls.append(t)
         answer = EXACT(x, t, tau)
-        if len(calls) == 4:  # evaluations are counted from 0, as tau_0 .. tau_{K-1} are
+        if len(calls) == 4:  # messages count evaluations from 1, as those about too many or too few taus do
             answer[1, 0] = bad
         return answer
 
-    with pytest.raises(NotFinite, match=r"evaluation 3, t = 0\.201, tau = 0\.1875;"):
+    with pytest.raises(NotFinite, match=r"evaluation 4, t = 0\.201, tau = 0\.1875;"):
         drive(make_solver("ddim")(points(), grid, LINEAR), breaks, (0.8, 0.6, 0.4, 0.1875, 0.001))
     assert len(calls) == 4, "nothing runs on after a bad answer"
 
@@ -133,7 +133,7 @@ def test_not_finite_sees_opposite_infinities_and_names_a_range_of_times():
     def breaks(x, t, tau):
         return torch.tensor([[math.inf, -math.inf], [0.0, 0.0]])
 
-    with pytest.raises(NotFinite, match=r"evaluation 0, t = 0\.8\.\.0\.9, tau = 0\.8\.\.0\.9"):
+    with pytest.raises(NotFinite, match=r"evaluation 1, t = 0\.8\.\.0\.9, tau = 0\.8\.\.0\.9"):
         drive(make_solver("ddim")(points(2), times, LINEAR), breaks)
 
 
@@ -420,6 +420,6 @@ def test_a_bad_answer_on_another_device_is_found_at_the_end(monkeypatch):
     for evaluation, value in enumerate((1.0, math.nan)):
         watch.sums.append(torch.tensor(value, dtype=torch.float64))  # as add() does for an answer that is not on the CPU
         watch.where.append((evaluation, t, t))
-    with pytest.raises(NotFinite, match=r"evaluation 1, t = 0\.5"):
+    with pytest.raises(NotFinite, match=r"evaluation 2, t = 0\.5"):
         watch.add(torch.ones(2), 2, t, t)
     watch.read()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from tt_lib.conversions import KINDS, to_eps, to_x0
+from tt_lib.conversions import KINDS, to_eps, to_v, to_x0
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
@@ -74,6 +74,8 @@ def test_conversions_undo_each_other_and_take_one_time_a_sample():
     x, eps = states(), states().flip(0)
     times = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     assert torch.allclose(to_eps("x0", to_x0(eps, x, times, LINEAR), x, times, LINEAR), eps)
+    alpha, sigma = LINEAR.alpha(times), LINEAR.sigma(times)
+    assert torch.allclose(to_eps("v", to_v(eps, to_x0(eps, x, times, LINEAR), alpha, sigma), x, times, LINEAR), eps)
     with pytest.raises(BadValue, match=r"'noise'.*eps, score, v, x0"):
         to_eps("noise", eps, x, times, LINEAR)
     with pytest.raises(BadValue, match=r"'s'.*t, tau"):

@@ -18,7 +18,7 @@ from test_world import launch
 from torch import nn
 from typer.testing import CliRunner
 
-from tt_lib import speed_fid, speed_tuning
+from tt_lib import roofline, speed_fid, speed_tuning
 from tt_lib.bench import Bench, Cell, make_bench
 from tt_lib.cli import app
 from tt_lib.cost import estimate
@@ -31,7 +31,7 @@ from tt_lib.metrics.inception import FILE
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import Model
 from tt_lib.noise import StartNoise
-from tt_lib.predictors import Chunked, EpsPredictor
+from tt_lib.predictors import Chunked, EpsPredictor, make_predictor
 from tt_lib.results import SPEED_COLUMNS, read_rows, write_rows
 from tt_lib.roofline import count_flops, make_network, measure_ceiling, measure_roofline
 from tt_lib.schedules import make_schedule
@@ -329,6 +329,18 @@ def test_operations_are_counted_with_attention():
     assert sum(weight.numel() for weight in large.parameters()) == 113_673_219, "as many as google/ddpm-celebahq-256 has"
     with pytest.raises(BadValue, match="unknown network 'adm'"):
         make_network("adm")
+
+
+def test_the_roofline_measures_what_the_sampler_runs(tiny, monkeypatch):
+    network, made = make_bench("tiny").model.network, []
+
+    def watched(model, *, bf16, compile):
+        made.append((model.network is network, bf16, compile))
+        return make_predictor(model, bf16=bf16, compile=False)
+
+    monkeypatch.setattr(roofline, "make_predictor", watched)
+    answer = roofline._evaluation(network, 3, CPU, True, True)()
+    assert made == [(True, True, True)] and answer.shape == (3, 1, 8, 8) and answer.dtype == torch.float32
 
 
 def test_roofline_rows(tiny):

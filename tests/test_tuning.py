@@ -523,6 +523,21 @@ def test_losses_of_the_timing_are_those_of_its_last_sweep():
         assert untuned == mine.loss.iloc[SEARCH_TRIES] and tuned == mine.loss.iloc[SEARCH_TRIES:].min()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_adams_losses_are_of_all_images_and_not_of_two_batches(name):
+    result = run_tune(name, strategy="parallel", objective="truncation", freeze_last=0, sweeps=1, bounds=(0.5, 1.5))
+    x0, times = images(), GRID.times
+    tuning = result.timing.tuning
+    for step, tau in enumerate(result.timing.taus):
+        first = step - min(step, make_solver(name).history)
+        start = noised(x0, tuner_noise(x0, 3), times[first])
+        # The steps of its history are untuned in the first sweep, or tuned just now where their own stage came before.
+        history = result.timing.taus[first:step] if first == 0 else times[first:step]
+        for key, last in (("loss_untuned", times[step]), ("loss_tuned", tau)):
+            by_hand = loss_by_hand(name, "truncation", start, times[first : step + 2], [*history, last], 4)
+            assert tuning[key][step] == pytest.approx(by_hand, rel=1e-8)
+
+
 def test_generated_images():
     noise = 4 * tuner_noise(images(), 0)
     times = torch.tensor(GRID.times, dtype=torch.float64)

@@ -38,6 +38,11 @@ def to_eps(kind: str, answer: Tensor, x: Tensor, t: Tensor, schedule: Schedule) 
     return -sigma * answer
 
 
+def to_v(eps: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """``v = alpha eps - sigma x0`` [B, ...] of an eps and its x0 [B, ...], at the level ``alpha``, ``sigma`` (scalars or [B])."""
+    return along(alpha, x0) * eps - along(sigma, x0) * x0
+
+
 def to_x0(eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
     """The clean image [B, ...] that an eps stands for."""
     return (x - along(schedule.sigma(t), x) * eps) / along(schedule.alpha(t), x)

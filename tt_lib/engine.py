@@ -115,7 +115,7 @@ def replay(solution: Solution, answers: Sequence[Tensor]) -> Request | Tensor:
 
 
 def check_finite(answer: Tensor, evaluation: int, t: Tensor, tau: Tensor | float) -> None:
-    """Raise :class:`NotFinite` unless every number of ``answer``, is finite (``evaluation`` counts from 0, as tau_0 .. do)."""
+    """Raise :class:`NotFinite` unless every number of ``answer`` is finite (``evaluation`` counts from 0; the message from 1)."""
     watch = _Watch()
     watch.add(answer, evaluation, t, tau)
     watch.read()
@@ -150,7 +150,7 @@ class _Watch:
             return
         evaluation, t, tau = where[finite.index(False)]
         raise NotFinite(
-            f"the network answered NaN or infinity at evaluation {evaluation}, t = {_brief(t)}, tau = {_brief(tau)}; "
+            f"the network answered NaN or infinity at evaluation {evaluation + 1}, t = {_brief(t)}, tau = {_brief(tau)}; "
             "check its weights and its input range, and run it in float32 if it is run in float16"
         )
 

@@ -8,7 +8,6 @@ share of the ceiling says how much of the time goes to what the ceiling measures
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +15,9 @@ from torch import Tensor, nn
 
 from tt_lib.benchmarks import fastest
 from tt_lib.errors import choose
+from tt_lib.models import Model
+from tt_lib.predictors import make_predictor
+from tt_lib.schedules import linear_betas
 from tt_lib.speed import Tell, speed_row
 
 # google/ddpm-celebahq-256: https://huggingface.co/google/ddpm-celebahq-256/blob/main/config.json
@@ -150,15 +152,8 @@ def roofline_name(name: str, batch: int, precision: str, compiled: bool) -> str:
 def _evaluation(network: Any, batch: int, device: torch.device, on_gpu: bool, compiled: bool) -> Callable[[], Any]:
     """One evaluation of a batch by a UNet, as the sampler makes it."""
     network = network.to(device).eval().requires_grad_(False)
-    if on_gpu:
-        network = network.to(memory_format=torch.channels_last)
-    run = torch.compile(network, dynamic=False) if compiled else network
     side = network.config["sample_size"]
-    x = torch.randn(batch, network.config["in_channels"], side, side, device=device)
-    c = torch.full((batch,), 500.0, device=device)
-
-    def job() -> Any:
-        with torch.autocast(device.type, dtype=torch.bfloat16) if on_gpu else nullcontext():
-            return run(x, c)
-
-    return job
+    shape = (network.config["in_channels"], side, side)
+    predictor = make_predictor(Model(network, linear_betas(), shape, "roofline"), bf16=on_gpu, compile=compiled)
+    x, t = torch.randn(batch, *shape, device=device), torch.tensor(0.501, dtype=torch.float64)
+    return lambda: predictor(x, t, t)

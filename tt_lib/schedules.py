@@ -120,7 +120,7 @@ class DiscreteSchedule(Schedule):
     """A schedule given by betas ``beta_0 .. beta_{N-1}``: ``alpha(t_n)^2 = prod_{i <= n} (1 - beta_i)``.
 
     (Ho et al. 2020, arXiv 2006.11239, eq. 4.) Between the levels, ``log alpha`` is linear in ``t``
-    (as in DPM-Solver's code for discrete networks, arXiv 2206.00927, appendix D.1).
+    (as in DPM-Solver's code for discrete networks, arXiv 2206.00927).
 
     Raises:
         BadValue: a beta is outside (0, 1).

@@ -17,6 +17,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from tt_lib.conversions import to_v
 from tt_lib.errors import BadValue, NotFinite
 from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule, Times
@@ -119,7 +120,7 @@ class GaussianMixture:
         schedule as between two of them.
         """
         eps, x0 = self._eps_x0(x, alpha, sigma)
-        return along(alpha, x0) * eps - along(sigma, x0) * x0
+        return to_v(eps, x0, alpha, sigma)
 
     def _level(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> _Level:
         x = self._checked(x, alpha)

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tt_lib.conversions import to_x0
+from tt_lib.conversions import to_v, to_x0
 from tt_lib.datasets.digits import split_digits
 from tt_lib.datasets.images import to_float
 from tt_lib.errors import BadValue, choose
 from tt_lib.schedules import DiscreteSchedule, time_of_index
-from tt_lib.solvers.arithmetic import along
 from tt_lib.toy import GaussianMixture
 
 WIDENED = 0.01
@@ -91,6 +90,4 @@ class MixtureNetwork(nn.Module):
         if self.kind == "eps":
             return eps
         x0 = to_x0(eps, x, t, self.schedule)
-        return (
-            x0 if self.kind == "x0" else along(self.schedule.alpha(t), x) * eps - along(self.schedule.sigma(t), x) * x0
-        )
+        return x0 if self.kind == "x0" else to_v(eps, x0, self.schedule.alpha(t), self.schedule.sigma(t))

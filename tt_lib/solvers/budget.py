@@ -38,7 +38,7 @@ def orders_of_2(nfe: int) -> tuple[int, dict[str, Any]]:
 def orders_of_3(nfe: int) -> tuple[int, dict[str, Any]]:
     """Steps of order 3 with three evaluations, one of the order that is left over, and 1 into clean data: 12 -> 33321.
 
-    DPM-Solver-fast's rule (Lu et al. 2022, arXiv 2206.00927, section 3.4) for steps that end above t = 0 is the same but
+    DPM-Solver-fast's rule (Lu et al. 2022, arXiv 2206.00927) for steps that end above t = 0 is the same but
     where ``nfe % 3 == 2``: its last step is then of order 2, which one into clean data cannot be.
     """
     check_nfe(nfe, 1, "a sampler")

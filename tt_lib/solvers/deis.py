@@ -27,7 +27,7 @@ def ipndm_v(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int =
 def deis_tab(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3) -> Solution:
     """tAB-DEIS: eps is a polynomial in t through the last answers, the rest of the ODE is integrated exactly.
 
-    Eq. 14: ``x_s = Psi(s, t) x_t + sum_j C_j eps_j``, with (eq. 15, for VP)
+    ``x_s = Psi(s, t) x_t + sum_j C_j eps_j``, with the paper's coefficients ``C_ij``, here for VP,
 
     ``C_j = integral from t to s of Psi(s, tau) g(tau)^2 / (2 sigma(tau)) prod_{k != j} (tau - t_k) / (t_j - t_k) d tau``,
 

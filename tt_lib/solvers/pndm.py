@@ -26,14 +26,14 @@ ADAMS_BASHFORTH = {
 def plms(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 4) -> Solution:
     """PLMS, the pseudo linear multistep method, warmed up by growing order; also iPNDM.
 
-    The gradient part (eq. 12) mixes the last answers by the weights of Adams and Bashforth,
+    The gradient part, linear multi-step, mixes the last answers by the weights of Adams and Bashforth,
 
     ``eps' = (55 eps_0 - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24``,
 
-    and by ``(23, -16, 5) / 12``, ``(3, -1) / 2`` and ``1`` while there are fewer. The transfer part (eq. 11)
+    and by ``(23, -16, 5) / 12``, ``(3, -1) / 2`` and ``1`` while there are fewer. The transfer part
     is DDIM's step with ``eps'``: ``x_s = alpha_s (x_t / alpha_t + (rho_s - rho_t) eps')``.
 
-    This is, number for number, the improved PNDM of Zhang & Chen 2022 (DEIS, arXiv 2204.13902, appendix),
+    This is, number for number, the improved PNDM of Zhang & Chen 2022 (iPNDM in DEIS, arXiv 2204.13902),
     which replaces PNDM's Runge-Kutta steps by lower orders: ``ipndm`` is another name for it. Some public
     PLMS samplers differ in their first step, an improved Euler step with one evaluation more.
 
@@ -51,8 +51,8 @@ def _even_weights(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
 def pndm(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
     """F-PNDM, algorithm 2: three pseudo Runge-Kutta steps with four evaluations each, then PLMS of order 4.
 
-    With the transfer ``phi(x, eps, t, s)`` (eq. 11, DDIM's step) and ``m = (t + s) / 2``, a pseudo Runge-Kutta
-    step (eq. 13) takes
+    With the transfer ``phi(x, eps, t, s)`` (the paper's transfer part, DDIM's step) and ``m = (t + s) / 2``, a pseudo Runge-Kutta
+    step (its other gradient part) takes
 
     ``e1 = eps(x, t)``, ``e2 = eps(phi(x, e1, t, m), m)``, ``e3 = eps(phi(x, e2, t, m), m)``,
     ``e4 = eps(phi(x, e3, t, s), s)``, ``eps' = (e1 + 2 e2 + 2 e3 + e4) / 6``,

@@ -37,7 +37,7 @@ def ddpm(x: Tensor, times: Tensor, schedule: Schedule, noise, *, variance: str =
 
 
 def sde_dpmpp_2m(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, section 5.2 and appendix B), with ``D`` as in DPM-Solver++(2M):
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, its solvers of the reverse SDE), with ``D`` as in DPM-Solver++(2M):
 
     ``x_s = (sigma_s / sigma_t) e^{-h} x_t + alpha_s (1 - e^{-2h}) D + sigma_s sqrt(1 - e^{-2h}) z``.
 

@@ -17,14 +17,14 @@ VARIANTS = ("bh1", "bh2")
 
 
 def unipc(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3, variant: str = "bh2") -> Solution:
-    """UniPC-p, algorithms 1 (UniC) and 2 (UniP) in the data prediction, one evaluation a step.
+    """UniPC-p, the predictor UniP-p and the corrector UniC-p in the data prediction, one evaluation a step.
 
     From t to s, with ``h = lambda_s - lambda_t``, the data prediction ``m_0`` at t and others ``m_i`` at times of
     ``lambda_t + r_i h``, both UniP and UniC are
 
     ``x_s = (sigma_s / sigma_t) x_t - alpha_s (e^{-h} - 1) m_0 - alpha_s B(h) sum_i a_i (m_i - m_0) / r_i``.
 
-    ``B(h)`` is ``-h`` (``bh1``) or ``e^{-h} - 1`` (``bh2``), and ``a`` solves the conditions of theorem 3.1,
+    ``B(h)`` is ``-h`` (``bh1``) or ``e^{-h} - 1`` (``bh2``), and ``a`` solves the paper's conditions of order,
 
     ``sum_i r_i^{n-1} a_i = n! h_n / B(h)``,  ``n = 1 .. (how many a)``,
     ``h_1 = (e^{-h} - 1) / (-h) - 1``, ``h_{n+1} = h_n / (-h) - 1 / (n+1)!``;
@@ -77,7 +77,7 @@ def _step(
 
 
 def _a(r: Tensor, h: Tensor, B: Tensor) -> Tensor:
-    """[..., q]: the solution of theorem 3.1's q conditions, for ``r`` [..., q]."""
+    """[..., q]: the solution of the q conditions of order, for ``r`` [..., q]."""
     q = r.shape[-1]
     if q == 1:
         return torch.full_like(r, 0.5)

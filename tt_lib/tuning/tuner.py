@@ -37,7 +37,8 @@ class TuneResult:
     """A tuned timing and how it was reached.
 
     Attributes:
-        timing: the timing, with its provenance.
+        timing: the timing, with its provenance. ``loss_untuned`` and ``loss_tuned`` in its ``tuning`` are the losses of each tuned
+            evaluation at tau = t and at the tau found, both on all the images, whose states are those of the (last) sweep.
         history: one row for each step and iteration: step, iteration, loss, tau, t.
     """
 
@@ -109,8 +110,9 @@ def count_evaluations(schedule: Schedule, solver: Solver, grid: Grid, config: Tu
     """
     predictor, one = _Count(), torch.zeros(1, 1)
     tuning = _Tuning(predictor, schedule, solver, grid, one, config, "", "", "", torch.zeros(2, 1), None, 0.0, None)
-    tries, rows = (SEARCH_TRIES, images) if config.optimiser == "search" else (config.iterations, min(config.batch, images))
-    return tuning.count(predictor, tries * rows, images, held_out)
+    # Adam's two more are those that its timing tells, on all images.
+    adam = config.iterations * min(config.batch, images) + 2 * images
+    return tuning.count(predictor, SEARCH_TRIES * images if config.optimiser == "search" else adam, images, held_out)
 
 
 def check_objective(solver: Solver, objective: str) -> None:
@@ -153,6 +155,7 @@ class _Tuning:
         self.records: list[dict[str, Any]] = []
         self.stages = self._stages()
         self.done_stages, self.rows, self.elapsed = 0, [], 0.0
+        self.losses: dict[int, tuple[float, float]] = {}
         self.partial: dict[str, Any] | None = None
         self.state, self.save_seconds, self.progress = Path(state) if state else None, save_seconds, progress
         self.begun = self.last_saved = time.monotonic()
@@ -277,6 +280,11 @@ class _Tuning:
                 t = self.setting.evaluations[other].t
                 self.taus[other] = min(1.0, max(self.schedule.t_min, t * ratio))
         self.rows += rows
+        if self.config.optimiser == "adam":
+            # Its iterations have a batch each: untuned and tuned are compared on all the images.
+            with torch.no_grad():
+                pairs = zip(*(problem.losses(each).tolist() for each in (problem.t, taus)), strict=True)
+            self.losses |= dict(zip(problem.steps, pairs, strict=True))
         self.partial = None
 
     def _watch(self, partial: dict[str, Any]) -> None:
@@ -320,7 +328,7 @@ class _Tuning:
         content = {
             "fingerprint": self._fingerprint(), "taus": self.taus, "done_stages": self.done_stages,
             "rows": self.rows, "partial": self.partial, "ticks": self.ticks, "elapsed": self._elapsed(),
-            "records": self.records,
+            "records": self.records, "losses": self.losses,
         }  # fmt: skip
         with atomic_path(self.state) as temporary:
             torch.save(content, temporary)
@@ -338,7 +346,7 @@ class _Tuning:
             )
         self.taus, self.done_stages = content["taus"], content["done_stages"]
         self.rows, self.partial = content["rows"], content["partial"]
-        self.elapsed, self.records = content["elapsed"], content["records"]
+        self.elapsed, self.records, self.losses = content["elapsed"], content["records"], content.get("losses", {})
         # A search that was interrupted begins its stage again, and so does its count.
         self.ticks = content["ticks"] if self.partial else self.done_stages * self._total_ticks() // len(self.stages)
 
@@ -346,7 +354,7 @@ class _Tuning:
         return self.elapsed + time.monotonic() - self.begun
 
     def _timing(self) -> Timing:
-        losses = _first_and_last(self.rows)
+        losses = [pair for _, pair in sorted((_first_and_last(self.rows) | self.losses).items())]
         tuning = {
             **asdict(self.config), "images": len(self.images), "source": self.source, "seconds": round(self._elapsed(), 2),
             "loss_untuned": [first for first, _ in losses], "loss_tuned": [last for _, last in losses],
@@ -369,12 +377,12 @@ def _digest(images: Tensor) -> str:
     return hashlib.sha256(images.detach().cpu().numpy().tobytes()).hexdigest()
 
 
-def _first_and_last(rows: Rows) -> list[tuple[float, float]]:
+def _first_and_last(rows: Rows) -> dict[int, tuple[float, float]]:
     """For each tuned step the loss at tau = t and the lowest loss that was seen in its last sweep."""
     steps = sorted({row[0] for row in rows})
-    result = []
+    result = {}
     for step in steps:
         mine = [row for row in rows if row[0] == step]
         last_sweep = mine[max(i for i, row in enumerate(mine) if row[1] == 0) :]
-        result.append((last_sweep[0][2], min(row[2] for row in last_sweep)))
+        result[step] = (last_sweep[0][2], min(row[2] for row in last_sweep))
     return result
