@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from test_report import rows
 
-from tt_lib.changes import BETTER, CONSTANT, CORRECTED, PLAIN, SAME, WORSE, base_name, changes, family
+from tt_lib.changes import BETTER, CONSTANT, CORRECTED, JOINT_SEARCH, PLAIN, SAME, WORSE, base_name, changes, family
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.results import CORRELATION_COLUMNS, FD_COLUMNS, read_rows
 from tt_lib.results_page import results_page
@@ -52,7 +52,7 @@ def test_changes_tell_better_worse_and_neither():
 @pytest.mark.parametrize(
     "timing, asked",
     [("truncation-parallel", PLAIN), ("frechet-joint", PLAIN), ("constant-0.95", CONSTANT), ("epsilon-1.01", CORRECTED), ("time-shift", CORRECTED),
-     ("truncation-parallel,images=16", "Number of images"), ("consistency-parallel-freeze2", "Steps at the end that keep their own time"),
+     ("frechet-joint,optimiser=cma-es,tries=240", JOINT_SEARCH), ("truncation-parallel,images=16", "Number of images"), ("consistency-parallel-freeze2", "Steps at the end that keep their own time"),
      ("consistency-sequential,iterations=50,optimiser=adam", "Adam, its iterations and learning rate"), ("truncation-parallel,gate=true", "A gate for each step")],
 )  # fmt: skip
 def test_a_timing_answers_one_question(timing, asked):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from tt_lib.changes import SAME, changes
 from tt_lib.errors import CorruptFile
 from tt_lib.timing import UNTUNED
 
@@ -110,24 +111,21 @@ def both_table(frame: pd.DataFrame, n: int = BOTH_N, features: tuple[str, str] =
     """
     asked = study(frame)[["solver", "grid", "nfe", "timing"]]
     timings = [timing for timing in dict.fromkeys(asked["timing"]) if timing != UNTUNED]
-    rows = [study(frame, n=n, features=each).merge(asked).set_index([*CELL, "timing"]) for each in features]
+    found = [changes(study(frame, n=n, features=each)).set_index([*CELL, "timing"]) for each in features]
     lines = [f"| sampler | NFE | {' | '.join(timings)} |", f"| --- | ---: |{' ---: |' * len(timings)}"]
     for sampler in asked.sort_values(CELL, kind="stable")[CELL].drop_duplicates().itertuples(index=False, name=None):
-        cells = [" / ".join(_relative(each, sampler, timing) for each in rows).strip(" /") for timing in timings]
+        cells = [" / ".join(_taken_off(each, (*sampler, timing)) for each in found).strip(" /") for timing in timings]
         if any(cells):
             lines.append(f"| {sampler[0]}, {sampler[1]} | {sampler[2]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
-def _relative(rows: pd.DataFrame, sampler: tuple, timing: str) -> str:
+def _taken_off(found: pd.DataFrame, cell: tuple) -> str:
     """Per cent by which a timing lowers the distance of a sampler; nothing where a row is not there."""
-    pair = [(*sampler, UNTUNED), (*sampler, timing)]
-    if not all(key in rows.index for key in pair):
+    if cell not in found.index:
         return ""
-    untuned, tuned = (rows.loc[key] for key in pair)
-    overlap = tuned["low"] <= untuned["high"] and untuned["low"] <= tuned["high"]
-    gain = round(100 * (1 - tuned["value"] / untuned["value"]))
-    return f"{'~' if overlap else ''}{gain}".replace("-", "−")
+    change, verdict = found.loc[cell, ["change", "verdict"]]
+    return f"{'~' if verdict == SAME else ''}{round(-100 * change)}".replace("-", "−")
 
 
 def results_block(frame: pd.DataFrame) -> str:

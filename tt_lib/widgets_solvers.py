@@ -138,9 +138,9 @@ def registry_table(steps: int = 6) -> pd.DataFrame:
     ``same as`` (the first name of the same function).
     """
     schedule, rows = linear_betas(), []
+    times = float64(make_grid("logsnr", steps, schedule).times)
     first: dict[Any, str] = {}
     for name, solver in SOLVERS.items():
-        times = float64(make_grid("logsnr", steps, schedule).times)
         counts = per_step(evaluations(with_gamma(solver, steps), times, schedule))
         same = first.setdefault(solver.function, name)
         rows.append({
@@ -262,7 +262,7 @@ def weights_explorer() -> Any:
     spacing = ipywidgets.Dropdown(options=list(SPACINGS), value="even in t", description="grid")
     steps = ipywidgets.IntSlider(value=5, min=2, max=8, description="steps", continuous_update=False)
     of = ipywidgets.ToggleButtons(options=list(KINDS), value="eps", description="answers")
-    return explorer([solver, spacing, steps, of], lambda *chosen: one_solver_figure(*chosen))
+    return explorer([solver, spacing, steps, of], one_solver_figure)
 
 
 def one_solver_figure(name: str, spacing: str, steps: int, of: str) -> Figure:

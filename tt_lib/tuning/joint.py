@@ -169,7 +169,7 @@ def _descend_thrice(judge: _Trials, tries: int) -> None:
                 break
             start, radius = list(result.x), max(radius * SHRINK, SMALLEST)
 
-    if tuned > 2 and tries >= 12 * LINE_TRIES:
+    if _line_pays(judge, tries):
         share = tries // 3
         line, spent = _best_line(judge)
         rounds(line, share - spent)
@@ -189,7 +189,7 @@ def _evolve(judge: _Trials, tries: int, seed: int) -> None:
         return
     draw = np.random.default_rng(seed)
     generation = 2 * (4 + int(3 * math.log(tuned)))
-    start, spent = _best_line(judge) if tuned > 2 and tries >= 12 * LINE_TRIES else ([1.0] * tuned, 0)
+    start, spent = _best_line(judge) if _line_pays(judge, tries) else ([1.0] * tuned, 0)
     while tries - spent >= generation:
         strategy = cma.CMAEvolutionStrategy(
             start, RADIUS,
@@ -208,6 +208,11 @@ def _descend(judged: Callable[[Sequence[float]], float], start: list[float], bou
         judged, start, method="COBYQA", bounds=[bounds] * len(start),
         options={"maxfev": most, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION},
     )  # fmt: skip
+
+
+def _line_pays(judge: _Trials, tries: int) -> bool:
+    """Whether a straight line is simpler than the ratios, and its tries are a small part of all."""
+    return judge.tuned > 2 and tries >= 12 * LINE_TRIES
 
 
 def _best_line(judge: _Trials) -> tuple[list[float], int]:
