@@ -455,11 +455,13 @@ ERRORS = {
     "table that is not there": (("table", "--config", "no.toml"), "no.toml", "data/tables"),
     "table that is none": (("table", "--config", "pictures/cat.png"), "cat.png", "TOML"),
     "table of no samples": (("table", "--config", "table.toml", "--n", 0), "multiple of 10", "0"),
-    "card that is not there": (("info", "nothing"), "nothing"),
+    "card that is not there": (("info", "nothing"), "nothing", "give a model's folder"),
+    "timing by its name alone": ((*SAMPLE, "--timing", "truncation-parallel"), "truncation-parallel", "tt tune"),
+    "seed beyond 64 bits": ((*SAMPLE, "--seed", 2**64), str(2**64), "smaller"),
     "results that are none": ((*EVALUATE, "--results", "table.toml"), "table.toml", "restore"),
     "demo of too few": ((*DEMO, "--n", 10, "--fine", 2), "multiple of 10 and at least 20", "got 10"),
     "demo that does not divide": ((*DEMO, "--n", 25, "--fine", 2), "multiple of 10 and at least 20", "got 25"),
-    "folder that is no model": ((*SAMPLE, "--model", "pictures"), "pictures", "model folder"),
+    "folder that is no model": ((*SAMPLE, "--model", "pictures"), "pictures", "model folder", "give one"),
     "features for a model": ((*SAMPLE, "--model", "data/pretrained/digits-resnet"), "digits-resnet"),
 }  # fmt: skip
 
@@ -522,6 +524,31 @@ def test_unwritable_place_is_found_before_the_work(pipeline, monkeypatch):
     monkeypatch.setattr("tt_lib.bench.make_bench", lambda *a, **k: worked.append(a) or make_bench(*a, **k))
     monkeypatch.setattr("tt_lib.bench.Bench.tune", lambda *a, **k: pytest.fail("hours of work, and no place for it"))
     fails("tune", *PARALLEL, "--out", "a-file/x.json")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*TUNE, "--history", "a-file/x.csv"), (*EVALUATE, "--results", "a-file/x.csv"), ("bench", "--results", "a-file/x.csv"),
+        ("table", "--config", "table.toml", "--results", "a-file/x.csv"), ("direction", "--results", "a-file/x.csv"),
+        ("direction", "--figure", "a-file/x.png"), ("direction", "--figure", "runs/x.jpg"), ("sample", "--out", "runs/x.jpg"),
+    ],
+)  # fmt: skip
+def test_every_place_is_looked_at_before_the_work(pipeline, monkeypatch, words):
+    monkeypatch.setattr("tt_lib.bench.load_model", lambda *a: pytest.fail("work, and no place for it"))
+    message = fails(*words)
+    assert message.startswith("BadValue: ") and ("a-file/x" in message or "ends in .png" in message)
+
+
+def test_tuning_ddim_with_noise(pipeline):
+    """Common random numbers; the timing belongs to that eta."""
+    words = ("--model", "tiny", "--nfe", 2, "--eta", 1)
+    succeeds("tune", *words, "--strategy", "parallel", "--optimiser", "search", "--source", "generated", "--images", 2)
+    path = "data/timings/tiny/ddim-eta1-uniform-2-consistency-parallel.json"
+    assert load_timing(path).options == {"eta": 1.0}
+    succeeds("sample", *words, "--timing", path, "--n", 2, "--out", "runs/eta.png")
+    assert "ddim(eta=1)" in fails("sample", "--model", "tiny", "--nfe", 2, "--timing", path, "--n", 2, "--out", "runs/never.png")
+    assert "draws noise" in fails("tune", *words, "--objective", "truncation", "--source", "generated", "--out", "runs/never.json")
 
 
 def test_other_errors_keep_their_traceback(project, monkeypatch):

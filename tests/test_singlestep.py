@@ -129,3 +129,35 @@ def test_heun_is_diffusers_step_by_step():
         y = scheduler.step(made_up(scaled, float(t)), t, y).prev_sample
     assert run.nfe == len(scheduler.timesteps) == 11
     assert (run.x - y).abs().max() < 1e-4 * run.x.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "algorithm", "order"),
+    [("dpm-solver-2", "dpmsolver", 2), ("dpmpp-2s", "dpmsolver++", 2), ("dpm-solver-3", "dpmsolver", 3)],
+)
+def test_singlestep_solvers_are_diffusers_step_by_step(name, algorithm, order):
+    """Given nodes even in lambda within a step, which theirs takes from its grid. The second answer of DPM-Solver-3 enters by
+    phi, the ``heun`` form of their update of second order, and the third by its ``midpoint``: no one option has both."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverSinglestepScheduler(
+        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", algorithm_type=algorithm, solver_order=order,
+        lower_order_final=False, final_sigmas_type="sigma_min",
+    )  # fmt: skip
+    grid = Grid("mine", (0.9, 0.6, 0.3, 0.1))
+    x = points(3, 6).reshape(3, 2, 3)
+
+    def network(x, t, tau):
+        return made_up(x, 1000 * float(t) - 1)
+
+    run: Run = drive(make_solver(name)(x, grid, LINEAR), network, keep=True)
+    times = [float(request.t) for request in run.trajectory]
+    scheduler.set_timesteps(len(times))
+    scheduler.sigmas = LINEAR.rho(torch.tensor([*times, grid.times[-1]], dtype=torch.float64))
+    scheduler.timesteps = torch.arange(len(times), 0, -1)
+    scheduler.order_list = list(range(1, order + 1)) * grid.steps
+    for k, (request, n) in enumerate(zip(run.trajectory, scheduler.timesteps, strict=True)):
+        assert torch.allclose(x, request.x, rtol=1e-5, atol=1e-5), f"{name}: states {k} differ"
+        scheduler.register_to_config(solver_type="heun" if scheduler.order_list[k] < order else "midpoint")
+        x = scheduler.step(network(x, times[k], None), n, x).prev_sample
+    assert torch.allclose(x, run.x, rtol=1e-5, atol=1e-5) and run.nfe == order * grid.steps

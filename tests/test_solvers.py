@@ -13,6 +13,7 @@ from torch.autograd import gradcheck
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import Grid, make_grid
+from tt_lib.guidance import Clipped
 from tt_lib.schedules import Schedule, linear_betas, make_schedule
 from tt_lib.solvers import SOLVERS, make_solver
 from tt_lib.solvers.arithmetic import along
@@ -215,6 +216,40 @@ def test_ddim_is_diffusers_ddim_step_by_step(steps):
     assert [round(t * 1000 - 1) for t in grid.times] == [*scheduler.timesteps.tolist(), -1]
     x = points(4, 6).reshape(4, 2, 3)
     compare("ddim", grid, x, diffusers_states(scheduler, x))
+
+
+def test_diffusers_ddim_steps_to_another_time_than_it_asks_at_next():
+    """Its step goes from n to n - N // K, whatever the spacing: where N / K is no whole number that is not the next time."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(**betas_of_ddpm(), clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(7)
+    n, following = scheduler.timesteps[:2].tolist()
+    assert (n, following, n - 1000 // 7) == (999, 856, 857)
+    x, eps = points(2, 3), points(2, 3).flip(0)
+    theirs = scheduler.step(eps, n, x).prev_sample
+
+    def to(index):
+        times = torch.tensor([1.0, (index + 1) / 1000], dtype=torch.float64)
+        return drive(make_solver("ddim")(x, times, LINEAR), lambda x, t, tau: eps).x
+
+    assert torch.allclose(theirs, to(857), rtol=1e-5)
+    assert (theirs - to(856)).abs().max() > 1e-3 * theirs.abs().max()
+
+
+def test_diffusers_ddim_clips_x0_and_keeps_the_eps_that_no_longer_belongs_to_it():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(**betas_of_ddpm(), clip_sample=True, timestep_spacing="leading")
+    scheduler.set_timesteps(10)
+    x, times = 3 * points(4, 3), torch.tensor([0.501, 0.401], dtype=torch.float64)
+    eps = points(4, 3).flip(0)
+    alpha, sigma = LINEAR.alpha(times), LINEAR.sigma(times)
+    clipped = ((x - sigma[0] * eps) / alpha[0]).clamp(-1, 1)
+    ours = drive(make_solver("ddim")(x, times, LINEAR), Clipped(lambda x, t, tau: eps, LINEAR)).x
+    again = (x - alpha[0] * clipped) / sigma[0]
+    assert torch.allclose(ours, alpha[1] * clipped + sigma[1] * again)
+    assert torch.allclose(scheduler.step(eps, 500, x).prev_sample, alpha[1] * clipped + sigma[1] * eps, rtol=1e-5, atol=1e-6)
+    rederived = scheduler.step(eps, 500, x, use_clipped_model_output=True).prev_sample
+    assert torch.allclose(rederived, ours, rtol=1e-5, atol=1e-6) and not torch.allclose(eps, again, atol=0.1)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])

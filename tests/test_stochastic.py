@@ -14,6 +14,7 @@ from tt_lib.solvers import SOLVERS, Solver, make_solver
 from tt_lib.toy import MixturePredictor, single_gaussian
 
 LINEAR = make_schedule("linear")
+BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 MEAN, SCALE = 0.5, 0.25
 EXACT = MixturePredictor(single_gaussian(MEAN, SCALE), LINEAR)
 STOCHASTIC = sorted(name for name, solver in SOLVERS.items() if solver.stochastic)
@@ -125,3 +126,50 @@ def test_noise_is_asked_for_and_a_wrong_variance_named():
         drive(make_solver("sde-dpmpp-2m")(torch.zeros(1, 1), make_grid("uniform", 3, LINEAR), LINEAR), EXACT)
     with pytest.raises(BadValue, match="variance of solver 'ddpm' must be one of small, large; got 'learned'"):
         make_solver("ddpm", variance="learned")
+
+
+# ---- diffusers
+
+
+def compare_with_diffusers(solver: Solver, scheduler, states) -> None:
+    """Step by step from ``states`` [B, ...] on, with the same noise in both."""
+    scheduler.set_timesteps(8)
+    times = torch.tensor([*((n + 1) / 1000 for n in scheduler.timesteps.tolist()), 0.0], dtype=torch.float64)
+    count = iter(range(len(times)))
+    run = drive(solver(states, times, LINEAR, lambda x: noise_of(next(count), x)), wave, keep=True)
+    x = states
+    for k, (n, request) in enumerate(zip(scheduler.timesteps, run.trajectory, strict=True)):
+        assert torch.allclose(x, request.x, rtol=1e-5, atol=1e-5), f"{solver.name}: states {k} differ"
+        x = diffusers_step(scheduler, k, wave(x, times[k], times[k]), n, x)
+    assert torch.allclose(x, run.x, rtol=1e-5, atol=1e-5)
+
+
+def wave(x, t, tau):
+    return torch.sin(1.3 * x + 5 * t)
+
+
+def noise_of(step: int, x: torch.Tensor) -> torch.Tensor:
+    return torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(step))
+
+
+def diffusers_step(scheduler, k, answer, n, x):
+    if type(scheduler).__name__ != "DDPMScheduler":
+        return scheduler.step(answer, n, x, variance_noise=noise_of(k, x)).prev_sample
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k_: noise_of(k, x))
+        return scheduler.step(answer, n, x).prev_sample
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_ancestral_sampling_is_diffusers_step_by_step(variance):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(**BETAS, clip_sample=False, variance_type=f"fixed_{variance}", timestep_spacing="leading")
+    compare_with_diffusers(make_solver("ddpm", variance=variance), scheduler, noise_of(99, torch.zeros(3, 5, dtype=torch.float64)))
+
+
+def test_sde_2m_is_diffusers_step_by_step():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **BETAS, algorithm_type="sde-dpmsolver++", final_sigmas_type="zero", timestep_spacing="leading"
+    )
+    compare_with_diffusers(make_solver("sde-dpmpp-2m"), scheduler, noise_of(99, torch.zeros(3, 5, dtype=torch.float64)))

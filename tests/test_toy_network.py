@@ -50,6 +50,16 @@ def test_a_pipeline_takes_it():
     assert made.shape == (2, 8, 8, 1)
 
 
+def test_diffusers_ddpm_pipeline_gives_every_scheduler_a_generator_that_not_all_take():
+    diffusers = pytest.importorskip("diffusers")
+    network = MixtureNetwork(digits_mixture(3), LINEAR, (1, 8, 8))
+    for scheduler in (diffusers.UniPCMultistepScheduler(), diffusers.PNDMScheduler()):
+        pipeline = diffusers.DDPMPipeline(network, scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'generator'"):
+            pipeline(1, num_inference_steps=4)
+
+
 def test_wrong_values():
     with pytest.raises(BadValue, match="between 0 and 9, got 10"):
         digits_mixture(10)

@@ -68,15 +68,15 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
-    """Read JSON; a missing or damaged file gives one clear error.
+def read_json(path: Path | str, remedy: str = "") -> Any:
+    """Read JSON; a missing or damaged file gives one clear error, with the ``remedy`` for a missing one.
 
     Raises:
         MissingFile, CorruptFile
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFile(f"no file at {path}")
+        raise MissingFile(f"no file at {path}" + (f"; {remedy}" if remedy else ""))
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -94,7 +94,7 @@ def read_record(path: Path | str, kind: type[T], format: str, tuples: Sequence[s
     Raises:
         MissingFile, CorruptFile
     """
-    content = read_json(path)
+    content = read_json(path, f"give the path of a {what}, or make one with `{command}`")
     if not isinstance(content, dict) or content.pop("format", None) != format:
         raise CorruptFile(f"{path} is not a {what} (its format is not {format!r}); make one with `{command}`")
     try:
@@ -130,11 +130,21 @@ def check_hash(path: Path | str, expected: str, algorithm: str = "sha256", remed
         )
 
 
+def check_png(path: Path | str) -> None:
+    """Raise :class:`BadValue` unless a figure may have this path."""
+    if Path(path).suffix != ".png":
+        raise BadValue(f"figures are PNG files, got {path}; give a path that ends in .png")
+
+
 def refuse_overwrite(path: Path | str, force: bool) -> None:
     """Raise :class:`AlreadyDone` if ``path`` exists and ``force`` is false."""
     if Path(path).exists() and not force:
         raise AlreadyDone(f"{path} exists; give --force to replace it or choose another --out")
-    # Now, and not when hours of work are done.
+    check_writable(path)
+
+
+def check_writable(path: Path | str) -> None:
+    """Raise :class:`BadValue` if there is no place for ``path``: now, and not when hours of work are done."""
     there = next(folder for folder in Path(path).absolute().parents if folder.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise BadValue(f"cannot write {path}: {there} is no folder to write to; choose another output folder")

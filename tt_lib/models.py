@@ -186,7 +186,7 @@ def _from_pretrained(source: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError) as error:
         if Path(source).is_dir():
-            raise CorruptFile(f"{source} is not a model folder of diffusers: {error}") from error
+            raise CorruptFile(f"{source} is not a model folder of diffusers: {str(error).rstrip('.')}; give one, or restore its files (git checkout, git lfs pull)") from error
         raise MissingFile(
             f"cannot load {source!r} from the Hub ({str(error).splitlines()[0]}); check the name and the network, "
             "or download the repository and give its folder"

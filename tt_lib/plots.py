@@ -32,7 +32,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from tt_lib.errors import BadValue
-from tt_lib.files import atomic_path
+from tt_lib.files import atomic_path, check_png
 
 # Okabe and Ito, "Color Universal Design", 2008.
 BLACK = "#000000"
@@ -490,8 +490,7 @@ def save_figure(fig: Figure, path: Path | str, caption: str, alt: str) -> Path:
         BadValue: a path that does not end in .png or cannot be written, an empty caption or text alternative
     """
     path = Path(path)
-    if path.suffix != ".png":
-        raise BadValue(f"figures are PNG files, got {path}; give a path that ends in .png")
+    check_png(path)
     words = {"Title": _one_line("caption", caption), "Description": _one_line("alt text", alt)}
     content = png_bytes(fig, words)
     with atomic_path(path) as temporary:

@@ -342,7 +342,10 @@ def ensure_gamma(table: Table, bench: Bench, cell: Cell, timing: Timing | None, 
 
 
 def has_row(results: Path, table: Table, bench: Bench, features: Features, cell: Cell) -> bool:
-    """Whether the results file holds the row of a cell."""
+    """Whether the results file holds the row of a cell.
+
+    A row has the model's name and not its weights' hash, so one of other weights under that name counts, too.
+    """
     rows = read_rows(results, FD_COLUMNS)
     wanted = {
         "dataset": table.dataset, "model": bench.model.name, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tt_lib.cli.shared import DeviceOption, pick_device, say
+from tt_lib.cli.shared import DeviceOption, pick_device, place, say
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def bench(
     large_batch: Annotated[int, typer.Option(help="Images at a time of a 256x256 network.")] = 32,
     inception: Annotated[bool, typer.Option("--inception", help="For --roofline also Inception-2015.")] = False,
     results: Annotated[
-        Path | None, typer.Option(help="File to add the rows to [default: data/results/speed.csv].")
+        Path | None, typer.Option(help="File to add the rows to [default: data/results/speed.csv].", callback=place)
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.shared import say
+from tt_lib.cli.shared import place, say
 
 
 def clock(
     words: Annotated[list[str], typer.Argument(help="The command and its arguments, behind a --.")],
     results: Annotated[
-        Path | None, typer.Option(help="File to add the row to [default: data/results/speed.csv].")
+        Path | None, typer.Option(help="File to add the row to [default: data/results/speed.csv].", callback=place)
     ] = None,
 ) -> None:
     """Run a command and write the seconds that it took as a row of speed.csv; nothing is written if it fails.

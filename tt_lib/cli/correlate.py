@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.shared import say
+from tt_lib.cli.shared import place, say
 
 
 def correlate(
@@ -19,7 +19,7 @@ def correlate(
     model: Annotated[str, typer.Option(help="Whose samplers; its name as the rows have it.")] = "cifar10-ddpm-w64",
     n: Annotated[int, typer.Option("--n", "--samples", help="Samples of the rows that are compared.")] = 50_000,
     results: Annotated[
-        Path | None, typer.Option(help="fd.csv to read; rows go to correlation.csv beside it [default: data/results/fd.csv].")
+        Path | None, typer.Option(help="fd.csv to read; rows go to correlation.csv beside it [default: data/results/fd.csv].", callback=place)
     ] = None,
 ) -> None:
     """Compare the order in which different features put the samplers, as rows: Spearman's correlation with a 95 % interval.

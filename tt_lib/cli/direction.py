@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.shared import DeviceOption, ForceOption, SeedOption, pick_device, progress_bar, say
+from tt_lib.cli.shared import DeviceOption, ForceOption, SeedOption, pick_device, place, png_place, progress_bar, say
 
 PROFILE_CAPTION = (
     "Direction error of each step, and the distance from the true trajectory that has gathered, against the time at which "
@@ -36,9 +36,9 @@ def direction(
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 64,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the network in bfloat16: fast, and less exact.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
-    figure: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="PNG to draw.", callback=png_place)] = None,
     results: Annotated[
-        Path | None, typer.Option(help="File to add the rows to [default: data/results/direction.csv].")
+        Path | None, typer.Option(help="File to add the rows to [default: data/results/direction.csv].", callback=place)
     ] = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,

@@ -18,6 +18,8 @@ from tt_lib.cli.shared import (
     faster,
     pick_device,
     pick_devices,
+    place,
+    png_place,
     progress_bar,
     say,
 )
@@ -26,10 +28,14 @@ from tt_lib.files import refuse_overwrite
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tt_lib.bench import Bench, Cell
+    from tt_lib.sampling import Sampler
+
 ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
 SolverOption = Annotated[str, typer.Option(help="ddim, dpmpp-2m, ...: `tt info` lists all; with options as in unipc,order=2,variant=bh1.")]
 GridOption = Annotated[str, typer.Option(help="uniform, uniform-trailing, quadratic, logsnr or karras.")]
 NfeOption = Annotated[int, typer.Option(help="Network evaluations for an image.")]
+EtaOption = Annotated[float, typer.Option(help="Share of ancestral noise (ddim): 0 is deterministic.")]
 BatchOption = Annotated[int, typer.Option(help="Images at a time.")]
 # torchrun takes --n for the beginning of an option of its own, wherever it stands: hence the second name.
 SamplesOption = Annotated[
@@ -46,6 +52,7 @@ def tune(
     solver: SolverOption = "ddim",
     grid: GridOption = "uniform",
     nfe: NfeOption = 10,
+    eta: EtaOption = 0.0,
     objective: Annotated[
         str,
         typer.Option(
@@ -81,7 +88,7 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="Timing to write [default: data/timings/<model>/<cell>.json].")
     ] = None,
-    history: Annotated[Path | None, typer.Option(help="CSV for loss and tau of every iteration.")] = None,
+    history: Annotated[Path | None, typer.Option(help="CSV for loss and tau of every iteration.", callback=place)] = None,
     batch: BatchOption = 64,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -129,7 +136,7 @@ def tune(
             tie=tie, seed=seed, gate=gate,
         )  # fmt: skip
     bench = make_bench(model, pick_device(device), batch=batch)
-    cell = Cell(solver, grid, nfe, config.name)
+    cell = Cell(solver, grid, nfe, config.name, eta)
     path = out or timing_path(bench.model.name, cell)
     refuse_overwrite(path, force)
     state = path.with_suffix(".state")
@@ -156,13 +163,25 @@ def tune(
     say(f"{path}\ntau / t, from noise to data: {ratios}")
 
 
+def _asked_for(bench: Bench, cell: Cell, timing: str | None, gamma: Path | None) -> tuple[Sampler, str]:
+    """The sampler of an untuned ``cell`` with what --timing and --gamma say, and the name of that timing."""
+    from tt_lib.analytic import load_gamma
+    from tt_lib.corrections import read_correction
+    from tt_lib.timing import load_timing
+
+    correction = read_correction(timing) if timing else None
+    tuned = load_timing(timing) if timing and not correction else None
+    cell = dataclasses.replace(cell, timing=correction.name) if correction else cell
+    return bench.sampler(cell, tuned, load_gamma(gamma) if gamma else None), tuned.name if tuned else cell.timing
+
+
 def sample(
-    out: Annotated[Path, typer.Option(help="PNG to write, with all images in a grid.")],
+    out: Annotated[Path, typer.Option(help="PNG to write, with all images in a grid.", callback=png_place)],
     model: ModelOption = "cifar10",
     solver: SolverOption = "ddim",
     grid: GridOption = "uniform",
     nfe: NfeOption = 10,
-    eta: Annotated[float, typer.Option(help="Share of ancestral noise (ddim): 0 is deterministic.")] = 0.0,
+    eta: EtaOption = 0.0,
     timing: TimingOption = None,
     gamma: Annotated[
         Path | None, typer.Option(help="gamma of an analytic solver [default: what `tt analytic` stored].")
@@ -177,19 +196,13 @@ def sample(
 
     Example: `tt sample --nfe 10 --out samples.png`
     """
-    from tt_lib.analytic import load_gamma
     from tt_lib.bench import Cell, make_bench
-    from tt_lib.corrections import read_correction
     from tt_lib.plots import image_grid, save_figure
     from tt_lib.sampling import sample_pixels
-    from tt_lib.timing import UNTUNED, load_timing
 
     refuse_overwrite(out, force)
     bench = make_bench(model, pick_device(device), batch=batch)
-    correction = read_correction(timing) if timing else None
-    tuned = load_timing(timing) if timing and not correction else None
-    name = tuned.name if tuned else correction.name if correction else UNTUNED
-    sampler = bench.sampler(Cell(solver, grid, nfe, correction.name if correction else UNTUNED, eta), tuned, load_gamma(gamma) if gamma else None)
+    sampler, name = _asked_for(bench, Cell(solver, grid, nfe, eta=eta), timing, gamma)
     with progress_bar("sample") as report:
         pixels = sample_pixels(sampler, n, first_seed=seed, batch=batch, progress=report)
     caption = f"{n} samples of {bench.model.name}: {solver}, {grid} grid, {nfe} evaluations, {name}"
@@ -202,7 +215,7 @@ def evaluate(
     solver: SolverOption = "ddim",
     grid: GridOption = "uniform",
     nfe: NfeOption = 10,
-    eta: Annotated[float, typer.Option(help="Share of ancestral noise (ddim).")] = 0.0,
+    eta: EtaOption = 0.0,
     timing: TimingOption = None,
     gamma: Annotated[
         Path | None, typer.Option(help="gamma of an analytic solver [default: what `tt analytic` stored].")
@@ -219,7 +232,7 @@ def evaluate(
     n: SamplesOption = 50_000,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
     seed: SeedOption = 0,
-    results: Annotated[Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].")] = None,
+    results: Annotated[Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].", callback=place)] = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of an unfinished run.")] = Path("runs/evaluate"),
     more: Annotated[
         bool, typer.Option("--more", help="Also distance at infinitely many samples, kernel distance, precision, recall.")
@@ -234,15 +247,12 @@ def evaluate(
     with the next set. Several GPUs share the batches: `torchrun --nproc_per_node 2 -m tt_lib
     evaluate ...` (under torchrun, write --samples for --n).
     """
-    from tt_lib.analytic import load_gamma
     from tt_lib.bench import Cell, make_bench
-    from tt_lib.corrections import read_correction
     from tt_lib.errors import BadValue
     from tt_lib.evaluating import fd_row, forget_sets, measure_all, more_rows
     from tt_lib.metrics.bank import SIZE
     from tt_lib.metrics.yardsticks import check_names, load_yardstick
     from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
-    from tt_lib.timing import UNTUNED, load_timing
 
     names = features or ["cifar10-resnet"]
     check_names(names)
@@ -252,10 +262,7 @@ def evaluate(
     yardsticks = [load_yardstick(name, dataset, where, more=more, weights=weights) for name in names]
     bench = make_bench(model, where, batch=batch, compile=compile)
     yardsticks = [dataclasses.replace(each, features=faster(each.features, fast_features, batch, compile)) for each in yardsticks]
-    correction = read_correction(timing) if timing else None
-    tuned = load_timing(timing) if timing and not correction else None
-    name = tuned.name if tuned else correction.name if correction else UNTUNED
-    sampler = bench.sampler(Cell(solver, grid, nfe, correction.name if correction else UNTUNED, eta), tuned, load_gamma(gamma) if gamma else None)
+    sampler, name = _asked_for(bench, Cell(solver, grid, nfe, eta=eta), timing, gamma)
     with progress_bar("evaluate") as report:
         measured = measure_all(
             sampler, yardsticks, n, first_seed=seed, batch=batch, work=work, world=world, keep=SIZE if more else 0,
@@ -287,7 +294,7 @@ def info(
         console.print(dataclasses.asdict(load_timing(path)))
         return
     if path is not None:
-        console.print(read_json((find_model(str(path)) or path) / CARD))
+        console.print(read_json((find_model(str(path)) or path) / CARD, "give a model's folder or name, or a timing's .json"))
         return
     import platform
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from tt_lib.errors import BadValue, TTError
+from tt_lib.files import check_png, check_writable
 from tt_lib.world import ALONE, World, join_world
 
 if TYPE_CHECKING:
@@ -34,7 +35,30 @@ FastFeaturesOption = Annotated[
     typer.Option("--fast-features", help="Inception in float16, and compiled with --compile: several times faster on a GPU; its distance is a little different."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a finished result.")]
-SeedOption = Annotated[int, typer.Option(help="Everything drawn at random follows from it.")]
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if it fits torch's 64 bits."""
+    if not -(2**63) <= seed < 2**63:
+        raise BadValue(f"a seed has at most 64 bits, with its sign, got {seed}; give a smaller one")
+    return seed
+
+
+SeedOption = Annotated[int, typer.Option(help="Everything drawn at random follows from it.", callback=check_seed)]
+
+
+def place(path: Path | None) -> Path | None:
+    """The path of an option, if it can be written to: asked before the work, for files that are written after it."""
+    if path is not None:
+        check_writable(path)
+    return path
+
+
+def png_place(path: Path | None) -> Path | None:
+    """:func:`place` for a figure."""
+    if path is not None:
+        check_png(path)
+    return place(path)
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tt_lib.cli.shared import DataOption, DeviceOption, pick_device, pick_devices, say
+from tt_lib.cli.shared import DataOption, DeviceOption, pick_device, pick_devices, place, say
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def speed(
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
     results: Annotated[
-        Path | None, typer.Option(help="File to add the rows to [default: data/results/speed.csv].")
+        Path | None, typer.Option(help="File to add the rows to [default: data/results/speed.csv].", callback=place)
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:

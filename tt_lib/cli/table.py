@@ -16,11 +16,12 @@ from tt_lib.cli.shared import (
     faster,
     pick_device,
     pick_devices,
+    place,
     progress_bar,
     say,
 )
 
-ResultsOption = Annotated[Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].")]
+ResultsOption = Annotated[Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].", callback=place)]
 
 
 def table(
@@ -39,7 +40,8 @@ def table(
 ) -> None:
     """Tune and measure every cell of a table.
 
-    Cells that have a row are skipped, so a killed table goes on when it is started again. On several
+    Cells that have a row are skipped, so a killed table goes on when it is started again. Rows name the model and not its
+    weights: after training one anew under an old name, give --force. On several
     GPUs either start it once for each, with `--device cuda:0`, `--device cuda:1`, ...: they share the cells; or once with
     `torchrun --nproc_per_node 2 -m tt_lib table ...`: they share the samples of each cell.
     """

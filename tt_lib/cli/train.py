@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from tt_lib.cli.shared import DataOption, DeviceOption, ForceOption, SeedOption, console, pick_device, progress_bar, say
+from tt_lib.cli.shared import (
+    DataOption,
+    DeviceOption,
+    ForceOption,
+    SeedOption,
+    console,
+    pick_device,
+    place,
+    progress_bar,
+    say,
+)
 from tt_lib.errors import choose
 from tt_lib.files import refuse_overwrite
 
@@ -33,7 +43,7 @@ def train(
     ] = False,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
     results: Annotated[
-        Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].")
+        Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place)
     ] = None,
     stop_after: Annotated[
         int | None, typer.Option(help="Stop after this many steps, with a checkpoint to go on from.")
@@ -82,7 +92,7 @@ def features(
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
     results: Annotated[
-        Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].")
+        Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place)
     ] = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,

@@ -13,6 +13,7 @@ from tt_lib.schedules import Schedule
 from tt_lib.solvers.arithmetic import along
 from tt_lib.solvers.budget import check_nfe
 from tt_lib.solvers.multistep import linear_multistep, scaled
+from tt_lib.solvers.singlestep import first_order
 
 ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -65,9 +66,7 @@ def pndm(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
     """
 
     def phi(x: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        alpha_s = schedule.alpha(s)
-        b = alpha_s * (schedule.rho(s) - schedule.rho(t))
-        return along(alpha_s / schedule.alpha(t), x) * x + along(b, x) * eps
+        return first_order(x, eps, t, s, schedule)
 
     history: list[Tensor] = []
     for k, (t, s) in enumerate(pairwise(times)):
