@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +75,23 @@ def sample_statistics(
         collect: called with the first seed and the features of each of this process's batches.
         progress: called with the number of samples of each finished batch, all processes' counted.
     """
+    parts = world.share(list(batches(seeds.start, len(seeds), batch)))
+    return _statistics(sampler, features, drawn_ahead(parts, _drawing(sampler, start)), world, collect, progress)
+
+
+def _drawing(sampler: Sampler, start: StartNoise | None) -> StartNoise | None:
+    """What draws x_T; a stochastic solver draws its own, from the stream of its steps."""
+    return None if sampler.solver.stochastic else start or StartNoise(sampler.shape, sampler.device, most=0)
+
+
+def _statistics(
+    sampler: Sampler, features: Features, drawn: Iterable[tuple[range, Tensor | None]], world: World,
+    collect: Callable[[int, Tensor], None] | None, progress: Callable[[int], None] | None,
+) -> tuple[FeatureStatistics, int]:  # fmt: skip
+    """:func:`sample_statistics` of this process's batches, each with its x_T."""
     found = FeatureStatistics(features.dimension, features.name, features.sha256, {}, features.device)
     nfe = 0
-    draw = None if sampler.solver.stochastic else start or StartNoise(sampler.shape, sampler.device, most=0)
-    for part, noise in drawn_ahead(world.share(list(batches(seeds.start, len(seeds), batch))), draw):
+    for part, noise in drawn:
         run = sampler(part, start=noise)
         nfe = run.nfe
         vectors = features(to_uint8(run.x))
@@ -127,46 +143,59 @@ def measure_all(
     """
     check_n(n)
     size, share, done = n // SETS, min(n, keep) // SETS, 0
-    files = [set_files(sampler, each.features, n, first_seed, work) if work else [None] * SETS for each in yardsticks]
-    sets: list[dict[int, _Set]] = []
-    nfe = 0
-    for index, paths in enumerate(zip(*files, strict=True)):
-        seeds = range(first_seed + index * size, first_seed + (index + 1) * size)
-        kept = world.decide(dict(enumerate(_kept(path, share) if path else None for path in paths)) if world.main else {})
-        found = {number: one for number, one in kept.items() if one is not None}
-        lacking = [number for number in range(len(yardsticks)) if number not in found]
-        if lacking:
+    paths = list(zip(*(set_files(sampler, each.features, n, first_seed, work) if work else [None] * SETS for each in yardsticks), strict=True))
+    sets = world.decide([_found(of_set, share) for of_set in paths] if world.main else [])
+    lacking = [[number for number in range(len(yardsticks)) if number not in found] for found in sets]
+    plans = [
+        world.share(list(batches(first_seed + index * size, size, batch))) if numbers else [] for index, numbers in enumerate(lacking)
+    ]
+    # Noise is drawn ahead across the sets, and a finished set is written while the next is sampled: the device need not wait.
+    drawn = drawn_ahead([part for plan in plans for part in plan], _drawing(sampler, start))
+    with closing(drawn), ThreadPoolExecutor(1) as writer:
+        writing: list[Future] = []
+        for index, (found, numbers, plan) in enumerate(zip(sets, lacking, plans, strict=True)):
             end = (index + 1) * size
+            if numbers:
 
-            def tell(count: int, end: int = end) -> None:
-                nonlocal done
-                done = min(done + count, end)
-                if progress:
-                    progress(done, n, f"{sampler.solver.name}, {sampler.grid.name}, {sampler.grid.steps} steps")
+                def tell(count: int, end: int = end) -> None:
+                    nonlocal done
+                    done = min(done + count, end)
+                    if progress:
+                        progress(done, n, f"{sampler.solver.name}, {sampler.grid.name}, {sampler.grid.steps} steps")
 
-            features = JoinedFeatures([yardsticks[number].features for number in lacking])
-            for number, one in zip(lacking, _take(sampler, features, seeds, share, batch, start, world, tell), strict=True):
-                found[number] = one
-                path = paths[number]
-                if path and world.main:
-                    _keep(path, *one)
-        nfe = int(found[0][0].meta["nfe"])
-        done = (index + 1) * size
-        sets.append(found)
+                features = JoinedFeatures([yardsticks[number].features for number in numbers])
+                first = _First(first_seed + index * size, share)
+                taken = _take(sampler, features, islice(drawn, len(plan)), first, world, tell)
+                found.update(zip(numbers, taken, strict=True))
+                _finish(writing)
+                if work and world.main:
+                    writing += [writer.submit(_keep, paths[index][number], *found[number]) for number in numbers]
+            done = end
+        _finish(writing)
+    nfe = int(sets[-1][0][0].meta["nfe"])
     return [
         _measured([one[number] for one in sets], each.reference.to(each.features.device), nfe, world) for number, each in enumerate(yardsticks)
     ]
 
 
+def _found(paths: Sequence[Path | None], share: int) -> dict[int, _Set]:
+    """What an earlier call kept of a set, by the number of the yardstick."""
+    kept = {number: _kept(path, share) if path else None for number, path in enumerate(paths)}
+    return {number: one for number, one in kept.items() if one is not None}
+
+
+def _finish(writing: list[Future]) -> None:
+    """Wait until what is being written is written; what went wrong there is raised here."""
+    while writing:
+        writing.pop(0).result()
+
+
 def _take(
-    sampler: Sampler, features: JoinedFeatures, seeds: range, share: int, batch: int, start: StartNoise | None, world: World,
+    sampler: Sampler, features: JoinedFeatures, drawn: Iterable[tuple[range, Tensor | None]], first: _First, world: World,
     tell: Callable[[int], None],
 ) -> list[_Set]:  # fmt: skip
     """What a set is like in each of the joined features, the NFE in the statistics' ``meta``."""
-    first = _First(seeds.start, share)
-    joined, nfe = sample_statistics(
-        sampler, features, seeds, batch=batch, start=start, world=world, collect=first if share else None, progress=tell
-    )
+    joined, nfe = _statistics(sampler, features, drawn, world, first if first.count else None, tell)
     joined.meta = {"nfe": str(nfe)}
     vectors = first.joined(world)
     parts = features.split_statistics(joined)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -54,7 +54,7 @@ class StartNoise:
         return noise
 
 
-def drawn_ahead(parts: list[range], draw: Callable[[range], Tensor] | None) -> Iterator[tuple[range, Tensor | None]]:
+def drawn_ahead(parts: list[range], draw: Callable[[range], Tensor] | None) -> Generator[tuple[range, Tensor | None], None, None]:
     """Each batch of seeds with its x_T: the CPU draws the next batch's while the GPU works on this one."""
     if draw is None or not parts:
         yield from ((part, None) for part in parts)
