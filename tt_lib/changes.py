@@ -1,12 +1,14 @@
-"""What tuning did to each sampler, from the rows of ``fd.csv``: every tuned row beside the untuned one of its sampler."""
+"""What tuning did to each sampler, from the rows of ``fd.csv``: every tuned row beside the untuned one of its sampler, and in two features."""
 
 from __future__ import annotations
 
 import re
 
+import numpy as np
 import pandas as pd
 
 from tt_lib.corrections import read_correction
+from tt_lib.errors import BadValue
 from tt_lib.names import parse_timing
 from tt_lib.timing import UNTUNED
 from tt_lib.tuning.joint import JOINT
@@ -14,6 +16,7 @@ from tt_lib.tuning.rivals import read_constant
 
 SAMPLER = ["solver", "grid", "nfe", "eta"]
 BETTER, WORSE, SAME = "better", "worse", "the intervals overlap"
+AGREED_BETTER, AGREED_WORSE, UNDECIDED = "better in both", "worse in both", "not told apart in both"
 FAMILIES = {
     "gate": "A gate for each step", "source": "Real images or the network's own", "images": "Number of images",
     "freeze_last": "Steps at the end that keep their own time", "value": "Ratio or offset", "seed": "Seeds of the tuning",
@@ -67,3 +70,56 @@ def changes(rows: pd.DataFrame) -> pd.DataFrame:
     found.loc[both["high"] < both["low_untuned"], "verdict"] = BETTER
     found.loc[both["low"] > both["high_untuned"], "verdict"] = WORSE
     return found.sort_values("change", kind="stable", ignore_index=True)
+
+
+def changes_in_both(frame: pd.DataFrame, features: tuple[str, str], n: int, model: str) -> pd.DataFrame:
+    """What tuning did by two judges: :func:`changes` in one kind of features beside those in another.
+
+    Args:
+        frame: rows of ``fd.csv``.
+        features: the two, by name.
+        n, model: see :func:`distances`.
+
+    Returns:
+        A row for each tuned sampler that has all four rows. Columns of :data:`SAMPLER`, ``timing``, ``change_first``, ``verdict_first``,
+        ``change_second``, ``verdict_second`` and ``together``: :data:`AGREED_BETTER`, :data:`AGREED_WORSE`, ``better in <features> only`` where the
+        other judge calls it worse, and :data:`UNDECIDED` where the intervals overlap in one of the two.
+
+    Raises:
+        BadValue: one and the same features.
+    """
+    if features[0] == features[1]:
+        raise BadValue(f"two different features are compared, got {features[0]!r} twice")
+    key = [*SAMPLER, "timing"]
+    first, second = (changes(distances(frame, each, n, model))[[*key, "change", "verdict"]] for each in features)
+    found = first.merge(second, on=key, suffixes=("_first", "_second")).assign(together=UNDECIDED)
+    for one, other, called in (
+        (BETTER, BETTER, AGREED_BETTER),
+        (WORSE, WORSE, AGREED_WORSE),
+        (BETTER, WORSE, f"better in {features[0]} only"),
+        (WORSE, BETTER, f"better in {features[1]} only"),
+    ):
+        found.loc[(found["verdict_first"] == one) & (found["verdict_second"] == other), "together"] = called
+    return found
+
+
+def paired_gains(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.DataFrame:
+    """The gains that were measured seed by seed (rows ``gain of FD``), beside what two rows alone say of them.
+
+    Args:
+        frame: rows of ``fd.csv``.
+        features, n, model: see :func:`distances`.
+
+    Returns:
+        Columns of :data:`SAMPLER`, ``timing``, ``gain``, ``low``, ``high``; ``half``, half of the paired interval; ``unpaired``, the same from the
+        intervals of the two rows, whose variances add up where nothing is paired; ``sure`` and ``sure_unpaired``: whether 0 lies outside.
+    """
+    key = [*SAMPLER, "timing"]
+    plain = distances(frame, features, n, model)
+    plain = plain.assign(half=(plain["high"] - plain["low"]) / 2)
+    gains = frame[(frame["metric"] == f"gain of FD ({features})") & (frame["n"] == n) & (frame["model"] == model)]
+    found = gains[[*key, "value", "low", "high"]].rename(columns={"value": "gain"})
+    found = found.merge(plain[[*key, "half"]], on=key).rename(columns={"half": "half_tuned"})
+    found = found.merge(plain.loc[plain["timing"] == UNTUNED, [*SAMPLER, "half"]], on=SAMPLER).rename(columns={"half": "half_untuned"})
+    found = found.assign(half=(found["high"] - found["low"]) / 2, unpaired=np.hypot(found.pop("half_tuned"), found.pop("half_untuned")))
+    return found.assign(sure=(found["low"] > 0) | (found["high"] < 0), sure_unpaired=found["gain"].abs() > found["unpaired"])

@@ -1,20 +1,29 @@
-"""Figures of many rows of ``fd.csv`` at once: gains as a heat map, and the ranking of samplers at one budget."""
+"""Figures of many rows of ``fd.csv`` at once: gains as heat maps, two kinds of features beside each other, the ranking at one budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from tt_lib.changes import changes
+from tt_lib.agreement import beside_each_other
+from tt_lib.changes import AGREED_BETTER, AGREED_WORSE, UNDECIDED, changes, changes_in_both
 from tt_lib.errors import BadValue
-from tt_lib.plots import line_styles, style
+from tt_lib.plots import GREY, LineStyle, line_styles, style
 
 SATURATED = 0.4
 """Changes beyond this have the map's last colour: one ruined sampler must not hide what happens to the others."""
+KINDS = {
+    "untuned": "untuned", "consistency": "consistency-parallel", "truncation": "truncation-parallel", "frechet-joint": "frechet-joint",
+    "constant": "constant",
+}  # fmt: skip
+"""How the kinds of timings are drawn: each as the timing of :data:`tt_lib.plots.LINE_STYLES` that stands for it."""
+OTHERS = "corrections and others"
+TICKS = (0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50, 100)
 
 
 def gain_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
@@ -31,14 +40,41 @@ def gain_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
     found = found[found["timing"].isin(timings)]
     if found.empty:
         raise BadValue(f"no row of {', '.join(timings)} has an untuned row beside it; measure some with `tt table`")
-    found = found.assign(sampler=found["solver"] + ", " + found["grid"])
-    samplers, budgets = sorted(found["sampler"].unique()), sorted(found["nfe"].unique())
+    found = found.assign(sampler=found["solver"] + ", " + found["grid"]).sort_values("sampler", kind="stable")
+    return _heat_maps({timing: found[found["timing"] == timing] for timing in timings})
+
+
+def judges_map(frame: pd.DataFrame, timing: str, features: tuple[str, str], n: int, model: str, grids: Sequence[str]) -> Figure:
+    """What one kind of tuning changed by two judges: a panel for each kind of features, a line a solver and grid, a column an NFE.
+
+    Args:
+        frame: rows of ``fd.csv``.
+        timing: whose changes.
+        features, n, model: see :func:`tt_lib.changes.changes_in_both`.
+        grids: that are shown, one below the other.
+
+    Raises:
+        BadValue: no such cell was measured in both features.
+    """
+    found = changes_in_both(frame, features, n, model)
+    found = found[(found["timing"] == timing) & found["grid"].isin(grids)]
+    if found.empty:
+        raise BadValue(f"no sampler with {timing} was measured in both {features[0]} and {features[1]}; measure some with `tt table`")
+    # Grid by grid: the grid decides more than the solver.
+    found = found.assign(sampler=found["solver"] + ", " + found["grid"], place=[grids.index(grid) for grid in found["grid"]])
+    found = found.sort_values(["place", "solver"], kind="stable")
+    return _heat_maps({name: found.assign(change=found[f"change_{place}"]) for name, place in zip(features, ("first", "second"), strict=True)})
+
+
+def _heat_maps(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """A heat map for each title, of frames with ``sampler``, ``nfe`` and ``change``; lines in the order of the frames, the same in all."""
+    everything = pd.concat(panels.values())
+    samplers, budgets = list(dict.fromkeys(everything["sampler"])), sorted(everything["nfe"].unique())
     with style():
-        figure = Figure(figsize=(2.2 + 1.0 * len(timings) * max(2.2, 0.75 * len(budgets)), 1.5 + 0.36 * len(samplers)))
-        panels = figure.subplots(1, len(timings), squeeze=False, sharey=True)[0]
-        for panel, timing in zip(panels, timings, strict=True):
-            mine = found[found["timing"] == timing].pivot_table(index="sampler", columns="nfe", values="change")
-            table = mine.reindex(index=samplers, columns=budgets)
+        figure = Figure(figsize=(2.2 + 1.0 * len(panels) * max(2.2, 0.75 * len(budgets)), 1.5 + (0.36 if len(samplers) < 12 else 0.28) * len(samplers)))
+        drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for panel, (title, own) in zip(drawn, panels.items(), strict=True):
+            table = own.pivot_table(index="sampler", columns="nfe", values="change").reindex(index=samplers, columns=budgets)
             image = panel.imshow(table, cmap="PuOr_r", vmin=-SATURATED, vmax=SATURATED, aspect="auto")
             for (i, j), value in np.ndenumerate(table.to_numpy()):
                 if np.isfinite(value):
@@ -46,10 +82,99 @@ def gain_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
                     panel.text(j, i, f"{100 * value:+.0f}", ha="center", va="center", fontsize=9, color="white" if dark else "black")
             panel.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
             panel.set_yticks(range(len(samplers)), samplers)
-            panel.set(title=timing, xlabel="NFE")
+            panel.set(title=title, xlabel="NFE")
             panel.grid(False)
-        figure.colorbar(image, ax=list(panels), label="change of the distance", format=lambda x, _: f"{100 * x:+.0f} %")
+        figure.colorbar(image, ax=list(drawn), label="change of the distance", format=lambda x, _: f"{100 * x:+.0f} %")
     return figure
+
+
+def kind(timing: str) -> str:
+    """What a timing is drawn as: one of :data:`KINDS`, or :data:`OTHERS`."""
+    return next((name for name in KINDS if timing.startswith(name)), OTHERS)
+
+
+def _looks(kinds: pd.Series) -> dict[str, LineStyle]:
+    """A style for each kind that occurs, in the order of :data:`KINDS`."""
+    fixed = {name: line_styles([stands])[stands] for name, stands in KINDS.items()} | {OTHERS: LineStyle(GREY, "*", "none")}
+    return {name: look for name, look in fixed.items() if (kinds == name).any()}
+
+
+def features_scatter(frame: pd.DataFrame, features: tuple[str, str], n: int, model: str) -> Figure:
+    """Every sampler's distance in one kind of features against that in another, on logarithmic axes, marked by the kind of its timing.
+
+    Args:
+        frame, features, n, model: see :func:`tt_lib.changes.changes_in_both`.
+
+    Raises:
+        BadValue: no sampler was measured in both.
+    """
+    found = beside_each_other(frame, *features, model, n)
+    if found.empty:
+        raise BadValue(f"no sampler of {model} has rows of {n} samples in both {features[0]} and {features[1]}; measure some with `tt table`")
+    found = found.assign(kind=found["timing"].map(kind))
+    with style():
+        figure = Figure(figsize=(7.2, 5.6))
+        axes = figure.subplots()
+        for name, look in _looks(found["kind"]).items():
+            own = found[found["kind"] == name]
+            axes.plot(own["first"], own["second"], color=look.color, marker=look.marker, linestyle="", markersize=5, alpha=0.7, label=name)
+        for which, values in (("x", found["first"]), ("y", found["second"])):
+            _log_axis(axes, which, values, (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100))
+        axes.set(xlabel=f"Fréchet distance ({features[0]} features)", ylabel=f"Fréchet distance ({features[1]} features)")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def judges_figure(frame: pd.DataFrame, features: tuple[str, str], n: int, model: str) -> Figure:
+    """What tuning did to each sampler by one judge against what it did by another, with the number of samplers in each quarter.
+
+    Only samplers whose change both judges are sure of are counted; the others are drawn pale.
+
+    Args:
+        frame, features, n, model: see :func:`tt_lib.changes.changes_in_both`.
+
+    Raises:
+        BadValue: no sampler was measured in both.
+    """
+    found = changes_in_both(frame, features, n, model)
+    if found.empty:
+        raise BadValue(f"no tuned sampler of {model} has rows of {n} samples in both {features[0]} and {features[1]}; measure some with `tt table`")
+    found = found.assign(kind=found["timing"].map(kind), x=1 + found["change_first"], y=1 + found["change_second"])
+    counts = found["together"].value_counts()
+    with style():
+        figure = Figure(figsize=(7.2, 6.2))
+        axes = figure.subplots()
+        axes.axhline(1, color=GREY, linewidth=1)
+        axes.axvline(1, color=GREY, linewidth=1)
+        for name, look in _looks(found["kind"]).items():
+            own = found[found["kind"] == name]
+            unsure = own["together"] == UNDECIDED
+            drawn: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": "", "markersize": 6}
+            axes.plot(own.loc[unsure, "x"], own.loc[unsure, "y"], alpha=0.2, **drawn)
+            axes.plot(own.loc[~unsure, "x"], own.loc[~unsure, "y"], alpha=0.85, label=name, **drawn)
+        for which, values in (("x", found["x"]), ("y", found["y"])):
+            _log_axis(axes, which, pd.concat([values, pd.Series([0.7, 1.4])]), (0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20), margin=1.6)
+        for place, called in (
+            ((0.02, 0.02), AGREED_BETTER),
+            ((0.02, 0.98), f"better in {features[0]} only"),
+            ((0.98, 0.02), f"better in {features[1]} only"),
+            ((0.98, 0.98), AGREED_WORSE),
+        ):
+            sides: dict[str, Any] = {"ha": "left" if place[0] < 0.5 else "right", "va": "bottom" if place[1] < 0.5 else "top"}
+            axes.text(*place, f"{called}: {counts.get(called, 0)}", transform=axes.transAxes, fontsize=10, bbox={"color": "white", "pad": 1}, **sides)
+        axes.set(xlabel=f"distance, tuned over untuned ({features[0]} features)", ylabel=f"the same ({features[1]} features)")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _log_axis(axes: Any, which: str, values: pd.Series, ticks: Sequence[float], margin: float = 1.15) -> None:
+    """A logarithmic axis over the values, with those of ``ticks`` that lie on it."""
+    low, high = values.min() / margin, values.max() * margin
+    kept = [tick for tick in ticks if low < tick < high]
+    getattr(axes, f"set_{which}scale")("log")
+    getattr(axes, f"set_{which}lim")(low, high)
+    getattr(axes, f"set_{which}ticks")(kept, [f"{tick:g}" for tick in kept])
+    getattr(axes, f"{which}axis").set_minor_locator(NullLocator())
 
 
 def ranking(rows: pd.DataFrame, nfe: int, timings: Sequence[str]) -> pd.DataFrame:
@@ -65,9 +190,13 @@ def ranking(rows: pd.DataFrame, nfe: int, timings: Sequence[str]) -> pd.DataFram
     return found.assign(tied=found["low"] <= found["high"].iloc[0])
 
 
-def ranking_figure(rows: pd.DataFrame, nfe: int, timings: Sequence[str]) -> Figure:
-    """:func:`ranking` drawn: a line a sampler, its distance with its interval, marked by its timing."""
-    found = ranking(rows, nfe, timings)
+def ranking_figure(rows: pd.DataFrame, nfe: int, timings: Sequence[str], most: int | None = None) -> Figure:
+    """:func:`ranking` drawn: a line a sampler, its distance with its interval, marked by its timing.
+
+    Args:
+        most: samplers that are drawn, the best ones; all, if None.
+    """
+    found = ranking(rows, nfe, timings).head(most)
     looks = line_styles(list(timings))
     with style():
         figure = Figure(figsize=(7.5, 1.3 + 0.3 * len(found)))
@@ -81,10 +210,7 @@ def ranking_figure(rows: pd.DataFrame, nfe: int, timings: Sequence[str]) -> Figu
             )
         axes.set_yticks(range(len(found)), [f"{row.solver}, {row.grid}" for row in found.itertuples()])
         axes.invert_yaxis()
-        axes.set_xscale("log")
-        ticks = [tick for tick in (3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50, 100) if found["value"].min() / 1.15 < tick < found["value"].max() * 1.15]
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
+        _log_axis(axes, "x", pd.concat([found["low"], found["high"]]), TICKS, margin=1.05)
         axes.set(xlabel=f"Fréchet distance ({found['features'].iloc[0]} features), NFE {nfe}")
         shown = [timing for timing in timings if timing in handles]
         figure.legend([handles[timing] for timing in shown], shown, loc="outside lower center", ncols=2)
