@@ -11,7 +11,7 @@ SCRIPT = PACKAGE_ROOT / "tests" / "browser" / "explorer.py"
 
 
 def test_its_notebook_is_there():
-    assert runpy.run_path(str(SCRIPT))["default_notebook"]().exists()
+    assert runpy.run_path(str(SCRIPT))["DEFAULT"].exists()
 
 
 def test_without_a_browser_it_says_why_it_is_skipped_and_fails_only_if_told(tmp_path):

@@ -246,7 +246,7 @@ def test_ci_finds_cifar10_beside_the_clone(tmp_path):
             [clone / ".ci/run"], env=env, cwd="/", capture_output=True, text=True, check=True
         ).stdout
 
-    assert run() == "test []\nbrowser NOTEBOOK=notebooks/00_start_here.ipynb []\nsite []\n"
+    assert run() == "test []\nbrowser []\nsite []\n"
     images.mkdir(parents=True)
     assert run().startswith(f"test [{images}]\n")
     assert run(TT_CIFAR10="elsewhere").startswith("test [elsewhere]\n")

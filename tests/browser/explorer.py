@@ -1,7 +1,7 @@
 """A notebook in a real browser: JupyterLab in headless Chromium opens it, runs it, moves a slider, and the figure changes.
 
-``python tests/browser/explorer.py [NOTEBOOK]`` (`make browser`); without a name it is 02_direction_error.ipynb, or 00 where that is
-missing. ``--screenshot FILE`` keeps a picture of the end. It needs Chromium or Chrome (``CHROMIUM`` names another) and the extra
+``python tests/browser/explorer.py [NOTEBOOK]`` (`make browser`); without a name it is 02_direction_error.ipynb.
+``--screenshot FILE`` keeps a picture of the end. It needs Chromium or Chrome (``CHROMIUM`` names another) and the extra
 ``browser``; without them it says so and ends with 0, unless ``--strict`` is given.
 """
 
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+DEFAULT = ROOT / "notebooks" / "02_direction_error.ipynb"
 SECONDS = 600
 HANDLE = ".jupyter-widgets .noUi-handle"
 PICTURE = ".jp-OutputArea img.widget-image"
@@ -44,12 +45,6 @@ def missing() -> str | None:
     if importlib.util.find_spec("playwright") is None:
         return "playwright is not installed: pip install -e '.[browser]'"
     return None if chromium() else "no Chromium is installed: install it, or name it with CHROMIUM"
-
-
-def default_notebook() -> Path:
-    """The notebook that is opened where none is named."""
-    names = ("02_direction_error.ipynb", "00_start_here.ipynb")
-    return next(path for name in names if (path := ROOT / "notebooks" / name).exists())
 
 
 @contextlib.contextmanager
@@ -130,7 +125,7 @@ def move_a_slider(notebook: Path, screenshot: Path | None = None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebook", nargs="?", type=Path, default=default_notebook())
+    parser.add_argument("notebook", nargs="?", type=Path, default=DEFAULT)
     parser.add_argument("--screenshot", type=Path)
     parser.add_argument("--strict", action="store_true", help="fail where there is no browser")
     arguments = parser.parse_args()
