@@ -52,7 +52,7 @@ def distances_over_n(frame: pd.DataFrame, slopes: Mapping[str, float]) -> Figure
 
 
 def point_clouds(clouds: Mapping[str, Tensor]) -> Figure:
-    """A scatter plot of each cloud of points [N, 2], on equal axes.
+    """A scatter plot of each cloud of points [N, 2], on equal axes that end at 4: points farther away are not drawn.
 
     Raises:
         BadValue: no cloud.
@@ -60,7 +60,7 @@ def point_clouds(clouds: Mapping[str, Tensor]) -> Figure:
     if not clouds:
         raise BadValue("no points to draw; give at least one cloud")
     with style():
-        figure = Figure(figsize=(3 * len(clouds), 3.2))
+        figure = Figure(figsize=(3 * len(clouds), 3.6), layout="constrained")
         panels = figure.subplots(1, len(clouds), squeeze=False, sharex=True, sharey=True)[0]
         for axes, (name, points) in zip(panels, clouds.items(), strict=True):
             axes.scatter(points[:, 0], points[:, 1], s=3, color=BLUE)
