@@ -1,5 +1,6 @@
 """The site's links are checked (`make site` builds it)."""
 
+import re
 import runpy
 
 import pytest
@@ -31,3 +32,11 @@ def test_a_dead_link_is_found(site, link, words):
 
 def test_an_empty_folder_is_no_site(tmp_path):
     assert dead(tmp_path) != []
+
+
+def test_figures_keep_their_shape_where_a_page_is_narrower():
+    """Their width and height stand in the page, and the theme shrinks the width alone."""
+    folder = PACKAGE_ROOT / "notebooks" / "site"
+    conf = runpy.run_path(str(folder / "conf.py"))
+    styles = "".join((folder / place / name).read_text() for place in conf["html_static_path"] for name in conf["html_css_files"])
+    assert re.search(r"\.cell_output img \{[^}]*height: auto;", styles)

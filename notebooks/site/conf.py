@@ -25,6 +25,8 @@ myst_heading_anchors = 4
 html_theme = "sphinx_book_theme"
 html_title = project
 html_extra_path = ["extra"]
+html_static_path = ["static"]
+html_css_files = ["figures.css"]
 html_theme_options = {"repository_url": repository_url(), "use_repository_button": True, "show_toc_level": 2, "navbar_persistent": []}
 
 
