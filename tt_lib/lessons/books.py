@@ -10,6 +10,7 @@ from typing import Any
 
 from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.files import PACKAGE_ROOT, write_text
+from tt_lib.lessons.scale import SCALES
 
 NOTEBOOKS = PACKAGE_ROOT / "notebooks"
 """Where the lessons lie: ``NN_name.ipynb``, and in ``exercises/`` ``NN_name.ipynb`` beside ``NN_name_solutions.ipynb``."""
@@ -17,7 +18,7 @@ NOTEBOOKS = PACKAGE_ROOT / "notebooks"
 NAME = re.compile(r"\d\d_\w+\.ipynb")
 SOLVED = "_solutions"
 TIMEOUT = 600
-"""Seconds that one cell may take."""
+"""Seconds that one cell may take at the smallest scale."""
 
 
 def lessons(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -72,11 +73,12 @@ def skipped(cell: Any) -> bool:
     return "nbval-skip" in cell.metadata.get("tags", ())
 
 
-def run(book: Any, folder: Path) -> list[float]:
-    """Run a notebook from top to bottom at ``TT_SCALE=ci`` in a fresh kernel, and store what it gives in ``book``.
+def run(book: Any, folder: Path, scale: str = SCALES[0]) -> list[float]:
+    """Run a notebook from top to bottom in a fresh kernel, and store what it gives in ``book``.
 
     Args:
         folder: the kernel's folder, where the notebook lies.
+        scale: its ``TT_SCALE``; what is stored with a notebook is of ``ci``.
 
     Returns:
         Seconds, one for each of :func:`code`; the start of the kernel is not among them.
@@ -90,9 +92,9 @@ def run(book: Any, folder: Path) -> list[float]:
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     # The kernel's library is this one, whatever is installed, and no progress bar is stored.
     paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment |= {"TT_SCALE": "ci", "TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    environment |= {"TT_SCALE": scale, "TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(paths)}
     client = NotebookClient(
-        book, timeout=TIMEOUT, kernel_name="python3", record_timing=False, coalesce_streams=True,
+        book, timeout=TIMEOUT if scale == SCALES[0] else None, kernel_name="python3", record_timing=False, coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )  # fmt: skip
     seconds = []

@@ -1,7 +1,7 @@
 """The index of the notebooks, made from their own metadata.
 
 ``python -m tt_lib.lessons.index`` writes ``notebooks/README.md``, the table in the project's ``README.md``, and into every
-notebook the badge and install cell, which hold the project's address; ``--check`` only says what is out of date.
+notebook the badge and install cell, which hold the project's address, and what larger scales were measured to take; ``--check`` only says what is out of date.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tt_lib.errors import BadValue, TTError
 from tt_lib.files import PACKAGE_ROOT, write_text
 from tt_lib.lessons.books import NOTEBOOKS, SOLVED, exercises, lessons, read, text
 from tt_lib.lessons.colab import set_links
+from tt_lib.lessons.times import set_times, told
 from tt_lib.links import colab_badge
 
 BEGIN = "<!-- notebooks: written by `python -m tt_lib.lessons.index` from the notebooks' metadata -->"
@@ -72,7 +73,7 @@ def page(folder: Path = NOTEBOOKS) -> str:
         tt = facts(path)
         needs = ", ".join(f"[{each}]({known[each].name})" if each in known else each for each in tt["needs"]) or "nothing before it"
         lines = [f"## [{number} {tt['title']}]({path.name})", "", colab_badge(path.name), "", tt["teaches"], ""]
-        lines += [f"- Needs: {needs}", f"- Time: {minutes(tt['minutes_cpu'])}"]
+        lines += [f"- Needs: {needs}", f"- Time: {' '.join(filter(None, [minutes(tt['minutes_cpu']) + '.', told(path.stem)]))}"]
         links = exercise_links(number, folder)
         parts.append("\n".join(lines + ([f"- Practice: {links}"] if links else [])) + "\n")
     return "\n".join(parts)
@@ -105,6 +106,8 @@ def wanted(folder: Path = NOTEBOOKS) -> Iterator[tuple[Path, str]]:
     for path in (*lessons(folder), *exercises(folder)):
         book = read(path)
         changed = set_links(book, path.relative_to(folder).as_posix())
+        if path.parent == folder:
+            changed |= set_times(book, path.stem)
         yield path, text(book) if changed else path.read_text(encoding="utf-8")
     yield folder / "README.md", page(folder)
     readme = folder.parent / "README.md"
