@@ -38,7 +38,7 @@ def test_a_lesson_is_run_at_a_scale_and_has_a_row(tmp_path, results):
     times.measure([path], "laptop", results)
     found = read_rows(results, SPEED_COLUMNS)
     assert list(found["what"]) == ["notebook 01_a, TT_SCALE=laptop"] and float(found["ours"][0]) >= 0.2
-    assert path.read_bytes() == before
+    assert found["command"][0] == "python -m tt_lib.lessons.times laptop" and path.read_bytes() == before
     with pytest.raises(BadValue, match="ends in an error"):
         times.measure([path], "ci", results)
     with pytest.raises(BadValue, match="TT_SCALE"):

@@ -41,7 +41,7 @@ def measure(paths: list[Path], scale: str, results: Path) -> None:
     for number, path in enumerate(paths, 1):
         print(f"{number} of {len(paths)}: {path.name} at {scale} ...", flush=True)
         row = speed_row(label(path.stem, scale), sum(run(read(path), path.parent, scale)), None, "s", device)
-        write_rows(results, [row], SPEED_COLUMNS, SPEED_KEY)
+        write_rows(results, [{**row, "command": f"python -m tt_lib.lessons.times {scale}"}], SPEED_COLUMNS, SPEED_KEY)
         print(f"{row['what']}: {row['ours']} s on {row['device']}", flush=True)
 
 
