@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from test_evaluating import data, no_git, tiny_project  # noqa: F401 - fixtures
 from test_tuning import LINEAR, PREDICTOR, images
 from typer.testing import CliRunner
 
 from tt_lib.cli import app
+from tt_lib.files import data_folder
 from tt_lib.grids import make_grid
+from tt_lib.planning import plan_table
+from tt_lib.results import FD_COLUMNS, read_rows, results_folder
 from tt_lib.solvers import make_solver
+from tt_lib.tables import read_table
 from tt_lib.tuning import TuneConfig, tune
 from tt_lib.tuning.tuner import count_evaluations
 
@@ -76,3 +82,15 @@ timing = ["time-shift", "end-joint,samples=10,tries=5"]
             assert f"{name}-uniform-3-consistency-parallel: to do, 60 for sampling, {each} for tuning" in lines
         assert f"6 of 6 cells to do: 360 evaluations for sampling, {2 * each + joint} for tuning" in lines
         assert not (folder / "fd.csv").exists() and not list((folder / "data").glob("timings/*"))
+
+
+def test_a_cell_is_done_when_it_has_a_row_in_all_its_features_and_with_more_the_other_measures(tmp_path):
+    table = read_table(data_folder() / "tables" / "study.toml")
+    table = replace(table, cells=table.cells[:1])
+    rows = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
+    lacking = rows[(rows["features"] != "cifar10-simclr") | (rows["n"] != table.n)]
+    for kept, more, measured in ((rows, False, True), (lacking, False, False), (rows[~rows["metric"].str.startswith("FD-infinity")], True, False)):
+        path = tmp_path / f"{measured}-{more}.csv"
+        kept.to_csv(path, index=False)
+        [plan] = plan_table(replace(table, more=more), path)
+        assert plan.measured == measured

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from tt_lib.bench import HELD_OUT, Cell, find_timing
@@ -16,7 +15,7 @@ from tt_lib.models import load_model
 from tt_lib.results import FD_COLUMNS, read_rows
 from tt_lib.schedules import Schedule
 from tt_lib.solvers import Solver
-from tt_lib.tables import Table
+from tt_lib.tables import Table, has_row
 from tt_lib.timing import UNTUNED
 from tt_lib.tuning.config import TuneConfig
 from tt_lib.tuning.joint import JointConfig
@@ -54,13 +53,13 @@ def plan_table(table: Table, results: Path) -> Iterator[Plan]:
     """
     model = load_model(table.model)
     rows = read_rows(results, FD_COLUMNS)
-    rows = rows[(rows["dataset"] == table.dataset) & (rows["model"] == model.name) & (rows["n"] == table.n) & (rows["seed"] == table.seed)]
     for cell in table.cells:
         config = table.config(cell)
         timing = find_timing(model.name, cell) if config else None
         ready = config is None or (timing is not None and timing.weights == model.digest)
         cost = tuning_cost(table, cell, model.schedule)
-        yield Plan(cell, _has_row(rows, table, cell), ready, table.cost(cell), cost)
+        measured = all(has_row(rows, table, model.name, name, cell) for name in (table.features, *table.also))
+        yield Plan(cell, measured, ready, table.cost(cell), cost)
 
 
 def tuning_cost(table: Table, cell: Cell, schedule: Schedule) -> int:
@@ -88,14 +87,6 @@ def _solver(cell: Cell) -> tuple[Solver, int]:
     solver, steps = cell.make_solver().for_nfe(cell.nfe)
     gamma = {"gamma": (1.0,) * steps} if solver.needs_gamma else {}
     return replace(solver, options={**solver.options, **gamma}), steps
-
-
-def _has_row(rows: pd.DataFrame, table: Table, cell: Cell) -> bool:
-    wanted = {"solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe, "eta": cell.eta, "timing": cell.timing}
-    names = [table.features] if isinstance(table.features, str) else list(table.features)
-    for column, value in wanted.items():
-        rows = rows[rows[column] == value]
-    return set(names) <= set(rows["features"])
 
 
 def plan_lines(table: Table, results: Path) -> Iterator[str]:

@@ -37,6 +37,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from tt_lib.bench import Bench, Cell, find_timing, timing_path
@@ -46,7 +47,7 @@ from tt_lib.evaluating import SETS, Measured, fd_row, forget_sets, measure_all, 
 from tt_lib.files import data_folder
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.bank import SIZE, FeatureBank
-from tt_lib.metrics.features import Features
+from tt_lib.metrics.features import Features, metric_of
 from tt_lib.metrics.frechet import paired_interval
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.yardsticks import Yardstick, check_names
@@ -197,7 +198,8 @@ def run_table(
     yardsticks = [Yardstick(features, reference, bank), *also]
     for cell in table.cells:
         with hold(work / f"{cell.label}.lock") if world.main else contextlib.nullcontext(False) as mine:
-            wanted = [mine and (force or not has_row(results, table, bench, each.features, cell)) for each in yardsticks]
+            known = read_rows(results, FD_COLUMNS)
+            wanted = [mine and (force or not has_row(known, table, bench.model.name, each.features.name, cell)) for each in yardsticks]
             lacking = [each for each, want in zip(yardsticks, world.decide(wanted), strict=True) if want]
             if lacking:
                 timing = None
@@ -341,16 +343,15 @@ def ensure_gamma(table: Table, bench: Bench, cell: Cell, timing: Timing | None, 
     )
 
 
-def has_row(results: Path, table: Table, bench: Bench, features: Features, cell: Cell) -> bool:
-    """Whether the results file holds the row of a cell.
+def has_row(rows: pd.DataFrame, table: Table, model: str, features: str, cell: Cell) -> bool:
+    """Whether rows of ``fd.csv`` hold that of a cell in these features.
 
     A row has the model's name and not its weights' hash, so one of other weights under that name counts, too.
     """
-    rows = read_rows(results, FD_COLUMNS)
     wanted = {
-        "dataset": table.dataset, "model": bench.model.name, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe,
-        "eta": cell.eta, "timing": cell.timing, "features": features.name, "n": table.n, "seed": table.seed,
-        "metric": f"FD-infinity ({features.name})" if table.more else features.metric,
+        "dataset": table.dataset, "model": model, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe,
+        "eta": cell.eta, "timing": cell.timing, "features": features, "n": table.n, "seed": table.seed,
+        "metric": f"FD-infinity ({features})" if table.more else metric_of(features),
     }  # fmt: skip
     for column, value in wanted.items():
         rows = rows[rows[column] == value]

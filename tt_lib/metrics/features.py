@@ -88,10 +88,15 @@ def load_feature_extractor(
         from tt_lib.metrics.inception import DIMENSION, load_inception
 
         inception = load_inception(path, device)
-        return NetworkFeatures(name, inception, DIMENSION, inception.sha256, "FID", device)
+        return NetworkFeatures(name, inception, DIMENSION, inception.sha256, metric_of(name), device)
     folder = Path(path) if path else data_folder() / "pretrained" / name
     network = load_features(folder, device)
-    return NetworkFeatures(name, network, network.widths[-1], read_config(folder)["sha256"], f"FD ({name})", device)
+    return NetworkFeatures(name, network, network.widths[-1], read_config(folder)["sha256"], metric_of(name), device)
+
+
+def metric_of(name: str) -> str:
+    """What a distance in the features of this name is called: ``FID`` only for Inception-2015."""
+    return "FID" if name == INCEPTION else f"FD ({name})"
 
 
 def reference_statistics(images: Images, features: Features, batch: int = BATCH) -> FeatureStatistics:
