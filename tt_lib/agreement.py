@@ -12,6 +12,7 @@ import pandas as pd
 
 from tt_lib.direction_study import FEWEST, GROUPS, JOINED, spearman_interval
 from tt_lib.errors import BadValue
+from tt_lib.metrics.features import metric_of
 from tt_lib.results import provenance
 from tt_lib.timing import UNTUNED
 
@@ -28,7 +29,7 @@ def beside_each_other(distances: pd.DataFrame, first: str, second: str, model: s
     same = ["dataset", *JOINED, "reference", "seed"]
     found = []
     for name, features in (("first", first), ("second", second)):
-        own = rows[(rows["features"] == features) & rows["metric"].isin(("FID", f"FD ({features})"))]
+        own = rows[(rows["features"] == features) & (rows["metric"] == metric_of(features))]
         found.append(own[[*same, "value"]].rename(columns={"value": name}))
     return found[0].merge(found[1], on=same)
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from tt_lib.corrections import read_correction
 from tt_lib.errors import BadValue
+from tt_lib.metrics.features import metric_of
 from tt_lib.names import parse_timing
 from tt_lib.timing import UNTUNED
 from tt_lib.tuning.joint import JOINT
@@ -29,7 +30,7 @@ PLAIN, CORRECTED, CONSTANT = "Objective and strategy", "Corrections without tuni
 
 def distances(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.DataFrame:
     """Rows of plain Fréchet distances: of one network's samples, in one kind of features, from ``n`` samples."""
-    plain = (frame["features"] == features) & frame["metric"].isin(("FID", f"FD ({features})"))
+    plain = (frame["features"] == features) & (frame["metric"] == metric_of(features))
     return frame[plain & (frame["n"] == n) & (frame["model"] == model)]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from tt_lib.changes import BETTER, PLAIN, SAMPLER, WORSE, base_name, changes, distances, family
+from tt_lib.metrics.features import metric_of
 from tt_lib.report import FEATURES, results_table
 from tt_lib.timing import UNTUNED
 
@@ -214,7 +215,7 @@ def _agreement(correlation: pd.DataFrame) -> Iterator[str]:
 
 def _more(frame: pd.DataFrame) -> Iterator[str]:
     """Whatever else was measured of samples, a table for each features: distances at infinite n, kernel distances, precision, recall, gains."""
-    plain = frame["metric"].isin(("FID", *(f"FD ({features})" for features in frame["features"].unique())))
+    plain = frame["metric"] == frame["features"].map(metric_of)
     rows = frame[~plain & (frame["model"] == MODEL)]
     if rows.empty:
         return

@@ -198,8 +198,10 @@ def run_table(
     yardsticks = [Yardstick(features, reference, bank), *also]
     for cell in table.cells:
         with hold(work / f"{cell.label}.lock") if world.main else contextlib.nullcontext(False) as mine:
-            known = read_rows(results, FD_COLUMNS)
-            wanted = [mine and (force or not has_row(known, table, bench.model.name, each.features.name, cell)) for each in yardsticks]
+            wanted = [mine and force for _ in yardsticks]
+            if mine and not force:
+                known = read_rows(results, FD_COLUMNS)
+                wanted = [not has_row(known, table, bench.model.name, each.features.name, cell) for each in yardsticks]
             lacking = [each for each, want in zip(yardsticks, world.decide(wanted), strict=True) if want]
             if lacking:
                 timing = None

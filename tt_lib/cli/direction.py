@@ -83,12 +83,13 @@ def direction(
 def _compare(rows, spec, folder: Path, figure: Path | None) -> None:
     """Write the rank correlations with the table's distances, and the figure."""
     from tt_lib.direction_study import beside_distances, correlations
+    from tt_lib.metrics.features import metric_of
     from tt_lib.plots import save_figure
     from tt_lib.plots_direction import direction_against_distance
     from tt_lib.results import CORRELATION_COLUMNS, CORRELATION_KEY, FD_COLUMNS, read_rows, write_rows
 
     distances = read_rows(folder / "fd.csv", FD_COLUMNS)
-    plain = distances["metric"].isin(("FID", f"FD ({spec.features})"))
+    plain = distances["metric"] == metric_of(spec.features)
     distances = distances[plain & (distances["features"] == spec.features) & (distances["n"] == spec.n)]
     joined = beside_distances(rows, distances)
     found = correlations(joined)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tt_lib.errors import BadValue, CorruptFile
+from tt_lib.errors import BadValue, CorruptFile, TTError
 from tt_lib.files import PACKAGE_ROOT, write_text
 from tt_lib.lessons.scale import SCALES
 
@@ -34,6 +36,27 @@ def exercises(folder: Path = NOTEBOOKS) -> list[Path]:
 def solutions(folder: Path = NOTEBOOKS) -> list[Path]:
     """The solved exercises, which the others are made from, in order."""
     return [path for path in exercises(folder) if path.stem.endswith(SOLVED)]
+
+
+def named(names: list[str], remedy: str) -> list[Path]:
+    """The notebooks that a command was given.
+
+    Raises:
+        BadValue: one of them is not there.
+    """
+    for name in names:
+        if not Path(name).is_file():
+            raise BadValue(f"no notebook {name!r}; {remedy}")
+    return [Path(name) for name in names]
+
+
+def command(job: Callable[[], int | None]) -> int:
+    """What a command of the lessons ends with: what its job gives, 0 for nothing, and 1 with one line for an error that a user can mend."""
+    try:
+        return job() or 0
+    except TTError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def read(path: Path) -> Any:

@@ -12,9 +12,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-from tt_lib.errors import BadValue, TTError
 from tt_lib.files import write_text
-from tt_lib.lessons.books import NOTEBOOKS, exercises, lessons, read, run, write
+from tt_lib.lessons.books import NOTEBOOKS, command, exercises, lessons, named, read, run, write
 
 FILE = "budgets.toml"
 MARGIN = 5.0
@@ -89,15 +88,11 @@ def measure(paths: list[Path], folder: Path = NOTEBOOKS) -> dict[str, list[float
 
 def main(arguments: list[str]) -> int:
     """The command; 0 where all is well."""
-    try:
-        for name in arguments:
-            if not Path(name).is_file():
-                raise BadValue(f"no notebook {name!r}; usage: python -m tt_lib.lessons.budgets [NOTEBOOK ...]")
-        measure([Path(name) for name in arguments] or [*lessons(), *exercises()])
-    except TTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    def job() -> None:
+        measure(named(arguments, "usage: python -m tt_lib.lessons.budgets [NOTEBOOK ...]") or [*lessons(), *exercises()])
+
+    return command(job)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tt_lib.errors import BadValue, TTError
-from tt_lib.lessons.books import NOTEBOOKS, SOLVED, read, run, solutions, write
+from tt_lib.errors import BadValue
+from tt_lib.lessons.books import NOTEBOOKS, SOLVED, command, read, run, solutions, write
 from tt_lib.lessons.checks import TODO
 
 CODE = re.compile(r"^([ \t]*)# BEGIN SOLUTION[^\n]*\n(?:(?!^[ \t]*# (?:BEGIN|END) SOLUTION)[^\n]*\n)*[ \t]*# END SOLUTION[^\n]*$", re.M)
@@ -119,7 +119,8 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print("usage: python -m tt_lib.lessons.exercises [--check]", file=sys.stderr)
         return 2
-    try:
+
+    def job() -> int:
         if arguments:
             found = stale()
             for line in found:
@@ -127,10 +128,9 @@ def main(arguments: list[str]) -> int:
             return 1 if found else 0
         for path in generate():
             print(f"wrote {path.relative_to(NOTEBOOKS.parent)}")
-    except TTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return command(job)
 
 
 if __name__ == "__main__":

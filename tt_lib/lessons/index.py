@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tt_lib.errors import BadValue, TTError
+from tt_lib.errors import BadValue
 from tt_lib.files import PACKAGE_ROOT, write_text
-from tt_lib.lessons.books import NOTEBOOKS, SOLVED, exercises, lessons, read, text
+from tt_lib.lessons.books import NOTEBOOKS, SOLVED, command, exercises, lessons, read, text
 from tt_lib.lessons.colab import set_links
 from tt_lib.lessons.times import set_times, told
 from tt_lib.links import colab_badge
@@ -124,7 +124,8 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print("usage: python -m tt_lib.lessons.index [--check]", file=sys.stderr)
         return 2
-    try:
+
+    def job() -> int:
         found = stale()
         for path, content in found:
             name = path.relative_to(PACKAGE_ROOT)
@@ -134,9 +135,8 @@ def main(arguments: list[str]) -> int:
                 write_text(path, content)
                 print(f"wrote {name}")
         return 1 if arguments and found else 0
-    except TTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+
+    return command(job)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tt_lib.errors import BadValue, TTError, choose
-from tt_lib.lessons.books import lessons, read, run
+from tt_lib.errors import BadValue, choose
+from tt_lib.lessons.books import command, lessons, named, read, run
 from tt_lib.lessons.scale import SCALES
 from tt_lib.results import SPEED_COLUMNS, SPEED_KEY, read_rows, results_folder, write_rows
 
@@ -45,9 +45,9 @@ def measure(paths: list[Path], scale: str, results: Path) -> None:
         print(f"{row['what']}: {row['ours']} s on {row['device']}", flush=True)
 
 
-def told(name: str, results: Path | None = None) -> str:
+def told(name: str) -> str:
     """What the rows say of a lesson, as a sentence; empty if none of them is of it."""
-    rows = read_rows(results or results_folder() / "speed.csv", SPEED_COLUMNS)
+    rows = read_rows(results_folder() / "speed.csv", SPEED_COLUMNS)
     parts = [
         f"`TT_SCALE={scale}` took {duration(float(row['ours']))} on {machine(str(row['device']))}"
         for scale in SCALES for row in rows[rows["what"] == label(name, scale)].to_dict("records")
@@ -79,17 +79,14 @@ def set_times(book: Any, name: str) -> bool:
 
 def main(arguments: list[str]) -> int:
     """The command; 0 where all is well."""
-    try:
+
+    def job() -> None:
         if not arguments or arguments[0] not in SCALES:
             raise BadValue(f"usage: python -m tt_lib.lessons.times {'|'.join(SCALES)} [NOTEBOOK ...]")
-        for name in arguments[1:]:
-            if not Path(name).is_file():
-                raise BadValue(f"no notebook {name!r}; give the paths of lessons, or none for all of them")
-        measure([Path(name) for name in arguments[1:]] or lessons(), arguments[0], results_folder() / "speed.csv")
-    except TTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        paths = named(arguments[1:], "give the paths of lessons, or none for all of them")
+        measure(paths or lessons(), arguments[0], results_folder() / "speed.csv")
+
+    return command(job)
 
 
 if __name__ == "__main__":
