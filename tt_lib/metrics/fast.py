@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tt_lib.errors import BadValue
 from tt_lib.metrics.features import INCEPTION, NetworkFeatures
+from tt_lib.predictors import compile_network
 
 
 class FastNetwork(nn.Module):
@@ -28,7 +29,7 @@ class FastNetwork(nn.Module):
         super().__init__()
         self.size = size
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.run = torch.compile(self.network, dynamic=False) if compile else self.network
+        self.run = compile_network(self.network) if compile else self.network
 
     def forward(self, pixels: Tensor) -> Tensor:
         found = []
