@@ -261,7 +261,7 @@ def test_a_step_of_a_parallel_tuning_has_its_own_gamma_and_clip():
     grid = make_grid("uniform", 4, LINEAR)
     gamma = (0.9, 0.8, 0.7, 0.6)
     for k in range(4):
-        part = make_solver("analytic-ddpm", gamma=gamma).part(k, 1)
+        part = make_solver("analytic-ddpm", gamma=gamma).part(k, 1, 3 - k)
         expected = deviation("analytic-ddpm", grid.times[k : k + 2], gamma=gamma[k : k + 1])
         assert part.options["gamma"] == gamma[k : k + 1]
         assert deviation("analytic-ddpm", grid.times[k : k + 2], **part.options) == expected

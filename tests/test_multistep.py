@@ -18,11 +18,13 @@ from tt_lib.errors import BadValue
 from tt_lib.grids import Grid, make_grid
 from tt_lib.schedules import Schedule
 from tt_lib.solvers import SOLVERS, make_solver
+from tt_lib.solvers.multistep import orders_of_steps
 from tt_lib.timing import _label
 from tt_lib.toy import MixturePredictor, exact_flow, two_modes_1d
 
 CONTINUOUS = SCHEDULES["continuous-linear"]
 MULTISTEP = ("plms", "pndm", "ipndm", "ipndm-v", "deis-tab", "dpmpp-3m", "unipc")
+LOWERED = tuple(f"{name},final=lower" for name in ("dpmpp-2m", "dpmpp-3m", "deis-tab", "unipc"))
 ADAMS_BASHFORTH = {
     1: [1.0],
     2: [3 / 2, -1 / 2],
@@ -97,6 +99,17 @@ def even_in_lambda(steps: int, run_up: bool) -> torch.Tensor:
         ("plms", {"order": 3}, 2),
         ("plms", {}, 2),
         ("pndm", {}, 2),
+        # The last step is of order 1, and its own error h^2 is the whole's. UniPC does not correct it either.
+        ("dpmpp-2m", {"final": "lower"}, 2),
+        ("dpmpp-3m", {"final": "lower"}, 2),
+        ("dpmpp-3m", {"variant": "exact", "final": "lower"}, 2),
+        ("deis-tab", {"order": 1, "final": "lower"}, 1),
+        ("deis-tab", {"order": 2, "final": "lower"}, 2),
+        ("deis-tab", {"final": "lower"}, 2),
+        ("deis-tab", {"order": 4, "final": "lower"}, 2),
+        ("unipc", {"order": 1, "final": "lower"}, 2),
+        ("unipc", {"order": 2, "final": "lower"}, 2),
+        ("unipc", {"final": "lower"}, 2),
     ],
 )
 def test_measured_order_of_convergence(name, options, order):
@@ -110,6 +123,17 @@ def test_measured_order_of_convergence(name, options, order):
         errors.append((end - expected).abs().max().item())
     measured = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
     assert measured == pytest.approx([order, order], abs=0.45), f"{name} {options}: errors {errors}, orders {measured}"
+
+
+@pytest.mark.parametrize(
+    "steps, order, after, orders",
+    [(7, 3, 0, "1233321"), (4, 3, 0, "1221"), (3, 3, 0, "121"), (2, 3, 0, "11"), (1, 3, 0, "1"), (5, 1, 0, "11111"),
+     (5, 2, 0, "12221"), (8, 4, 0, "12344321"), (4, 3, 1, "1232"), (4, 3, 2, "1233"), (4, 3, 9, "1233")],
+)  # fmt: skip
+def test_orders_rise_at_the_start_and_fall_at_the_end_where_that_is_asked_for(steps, order, after, orders):
+    assert "".join(map(str, orders_of_steps(steps, order, "lower", after))) == orders
+    assert orders_of_steps(steps, order) == orders_of_steps(steps, order, "full", after)
+    assert orders_of_steps(steps, order) == [min(order, k + 1) for k in range(steps)]
 
 
 # ---- weights
@@ -264,11 +288,12 @@ def grid_of(scheduler, end: float = 0.0) -> Grid:
     return Grid("theirs", (*((n + 1) / 1000 for n in scheduler.timesteps.tolist()), end))
 
 
-def ours(name: str, grid: Grid, x: torch.Tensor, **options) -> Run:
-    def predictor(x, t, tau):
-        return made_up(x, float(t) * 1000 - 1)
+def made_up_at(x: torch.Tensor, t: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+    return made_up(x, float(t) * 1000 - 1)
 
-    return drive(make_solver(name, **options)(x, grid, LINEAR), predictor, keep=True)
+
+def ours(name: str, grid: Grid, x: torch.Tensor, **options) -> Run:
+    return drive(make_solver(name, **options)(x, grid, LINEAR), made_up_at, keep=True)
 
 
 def states(run: Run) -> list[torch.Tensor]:
@@ -327,21 +352,57 @@ def test_unipc_is_diffusers_step_by_step(order, variant, steps):
         assert gaps(mine[-1:], theirs[-1:]).max() < 1e-5
 
 
-def test_diffusers_unipc_lowers_the_order_of_steps_before_the_last():
-    # As the authors' code; here only the step into clean data is of first order.
+@pytest.mark.parametrize("end", ["zero", "sigma_min"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("steps", [5, 8, 20])
+def test_unipc_with_lower_orders_at_the_end_is_diffusers_default_whatever_the_steps(steps, variant, order, end):
+    # As the authors' code; by our default only the step into clean data is of first order.
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.UniPCMultistepScheduler(**betas_of_ddpm(), solver_order=3, final_sigmas_type="zero")
-    scheduler.set_timesteps(8)
-    found = gaps(states(ours("unipc", grid_of(scheduler), an_image())), their_states(scheduler, an_image()))
-    assert found[:7].max() < 1e-5 and found[7] > 1e-4
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **betas_of_ddpm(), solver_order=order, solver_type=variant, final_sigmas_type=end
+    )
+    scheduler.set_timesteps(steps)
+    grid, options = grid_of(scheduler, 0.0 if end == "zero" else 0.001), {"order": order, "variant": variant}
+    theirs = their_states(scheduler, an_image())
+    lower, full = (states(ours("unipc", grid, an_image(), final=final, **options)) for final in ("lower", "full"))
+    if variant == "bh1" and end == "zero":
+        # As above: diffusers multiplies an infinite B(h) by 0.
+        assert theirs.pop().isnan().all() and lower.pop().isfinite().all() and full.pop().isfinite().all()
+    assert gaps(lower, theirs).max() < 1e-5
+    found = gaps(full, theirs)
+    assert found[: steps + 2 - order].max() < 1e-5
+    if order == 3:
+        assert found[steps - 1] > 1e-4
 
 
-def log_rho_by_hand(times: list[float], x: torch.Tensor, order: int) -> list[torch.Tensor]:
+@pytest.mark.parametrize("end", ["zero", "sigma_min"])
+@pytest.mark.parametrize("order, solver_type", [(2, "midpoint"), (3, "heun")])
+@pytest.mark.parametrize("steps", [5, 8, 20])
+def test_dpmpp_with_lower_orders_at_the_end_is_diffusers_below_15_steps(steps, order, solver_type, end):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **betas_of_ddpm(), algorithm_type="dpmsolver++", solver_order=order, solver_type=solver_type,
+        final_sigmas_type=end, lower_order_final=True,
+    )  # fmt: skip
+    scheduler.set_timesteps(steps)
+    grid = grid_of(scheduler, 0.0 if end == "zero" else 0.001)
+    theirs = their_states(scheduler, an_image())
+    full, lower = (
+        gaps(states(ours(f"dpmpp-{order}m", grid, an_image(), final=final)), theirs) for final in ("full", "lower")
+    )
+    same, other = (lower, full) if steps < 15 else (full, lower)
+    assert same.max() < 1e-5
+    # Into clean data 2M's last step is of first order by itself.
+    assert (order == 2 and end == "zero") or other.max() > 1e-4
+
+
+def log_rho_by_hand(times: list[float], x: torch.Tensor, orders: list[int]) -> list[torch.Tensor]:
     """The states of an exponential Adams-Bashforth method with polynomials in lambda instead of t."""
     a, s, lam = (of(float64(times)).tolist() for of in (LINEAR.alpha, LINEAR.sigma, LINEAR.lam))
     states, answers = [x], []
     for k in range(len(times) - 1):
-        answers = [made_up(states[-1], times[k] * 1000 - 1), *answers][:order]
+        answers = [made_up(states[-1], times[k] * 1000 - 1), *answers][: orders[k]]
         nodes = [lam[k - j] for j in range(len(answers))]
         y = states[-1] / a[k]
         for j, answer in enumerate(answers):
@@ -365,7 +426,7 @@ def test_diffusers_deis_has_polynomials_in_log_rho_instead_of_t(order):
     grid = grid_of(scheduler, end=0.001)
     assert LINEAR.rho(0.001).item() == pytest.approx(scheduler.sigmas[-1].item(), rel=1e-4)
     theirs = their_states(scheduler, an_image())
-    by_hand = log_rho_by_hand(list(grid.times), an_image(), order)
+    by_hand = log_rho_by_hand(list(grid.times), an_image(), orders_of_steps(10, order))
     assert gaps(by_hand, theirs).max() < 1e-5
     found = gaps(states(ours("deis-tab", grid, an_image(), order=order)), theirs)
     assert found[:2].max() < 1e-5
@@ -373,6 +434,32 @@ def test_diffusers_deis_has_polynomials_in_log_rho_instead_of_t(order):
         assert found.max() < 1e-5
     else:
         assert found[2:].min() > 1e-4
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [5, 8, 20])
+def test_diffusers_deis_lowers_its_orders_below_15_steps(steps, order):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DEISMultistepScheduler(**betas_of_ddpm(), solver_order=order, lower_order_final=True)
+    scheduler.set_timesteps(steps)
+    orders = orders_of_steps(steps, order, "lower" if steps < 15 else "full")
+    by_hand = log_rho_by_hand(list(grid_of(scheduler, end=0.001).times), an_image(), orders)
+    assert gaps(by_hand, their_states(scheduler, an_image())).max() < 1e-5
+
+
+@pytest.mark.parametrize("end", [0.0, 0.05])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_each_step_of_deis_with_lower_orders_at_the_end_is_a_step_of_that_order(order, end):
+    # diffusers' polynomials are not ours (above): each step is compared with one of ours of the order that it should have.
+    times = torch.linspace(0.9, end, 9, dtype=torch.float64)
+    run = drive(make_solver("deis-tab", order=order, final="lower")(points(4), times, LINEAR), made_up_at, keep=True)
+    mine = states(run)
+    for k, own in enumerate([min(order, k + 1, 8 - k) for k in range(8)]):
+        answers = iter(run.answers)
+        solver = make_solver("deis-tab", order=own)(points(4), times[: k + 2], LINEAR)
+        other = states(drive(solver, lambda x, t, tau, answers=answers: next(answers), keep=True))
+        ratio = LINEAR.alpha(times[k + 1]) / LINEAR.alpha(times[k])
+        assert torch.allclose(mine[k + 1] - ratio * mine[k], other[k + 1] - ratio * other[k], rtol=1e-9, atol=1e-12)
 
 
 def plms_scheduler(**options):
@@ -443,7 +530,7 @@ def test_ipndm_is_diffusers_step_by_step_but_for_the_step_into_clean_data():
 # ---- budgets, batches, gradients and options
 
 
-@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize("name", [*MULTISTEP, *LOWERED])
 @pytest.mark.parametrize("end", [0.0, 0.05])
 def test_a_budget_is_the_number_of_evaluations(name, end):
     smallest = 13 if name == "pndm" else 1
@@ -466,7 +553,7 @@ def test_pndm_evaluates_once_before_clean_data_and_never_at_it(steps, nfe):
     assert run.nfe == nfe and all(request.t > 0 for request in run.trajectory)
 
 
-@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize("name", [*MULTISTEP, *LOWERED])
 @pytest.mark.parametrize("steps", [2, 3, 5])
 def test_a_vector_of_times_is_each_sample_alone(name, steps):
     predictor = MixturePredictor(two_modes_1d(), LINEAR)
@@ -495,6 +582,7 @@ def test_a_float32_state_stays_float32_with_float64_coefficients(name):
 @pytest.mark.parametrize(
     "name, options",
     [("deis-tab", {"order": 4}), ("ipndm-v", {"order": 2}), ("plms", {"order": 3}), ("dpmpp-3m", {"variant": "exact"}),
+     *((name, {}) for name in LOWERED),
      *(("unipc", {"order": order, "variant": variant}) for order in (1, 2, 3) for variant in ("bh1", "bh2"))],
 )  # fmt: skip
 @pytest.mark.parametrize("last", [0.05, 0.0])
@@ -527,6 +615,25 @@ def test_order_is_an_option_and_sets_the_history(name):
 def test_a_wrong_variant_is_named(name, choices):
     with pytest.raises(BadValue, match=f"variant of solver '{name}' must be one of {choices}; got 'bh3'"):
         make_solver(name, variant="bh3")
+
+
+@pytest.mark.parametrize("spelled", LOWERED)
+def test_final_is_an_option_and_its_default_says_nothing(spelled):
+    name = spelled.partition(",")[0]
+    assert make_solver(spelled).spelling == make_solver(name, final="lower").spelling == spelled
+    assert make_solver(f"{name},final=full").spelling == make_solver(name).spelling == name
+    assert make_solver(spelled).history == make_solver(name).history and make_solver(name).options == {}
+    with pytest.raises(BadValue, match=f"final of solver '{name}' must be one of full, lower; got 'lowest'"):
+        make_solver(name, final="lowest")
+    with pytest.raises(BadValue, match=f"'{name}' takes no option 'after'; it takes .*'final'"):
+        make_solver(name, after=1)
+
+
+def test_a_stretch_of_a_grid_lowers_no_order_before_the_grids_end():
+    solver = make_solver("unipc,final=lower")
+    assert [solver.part(0, 4, after).options["after"] for after in (0, 2, 3, 9)] == [0, 2, 3, 3]
+    assert make_solver("unipc").part(0, 4, 0).options == {}, "else it makes no difference"
+    assert solver.options == {"final": "lower"} and solver.part(0, 4, 2).spelling == solver.spelling
 
 
 def test_a_timing_can_name_a_variant():

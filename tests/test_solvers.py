@@ -387,8 +387,10 @@ def test_make_solver_and_its_errors():
         make_solver("eular")
     with pytest.raises(BadValue, match=r"'ddim' takes no option 'order'.*eta"):
         make_solver("ddim", order=2)
-    with pytest.raises(BadValue, match=r"'dpmpp-2m' takes no option 'eta'.*none"):
+    with pytest.raises(BadValue, match=r"'dpmpp-2m' takes no option 'eta'.*\['final'\]"):
         make_solver("dpmpp-2m", eta=1.0)
+    with pytest.raises(BadValue, match=r"'heun' takes no option 'eta'.*orders"):
+        make_solver("heun", eta=1.0)
 
 
 def test_a_grid_and_its_times_are_the_same():

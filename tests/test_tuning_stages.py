@@ -44,6 +44,8 @@ def midpoint(x, times, schedule, noise):
 DETERMINISTIC = {"midpoint": Solver("midpoint", midpoint)} | {
     name: solver for name, solver in SOLVERS.items() if not solver.stochastic
 }
+LOWERED = ["dpmpp-2m", "dpmpp-3m", "deis-tab", "deis-tab,order=4", "unipc", "unipc,order=2"]
+DETERMINISTIC["unipc,final=lower"] = make_solver("unipc,final=lower")
 
 
 def sampler(name: str, nfe: int = 4) -> tuple[Solver, Grid]:
@@ -134,7 +136,7 @@ def test_every_loss_of_a_parallel_tuning_is_a_one_step_runs(name, objective, tie
         for at in range(stage, stage + tied):
             taus[at] = min(1.0, max(LINEAR.t_min, evaluations[mine[at]].t * row.tau / row.t))
         times = torch.tensor(grid.times[step : step + 2], dtype=torch.float64)
-        part = solver.part(step, 1)
+        part = solver.part(step, 1, grid.steps - step - 1)
         run = drive(part(start(images(), grid.times[step], 3), times, LINEAR), PREDICTOR, taus, keep=True)
         window = [Evaluation(0, evaluations[i].stage, evaluations[i].t) for i in mine]
         expected = judge(run, window, stage, tied, float(times[-1]), objective, 3)
@@ -150,6 +152,33 @@ def test_tuning_lowers_what_it_is_judged_by(name, strategy):
     before, after = timing.tuning["loss_untuned"], timing.tuning["loss_tuned"]
     assert all(b <= a for a, b in zip(before, after, strict=True)) and sum(after) < 0.999 * sum(before)
     assert timing.ratios[-1] == 1 and drive(solver(images(), grid, LINEAR), PREDICTOR, timing.taus).nfe == timing.nfe
+
+
+@pytest.mark.parametrize("end", [0.0, 0.05])
+@pytest.mark.parametrize("name", [f"{name},final=lower" for name in LOWERED])
+def test_a_step_of_a_parallel_tuning_has_the_order_that_it_has_in_the_run(name, end):
+    """Each loss is that of a run from the beginning of the step's history to the grid's end, where the orders fall."""
+    solver, grid = make_solver(name), make_grid("logsnr", 7, LINEAR, end=end)
+    config = TuneConfig(
+        objective="truncation", strategy="parallel", optimiser="search", freeze_last=0, sweeps=1, substeps=3, seed=3
+    )
+    result = tune(PREDICTOR, LINEAR, solver, grid, images(), config)
+    history, times = solver.history, torch.tensor(grid.times, dtype=torch.float64)
+
+    def alike(k: int) -> tuple[int, int]:
+        return min(k, history), min(6 - k, history)
+
+    rows = result.history
+    assert set(rows.step) == set(range(7))
+    for row in rows[rows.iteration % 5 == 0].itertuples():
+        k, first = row.step, row.step - min(row.step, history)
+        # Steps that run alike are tuned together, each with the others untuned, after those before them.
+        before = [grid.times[j] if alike(j) == alike(k) else result.timing.taus[j] for j in range(first, k)]
+        taus = [*before, row.tau, *grid.times[k + 1 : -1]]
+        run = drive(solver(start(images(), grid.times[first], 3), times[first:], LINEAR), PREDICTOR, taus, keep=True)
+        rest = [Evaluation(j, 0, t) for j, t in enumerate(grid.times[first:-1])]
+        expected = judge(run, rest, k - first, 1, end, "truncation", 3)
+        assert row.loss == pytest.approx(expected, rel=1e-7, abs=1e-12), row
 
 
 def test_tied_evaluations_share_their_ratio():

@@ -31,6 +31,7 @@ from tt_lib.solvers.deis import deis_tab, ipndm_v
 from tt_lib.solvers.dpmpp import dpmpp_2m
 from tt_lib.solvers.dpmpp_3m import VARIANTS as VARIANTS_OF_3M
 from tt_lib.solvers.dpmpp_3m import dpmpp_3m
+from tt_lib.solvers.multistep import FINAL
 from tt_lib.solvers.pndm import plan_pndm, plms, pndm
 from tt_lib.solvers.singlestep import dpm_solver_2, dpm_solver_3, dpmpp_2s, heun
 from tt_lib.solvers.stochastic import VARIANCES, ddpm, sde_dpmpp_2m
@@ -40,6 +41,8 @@ from tt_lib.solvers.unipc import unipc
 Noise = Callable[[Tensor], Tensor]
 STEPWISE = ("orders", "gamma")
 """Options that hold one entry for each step."""
+PLACED = ("after",)
+"""Options that say where a stretch lies in its grid, which no one but :meth:`Solver.part` can know."""
 MEASURED = ("gamma",)
 """Options that are measured on a model and no choice: a timing does not stand or fall with them."""
 
@@ -83,15 +86,28 @@ class Solver:
         """The share of ancestral noise, 0 for a deterministic solver."""
         return float(self.options.get("eta", 0.0))
 
-    def part(self, first: int, steps: int) -> Solver:
-        """The solver for a stretch of its grid: options with one entry for each step are cut to it."""
+    def part(self, first: int, steps: int, after: int) -> Solver:
+        """The solver for a stretch of its grid, with the orders that its steps have in the whole.
+
+        Options with one entry for each step are cut to it; orders that fall at the end of the grid do not fall at
+        the end of the stretch.
+
+        Args:
+            first: the stretch's first step.
+            steps: how many it has.
+            after: how many steps of the grid follow it.
+        """
         cut = {key: value[first : first + steps] for key, value in self.options.items() if key in STEPWISE}
+        if self.options.get("final") == "lower":
+            # No order falls so far from the end, and stretches with the same options run alike.
+            cut["after"] = min(after, self.history)
         return replace(self, options={**self.options, **cut})
 
     @property
     def defaults(self) -> dict[str, Any]:
         """The options that its function takes, with their defaults."""
-        return getattr(self.function, "__kwdefaults__", None) or {}
+        known = getattr(self.function, "__kwdefaults__", None) or {}
+        return {key: value for key, value in known.items() if key not in PLACED}
 
     @property
     def choices_made(self) -> dict[str, Any]:
@@ -103,7 +119,7 @@ class Solver:
         """Its name with the options that were chosen, as :func:`make_solver` reads it: ``unipc,order=2,variant=bh1``."""
         chosen = {
             key: value for key, value in self.options.items()
-            if key not in (*STEPWISE, "eta") and value != self.defaults.get(key)
+            if key not in (*STEPWISE, *PLACED, "eta") and value != self.defaults.get(key)
         }  # fmt: skip
         return ",".join([self.name, *(f"{key}={value}" for key, value in sorted(chosen.items()))])
 
@@ -128,19 +144,20 @@ class Solver:
 
 
 _UP_TO_4: dict[str, tuple[Any, ...]] = {"order": (1, 2, 3, 4)}
+_ENDS: dict[str, tuple[Any, ...]] = {"final": FINAL}
 
 SOLVERS: dict[str, Solver] = {
     "ddim": Solver("ddim", ddim),
-    "dpmpp-2m": Solver("dpmpp-2m", dpmpp_2m, history=1),
+    "dpmpp-2m": Solver("dpmpp-2m", dpmpp_2m, history=1, choices=_ENDS),
     "plms": Solver("plms", plms, history=3, choices=_UP_TO_4),
     "pndm": Solver("pndm", pndm, history=3, plan=plan_pndm),
     # Another name for plms: the two papers' methods are the same numbers.
     "ipndm": Solver("ipndm", plms, history=3, choices=_UP_TO_4),
     "ipndm-v": Solver("ipndm-v", ipndm_v, history=3, choices=_UP_TO_4),
-    "deis-tab": Solver("deis-tab", deis_tab, history=2, choices=_UP_TO_4),
-    "dpmpp-3m": Solver("dpmpp-3m", dpmpp_3m, history=2, choices={"variant": tuple(VARIANTS_OF_3M)}),
+    "deis-tab": Solver("deis-tab", deis_tab, history=2, choices=_UP_TO_4 | _ENDS),
+    "dpmpp-3m": Solver("dpmpp-3m", dpmpp_3m, history=2, choices={"variant": tuple(VARIANTS_OF_3M), **_ENDS}),
     # The corrector reaches one step further back than the predictor.
-    "unipc": Solver("unipc", unipc, history=3, choices={"order": (1, 2, 3), "variant": VARIANTS_OF_UNIPC}),
+    "unipc": Solver("unipc", unipc, history=3, choices={"order": (1, 2, 3), "variant": VARIANTS_OF_UNIPC, **_ENDS}),
     # Other names for ddim: DPM-Solver-1, and Euler's method in the variables of EDM.
     "dpm-solver-1": Solver("dpm-solver-1", ddim),
     "euler": Solver("euler", ddim),

@@ -24,7 +24,10 @@ def ipndm_v(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int =
     return linear_multistep(x, times, schedule, order, _in_rho)
 
 
-def deis_tab(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3) -> Solution:
+def deis_tab(
+    x: Tensor, times: Tensor, schedule: Schedule, noise,
+    *, order: int = 3, final: str = "full", after: int = 0,
+) -> Solution:  # fmt: skip
     """tAB-DEIS: eps is a polynomial in t through the last answers, the rest of the ODE is integrated exactly.
 
     ``x_s = Psi(s, t) x_t + sum_j C_j eps_j``, with the paper's coefficients ``C_ij``, here for VP,
@@ -33,12 +36,13 @@ def deis_tab(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int 
 
     where ``Psi(s, tau) = alpha_s / alpha_tau`` and ``g^2 / (2 sigma) d tau = alpha d rho``: in ``y = x / alpha``
     the weight is ``d rho`` alone. The ``order`` last answers are used, so order p is the paper's tAB(p - 1)
-    and order 1 is DDIM; growing order at the start.
+    and order 1 is DDIM; growing order at the start, and with ``final="lower"`` falling at the end
+    (see ``orders_of_steps``).
 
     The integrals are taken in ``lambda = -log rho``, in which rho and t are smooth, by Gauss-Legendre in panels
     between the schedule's levels, where a discrete schedule has its kinks.
     """
-    return linear_multistep(x, times, schedule, order, _in_t)
+    return linear_multistep(x, times, schedule, order, _in_t, final, after)
 
 
 def _in_rho(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:

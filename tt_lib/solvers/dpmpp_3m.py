@@ -10,12 +10,16 @@ from torch import Tensor
 from tt_lib.engine import Request, Solution
 from tt_lib.schedules import Schedule
 from tt_lib.solvers.arithmetic import along
+from tt_lib.solvers.multistep import orders_of_steps
 
 VARIANTS = {"published": 1.0, "exact": 2.0}
 """What multiplies the term in ``D2``."""
 
 
-def dpmpp_3m(x: Tensor, times: Tensor, schedule: Schedule, noise, *, variant: str = "published") -> Solution:
+def dpmpp_3m(
+    x: Tensor, times: Tensor, schedule: Schedule, noise,
+    *, variant: str = "published", final: str = "full", after: int = 0,
+) -> Solution:  # fmt: skip
     """DPM-Solver++(3M): the data prediction and its two divided differences in lambda, one evaluation a step.
 
     From t to s, with ``x0_i`` and ``lambda_i`` of the last three evaluations (0 the newest),
@@ -35,8 +39,10 @@ def dpmpp_3m(x: Tensor, times: Tensor, schedule: Schedule, noise, *, variant: st
 
     The first step takes ``D1 = D2 = 0``, the second ``D1 = D1_0`` and ``D2 = 0`` (as k-diffusion, and diffusers with
     ``solver_type="heun"``; 2M has ``-phi_1 / 2`` in place of ``phi_2``). A step to clean data, ``s = 0``,
-    returns ``x0_0``.
+    returns ``x0_0``. With ``final="lower"`` the last step is like the first and the one before it like the second
+    (see ``orders_of_steps``).
     """
+    orders = orders_of_steps(len(times) - 1, 3, final, after)
     factor = VARIANTS[variant]
     data: list[Tensor] = []
     for k, (t, s) in enumerate(pairwise(times)):
@@ -45,7 +51,7 @@ def dpmpp_3m(x: Tensor, times: Tensor, schedule: Schedule, noise, *, variant: st
         lam = [schedule.lam(times[j]) for j in range(k, max(k - 3, -1), -1)]
 
         eps = yield Request(x, t)
-        data = [along(1 / alpha_t, x) * x - along(sigma_t / alpha_t, x) * eps, *data][:3]
+        data = [along(1 / alpha_t, x) * x - along(sigma_t / alpha_t, x) * eps, *data][: orders[k]]
         x = along(sigma_s / sigma_t, x) * x - along(alpha_s * torch.expm1(lam[0] - schedule.lam(s)), x) * data[0]
 
         # Where s is 0 h is infinite and the differences have no part: any finite h will do.

@@ -12,11 +12,15 @@ from torch import Tensor
 from tt_lib.engine import Request, Solution
 from tt_lib.schedules import Schedule
 from tt_lib.solvers.arithmetic import along
+from tt_lib.solvers.multistep import orders_of_steps
 
 VARIANTS = ("bh1", "bh2")
 
 
-def unipc(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3, variant: str = "bh2") -> Solution:
+def unipc(
+    x: Tensor, times: Tensor, schedule: Schedule, noise,
+    *, order: int = 3, variant: str = "bh2", final: str = "full", after: int = 0,
+) -> Solution:  # fmt: skip
     """UniPC-p, the predictor UniP-p and the corrector UniC-p in the data prediction, one evaluation a step.
 
     From t to s, with ``h = lambda_s - lambda_t``, the data prediction ``m_0`` at t and others ``m_i`` at times of
@@ -38,9 +42,11 @@ def unipc(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3
     evaluation a step, as in the authors' code. Orders grow 1, 2, .. p at the start. UniPC-p is of order p + 1
     where the start is fine enough.
 
-    A step to clean data, ``s = 0``, is UniP-1 and returns ``m_0``. The authors' code also lowers the steps before
-    it (3, 2, 1) where there are few; here a step depends on its own history only.
+    A step to clean data, ``s = 0``, is UniP-1 and returns ``m_0``. With ``final="lower"`` the orders also fall to
+    3, 2, 1 at the end (see ``orders_of_steps``), and UniC has the order of the UniP that it corrects, as in the
+    authors' code, which does so by default.
     """
+    orders = orders_of_steps(len(times) - 1, order, final, after)
     data: list[Tensor] = []
     start = x
     for k, (t, s) in enumerate(pairwise(times)):
@@ -52,7 +58,7 @@ def unipc(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3
             nodes, values = [*lam[1 : len(data) + 1], lam[0]], [*data, predicted]
             x = _step(start, nodes, values, times[k - 1], t, schedule, variant)
         start = x
-        data = [predicted, *data][:order]
+        data = [predicted, *data][: orders[k]]
         x = _step(x, lam[: len(data)], data, t, s, schedule, variant)
     return x
 

@@ -199,7 +199,7 @@ def parallel_problem(
     history that the solver needs.
 
     Args:
-        steps: steps that all have the same length of history, ``min(k, solver.history)``, and run alike.
+        steps: steps that all have the same length of history, ``min(k, solver.history)``, and run alike (``solver.part``).
         images: x0 [P, ...] in [-1, 1].
         noise: eps [P, ...].
         taus: the conditioning times of all evaluations of the run; those before the tuned one are used.
@@ -207,7 +207,7 @@ def parallel_problem(
     """
     times, schedule = setting.times, setting.schedule
     history = min(steps[0], setting.solver.history)
-    solver = setting.solver.part(steps[0] - history, history + 1)
+    solver = setting.solver.part(steps[0] - history, history + 1, len(times) - 2 - steps[0])
     windows = torch.stack([times[k - history : k + 2] for k in steps], dim=1)  # [history + 2, S]
     count = len(images)
     start = windows[0].repeat_interleave(count)

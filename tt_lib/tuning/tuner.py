@@ -242,7 +242,7 @@ class _Tuning:
                 continue
             history = min(each.step, self.solver.history)
             stages = stages_of(self.setting.evaluations, each.step)
-            options = repr(self.solver.part(each.step - history, history + 1).options)
+            options = repr(self.solver.part(each.step - history, history + 1, self.grid.steps - each.step - 1).options)
             alone = index if self.config.strategy == "sequential" else None
             groups.setdefault((alone, history, options, stages, each.stage), []).append(index)
         return [_Group(indices, key[-1], key[-2] if tied else 1) for key, indices in groups.items()]
