@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 from pytorch_fid import fid_score
 from scipy import linalg
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from tt_lib import roofline, speed_fid, speed_tuning
 from tt_lib.bench import Bench, Cell, make_bench
+from tt_lib.benchmarks import ddim_pipeline
 from tt_lib.cli import app
 from tt_lib.cost import estimate
 from tt_lib.datasets import to_uint8
@@ -169,6 +171,45 @@ def test_png_files_hold_the_very_samples(bench, tmp_path):
         found = [np.array(Image.open(tmp_path / str(writers) / f"{seed:06d}.png")) for seed in range(11)]
         expected = to_uint8(sampler(range(11)).x).permute(0, 2, 3, 1).numpy()
         assert np.array_equal(np.stack(found), expected)
+
+
+@pytest.fixture(scope="module")
+def unet_bench():
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(32,),
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    model = Model(network.eval().requires_grad_(False), make_schedule("linear"), (3, 8, 8), "unet")
+    predictor = make_predictor(model)
+    return Bench(model, Chunked(predictor, 8), predictor, CPU, 8)
+
+
+def test_what_diffusers_pipeline_samples_has_a_third_row(unet_bench, images, tmp_path, monkeypatch):
+    batches = []
+    monkeypatch.setattr(speed_fid, "inception_weights", lambda home: (home / "none", "random weights"))
+    monkeypatch.setattr(speed_fid, "inception_features", lambda weights, device: FEATURES)
+    monkeypatch.setattr(speed_fid, "run_pytorch_fid", lambda *a: batches.append(a[-1]) or pytorch_fid_by_hand(*a))
+    for cell, peers in ((CELL, [50, 500, 50]), (replace(CELL, grid="quadratic"), [50, 500])):
+        batches.clear()
+        folder = tmp_path / f"{cell.label}"
+        folder.mkdir()
+        rows = speed_fid.measure_against_pytorch_fid(unet_bench, images, folder, cell=cell, n=20, compiled=False)
+        assert batches == peers
+        assert sum("DDIMPipeline" in row["what"] for row in rows) == 4 * (len(peers) - 2)
+    rows = [row for row in rows if row["unit"] == "s"]
+    assert all(row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=1e-2) for row in rows)
+
+
+def test_the_pipelines_files_are_its_images_and_what_ddim_samples(unet_bench, tmp_path):
+    pipeline = ddim_pipeline(unet_bench, 3, bf16=False)
+    speed_fid.pipeline_to_png(pipeline, 11, 4, CPU, tmp_path / "png")
+    found = np.stack([np.array(Image.open(tmp_path / "png" / f"{number:06d}.png")) for number in range(11)])
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(count, 3, 8, 8, generator=generator) for count in (4, 4, 4, 3)][1:]  # the first batch is not timed
+    ends = [unet_bench.sampler(Cell("ddim", "uniform", 3))(range(len(start)), start=start).x for start in starts]
+    expected = to_uint8(torch.cat(ends)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 def test_a_failing_pytorch_fid_is_an_error_with_its_last_words(tmp_path):

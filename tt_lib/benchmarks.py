@@ -18,7 +18,7 @@ from tt_lib.bench import Bench, Cell
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.noise import SampleNoise
-from tt_lib.sampling import Sampler, sample_pixels
+from tt_lib.sampling import Sampler, batches, sample_pixels
 from tt_lib.speed import Tell, seconds, speed_row
 
 REPEATS = 3
@@ -73,20 +73,14 @@ def measure_against_diffusers(
     Raises:
         BadValue: the network is not a diffusers UNet2DModel.
     """
-    network = bench.model.network
-    if not isinstance(network, UNet2DModel):
-        raise BadValue(f"diffusers' DDIMPipeline samples a UNet2DModel, {bench.model.name} is a {type(network).__name__}")
+    run = ddim_pipeline(bench, steps, bf16=bf16)
     if tell:
         tell(f"DDIM in {steps} steps, {n} images, ours against diffusers' DDIMPipeline")
-    pipeline: Any = DDIMPipeline(network, DDIMScheduler(num_train_timesteps=bench.model.schedule.levels, clip_sample=False))
-    pipeline.set_progress_bar_config(disable=True)
-    context: Callable = partial(torch.autocast, bench.device.type, dtype=torch.bfloat16) if bf16 else nullcontext
 
     def theirs() -> None:
         generator = torch.Generator(bench.device).manual_seed(0)
-        for begin in range(0, n, bench.batch):
-            with context():
-                pipeline(min(bench.batch, n - begin), generator=generator, num_inference_steps=steps, output_type="np")
+        for seeds in batches(0, n, bench.batch):
+            run(len(seeds), generator=generator, output_type="np")
 
     sampler = bench.sampler(Cell("ddim", "uniform", steps))
     ours = partial(sample_pixels, sampler, n, batch=bench.batch)
@@ -94,6 +88,30 @@ def measure_against_diffusers(
     how = f"{'bfloat16' if bf16 else 'float32'}, {'compiled' if compiled else 'eager'}"
     what = f"sampling ddim, uniform, {steps} steps, batch {bench.batch}, {how}: peer diffusers' DDIMPipeline, eager"
     return [speed_row(what, n / taken[0], n / taken[1], "images/s", bench.device)]
+
+
+def ddim_pipeline(bench: Bench, steps: int, *, bf16: bool) -> Callable[..., Any]:
+    """diffusers' DDIMPipeline in eager mode on the bench's own network: called with a number of images and the pipeline's options.
+
+    It samples what ``ddim`` samples on the grid ``uniform``.
+
+    Args:
+        bf16: under autocast, as the bench's own predictor on a GPU.
+
+    Raises:
+        BadValue: the network is not a diffusers UNet2DModel.
+    """
+    network = bench.model.network
+    if not isinstance(network, UNet2DModel):
+        raise BadValue(f"diffusers' DDIMPipeline samples a UNet2DModel, {bench.model.name} is a {type(network).__name__}")
+    pipeline: Any = DDIMPipeline(network, DDIMScheduler(num_train_timesteps=bench.model.schedule.levels, clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+
+    def run(count: int, **options: Any) -> Any:
+        with torch.autocast(bench.device.type, dtype=torch.bfloat16) if bf16 else nullcontext():
+            return pipeline(count, num_inference_steps=steps, **options)
+
+    return run
 
 
 def fastest(repeats: int, jobs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:

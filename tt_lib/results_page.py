@@ -168,8 +168,8 @@ def _ablations(frame: pd.DataFrame) -> Iterator[str]:
     whole = pd.concat(known).merge(asked[SAMPLER].drop_duplicates(), on=SAMPLER)
     whole = whole.assign(column=whole["column"] + whole["nfe"].astype(str))
     for (solver, grid), group in whole.groupby(["solver", "grid"], sort=False):
-        questions = dict.fromkeys([PLAIN, *asked["family"]])
-        for question in questions:
+        mine = asked[(asked["solver"] == solver) & (asked["grid"] == grid)]
+        for question in dict.fromkeys([PLAIN, *mine["family"]]):
             yield f"{question} ({solver}, {grid}):\n\n{_ablation(group, question)}"
 
 

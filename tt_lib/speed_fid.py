@@ -14,17 +14,20 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
 from tt_lib.bench import Bench, Cell
+from tt_lib.benchmarks import ddim_pipeline
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue, MissingFile
 from tt_lib.evaluating import check_n, measure
@@ -36,6 +39,7 @@ from tt_lib.noise import StartNoise
 from tt_lib.sampling import Sampler, batches
 from tt_lib.speed import Tell, seconds, speed_row, warm_up
 from tt_lib.speed_profile import profile_evaluation
+from tt_lib.timing import UNTUNED
 
 # pytorch-fid 0.3.0 asks scipy.linalg.sqrtm for disp=False, which SciPy 1.18 no longer knows: its users then give it back, as here.
 RESTORED_SQRTM = """
@@ -75,9 +79,11 @@ def measure_against_pytorch_fid(
     """Rows for ``speed.csv``: the whole evaluation of both sides, the parts of both, and the two distances.
 
     Ours begins with seeds and ends with the distance and its interval, keeping its state on disk as `tt evaluate` does. The peer
-    begins with its noise drawn already; its PNG files are written one at a time (and, for the second row, by eight
-    threads), and pytorch-fid is a process of its own with a batch of 50, its default (and of 500), and as many workers as it
-    likes. Before the clock starts everything has run once, so no side pays for compiling.
+    begins with its noise drawn already and samples as ours does; its PNG files are written one at a time (and, for the second row,
+    by eight threads), and pytorch-fid is a process of its own with a batch of 50, its default (and of 500), and as many workers as it
+    likes. Where the cell is what diffusers' DDIMPipeline samples, a third row has that for a peer, in eager mode, as most people
+    sample: its images are its own, of the same network in as many steps. Before the clock starts everything has run once, so no side
+    pays for compiling.
 
     Args:
         images: [P, 3, H, W] in [-1, 1], whose statistics are the reference; more than 2,048 for an ordinary covariance.
@@ -117,14 +123,21 @@ def measure_against_pytorch_fid(
     start = StartNoise(bench.model.shape, device, most=n)
     for seeds in batches(0, n, bench.batch):
         start(seeds)
-    for writers, fid_batch in ((1, 50), (8, 500)):
-        tell(f"peer: the same samples as PNG files by {writers} threads, pytorch-fid with batch {fid_batch}")
-        pngs = folder / f"png-{writers}"
-        sampling, writing = sample_to_png(sampler, n, bench.batch, start, pngs, writers)
+    samplers: list[tuple[str, Callable[[Path], tuple[float, float]], int]] = [
+        (f"PNG files by {writers} thread{'s' * (writers > 1)}", partial(sample_to_png, sampler, n, bench.batch, start, writers=writers), fid_batch)
+        for writers, fid_batch in ((1, 50), (8, 500))
+    ]
+    if _is_the_pipelines(bench, cell):
+        pipeline = ddim_pipeline(bench, cell.nfe, bf16=half)
+        samplers.append(("PNG files of diffusers' DDIMPipeline, eager", partial(pipeline_to_png, pipeline, n, bench.batch, device), 50))
+    for number, (files, sample, fid_batch) in enumerate(samplers):
+        peer = f"{files}, pytorch-fid with batch {fid_batch}"
+        tell(f"peer: {peer}")
+        pngs = folder / f"png-{number}"
+        sampling, writing = sample(pngs)
         begun = time.perf_counter()
         distances.append(run_pytorch_fid(pngs, npz, device, weights, fid_batch))
         taken = time.perf_counter() - begun
-        peer = f"PNG files by {writers} thread{'s' * (writers > 1)}, pytorch-fid with batch {fid_batch}"
         rows.append(speed_row(f"{what}: peer {peer}", ours, sampling + writing + taken, "s", device))
         parts = {"sampling": sampling, "writing PNG files": writing, "pytorch-fid": taken}
         rows += [
@@ -142,7 +155,7 @@ def measure_against_pytorch_fid(
 
 
 def sample_to_png(
-    sampler: Sampler, n: int, batch: int, start: StartNoise, folder: Path, writers: int
+    sampler: Sampler, n: int, batch: int, start: StartNoise, folder: Path, writers: int = 1
 ) -> tuple[float, float]:
     """Sample the seeds 0 .. n - 1 and write each image as a PNG file; returns the seconds of both.
 
@@ -160,6 +173,27 @@ def sample_to_png(
             names = [folder / f"{seed:06d}.png" for seed in seeds]
             list((pool.map if writers > 1 else map)(_save, pixels, names))
             sampling, writing = sampling + sampled - begun, writing + time.perf_counter() - sampled
+    return sampling, writing
+
+
+def _is_the_pipelines(bench: Bench, cell: Cell) -> bool:
+    """Whether diffusers' DDIMPipeline, with its default spacing, samples what a cell names."""
+    return isinstance(bench.model.network, UNet2DModel) and (cell.solver, cell.grid, cell.timing) == ("ddim", "uniform", UNTUNED)
+
+
+def pipeline_to_png(pipeline: Callable[..., Any], n: int, batch: int, device: torch.device, folder: Path) -> tuple[float, float]:
+    """Sample n images with a pipeline of diffusers and write each as a PNG file; returns the seconds of both. One batch runs first, untimed."""
+    folder.mkdir(parents=True)
+    generator = torch.Generator(device).manual_seed(0)
+    pipeline(min(batch, n), generator=generator)
+    sampling = writing = 0.0
+    for seeds in batches(0, n, batch):
+        begun = time.perf_counter()
+        images = pipeline(len(seeds), generator=generator).images
+        sampled = time.perf_counter()
+        for seed, image in zip(seeds, images, strict=True):
+            image.save(folder / f"{seed:06d}.png")
+        sampling, writing = sampling + sampled - begun, writing + time.perf_counter() - sampled
     return sampling, writing
 
 
