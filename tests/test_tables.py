@@ -228,7 +228,12 @@ def test_study_holds_every_solver_and_budget():
     """But for other names of the same solver, and budgets that it cannot spend."""
     table = read_table(PACKAGE_ROOT / "data" / "tables" / "study.toml")
     assert table.n >= 10_000
-    solvers = {cell.solver for cell in table.cells}
+    lowered = [cell for cell in table.cells if "," in cell.solver]
+    assert {(cell.solver, cell.timing) for cell in lowered} == {
+        (f"{name},final=lower", timing) for name in ("unipc", "dpmpp-3m", "deis-tab") for timing in ("untuned", "truncation-parallel")
+    }
+    assert len(lowered) == 3 * 2 * 3 * 5 and {cell.nfe for cell in lowered} == {4, 5, 6, 8, 10}, "on three grids"
+    solvers = {cell.solver for cell in table.cells if "," not in cell.solver}
     assert {SOLVERS[name].function for name in solvers} == {solver.function for solver in SOLVERS.values()}
     missing = set()
     for name, nfe, grid in product(solvers, (4, 5, 6, 8, 10, 15, 20, 50), ("uniform", "quadratic", "logsnr")):

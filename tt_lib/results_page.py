@@ -82,8 +82,8 @@ def _studies(frame: pd.DataFrame) -> Iterator[str]:
         if n == README_N or plain.empty:
             continue
         yield (
-            f"## Every solver, `{features}`, {n:,} samples\n\nUntuned → the best tuned timing, with the first letter of its objective. "
-            "In bold: the best of each NFE.\n"
+            f"## Every solver, `{features}`, {n:,} samples\n\nUntuned → the best of its timings without options, with the first letter of its objective (timings with "
+            "options, frozen steps or constants are among the ablations below, and some are better). In bold: the smallest value of a column; others may not be told apart from it.\n"
         )
         for grid, group in plain.groupby("grid", sort=False):
             yield f"Grid `{grid}`:\n\n{_solver_table(group)}"
