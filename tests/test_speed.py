@@ -106,13 +106,19 @@ def pytorch_fid_by_hand(pngs: Path, npz: Path, device, weights, batch: int) -> f
         return float(fid_score.calculate_frechet_distance(vectors.mean(0), np.cov(vectors, rowvar=False), reference["mu"], reference["sigma"]))
 
 
+def plant_features(patch) -> list[int]:
+    """Have both sides take the features of this test; returns the list of the batches that the command will be run with."""
+    batches: list[int] = []
+    patch.setattr(speed_fid, "inception_weights", lambda home: (home / "none", "random weights"))
+    patch.setattr(speed_fid, "inception_features", lambda weights, device: FEATURES)
+    patch.setattr(speed_fid, "run_pytorch_fid", lambda *a: batches.append(a[-1]) or pytorch_fid_by_hand(*a))
+    return batches
+
+
 @pytest.fixture(scope="module")
 def fid_rows(bench, images, tmp_path_factory):
-    batches = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed_fid, "inception_weights", lambda home: (home / "none", "random weights"))
-        patch.setattr(speed_fid, "inception_features", lambda weights, device: FEATURES)
-        patch.setattr(speed_fid, "run_pytorch_fid", lambda *a: batches.append(a[-1]) or pytorch_fid_by_hand(*a))
+        batches = plant_features(patch)
         rows = speed_fid.measure_against_pytorch_fid(
             bench, images, tmp_path_factory.mktemp("fid"), cell=CELL, n=20, compiled=False
         )
@@ -186,10 +192,7 @@ def unet_bench():
 
 
 def test_what_diffusers_pipeline_samples_has_a_third_row(unet_bench, images, tmp_path, monkeypatch):
-    batches = []
-    monkeypatch.setattr(speed_fid, "inception_weights", lambda home: (home / "none", "random weights"))
-    monkeypatch.setattr(speed_fid, "inception_features", lambda weights, device: FEATURES)
-    monkeypatch.setattr(speed_fid, "run_pytorch_fid", lambda *a: batches.append(a[-1]) or pytorch_fid_by_hand(*a))
+    batches = plant_features(monkeypatch)
     for cell, peers in ((CELL, [50, 500, 50]), (replace(CELL, grid="quadratic"), [50, 500])):
         batches.clear()
         folder = tmp_path / f"{cell.label}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class EpsPredictor:
         context = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
         with context:
             answer = self.network(x, c)
-        answer = answer if isinstance(answer, Tensor) else answer.sample
+        answer = _prediction(answer)
         if x.ndim > 1 and answer.shape[1] == 2 * x.shape[1]:
             answer = answer[:, : x.shape[1]]
         return to_eps(self.kind, answer.float(), x, t if self.convert_at == "t" else tau, self.schedule)
@@ -119,6 +119,11 @@ def compile_network(network: nn.Module) -> Callable[..., Tensor]:
         with torch.no_grad():
             answer = run(*inputs)
         # A graph's answer lies where its next replay writes, and solvers keep answers.
-        return (answer if isinstance(answer, Tensor) else answer.sample).clone()
+        return _prediction(answer).clone()
 
     return replayed
+
+
+def _prediction(answer: Any) -> Tensor:
+    """What a network predicts: its answer, or what the answer has as ``.sample``, as in diffusers."""
+    return answer if isinstance(answer, Tensor) else answer.sample

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -155,7 +155,7 @@ def measure_against_pytorch_fid(
 
 
 def sample_to_png(
-    sampler: Sampler, n: int, batch: int, start: StartNoise, folder: Path, writers: int = 1
+    sampler: Sampler, n: int, batch: int, start: StartNoise, folder: Path, writers: int
 ) -> tuple[float, float]:
     """Sample the seeds 0 .. n - 1 and write each image as a PNG file; returns the seconds of both.
 
@@ -163,17 +163,11 @@ def sample_to_png(
         start: holds the noise already.
         writers: threads that write; Pillow compresses without holding the interpreter's lock.
     """
-    folder.mkdir(parents=True)
-    sampling = writing = 0.0
-    with ThreadPoolExecutor(writers) as pool:
-        for seeds in batches(0, n, batch):
-            begun = time.perf_counter()
-            pixels = to_uint8(sampler(seeds, start=start(seeds)).x).permute(0, 2, 3, 1).cpu().numpy()
-            sampled = time.perf_counter()
-            names = [folder / f"{seed:06d}.png" for seed in seeds]
-            list((pool.map if writers > 1 else map)(_save, pixels, names))
-            sampling, writing = sampling + sampled - begun, writing + time.perf_counter() - sampled
-    return sampling, writing
+
+    def sample(seeds: range) -> np.ndarray:
+        return to_uint8(sampler(seeds, start=start(seeds)).x).permute(0, 2, 3, 1).cpu().numpy()
+
+    return _to_png(sample, _save, n, batch, folder, writers)
 
 
 def _is_the_pipelines(bench: Bench, cell: Cell) -> bool:
@@ -183,17 +177,29 @@ def _is_the_pipelines(bench: Bench, cell: Cell) -> bool:
 
 def pipeline_to_png(pipeline: Callable[..., Any], n: int, batch: int, device: torch.device, folder: Path) -> tuple[float, float]:
     """Sample n images with a pipeline of diffusers and write each as a PNG file; returns the seconds of both. One batch runs first, untimed."""
-    folder.mkdir(parents=True)
     generator = torch.Generator(device).manual_seed(0)
-    pipeline(min(batch, n), generator=generator)
+
+    def sample(seeds: range) -> list[Image.Image]:
+        return pipeline(len(seeds), generator=generator).images
+
+    sample(range(min(batch, n)))
+    return _to_png(sample, Image.Image.save, n, batch, folder, writers=1)
+
+
+def _to_png(
+    sample: Callable[[range], Iterable[Any]], save: Callable[[Any, Path], None], n: int, batch: int, folder: Path, writers: int
+) -> tuple[float, float]:
+    """Write the images of the seeds 0 .. n - 1 to ``folder``, batch by batch; returns the seconds of sampling and of writing."""
+    folder.mkdir(parents=True)
     sampling = writing = 0.0
-    for seeds in batches(0, n, batch):
-        begun = time.perf_counter()
-        images = pipeline(len(seeds), generator=generator).images
-        sampled = time.perf_counter()
-        for seed, image in zip(seeds, images, strict=True):
-            image.save(folder / f"{seed:06d}.png")
-        sampling, writing = sampling + sampled - begun, writing + time.perf_counter() - sampled
+    with ThreadPoolExecutor(writers) as pool:
+        for seeds in batches(0, n, batch):
+            begun = time.perf_counter()
+            images = sample(seeds)
+            sampled = time.perf_counter()
+            names = [folder / f"{seed:06d}.png" for seed in seeds]
+            list((pool.map if writers > 1 else map)(save, images, names))
+            sampling, writing = sampling + sampled - begun, writing + time.perf_counter() - sampled
     return sampling, writing
 
 
