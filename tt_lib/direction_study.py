@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from tt_lib.bench import Bench, Cell, find_timing, timing_path
 from tt_lib.corrections import read_correction
 from tt_lib.direction import MEASURES, measure_directions, reference_trajectory
 from tt_lib.errors import BadValue, MissingFile
+from tt_lib.files import hold
 from tt_lib.noise import SampleNoise
-from tt_lib.results import DIRECTION_COLUMNS, DIRECTION_KEY, device_name, provenance, read_rows, write_rows
+from tt_lib.results import DIRECTION_COLUMNS, DIRECTION_KEY, device_name, matching, provenance, read_rows, write_rows
 from tt_lib.timing import UNTUNED, Timing
 
 Progress = Callable[[int, int, str], None]
@@ -54,20 +56,24 @@ def run_directions(
     protocol: Protocol,
     results: Path,
     *,
+    work: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Measure the directions of each cell and write a row for each step; cells that have their rows are not measured again.
 
+    Several processes (one for each GPU, say) may share the cells: one that another process holds is left to it.
+
     Args:
         bench: the model.
         cells: deterministic samplers; tuned ones need their timing in ``data/timings``.
         results: the ``direction.csv`` to write to.
+        work: folder for the locks of the cells that are being measured; without one nothing is locked.
         force: measure again what has rows.
         progress: called with (intervals done, of all, message).
 
     Returns:
-        The rows of these cells, in order.
+        The rows of these cells, in order; none of a cell that another process has not yet measured.
 
     Raises:
         BadValue: a cell draws noise.
@@ -79,27 +85,46 @@ def run_directions(
     x = SampleNoise(range(protocol.seed, protocol.seed + protocol.n)).start(bench.model.shape).to(bench.device)
     kept: tuple[tuple[float, ...], tuple[Tensor, ...]] | None = None
     for cell, sampler in samplers.items():
-        if force or _rows_of(results, bench.model.name, cell, protocol).empty:
-            if kept is None or kept[0] != sampler.grid.times:
+        with hold(work / f"{cell.label}.lock") if work else contextlib.nullcontext(True) as mine:
+            if mine and (force or _rows_of(read_rows(results, DIRECTION_COLUMNS), bench.model.name, cell, protocol).empty):
+                if kept is None or kept[0] != sampler.grid.times:
+                    with torch.no_grad():
+                        truth = reference_trajectory(bench.predictor, sampler.schedule, sampler.grid, x, protocol.substeps)
+                    kept = sampler.grid.times, truth
+
+                def tell(step: int, _: int, message: str, base: int = done, cell: Cell = cell) -> None:
+                    if progress:
+                        progress(base + step, total, cell.label)
+
                 with torch.no_grad():
-                    truth = reference_trajectory(bench.predictor, sampler.schedule, sampler.grid, x, protocol.substeps)
-                kept = sampler.grid.times, truth
-
-            def tell(step: int, _: int, message: str, base: int = done, cell: Cell = cell) -> None:
-                if progress:
-                    progress(base + step, total, cell.label)
-
-            with torch.no_grad():
-                found = measure_directions(
-                    bench.predictor, sampler.schedule, sampler.solver, sampler.grid, x,
-                    sampler.timing.taus if sampler.timing else None, substeps=protocol.substeps, reference=kept[1],
-                    progress=tell,
-                )  # fmt: skip
-            write_rows(results, _rows(found.frame(), bench, cell, protocol), DIRECTION_COLUMNS, DIRECTION_KEY)
+                    found = measure_directions(
+                        bench.predictor, sampler.schedule, sampler.solver, sampler.grid, x,
+                        sampler.timing.taus if sampler.timing else None, substeps=protocol.substeps, reference=kept[1],
+                        progress=tell,
+                    )  # fmt: skip
+                write_rows(results, _rows(found.frame(), bench, cell, protocol), DIRECTION_COLUMNS, DIRECTION_KEY)
         done += sampler.grid.steps
         if progress:
             progress(done, total, f"{cell.label} done")
-    return pd.concat([_rows_of(results, bench.model.name, cell, protocol) for cell in cells], ignore_index=True)
+    rows = read_rows(results, DIRECTION_COLUMNS)
+    return pd.concat([_rows_of(rows, bench.model.name, cell, protocol) for cell in cells], ignore_index=True)
+
+
+def order(cell: Cell) -> tuple:
+    """Few evaluations first, and cells of one grid one after another: they share the true trajectory."""
+    return cell.nfe, cell.grid, cell.make_solver().for_nfe(cell.nfe)[1]
+
+
+def measurable(bench: Bench, cells: Sequence[Cell], most_nfe: int) -> tuple[list[Cell], int]:
+    """The cells of a table that have a direction error, and how many of them have no timing yet and are left out.
+
+    A cell that draws noise, or whose network is corrected while it samples, has none; nor are those of more than ``most_nfe``
+    evaluations looked at.
+    """
+    plain = [cell for cell in cells if cell.nfe <= most_nfe and read_correction(cell.timing) is None]
+    plain = [cell for cell in dict.fromkeys(plain) if not cell.make_solver().stochastic]
+    ready = [cell for cell in plain if cell.timing == UNTUNED or find_timing(bench.model.name, cell)]
+    return ready, len(plain) - len(ready)
 
 
 def _timing(bench: Bench, cell: Cell) -> Timing | None:
@@ -123,15 +148,12 @@ def _rows(frame: pd.DataFrame, bench: Bench, cell: Cell, protocol: Protocol) -> 
     return [{**facts, **row, "step": int(row["step"])} for row in rounded.to_dict("records")]
 
 
-def _rows_of(results: Path, model: str, cell: Cell, protocol: Protocol) -> pd.DataFrame:
-    rows = read_rows(results, DIRECTION_COLUMNS)
+def _rows_of(rows: pd.DataFrame, model: str, cell: Cell, protocol: Protocol) -> pd.DataFrame:
     wanted = {
         "model": model, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe, "eta": cell.eta, "timing": cell.timing,
         "n": protocol.n, "seed": protocol.seed, "substeps": protocol.substeps,
     }  # fmt: skip
-    for column, value in wanted.items():
-        rows = rows[rows[column] == value]
-    return rows.sort_values("step")
+    return rows[matching(rows, wanted)].sort_values("step")
 
 
 def summarise(directions: pd.DataFrame) -> pd.DataFrame:
@@ -160,11 +182,16 @@ def beside_distances(directions: pd.DataFrame, distances: pd.DataFrame) -> pd.Da
     return summarise(directions).merge(distances[[*JOINED, "value"]], on=JOINED)
 
 
-def correlations(joined: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
+def correlations(joined: pd.DataFrame, seed: int = 0, distance: str = "Fréchet distance") -> list[dict[str, Any]]:
     """Spearman's rank correlation of each measure with the distance, as rows of ``correlation.csv``.
 
     Among all samplers, among the untuned and among the tuned; low and high bound 95 % of the correlations of
     :data:`BOOTSTRAPS` samples of the samplers with replacement. Groups of fewer than five samplers are left out.
+
+    Args:
+        joined: what :func:`beside_distances` gives.
+        seed: of those draws.
+        distance: what the rows call the distance.
     """
     rows = []
     for among in GROUPS:
@@ -175,7 +202,7 @@ def correlations(joined: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
         for name in MEASURES:
             value, low, high = spearman_interval(group[name].to_numpy(), group["value"].to_numpy(), seed)
             rows.append({
-                "what": f"{name}, Fréchet distance", "among": among, "cells": len(group), "spearman": value, "low": low,
+                "what": f"{name}, {distance}", "among": among, "cells": len(group), "spearman": value, "low": low,
                 "high": high, "n": int(group["n"].iloc[0]), "substeps": int(group["substeps"].iloc[0]), **provenance(),
             })  # fmt: skip
     return rows

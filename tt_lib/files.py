@@ -7,6 +7,7 @@ renamed: a reader, or a run that was killed, sees the old file or the new one an
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -148,3 +149,20 @@ def check_writable(path: Path | str) -> None:
     there = next(folder for folder in Path(path).absolute().parents if folder.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise BadValue(f"cannot write {path}: {there} is no folder to write to; choose another output folder")
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[bool]:
+    """Try to hold a lock file; yields whether it is ours. It lets go when the process ends, however it ends."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "w")  # noqa: SIM115 - closed by the with below
+    except OSError as error:
+        raise BadValue(f"cannot write {path}: {error.strerror}; choose another --work folder") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -127,6 +128,11 @@ def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> pd.Data
     if missing:
         raise CorruptFile(f"{path} lacks the columns {missing}; restore it from git or move it away")
     return frame
+
+
+def matching(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> np.ndarray:
+    """Which rows have these values in these columns, [N] bool. One mask: cutting the frame column by column takes five times as long."""
+    return np.logical_and.reduce([rows[column].to_numpy() == value for column, value in wanted.items()])
 
 
 def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], key: Sequence[str]) -> None:

@@ -29,7 +29,6 @@ The file::
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +36,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -45,7 +43,7 @@ from tt_lib.bench import Bench, Cell, find_timing, timing_path
 from tt_lib.corrections import read_correction
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
 from tt_lib.evaluating import SETS, Measured, fd_row, forget_sets, measure_all, more_rows, set_files
-from tt_lib.files import data_folder
+from tt_lib.files import data_folder, hold
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.bank import SIZE, FeatureBank
 from tt_lib.metrics.features import Features, metric_of
@@ -54,7 +52,7 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.yardsticks import Yardstick, check_names
 from tt_lib.names import IMAGE_SOURCES, parse_timing
 from tt_lib.noise import StartNoise
-from tt_lib.results import FD_COLUMNS, FD_KEY, read_rows, write_rows
+from tt_lib.results import FD_COLUMNS, FD_KEY, matching, read_rows, write_rows
 from tt_lib.sampling import Sampler
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
@@ -356,22 +354,4 @@ def has_row(rows: pd.DataFrame, table: Table, model: str, features: str, cell: C
         "eta": cell.eta, "timing": cell.timing, "features": features, "n": table.n, "seed": table.seed,
         "metric": f"FD-infinity ({features})" if table.more else metric_of(features),
     }  # fmt: skip
-    # Cutting the frame column by column would take five times as long, and this is asked for every cell of a table.
-    return bool(np.logical_and.reduce([rows[column] == value for column, value in wanted.items()]).any())
-
-
-@contextlib.contextmanager
-def hold(path: Path) -> Iterator[bool]:
-    """Try to hold a lock file; yields whether it is ours. It lets go when the process ends, however it ends."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(path, "w")  # noqa: SIM115 - closed by the with below
-    except OSError as error:
-        raise BadValue(f"cannot write {path}: {error.strerror}; choose another --work folder") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
+    return bool(matching(rows, wanted).any())

@@ -41,47 +41,51 @@ def direction(
         Path | None, typer.Option(help="File to add the rows to [default: data/results/direction.csv].", callback=place)
     ] = None,
     device: DeviceOption = "auto",
+    work: Annotated[Path, typer.Option(help="Folder for the locks of samplers that are being measured.")] = Path("runs/direction"),
     force: ForceOption = False,
 ) -> None:
     """Measure the direction error of each step of samplers: angle, relative, local and accumulated.
 
     The right direction is the mean of eps along a fine solution. What has rows is not measured again, so a killed run goes on
-    when it is started again. With --config the figure and correlation.csv compare the errors with the rows of fd.csv.
+    when it is started again, and several may be started, one for each GPU. With --config the figure and correlation.csv compare
+    the errors with the rows of fd.csv; samplers whose timing is not tuned yet are left out.
 
     Example: `tt direction --nfe 5 --timing untuned --timing truncation-parallel --n 4 --figure runs/direction.png`
     """
     from itertools import product
 
     from tt_lib.bench import Cell, make_bench
-    from tt_lib.corrections import read_correction
-    from tt_lib.direction_study import Protocol, run_directions
+    from tt_lib.direction_study import JOINED, Protocol, measurable, order, run_directions
     from tt_lib.plots import save_figure
     from tt_lib.plots_direction import direction_profile
     from tt_lib.results import results_folder
     from tt_lib.tables import read_table
 
     spec = read_table(config) if config else None
+    bench = make_bench(spec.model if spec else model, pick_device(device), batch=batch, bf16=bf16, compile=compile)
+    path = results or results_folder() / "direction.csv"
     if spec:
-        plain = [cell for cell in spec.cells if cell.nfe <= most_nfe and read_correction(cell.timing) is None]
-        cells = [cell for cell in plain if not cell.make_solver().stochastic]
+        cells, untimed = measurable(bench, spec.cells, most_nfe)
+        if untimed:
+            say(f"{untimed} samplers are left out: their timing is not there yet; `tt table --config {config}` tunes them")
     else:
         lists = (solver or ["ddim"], grid or ["uniform"], nfe or [10], timing or ["untuned"])
         cells = [Cell(*names) for names in product(*lists)]
-    bench = make_bench(spec.model if spec else model, pick_device(device), batch=batch, bf16=bf16, compile=compile)
-    path = results or results_folder() / "direction.csv"
-    # Cells of one grid one after another: they share the true trajectory.
-    cells.sort(key=lambda cell: (cell.grid, cell.make_solver().for_nfe(cell.nfe)[1]))
+    cells.sort(key=order)
     with progress_bar("direction") as report:
-        rows = run_directions(bench, cells, Protocol(n, seed, substeps), path, force=force, progress=report)
-    say(f"{len(cells)} samplers in {path}")
-    if spec:
+        rows = run_directions(bench, cells, Protocol(n, seed, substeps), path, work=work, force=force, progress=report)
+    measured = len(rows[JOINED].drop_duplicates())
+    say(f"{measured} samplers in {path}")
+    if measured < len(cells):
+        say(f"{len(cells) - measured} more are being measured by another process; start this again when it has ended")
+    elif spec:
         _compare(rows, spec, path.parent, figure)
     elif figure:
         say(str(save_figure(direction_profile(rows), figure, PROFILE_CAPTION, PROFILE_ALT)))
 
 
 def _compare(rows, spec, folder: Path, figure: Path | None) -> None:
-    """Write the rank correlations with the table's distances, and the figure."""
+    """Write the rank correlations with the table's distances in each of its features, and the figure of the first."""
     from tt_lib.direction_study import beside_distances, correlations
     from tt_lib.metrics.features import metric_of
     from tt_lib.plots import save_figure
@@ -89,12 +93,12 @@ def _compare(rows, spec, folder: Path, figure: Path | None) -> None:
     from tt_lib.results import CORRELATION_COLUMNS, CORRELATION_KEY, FD_COLUMNS, read_rows, write_rows
 
     distances = read_rows(folder / "fd.csv", FD_COLUMNS)
-    plain = distances["metric"] == metric_of(spec.features)
-    distances = distances[plain & (distances["features"] == spec.features) & (distances["n"] == spec.n)]
-    joined = beside_distances(rows, distances)
-    found = correlations(joined)
-    write_rows(folder / "correlation.csv", found, CORRELATION_COLUMNS, CORRELATION_KEY)
-    for row in found:
-        say(f"{row['what']}, {row['among']}: {row['spearman']} [{row['low']}, {row['high']}], {row['cells']} samplers")
-    if figure:
-        say(str(save_figure(direction_against_distance(joined), figure, SCATTER_CAPTION, SCATTER_ALT)))
+    distances = distances[(distances["metric"] == distances["features"].map(metric_of)) & (distances["n"] == spec.n)]
+    for features in (spec.features, *spec.also):
+        joined = beside_distances(rows, distances[distances["features"] == features])
+        if features == spec.features and figure:
+            say(str(save_figure(direction_against_distance(joined), figure, SCATTER_CAPTION, SCATTER_ALT)))
+        found = correlations(joined, distance="Fréchet distance" if features == spec.features else metric_of(features))
+        write_rows(folder / "correlation.csv", found, CORRELATION_COLUMNS, CORRELATION_KEY)
+        for row in found:
+            say(f"{row['what']}, {row['among']}: {row['spearman']} [{row['low']}, {row['high']}], {row['cells']} samplers")
