@@ -8,10 +8,10 @@ from test_report import rows
 
 from tt_lib.changes import BETTER, CONSTANT, CORRECTED, JOINT_SEARCH, PLAIN, SAME, WORSE, base_name, changes, family
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.results import CORRELATION_COLUMNS, FD_COLUMNS, read_rows
+from tt_lib.results import BANDS_COLUMNS, CORRELATION_COLUMNS, FD_COLUMNS, read_rows
 from tt_lib.results_page import results_page
 
-NONE = pd.DataFrame(columns=CORRELATION_COLUMNS)
+NONE = pd.DataFrame(columns=CORRELATION_COLUMNS), pd.DataFrame(columns=BANDS_COLUMNS)
 FLOOR = ("floor", "", 0, "floor", 0.2667, 0.2, 0.3)
 
 
@@ -36,8 +36,9 @@ ASKED = (
 
 def test_page_in_the_repository_is_what_the_rows_give():
     folder = PACKAGE_ROOT / "data/results"
-    frame, correlation = read_rows(folder / "fd.csv", FD_COLUMNS), read_rows(folder / "correlation.csv", CORRELATION_COLUMNS)
-    assert (folder / "README.md").read_text(encoding="utf-8") == results_page(frame, correlation), "run `tt card` and commit"
+    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "bands.csv": BANDS_COLUMNS}
+    parts = [read_rows(folder / name, columns) for name, columns in tables.items()]
+    assert (folder / "README.md").read_text(encoding="utf-8") == results_page(*parts), "run `tt card` and commit"
 
 
 def test_changes_tell_better_worse_and_neither():
@@ -61,7 +62,7 @@ def test_a_timing_answers_one_question(timing, asked):
 
 
 def test_study_of_every_solver():
-    page = results_page(study(*SOLVERS), NONE)
+    page = results_page(study(*SOLVERS), *NONE)
     assert "## Every solver, `cifar10-resnet`, 10,000 samples" in page
     assert "| ddim | 17.54 → 14.70 c | **5.30 ± 0.10** → 5.35 t |" in page and "| dpmpp-2m | **6.58 ± 0.05** → 48.36 c |  |" in page
     assert "Of 4 samplers with tuned times or a correction 2 are better than untuned beyond the intervals, 1 are worse, and for 1 the intervals overlap." in page
@@ -74,12 +75,12 @@ def test_study_of_every_solver():
 
 def test_a_tuned_row_waits_for_its_untuned_one():
     rows = study(*SOLVERS)
-    page = results_page(rows[(rows["solver"] != "dpmpp-2m") | (rows["timing"] != "untuned")], NONE)
+    page = results_page(rows[(rows["solver"] != "dpmpp-2m") | (rows["timing"] != "untuned")], *NONE)
     assert "| ddim | 17.54 → **14.70 ± 0.10** c |" in page and "| dpmpp-2m |" not in page
 
 
 def test_ablations_have_their_questions():
-    page = results_page(study(*ASKED), NONE)
+    page = results_page(study(*ASKED), *NONE)
     assert "One constant ratio for all steps (ddim, uniform):" in page and "Corrections without tuning (ddim, uniform):" in page
     assert "| truncation-parallel: mean and standard deviation of 3 seeds | 15.70 ± 0.20 |" in page
     assert "| timing | cifar10-resnet, NFE 5 |" in page
@@ -89,7 +90,7 @@ def test_ablations_have_their_questions():
 
 def test_features_and_numbers_of_samples_stay_apart():
     page = results_page(
-        pd.concat([study(*SOLVERS, n=50_000), study(*SOLVERS), study(*SOLVERS, features="cifar10-simclr")], ignore_index=True), NONE
+        pd.concat([study(*SOLVERS, n=50_000), study(*SOLVERS), study(*SOLVERS, features="cifar10-simclr")], ignore_index=True), *NONE
     )
     assert re.findall(r"^## .*", page, re.M)[:4] == [
         "## The README's table, `cifar10-resnet`, 50,000 samples", "## Every solver, `cifar10-resnet`, 10,000 samples",
@@ -102,7 +103,7 @@ def test_other_measures_and_correlations():
     found = pd.DataFrame([dict.fromkeys(CORRELATION_COLUMNS, "") | {
         "what": "angle, Fréchet distance", "among": "all", "cells": 62, "spearman": 0.559, "low": 0.381, "high": 0.696,
     }])  # fmt: skip
-    page = results_page(pd.concat([study(*SOLVERS), kernel], ignore_index=True), found)
+    page = results_page(pd.concat([study(*SOLVERS), kernel], ignore_index=True), found, NONE[1])
     assert "In `cifar10-resnet`, 10,000 samples:" in page and "| sampler | NFE | timing | kernel distance |" in page
     assert "| ddim, uniform | 5 | untuned | 17.5 (17.4 to 17.7) |" in page
     assert "| angle, Fréchet distance | all | 62 | 0.56 | 0.38 to 0.70 |" in page
@@ -110,6 +111,6 @@ def test_other_measures_and_correlations():
 
 def test_a_changed_row_changes_the_page():
     frame = study(*SOLVERS)
-    before = results_page(frame, NONE)
+    before = results_page(frame, *NONE)
     frame.loc[1, "value"] = 13.37
-    assert "13.37" in results_page(frame, NONE) and "13.37" not in before
+    assert "13.37" in results_page(frame, *NONE) and "13.37" not in before

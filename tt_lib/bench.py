@@ -12,7 +12,7 @@ from torch import Tensor
 from tt_lib.analytic import Gamma, estimate_gamma, gamma_path, load_gamma, name_gamma
 from tt_lib.corrections import read_correction
 from tt_lib.datasets import load_dataset, to_float
-from tt_lib.errors import BadValue, TimingMismatch, choose
+from tt_lib.errors import BadValue, MissingFile, TimingMismatch, choose
 from tt_lib.files import data_folder
 from tt_lib.grids import make_grid
 from tt_lib.metrics.features import Features
@@ -257,3 +257,15 @@ def find_timing(model: str, cell: Cell) -> Timing | None:
     """The shipped timing of a cell; None if it is untuned or there is none."""
     path = timing_path(model, cell)
     return load_timing(path) if cell.timing != UNTUNED and path.exists() else None
+
+
+def require_timing(model: str, cell: Cell) -> Timing | None:
+    """The shipped timing of a cell; None for an untuned cell, and for one that names a correction.
+
+    Raises:
+        MissingFile: the cell names a timing that is not there.
+    """
+    timing = find_timing(model, cell)
+    if timing is None and cell.timing != UNTUNED and read_correction(cell.timing) is None:
+        raise MissingFile(f"no timing at {timing_path(model, cell)}; make it with `tt tune` or `tt table` first")
+    return timing

@@ -14,10 +14,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from tt_lib.bench import Bench, Cell, find_timing, timing_path
+from tt_lib.bench import Bench, Cell, find_timing, require_timing
 from tt_lib.corrections import read_correction
 from tt_lib.direction import MEASURES, measure_directions, reference_trajectory
-from tt_lib.errors import BadValue, MissingFile
+from tt_lib.errors import BadValue
 from tt_lib.files import hold
 from tt_lib.noise import SampleNoise
 from tt_lib.results import DIRECTION_COLUMNS, DIRECTION_KEY, device_name, matching, provenance, read_rows, write_rows
@@ -132,10 +132,7 @@ def _timing(bench: Bench, cell: Cell) -> Timing | None:
         raise BadValue(f"{cell.solver} draws noise and follows no trajectory; leave it out, its direction error is not defined")
     if read_correction(cell.timing) is not None:
         raise BadValue(f"{cell.timing} corrects the network while it samples and has no timing; leave it out of a study of directions")
-    timing = find_timing(bench.model.name, cell)
-    if timing is None and cell.timing != UNTUNED:
-        raise MissingFile(f"no timing at {timing_path(bench.model.name, cell)}; make it with `tt tune` or `tt table` first")
-    return timing
+    return require_timing(bench.model.name, cell)
 
 
 def _rows(frame: pd.DataFrame, bench: Bench, cell: Cell, protocol: Protocol) -> list[dict[str, Any]]:

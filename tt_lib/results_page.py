@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from tt_lib.bands_table import bands_section
 from tt_lib.changes import BETTER, PLAIN, SAMPLER, WORSE, base_name, changes, distances, family
 from tt_lib.metrics.features import metric_of
 from tt_lib.report import FEATURES, results_table
@@ -46,15 +47,16 @@ WHY = {
 }
 
 
-def results_page(frame: pd.DataFrame, correlation: pd.DataFrame) -> str:
+def results_page(frame: pd.DataFrame, correlation: pd.DataFrame, bands: pd.DataFrame) -> str:
     """The page's text.
 
     Args:
         frame: rows of ``fd.csv``.
         correlation: rows of ``correlation.csv``.
+        bands: rows of ``bands.csv``.
     """
     parts = [HEAD, *_main_tables(frame), *_studies(frame), *_verdicts(frame), *_ablations(frame), *_agreement(correlation)]
-    return "\n".join([*parts, *_more(frame), _floor(frame), NOT_COMPARABLE])
+    return "\n".join([*parts, *bands_section(bands), *_more(frame), _floor(frame), NOT_COMPARABLE])
 
 
 def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:

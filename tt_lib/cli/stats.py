@@ -61,13 +61,15 @@ def card() -> None:
     from tt_lib.card import data_card
     from tt_lib.files import PACKAGE_ROOT, data_folder, write_text
     from tt_lib.report import write_report
-    from tt_lib.results import CORRELATION_COLUMNS, FD_COLUMNS, read_rows, results_folder
+    from tt_lib.results import BANDS_COLUMNS, CORRELATION_COLUMNS, FD_COLUMNS, read_rows, results_folder
     from tt_lib.results_page import results_page
 
     path = data_folder() / "README.md"
     write_text(path, data_card(data_folder()))
-    rows, page = read_rows(results_folder() / "fd.csv", FD_COLUMNS), results_folder() / "README.md"
-    write_text(page, results_page(rows, read_rows(results_folder() / "correlation.csv", CORRELATION_COLUMNS)))
+    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "bands.csv": BANDS_COLUMNS}
+    rows, correlation, bands = (read_rows(results_folder() / name, columns) for name, columns in tables.items())
+    page = results_folder() / "README.md"
+    write_text(page, results_page(rows, correlation, bands))
     written = [path, page]
     # A package installed without its repository has no README to write to.
     if (PACKAGE_ROOT / "README.md").exists():
