@@ -1,23 +1,48 @@
-"""A pytest plugin: a notebook's cell that takes far longer than when it was measured fails.
+"""A pytest plugin: a notebook's cell that takes far longer than when it was measured fails; kernels start one at a time.
 
 ``python -m pytest -p tests.nbval_budgets --nbval notebooks/`` (as `make test` runs it) reads ``notebooks/budgets.toml``.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+import tempfile
 import time
 from pathlib import Path
 
+import nbval.kernel
 import pytest
 
 from tt_lib.lessons.books import NOTEBOOKS
 from tt_lib.lessons.budgets import allowed, load
+from tt_lib.results import locked
 
 BUDGETS = pytest.StashKey[dict]()
 
 
 class TooSlow(Exception):
     """A cell took longer than it may."""
+
+
+def one_at_a_time(start, path: Path):
+    """``start`` under a lock that all workers of this user share.
+
+    A kernel's ports are looked for, let go and bound again by the kernel. Two workers that start theirs in the same moment may
+    be given the same ones, and then one of the kernels dies.
+    """
+
+    @functools.wraps(start)
+    def locked_start(*arguments, **options):
+        with locked(path):
+            return start(*arguments, **options)
+
+    return locked_start
+
+
+def pytest_configure(config):
+    path = Path(tempfile.gettempdir()) / f"tt-nbval-{os.getuid()}" / "kernel"
+    nbval.kernel.start_new_kernel = one_at_a_time(nbval.kernel.start_new_kernel, path)
 
 
 def pytest_addoption(parser):

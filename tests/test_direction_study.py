@@ -16,8 +16,17 @@ import tt_lib.direction_study
 from tt_lib.bench import Cell, make_bench, timing_path
 from tt_lib.cli import app
 from tt_lib.direction import MEASURES, measure_directions
-from tt_lib.direction_study import Protocol, beside_distances, correlations, run_directions, summarise
+from tt_lib.direction_study import (
+    Protocol,
+    beside_distances,
+    correlations,
+    measurable,
+    order,
+    run_directions,
+    summarise,
+)
 from tt_lib.errors import BadValue, MissingFile
+from tt_lib.files import hold
 from tt_lib.noise import SampleNoise
 from tt_lib.plots_direction import direction_against_distance, direction_profile
 from tt_lib.results import CORRELATION_COLUMNS, DIRECTION_COLUMNS, FD_COLUMNS, FD_KEY, read_rows, write_rows
@@ -102,6 +111,22 @@ def test_cells_that_cannot_be_measured_are_refused_before_any_is(bench, tmp_path
         Protocol(n=1)
 
 
+def test_a_sampler_that_another_process_measures_is_left_to_it(bench, tmp_path):
+    path, work = tmp_path / "direction.csv", tmp_path / "work"
+    with hold(work / f"{CELLS[1].label}.lock") as mine:
+        rows = run_directions(bench, CELLS[:2], PROTOCOL, path, work=work)
+        assert mine and set(rows["timing"]) == {"untuned"} and len(read_rows(path)) == 3
+    assert len(run_directions(bench, CELLS[:2], PROTOCOL, path, work=work)) == 6, "it let go: now it is measured"
+
+
+def test_cells_of_a_table_that_have_a_direction_error(bench):
+    others = [Cell("ddim", "uniform", 3, "epsilon-1.01"), Cell("ddpm", "uniform", 3), Cell("ddim", "uniform", 9)]
+    ready, untimed = measurable(bench, [*CELLS, *others, Cell("ddim", "uniform", 4, TUNED), CELLS[0]], 8)
+    assert ready == CELLS and untimed == 1
+    heun, ddim = Cell("heun", "uniform", 4), Cell("ddim", "uniform", 4)
+    assert sorted([ddim, heun, Cell("ddim", "logsnr", 4), *CELLS], key=order)[-2:] == [heun, ddim], "two steps, then four"
+
+
 def test_summary_is_means_over_steps_and_the_last_accumulated_error(rows):
     summary = summarise(rows).set_index(["solver", "timing"])
     here = rows[(rows["solver"] == "ddim") & (rows["timing"] == TUNED)]
@@ -174,13 +199,22 @@ def test_the_command(bench, tmp_path):
 
     table = tmp_path / "table.toml"
     table.write_text(
-        '[table]\ndataset = "digits"\nmodel = "tiny"\nfeatures = "digits-resnet"\nn = 20\nseed = 0\n'
+        '[table]\ndataset = "digits"\nmodel = "tiny"\nfeatures = ["digits-resnet", "digits-simclr"]\nn = 20\nseed = 0\n'
         '[[cells]]\nsolver = ["ddim", "dpmpp-2m", "ddpm"]\ngrid = ["uniform", "quadratic"]\nnfe = [2, 3, 4, 50]\ntiming = "untuned"\n'
+        '[[cells]]\nsolver = "heun"\ngrid = "uniform"\nnfe = 4\ntiming = "truncation-parallel"\n'
     )
     cells = [Cell(s, g, n) for s in ("ddim", "dpmpp-2m") for g in ("uniform", "quadratic") for n in (2, 3, 4)]
     measured = distances(cells, [float(1 + i) for i in range(12)]).assign(metric="FD (digits-resnet)", reference="train")
-    write_rows(folder / "fd.csv", measured.to_dict("records"), FD_COLUMNS, FD_KEY)
-    answer = run("--config", table, *common, "--figure", tmp_path / "b.png")
-    assert answer.exit_code == 0 and "angle, Fréchet distance, all:" in answer.output
+    second = measured.assign(metric="FD (digits-simclr)", features="digits-simclr", value=-measured["value"])
+    write_rows(folder / "fd.csv", pd.concat([measured, second]).to_dict("records"), FD_COLUMNS, FD_KEY)
+    held = ("--work", tmp_path / "work")
+    with hold(tmp_path / "work" / f"{cells[5].label}.lock"):
+        answer = run("--config", table, *common, *held)
+    assert "1 samplers are left out" in answer.output and "1 more are being measured by another process" in answer.output
+    assert "11 samplers in" in answer.output and not (folder / "correlation.csv").exists()
+    answer = run("--config", table, *common, *held, "--figure", tmp_path / "b.png")
+    assert answer.exit_code == 0 and "angle, Fréchet distance, all:" in answer.output and "12 samplers in" in answer.output
     found = read_rows(folder / "correlation.csv", CORRELATION_COLUMNS)
+    value = found[found["among"] == "all"].set_index("what")["spearman"]
+    assert len(value) == 8 and value["angle, Fréchet distance"] == -value["angle, FD (digits-simclr)"] != 0
     assert set(found["cells"]) == {12} and set(found["among"]) == {"all", "untuned"} and (tmp_path / "b.png").is_file()

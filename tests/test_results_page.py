@@ -8,10 +8,10 @@ from test_report import rows
 
 from tt_lib.changes import BETTER, CONSTANT, CORRECTED, JOINT_SEARCH, PLAIN, SAME, WORSE, base_name, changes, family
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.results import BANDS_COLUMNS, CORRELATION_COLUMNS, FD_COLUMNS, read_rows
+from tt_lib.results import BANDS_COLUMNS, CORRELATION_COLUMNS, DIRECTION_COLUMNS, FD_COLUMNS, read_rows
 from tt_lib.results_page import results_page
 
-NONE = pd.DataFrame(columns=CORRELATION_COLUMNS), pd.DataFrame(columns=BANDS_COLUMNS)
+NONE = tuple(pd.DataFrame(columns=columns) for columns in (CORRELATION_COLUMNS, BANDS_COLUMNS, DIRECTION_COLUMNS))
 FLOOR = ("floor", "", 0, "floor", 0.2667, 0.2, 0.3)
 
 
@@ -36,7 +36,7 @@ ASKED = (
 
 def test_page_in_the_repository_is_what_the_rows_give():
     folder = PACKAGE_ROOT / "data/results"
-    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "bands.csv": BANDS_COLUMNS}
+    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "bands.csv": BANDS_COLUMNS, "direction.csv": DIRECTION_COLUMNS}
     parts = [read_rows(folder / name, columns) for name, columns in tables.items()]
     assert (folder / "README.md").read_text(encoding="utf-8") == results_page(*parts), "run `tt card` and commit"
 
@@ -103,7 +103,7 @@ def test_other_measures_and_correlations():
     found = pd.DataFrame([dict.fromkeys(CORRELATION_COLUMNS, "") | {
         "what": "angle, Fréchet distance", "among": "all", "cells": 62, "spearman": 0.559, "low": 0.381, "high": 0.696,
     }])  # fmt: skip
-    page = results_page(pd.concat([study(*SOLVERS), kernel], ignore_index=True), found, NONE[1])
+    page = results_page(pd.concat([study(*SOLVERS), kernel], ignore_index=True), found, *NONE[1:])
     assert "In `cifar10-resnet`, 10,000 samples:" in page and "| sampler | NFE | timing | kernel distance |" in page
     assert "| ddim, uniform | 5 | untuned | 17.5 (17.4 to 17.7) |" in page
     assert "| angle, Fréchet distance | all | 62 | 0.56 | 0.38 to 0.70 |" in page
@@ -114,3 +114,38 @@ def test_a_changed_row_changes_the_page():
     before = results_page(frame, *NONE)
     frame.loc[1, "value"] = 13.37
     assert "13.37" in results_page(frame, *NONE) and "13.37" not in before
+
+
+def steps(timing: str, ends: tuple[float, ...], n: int = 64, **where) -> list[dict]:
+    """Rows of ``direction.csv`` of one sampler whose errors at the ends of its steps are ``ends``."""
+    base = dict.fromkeys(DIRECTION_COLUMNS, 0.0) | {"model": "cifar10-ddpm-w64", "solver": "ddim", "grid": "uniform", "nfe": 5, "n": n, "substeps": 8}
+    return [
+        base | where | {"timing": timing, "step": step, "angle": 1.0 + step, "relative": 0.25, "accumulated": end} for step, end in enumerate(ends)
+    ]  # fmt: skip
+
+
+def directions(*parts) -> pd.DataFrame:
+    return pd.DataFrame([row for part in parts for row in part])
+
+
+def test_direction_errors_stand_beside_the_distances():
+    """Among them a timing whose error is as it was, one measured twice, and one of another protocol, which is compared with nothing."""
+    measured = directions(
+        steps("untuned", (0.3, 0.2)), steps("consistency-parallel", (0.2, 0.1)), steps("truncation-parallel", (0.2, 0.199)),
+        steps("untuned", (0.3, 0.5), n=8), steps("frechet-joint", (0.1, 0.9), n=8), steps("untuned", (0.1, 0.1), solver="dpmpp-2m"),
+        steps("consistency-parallel", (0.5, 0.7), solver="dpmpp-2m"), steps("truncation-parallel", (1, 1), solver="heun"),
+    )  # fmt: skip
+    page = results_page(pd.concat([study(*SOLVERS), study(SOLVERS[0], features="cifar10-simclr")]), *NONE[:2], measured)
+    section = page[page.index("## Direction errors beside the distances") : page.index("</details>\n\n## The floor")]
+    assert "| ddim | 5 | untuned | 17.54 | 17.54 | 1.50° | 25.0 % | 0.2000 | 64 |" in section
+    assert "| ddim | 5 | consistency-parallel | 14.70 |  | 1.50° | 25.0 % | 0.1000 | 64 |" in section
+    assert "Grid uniform: 5 samplers and timings" in section and "heun" not in section and "frechet" not in section, "no distance, no line"
+    assert "| consistency | lower | 1 | 1 / 0 / 0 | 0 / 0 / 0 |" in section and "| consistency | higher | 1 | 0 / 0 / 1 | 0 / 0 / 0 |" in section
+    assert "| truncation | the same | 1 | 1 / 0 / 0 | 0 / 0 / 0 |" in section
+
+
+def test_no_directions_no_section():
+    for measured in (NONE[2], directions(steps("untuned", (0.1,), model="another")), directions(steps("untuned", (0.1,), solver="heun"))):
+        assert "Direction errors" not in results_page(study(*SOLVERS), *NONE[:2], measured)
+    alone = results_page(study(*SOLVERS), *NONE[:2], directions(steps("untuned", (0.1,))))
+    assert "Direction errors beside" in alone and "What tuning does to the error" not in alone

@@ -61,15 +61,22 @@ def card() -> None:
     from tt_lib.card import data_card
     from tt_lib.files import PACKAGE_ROOT, data_folder, write_text
     from tt_lib.report import write_report
-    from tt_lib.results import BANDS_COLUMNS, CORRELATION_COLUMNS, FD_COLUMNS, read_rows, results_folder
+    from tt_lib.results import (
+        BANDS_COLUMNS,
+        CORRELATION_COLUMNS,
+        DIRECTION_COLUMNS,
+        FD_COLUMNS,
+        read_rows,
+        results_folder,
+    )
     from tt_lib.results_page import results_page
 
     path = data_folder() / "README.md"
     write_text(path, data_card(data_folder()))
-    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "bands.csv": BANDS_COLUMNS}
-    rows, correlation, bands = (read_rows(results_folder() / name, columns) for name, columns in tables.items())
+    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "bands.csv": BANDS_COLUMNS, "direction.csv": DIRECTION_COLUMNS}
+    rows, *others = (read_rows(results_folder() / name, columns) for name, columns in tables.items())
     page = results_folder() / "README.md"
-    write_text(page, results_page(rows, correlation, bands))
+    write_text(page, results_page(rows, *others))
     written = [path, page]
     # A package installed without its repository has no README to write to.
     if (PACKAGE_ROOT / "README.md").exists():
