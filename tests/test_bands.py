@@ -19,6 +19,7 @@ from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.yardsticks import load_yardstick
 from tt_lib.noise import SampleNoise
+from tt_lib.plots_bands import bands_figure
 from tt_lib.results import BANDS_COLUMNS, FD_COLUMNS, read_rows
 from tt_lib.sampling import Sampler
 
@@ -252,3 +253,20 @@ def test_no_rows_no_section():
     assert not list(bands_section(pd.DataFrame(columns=BANDS_COLUMNS)))
     whole = band_rows()[lambda rows: rows["cut"].isna()]
     assert "cut |" not in "".join(bands_section(whole))
+
+
+def test_figure_of_hybrids():
+    rows = band_rows()
+    figure = bands_figure(rows, ["frechet-joint"], ["cifar10-simclr", "cifar10-resnet"])
+    first, second = figure.axes
+    assert first.get_title() == "frechet-joint" and first.get_ylabel() == "FD (cifar10-simclr)" and second.get_xlabel() == "cut (cycles per image)"
+    labels = first.get_legend_handles_labels()[1]
+    assert labels[:2] == ["all waves untuned", "all waves the timing's"] and len(labels) == 4
+    assert [line.get_ydata()[0] for line in second.lines[:2]] == [8.0, 6.0], "whole images, and no noise among them"
+    bars = {bar.get_label().split()[0]: bar for bar in second.containers}
+    hybrids = rows[(rows["features"] == "cifar10-resnet") & rows["cut"].notna()]
+    for word, side in (("the", "below"), ("untuned", "above")):
+        own = hybrids[hybrids[side] == "frechet-joint"]
+        assert bars[word][0].get_xydata().tolist() == own[["cut", "value"]].to_numpy().tolist()
+    with pytest.raises(BadValue, match="no hybrids of time-shift"):
+        bands_figure(rows, ["time-shift"], ["cifar10-resnet"])

@@ -20,56 +20,79 @@ def direction_section(directions: pd.DataFrame, frame: pd.DataFrame, model: str,
     """The section of the page: what tuning does to error and distance, and a line for each sampler and timing; nothing without rows.
 
     Args:
-        directions, frame: rows of ``direction.csv`` and of ``fd.csv``.
-        model: whose samplers.
-        features, n: of the distances that stand beside the errors; a sampler with none of them is left out.
+        directions, frame, model, features, n: see :func:`errors_and_distances`.
     """
-    known = [distances(frame, each, n, model) for each in features]
-    measured = _joined([rows for rows in known if len(rows)], directions[directions["model"] == model])
+    measured = errors_and_distances(directions, frame, model, features, n)
     if measured.empty:
         return
-    beside = measured.drop_duplicates(JOINED, keep="last").sort_values(["grid", "solver", "nfe", "tuned", "timing"])
-    names = [column for column in beside if column.startswith("FD")]
     yield (
         f"{TITLE}\n\nOf `direction.csv`: how far the direction of a step is from the mean of eps along the true trajectory (mean over the steps, as an angle and as a share of its "
         "length), and how far from the end of the true trajectory of its own noise a sample ends (root mean square over pixels, which go from -1 to 1). Distances are of "
         f"{n:,} samples, errors of as many as the last column says. Samplers that draw noise follow no trajectory.\n"
     )
-    table = _what_tuning_does(measured, frame, model, features, n)
-    if table:
+    pairs = what_tuning_did(measured, frame, model, features, n)
+    if len(pairs):
         yield (
             "What tuning does to the error at the end, and what to the distance: how many timings are better than untuned beyond the intervals / not told apart / worse. "
-            f"(Errors are of the same noise; a change of less than {100 * TOLD:.0f} % counts as none.)\n\n{table}"
+            f"(Errors are of the same noise; a change of less than {100 * TOLD:.0f} % counts as none.)\n\n{verdict_table(pairs, features)}"
         )
+    beside = measured.drop_duplicates(JOINED, keep="last").sort_values(["grid", "solver", "nfe", "tuned", "timing"])
     for grid, group in beside.groupby("grid", sort=False):
-        yield f"<details><summary>Grid {grid}: {len(group)} samplers and timings</summary>\n\n{_lines(group, names)}\n</details>\n"
+        yield f"<details><summary>Grid {grid}: {len(group)} samplers and timings</summary>\n\n{_lines(group, features)}\n</details>\n"
 
 
-def _joined(known: Sequence[pd.DataFrame], directions: pd.DataFrame) -> pd.DataFrame:
-    """Errors and distances of each sampler and timing; of several measurements of its errors that of most samples comes last."""
-    if directions.empty or not known:
-        return pd.DataFrame(columns=JOINED)
+def errors_and_distances(directions: pd.DataFrame, frame: pd.DataFrame, model: str, features: Sequence[str], n: int) -> pd.DataFrame:
+    """Direction errors of each sampler and timing (:func:`tt_lib.direction_study.summarise`), with its distances.
+
+    Args:
+        directions, frame: rows of ``direction.csv`` and of ``fd.csv``.
+        model: whose samplers.
+        features, n: of the distances that stand beside the errors, a column for each of the features; a sampler with none of them is left out.
+
+    Returns:
+        Also a column ``tuned``. Of several measurements of one timing's errors that of most samples comes last.
+    """
+    directions = directions[directions["model"] == model]
+    if directions.empty:
+        return pd.DataFrame(columns=[*JOINED, *features, "tuned"])
     found = summarise(directions).sort_values("n", kind="stable")
-    for rows in known:
-        found = found.merge(rows[[*JOINED, "value"]].rename(columns={"value": rows["metric"].iloc[0]}), on=JOINED, how="left")
-    found = found.dropna(subset=[column for column in found if column.startswith("FD")], how="all")
-    return found.assign(tuned=found["timing"] != UNTUNED)
+    for each in features:
+        found = found.merge(distances(frame, each, n, model)[[*JOINED, "value"]].rename(columns={"value": each}), on=JOINED, how="left")
+    return found.dropna(subset=list(features), how="all").assign(tuned=lambda rows: rows["timing"] != UNTUNED)
 
 
-def _what_tuning_does(measured: pd.DataFrame, frame: pd.DataFrame, model: str, features: Sequence[str], n: int) -> str:
-    """A line for each objective and each way the error at the end went: the verdicts on the distance, in each of the features."""
-    plain = measured[~measured["tuned"]]
-    # The same samples, or the errors of two timings differ by more than what the timings did.
-    pairs = measured[measured["tuned"]].merge(plain[[*SAMPLER, "n", "substeps", "accumulated"]], on=[*SAMPLER, "n", "substeps"], suffixes=("", "_untuned"))
-    pairs = pairs.drop_duplicates(JOINED, keep="last")
-    if pairs.empty:
-        return ""
+def what_tuning_did(measured: pd.DataFrame, frame: pd.DataFrame, model: str, features: Sequence[str], n: int) -> pd.DataFrame:
+    """What each timing did to the error at the end of the run, and to the distance.
+
+    Args:
+        measured: of :func:`errors_and_distances`.
+        frame, model, features, n: see there.
+
+    Returns:
+        A row for each tuned timing whose errors and whose untuned sampler's were measured on the same samples: its ``objective``,
+        where the error ``went`` (:data:`LOWER`, :data:`AS_IT_WAS` or :data:`HIGHER`), and a column for each of the features with the
+        verdict of :func:`tt_lib.changes.changes`.
+    """
+    same = [*SAMPLER, "n", "substeps"]
+    plain = measured.loc[~measured["tuned"], [*same, "accumulated"]] if len(measured) else measured
+    if plain.empty:
+        return pd.DataFrame(columns=[*SAMPLER, "timing", "objective", "went", *features])
+    pairs = measured[measured["tuned"]].merge(plain, on=same, suffixes=("", "_untuned")).drop_duplicates(JOINED, keep="last")
     change = pairs["accumulated"] / pairs["accumulated_untuned"] - 1
-    pairs = pairs.assign(objective=pairs["timing"].str.split("-").str[0], went=AS_IT_WAS)
+    pairs = pairs.assign(objective=pairs["timing"].str.split("-").str[0], went=AS_IT_WAS).drop(columns=list(features))
     pairs.loc[change < -TOLD, "went"], pairs.loc[change > TOLD, "went"] = LOWER, HIGHER
     for each in features:
         verdicts = changes(distances(frame, each, n, model))[[*SAMPLER, "timing", "verdict"]]
         pairs = pairs.merge(verdicts.rename(columns={"verdict": each}), on=[*SAMPLER, "timing"], how="left")
+    return pairs
+
+
+def verdict_table(pairs: pd.DataFrame, features: Sequence[str]) -> str:
+    """As Markdown, a line for each objective and each way the error went: how many timings are better / not told apart / worse.
+
+    Args:
+        pairs: of :func:`what_tuning_did`.
+    """
     lines = [f"| objective | error at the end | timings | {' | '.join(features)} |", f"| --- | --- | ---: |{' ---: |' * len(features)}"]
     for objective, of_objective in pairs.groupby("objective"):
         for went in (LOWER, AS_IT_WAS, HIGHER):
@@ -80,11 +103,11 @@ def _what_tuning_does(measured: pd.DataFrame, frame: pd.DataFrame, model: str, f
     return "\n".join(lines) + "\n"
 
 
-def _lines(rows: pd.DataFrame, names: Sequence[str]) -> str:
-    head = [*names, "angle", "relative error", "error at the end", "n"]
+def _lines(rows: pd.DataFrame, features: Sequence[str]) -> str:
+    head = [*(f"FD ({each})" for each in features), "angle", "relative error", "error at the end", "n"]
     lines = [f"| solver | NFE | timing | {' | '.join(head)} |", f"| --- | ---: | --- |{' ---: |' * len(head)}"]
     for row in rows.to_dict("records"):
-        values = ["" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in names]
+        values = ["" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in features]
         errors = [f"{row['angle']:.2f}°", f"{100 * row['relative']:.1f} %", f"{row['accumulated']:.4f}", str(row["n"])]
         eta = f", eta {row['eta']:g}" if row["eta"] else ""
         lines.append(f"| {row['solver']}{eta} | {row['nfe']} | {row['timing']} | {' | '.join([*values, *errors])} |")

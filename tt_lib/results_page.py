@@ -42,8 +42,8 @@ WHY = {
     "before clean data that no time keeps it, and a step that leaves noise in the image satisfies the objective best. A solver that extrapolates its history gives that time a strong lever.",
     "consistency, many steps": "**`consistency` in many steps.** The true trajectory bends, so the right direction does change along an interval. "
     "Where intervals are long, wishing that it does not is nearer to the truth than the untuned step is; where they are short it is not.",
-    "truncation": "**`truncation`.** It is meant to bring images nearer to the ends of their own true trajectories, and for the solvers of "
-    "`direction.csv`, DDIM and DPM-Solver++(2M), it does on average, but for DPM-Solver++(2M) in 5 uniform steps. The distance is of the statistics of all images: errors that happen to cancel there count as nothing, and mending some of them can make "
+    "truncation": "**`truncation`.** It is meant to bring images nearer to the ends of their own true trajectories. Where it does not, the distance mostly grows "
+    "(*Direction errors beside the distances*, below). Where it does and the distance grows all the same: the distance is of the statistics of all images. Errors that happen to cancel there count as nothing, and mending some of them can make "
     "the rest show.",
 }
 
