@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from tt_lib.changes import SAME, changes
+from tt_lib.changes import CONSTANT, CORRECTED, SAME, changes, family
 from tt_lib.errors import CorruptFile
+from tt_lib.solvers import make_solver
 from tt_lib.timing import UNTUNED
 
 BEGIN, END = "<!-- results: written by `tt card` from data/results/fd.csv -->", "<!-- end of results -->"
 FEATURES = "cifar10-resnet"
 OTHERS = "cifar10-simclr"
-BOTH_N = 10_000
-"""Samples of the rows that were measured in both features."""
+README_N, BOTH_N = 50_000, 10_000
+"""Samples of the README's cells, and of those of the study, which were all measured in both features."""
 CEILING_NFE = 200
 """From so many evaluations on, an untuned row counts as the network's own ceiling."""
 FIGURE = "data/results/fd.png"
@@ -27,11 +29,20 @@ CELL = ["solver", "grid", "nfe"]
 
 
 def study(
-    frame: pd.DataFrame, model: str = "cifar10-ddpm-w64", n: int = 50_000, features: str = FEATURES
+    frame: pd.DataFrame, model: str = "cifar10-ddpm-w64", n: int = README_N, features: str = FEATURES
 ) -> pd.DataFrame:
-    """The rows of the README's table: Fréchet distances in one kind of features, one network, ``n`` samples, deterministic solvers."""
+    """The rows of the README's table: Fréchet distances in one kind of features, one network, ``n`` samples.
+
+    Of solvers that draw no noise, untuned and with tuned times; one constant ratio and corrections have tables of their own.
+    """
     plain = (frame["features"] == features) & (frame["metric"] == f"FD ({features})")
-    return frame[(frame["model"] == model) & (frame["n"] == n) & (frame["eta"] == 0) & plain]
+    rows = frame[(frame["model"] == model) & (frame["n"] == n) & (frame["eta"] == 0) & plain]
+    noisy = {solver: make_solver(solver).stochastic for solver in rows["solver"].unique()}
+    kept = [
+        not noisy[solver] and (timing == UNTUNED or family(timing) not in (CONSTANT, CORRECTED))
+        for solver, timing in zip(rows["solver"], rows["timing"], strict=True)
+    ]
+    return rows[np.array(kept, dtype=bool)]
 
 
 def results_table(frame: pd.DataFrame, features: str = FEATURES) -> str:
@@ -103,20 +114,22 @@ def _closed(found: pd.DataFrame, limit: float) -> str:
     return f"{100 * (untuned['value'] - best['value']) / (untuned['value'] - limit):.0f} %"
 
 
-def both_table(frame: pd.DataFrame, n: int = BOTH_N, features: tuple[str, str] = (FEATURES, OTHERS)) -> str:
+def both_table(frame: pd.DataFrame, features: tuple[str, str] = (FEATURES, OTHERS)) -> str:
     """What the timings of the README's table gain in each of two features, as a Markdown table: per cent of the untuned distance.
 
-    A line for each sampler that has an untuned and a tuned row of ``n`` samples in both; a gain whose intervals overlap stands
-    behind a ~. Empty where there is no such sampler.
+    A line for each sampler that has an untuned and a tuned row in both, of :data:`README_N` samples or, where one of the features
+    lacks them, of :data:`BOTH_N`; a gain whose intervals overlap stands behind a ~. Empty where there is no such sampler.
     """
     asked = study(frame)[["solver", "grid", "nfe", "timing"]]
     timings = [timing for timing in dict.fromkeys(asked["timing"]) if timing != UNTUNED]
-    found = [changes(study(frame, n=n, features=each)).set_index([*CELL, "timing"]) for each in features]
-    lines = [f"| sampler | NFE | {' | '.join(timings)} |", f"| --- | ---: |{' ---: |' * len(timings)}"]
+    found = {n: [changes(study(frame, n=n, features=each)).set_index([*CELL, "timing"]) for each in features] for n in (README_N, BOTH_N)}
+    lines = [f"| sampler | NFE | n | {' | '.join(timings)} |", f"| --- | ---: | ---: |{' ---: |' * len(timings)}"]
     for sampler in asked.sort_values(CELL, kind="stable")[CELL].drop_duplicates().itertuples(index=False, name=None):
-        cells = [" / ".join(_taken_off(each, (*sampler, timing)) for each in found).strip(" /") for timing in timings]
-        if any(cells):
-            lines.append(f"| {sampler[0]}, {sampler[1]} | {sampler[2]} | {' | '.join(cells)} |")
+        cells = [(*sampler, timing) for timing in timings]
+        n = README_N if any(all(cell in each.index for each in found[README_N]) for cell in cells) else BOTH_N
+        texts = [" / ".join(_taken_off(each, cell) for each in found[n]).strip(" /") for cell in cells]
+        if any(texts):
+            lines.append(f"| {sampler[0]}, {sampler[1]} | {sampler[2]} | {n:,} | {' | '.join(texts)} |")
     return "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
@@ -132,7 +145,7 @@ def results_block(frame: pd.DataFrame) -> str:
     """What stands between the markers in README."""
     both = both_table(frame)
     if both:
-        both = f"\nPer cent that each timing takes off the untuned distance, in `{FEATURES}` / in `{OTHERS}`, {BOTH_N:,} samples (~: the intervals overlap):\n\n{both}"
+        both = f"\nPer cent that each timing takes off the untuned distance, in `{FEATURES}` / in `{OTHERS}` (n samples; ~: the intervals overlap):\n\n{both}"
     return f"{BEGIN}\n{results_table(frame)}\n![{ALT}]({FIGURE})\n\n*{CAPTION}*\n{both}{END}"
 
 
@@ -158,6 +171,10 @@ def write_report(root: Path, frame: pd.DataFrame) -> list[Path]:
     ceiling = _is_ceiling(rows)
     drawn = rows.assign(timing=rows["timing"].mask(ceiling, "ceiling"))
     drawn.loc[ceiling, ["solver", "grid"]] = ""
+    # One budget makes no curve: a sampler of one is not drawn beside those of several.
+    curves = ~ceiling & (drawn.groupby(["solver", "grid"])["nfe"].transform("nunique") > 1)
+    if curves.any():
+        drawn = drawn[curves | ceiling]
     readme, figure = root / "README.md", root / FIGURE
     save_figure(fd_against_nfe(drawn), figure, CAPTION, ALT)
     write_text(readme, insert_block(readme.read_text(encoding="utf-8"), results_block(frame)))

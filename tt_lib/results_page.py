@@ -10,11 +10,10 @@ from tt_lib.bands_table import bands_section
 from tt_lib.changes import BETTER, PLAIN, SAMPLER, WORSE, base_name, changes, distances, family
 from tt_lib.direction_table import direction_section
 from tt_lib.metrics.features import metric_of
-from tt_lib.report import BOTH_N, FEATURES, OTHERS, results_table
+from tt_lib.report import BOTH_N, FEATURES, OTHERS, README_N, results_table
 from tt_lib.timing import UNTUNED
 
 MODEL = "cifar10-ddpm-w64"
-README_N = 50_000
 MOST = 12
 """Lines of a list of gains or losses that are not folded away."""
 HEAD = """# Results
