@@ -114,9 +114,13 @@ def test_cells_that_cannot_be_measured_are_refused_before_any_is(bench, tmp_path
 def test_a_sampler_that_another_process_measures_is_left_to_it(bench, tmp_path):
     path, work = tmp_path / "direction.csv", tmp_path / "work"
     with hold(work / f"{CELLS[1].label}.lock") as mine:
-        rows = run_directions(bench, CELLS[:2], PROTOCOL, path, work=work)
+        seen = []
+        rows = run_directions(bench, CELLS[:2], PROTOCOL, path, work=work, progress=lambda *report: seen.append(report))
+        assert seen[0][:2] == (1, 6) and seen[-1][:2] == (3, 3), "what the other does is no progress of this one"
         assert mine and set(rows["timing"]) == {"untuned"} and len(read_rows(path)) == 3
-    assert len(run_directions(bench, CELLS[:2], PROTOCOL, path, work=work)) == 6, "it let go: now it is measured"
+    seen.clear()
+    rows = run_directions(bench, CELLS[:2], PROTOCOL, path, work=work, progress=lambda *report: seen.append(report))
+    assert len(rows) == 6 and {total for _, total, _ in seen} == {3}, "it let go: now it is measured, and it alone"
 
 
 def test_cells_of_a_table_that_have_a_direction_error(bench):

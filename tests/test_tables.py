@@ -421,6 +421,17 @@ def test_progress_counts_evaluations(whole):
     assert any(message.startswith(f"tuning {SEQUENTIAL.label}: ") for message in messages)
 
 
+def test_the_time_left_is_judged_by_what_is_still_to_do(whole, project, tmp_path):
+    """What has its row when a run begins is no progress of that run, nor is what another process holds."""
+    copy_of(whole, tmp_path)
+    seen, more = [], (replace(CELLS[0], nfe=1), replace(CELLS[0], nfe=4))
+    table = replace(TABLE, cells=(*CELLS, *more))
+    with hold(project.work / f"{more[0].label}.lock"):
+        assert len(project.run(table, progress=lambda *report: seen.append(report))) == 1
+    assert seen[0] == (0, 20 * 4, f"{more[0].label} done") and {total for _, total, _ in seen} == {20 * 4}
+    assert seen[-1] == (80, 80, f"{more[1].label} done")
+
+
 def copy_of(whole, tmp_path, work: bool = True) -> None:
     """A finished table in ``tmp_path``."""
     source = whole[0].results.parent.parent

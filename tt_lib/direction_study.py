@@ -70,7 +70,7 @@ def run_directions(
         results: the ``direction.csv`` to write to.
         work: folder for the locks of the cells that are being measured; without one nothing is locked.
         force: measure again what has rows.
-        progress: called with (intervals done, of all, message).
+        progress: called with (intervals done, of all that this call has to do, message).
 
     Returns:
         The rows of these cells, in order; none of a cell that another process has not yet measured.
@@ -81,10 +81,12 @@ def run_directions(
     """
     # All is looked at before anything is measured: a missing timing is not found out after an hour.
     samplers = {cell: bench.sampler(cell, _timing(bench, cell)) for cell in cells}
-    total, done = sum(sampler.grid.steps for sampler in samplers.values()), 0
+    known = read_rows(results, DIRECTION_COLUMNS)
+    to_do = {cell: sampler for cell, sampler in samplers.items() if force or _rows_of(known, bench.model.name, cell, protocol).empty}
+    total, done = sum(sampler.grid.steps for sampler in to_do.values()), 0
     x = SampleNoise(range(protocol.seed, protocol.seed + protocol.n)).start(bench.model.shape).to(bench.device)
     kept: tuple[tuple[float, ...], tuple[Tensor, ...]] | None = None
-    for cell, sampler in samplers.items():
+    for cell, sampler in to_do.items():
         with hold(work / f"{cell.label}.lock") if work else contextlib.nullcontext(True) as mine:
             if mine and (force or _rows_of(read_rows(results, DIRECTION_COLUMNS), bench.model.name, cell, protocol).empty):
                 if kept is None or kept[0] != sampler.grid.times:
@@ -92,9 +94,9 @@ def run_directions(
                         truth = reference_trajectory(bench.predictor, sampler.schedule, sampler.grid, x, protocol.substeps)
                     kept = sampler.grid.times, truth
 
-                def tell(step: int, _: int, message: str, base: int = done, cell: Cell = cell) -> None:
+                def tell(step: int, _: int, message: str, base: int = done, of: int = total, cell: Cell = cell) -> None:
                     if progress:
-                        progress(base + step, total, cell.label)
+                        progress(base + step, of, cell.label)
 
                 with torch.no_grad():
                     found = measure_directions(
@@ -103,7 +105,10 @@ def run_directions(
                         progress=tell,
                     )  # fmt: skip
                 write_rows(results, _rows(found.frame(), bench, cell, protocol), DIRECTION_COLUMNS, DIRECTION_KEY)
-        done += sampler.grid.steps
+                done += sampler.grid.steps
+            else:
+                # Another process has done it since, or is at it: the time left is judged without it.
+                total -= sampler.grid.steps
         if progress:
             progress(done, total, f"{cell.label} done")
     rows = read_rows(results, DIRECTION_COLUMNS)

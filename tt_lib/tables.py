@@ -186,16 +186,19 @@ def run_table(
         also: what else every cell is measured in, from the same samples. A cell that has a row in some of the features is
             sampled again for the others only.
         world: the processes that share the samples of each cell; the main one tunes and writes.
-        progress: called with (network evaluations done, of all, message).
+        progress: called with (network evaluations done, of all that this call has to do, message).
 
     Returns:
         The rows that this call wrote.
     """
     start = StartNoise(bench.model.shape, bench.device)
-    total = sum(table.cost(cell) for cell in table.cells)
-    spent, rows = 0, []
     yardsticks = [Yardstick(features, reference, bank), *also]
-    for cell in table.cells:
+    known = read_rows(results, FD_COLUMNS)
+    unknown = [any(not has_row(known, table, bench.model.name, each.features.name, cell) for each in yardsticks) for cell in table.cells]
+    to_do = world.decide([cell for cell, new in zip(table.cells, unknown, strict=True) if new or force])
+    total = sum(table.cost(cell) for cell in to_do)
+    spent, rows = 0, []
+    for cell in to_do:
         with hold(work / f"{cell.label}.lock") if world.main else contextlib.nullcontext(False) as mine:
             wanted = [mine and force for _ in yardsticks]
             if mine and not force:
@@ -211,9 +214,9 @@ def run_table(
                 timing = world.decide(timing)
                 base = spent
 
-                def tell(done: int, _: int, message: str, base: int = base, cell: Cell = cell) -> None:
+                def tell(done: int, _: int, message: str, base: int = base, of: int = total, cell: Cell = cell) -> None:
                     if progress:
-                        progress(base + done * cell.nfe, total, cell.label)
+                        progress(base + done * cell.nfe, of, cell.label)
 
                 sampler = bench.sampler(cell, timing)
                 measured = measure_all(
@@ -228,7 +231,10 @@ def run_table(
                         if not (each.bank and cell.timing == UNTUNED):
                             forget_sets(sampler, each.features, table.n, table.seed, work / "sets")
                     rows += found
-        spent += table.cost(cell)
+                spent += table.cost(cell)
+            else:
+                # Another process has done it since, or is at it: no work of this one, and the time left is judged without it.
+                total -= table.cost(cell)
         if progress:
             progress(spent, total, f"{cell.label} done")
     return rows
