@@ -424,7 +424,7 @@ ERRORS = {
     "unwritable demo": (
         (*DEMO, "--n", 20, "--fine", 8, "--out", "a-file/x"), "a-file/x", "choose",
     ),
-    "unwritable table's state": (("table", "--config", "table.toml", "--work", "a-file/w"), "a-file/w"),
+    "unwritable table's state": (("table", "--config", "table.toml", "--work", "a-file/w", "--force"), "a-file/w"),
     "unknown device": ((*SAMPLE, "--device", "gpu"), "'gpu'", "auto or cpu"),
     "device without memory": ((*SAMPLE, "--device", "meta"), "'meta'", "auto or cpu"),
     "low without high": ((*TUNE, "--low", 0.5), "--low and --high"),
