@@ -14,9 +14,9 @@ from pathlib import Path
 import nbval.kernel
 import pytest
 
+from tt_lib.files import locked
 from tt_lib.lessons.books import NOTEBOOKS
 from tt_lib.lessons.budgets import allowed, load
-from tt_lib.results import locked
 
 BUDGETS = pytest.StashKey[dict]()
 

@@ -18,6 +18,7 @@ import torch
 
 from tt_lib import results
 from tt_lib.errors import BadValue, CorruptFile
+from tt_lib.files import locked
 from tt_lib.results import (
     FD_COLUMNS,
     FD_KEY,
@@ -27,7 +28,6 @@ from tt_lib.results import (
     command_line,
     device_name,
     git_commit,
-    locked,
     provenance,
     read_rows,
     results_folder,

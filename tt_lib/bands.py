@@ -20,12 +20,11 @@ from torch import Tensor
 from tt_lib.bench import Bench, Cell, require_timing
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue
-from tt_lib.evaluating import SETS, Measured, check_n
-from tt_lib.metrics.features import BATCH
+from tt_lib.evaluating import SETS, Measured, check_n, drawing
+from tt_lib.metrics.features import BATCH, empty_statistics
 from tt_lib.metrics.frechet import jackknife_interval
-from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.yardsticks import Yardstick
-from tt_lib.noise import SampleNoise, StartNoise, derive_seed, drawn_ahead
+from tt_lib.noise import SampleNoise, derive_seed, drawn_ahead
 from tt_lib.results import BANDS_COLUMNS, BANDS_KEY, device_name, matching, provenance, read_rows, write_rows
 from tt_lib.sampling import Sampler, batches
 from tt_lib.timing import UNTUNED
@@ -138,12 +137,11 @@ def measure_hybrids(
     check_n(n)
     size, one = n // SETS, samplers[UNTUNED]
     used = {name: sampler for name, sampler in samplers.items() if any(name in (each.below, each.above) for each in wanted)}
-    sets = {each: [[_nothing(by) for by in yardsticks] for _ in range(SETS)] for each, yardsticks in wanted.items()}
+    sets = {each: [[empty_statistics(by.features) for by in yardsticks] for _ in range(SETS)] for each, yardsticks in wanted.items()}
     # A batch ends with its set, as in an evaluation: whole images give just its numbers.
     parts = [part for index in range(SETS) for part in batches(first_seed + index * size, size, batch)]
-    draw = None if one.solver.stochastic else StartNoise(one.shape, one.device, most=0)
     nfe = 0
-    for part, start in drawn_ahead(parts, draw):
+    for part, start in drawn_ahead(parts, drawing(one)):
         runs = {name: sampler(part, start=start) for name, sampler in used.items()}
         nfe = max(run.nfe for run in runs.values())
         # What lies outside [-1, 1] no judge ever sees, so it is no part of an image that could be swapped.
@@ -162,10 +160,6 @@ def measure_hybrids(
         ]
         for hybrid, yardsticks in wanted.items()
     }
-
-
-def _nothing(by: Yardstick) -> FeatureStatistics:
-    return FeatureStatistics(by.features.dimension, by.features.name, by.features.sha256, {}, by.features.device)
 
 
 def run_bands(
@@ -208,10 +202,10 @@ def run_bands(
     if cell.timing != UNTUNED:
         raise BadValue(f"the cell must be {UNTUNED}, got {cell.timing}; name it among the timings")
     check_n(n)
-    cells = {each.timing: each for each in (cell, *(replace(cell, timing=timing) for timing in timings))}
-    hybrids = plan_hybrids([replace(cell, timing=timing).timing for timing in timings], cuts, noises)
+    tuned = [replace(cell, timing=timing) for timing in timings]
+    hybrids = plan_hybrids([each.timing for each in tuned], cuts, noises)
     # All is looked at before anything is measured.
-    samplers = {name: bench.sampler(each, require_timing(bench.model.name, each)) for name, each in cells.items()}
+    samplers = {each.timing: bench.sampler(each, require_timing(bench.model.name, each)) for each in (cell, *tuned)}
     facts = {
         "dataset": dataset, "model": bench.model.name, "solver": samplers[UNTUNED].solver.spelling, "grid": cell.grid, "nfe": cell.nfe,
         "eta": cell.eta, "reference": "train", "n": n, "seed": seed,

@@ -14,7 +14,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from tt_lib.bench import Bench, Cell, find_timing, require_timing
+from tt_lib.bench import Bench, Cell, require_timing, timing_path
 from tt_lib.corrections import read_correction
 from tt_lib.direction import MEASURES, measure_directions, reference_trajectory
 from tt_lib.errors import BadValue
@@ -128,7 +128,7 @@ def measurable(bench: Bench, cells: Sequence[Cell], most_nfe: int) -> tuple[list
     """
     plain = [cell for cell in cells if cell.nfe <= most_nfe and read_correction(cell.timing) is None]
     plain = [cell for cell in dict.fromkeys(plain) if not cell.make_solver().stochastic]
-    ready = [cell for cell in plain if cell.timing == UNTUNED or find_timing(bench.model.name, cell)]
+    ready = [cell for cell in plain if cell.timing == UNTUNED or timing_path(bench.model.name, cell).exists()]
     return ready, len(plain) - len(ready)
 
 

@@ -65,7 +65,7 @@ def what_tuning_did(measured: pd.DataFrame, frame: pd.DataFrame, model: str, fea
     """What each timing did to the error at the end of the run, and to the distance.
 
     Args:
-        measured: of :func:`errors_and_distances`.
+        measured: of :func:`errors_and_distances`, not empty.
         frame, model, features, n: see there.
 
     Returns:
@@ -74,9 +74,7 @@ def what_tuning_did(measured: pd.DataFrame, frame: pd.DataFrame, model: str, fea
         verdict of :func:`tt_lib.changes.changes`.
     """
     same = [*SAMPLER, "n", "substeps"]
-    plain = measured.loc[~measured["tuned"], [*same, "accumulated"]] if len(measured) else measured
-    if plain.empty:
-        return pd.DataFrame(columns=[*SAMPLER, "timing", "objective", "went", *features])
+    plain = measured.loc[~measured["tuned"], [*same, "accumulated"]]
     pairs = measured[measured["tuned"]].merge(plain, on=same, suffixes=("", "_untuned")).drop_duplicates(JOINED, keep="last")
     change = pairs["accumulated"] / pairs["accumulated_untuned"] - 1
     pairs = pairs.assign(objective=pairs["timing"].str.split("-").str[0], went=AS_IT_WAS).drop(columns=list(features))

@@ -24,7 +24,7 @@ from torch import Tensor
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue
 from tt_lib.metrics.bank import FeatureBank, load_bank
-from tt_lib.metrics.features import BATCH, Features
+from tt_lib.metrics.features import BATCH, Features, empty_statistics
 from tt_lib.metrics.frechet import extrapolated_interval, jackknife_interval
 from tt_lib.metrics.kernel import kernel_distance
 from tt_lib.metrics.manifold import precision_recall
@@ -76,10 +76,10 @@ def sample_statistics(
         progress: called with the number of samples of each finished batch, all processes' counted.
     """
     parts = world.share(list(batches(seeds.start, len(seeds), batch)))
-    return _statistics(sampler, features, drawn_ahead(parts, _drawing(sampler, start)), world, collect, progress)
+    return _statistics(sampler, features, drawn_ahead(parts, drawing(sampler, start)), world, collect, progress)
 
 
-def _drawing(sampler: Sampler, start: StartNoise | None) -> StartNoise | None:
+def drawing(sampler: Sampler, start: StartNoise | None = None) -> StartNoise | None:
     """What draws x_T; a stochastic solver draws its own, from the stream of its steps."""
     return None if sampler.solver.stochastic else start or StartNoise(sampler.shape, sampler.device, most=0)
 
@@ -89,7 +89,7 @@ def _statistics(
     collect: Callable[[int, Tensor], None] | None, progress: Callable[[int], None] | None,
 ) -> tuple[FeatureStatistics, int]:  # fmt: skip
     """:func:`sample_statistics` of this process's batches, each with its x_T."""
-    found = FeatureStatistics(features.dimension, features.name, features.sha256, {}, features.device)
+    found = empty_statistics(features)
     nfe = 0
     for part, noise in drawn:
         run = sampler(part, start=noise)
@@ -150,7 +150,7 @@ def measure_all(
         world.share(list(batches(first_seed + index * size, size, batch))) if numbers else [] for index, numbers in enumerate(lacking)
     ]
     # Noise is drawn ahead across the sets, and a finished set is written while the next is sampled: the device need not wait.
-    drawn = drawn_ahead([part for plan in plans for part in plan], _drawing(sampler, start))
+    drawn = drawn_ahead([part for plan in plans for part in plan], drawing(sampler, start))
     with closing(drawn), ThreadPoolExecutor(1) as writer:
         writing: list[Future] = []
         for index, (found, numbers, plan) in enumerate(zip(sets, lacking, plans, strict=True)):

@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, MissingFile
 
@@ -152,17 +152,30 @@ def check_writable(path: Path | str) -> None:
 
 
 @contextlib.contextmanager
+def locked(path: Path | str) -> Iterator[None]:
+    """Hold an exclusive lock for ``path`` (a hidden file beside it) while the block runs, once whoever has it lets go."""
+    path = Path(path)
+    with _lock_file(path.parent / f".{path.name}.lock", path, "output folder") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def hold(path: Path) -> Iterator[bool]:
     """Try to hold a lock file; yields whether it is ours. It lets go when the process ends, however it ends."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(path, "w")  # noqa: SIM115 - closed by the with below
-    except OSError as error:
-        raise BadValue(f"cannot write {path}: {error.strerror}; choose another --work folder") from error
-    with stream:
+    with _lock_file(path, path, "--work folder") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
             return
         yield True
+
+
+def _lock_file(lock: Path, path: Path, other: str) -> IO[str]:
+    """An open lock file, for whoever is about to write ``path``; closing it lets go."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return open(lock, "w")
+    except OSError as error:
+        raise BadValue(f"cannot write {path}: {error.strerror}; choose another {other}") from error

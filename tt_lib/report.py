@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tt_lib.changes import CONSTANT, CORRECTED, SAME, changes, family
+from tt_lib.changes import CONSTANT, CORRECTED, SAME, changes, distances, family
 from tt_lib.errors import CorruptFile
 from tt_lib.solvers import make_solver
 from tt_lib.timing import UNTUNED
@@ -35,8 +35,8 @@ def study(
 
     Of solvers that draw no noise, untuned and with tuned times; one constant ratio and corrections have tables of their own.
     """
-    plain = (frame["features"] == features) & (frame["metric"] == f"FD ({features})")
-    rows = frame[(frame["model"] == model) & (frame["n"] == n) & (frame["eta"] == 0) & plain]
+    rows = distances(frame, features, n, model)
+    rows = rows[rows["eta"] == 0]
     noisy = {solver: make_solver(solver).stochastic for solver in rows["solver"].unique()}
     kept = [
         not noisy[solver] and (timing == UNTUNED or family(timing) not in (CONSTANT, CORRECTED))

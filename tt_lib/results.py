@@ -7,16 +7,14 @@ lock: several processes may write to one file.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import datetime
-import fcntl
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import pandas as pd
 import torch
 
 from tt_lib.errors import BadValue, CorruptFile
-from tt_lib.files import PACKAGE_ROOT, atomic_path, data_folder
+from tt_lib.files import PACKAGE_ROOT, atomic_path, data_folder, locked
 
 FD_COLUMNS = (
     "dataset", "model", "solver", "grid", "nfe", "eta", "timing", "metric", "features", "reference",
@@ -195,19 +193,3 @@ def _canonical(text: str) -> str:
         return "" if text in ("", "nan") else repr(float(text))
     except ValueError:
         return text
-
-
-@contextlib.contextmanager
-def locked(path: Path | str) -> Iterator[None]:
-    """Hold an exclusive lock for ``path`` (a hidden file beside it) while the block runs."""
-    lock = Path(path).parent / f".{Path(path).name}.lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(lock, "w")  # noqa: SIM115 - closed below, after the lock is let go
-    except OSError as error:
-        raise BadValue(f"cannot write {path}: {error.strerror}; choose another output folder") from error
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-    finally:
-        stream.close()

@@ -32,14 +32,13 @@ from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue, MissingFile
 from tt_lib.evaluating import check_n, measure
 from tt_lib.metrics.fast import make_fast
-from tt_lib.metrics.features import INCEPTION, NetworkFeatures
+from tt_lib.metrics.features import INCEPTION, NetworkFeatures, empty_statistics
 from tt_lib.metrics.inception import DIMENSION, FILE, find_inception, load_inception, plant_random_inception
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.noise import StartNoise
 from tt_lib.sampling import Sampler, batches
 from tt_lib.speed import Tell, seconds, speed_row, warm_up
 from tt_lib.speed_profile import profile_evaluation
-from tt_lib.timing import UNTUNED
 
 # pytorch-fid 0.3.0 asks scipy.linalg.sqrtm for disp=False, which SciPy 1.18 no longer knows: its users then give it back, as here.
 RESTORED_SQRTM = """
@@ -67,7 +66,7 @@ def inception_features(weights: Path, device: torch.device) -> NetworkFeatures:
 
 def statistics_of(images: Tensor, features: NetworkFeatures, batch: int) -> FeatureStatistics:
     """Statistics of images [P, C, H, W] in [-1, 1], as a reference."""
-    found = FeatureStatistics(features.dimension, features.name, features.sha256, {}, features.device)
+    found = empty_statistics(features)
     for part in images.split(batch):
         found.update(features(to_uint8(part)))
     return found
@@ -172,7 +171,7 @@ def sample_to_png(
 
 def _is_the_pipelines(bench: Bench, cell: Cell) -> bool:
     """Whether diffusers' DDIMPipeline, with its default spacing, samples what a cell names."""
-    return isinstance(bench.model.network, UNet2DModel) and (cell.solver, cell.grid, cell.timing) == ("ddim", "uniform", UNTUNED)
+    return isinstance(bench.model.network, UNet2DModel) and cell == Cell("ddim", "uniform", cell.nfe)
 
 
 def pipeline_to_png(pipeline: Callable[..., Any], n: int, batch: int, device: torch.device, folder: Path) -> tuple[float, float]:

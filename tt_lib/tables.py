@@ -193,17 +193,20 @@ def run_table(
     """
     start = StartNoise(bench.model.shape, bench.device)
     yardsticks = [Yardstick(features, reference, bank), *also]
+
+    def lacks(known: pd.DataFrame, cell: Cell) -> list[bool]:
+        """In which of the features a cell has no row."""
+        return [not has_row(known, table, bench.model.name, each.features.name, cell) for each in yardsticks]
+
     known = read_rows(results, FD_COLUMNS)
-    unknown = [any(not has_row(known, table, bench.model.name, each.features.name, cell) for each in yardsticks) for cell in table.cells]
-    to_do = world.decide([cell for cell, new in zip(table.cells, unknown, strict=True) if new or force])
+    to_do = world.decide([cell for cell in table.cells if force or any(lacks(known, cell))])
     total = sum(table.cost(cell) for cell in to_do)
     spent, rows = 0, []
     for cell in to_do:
         with hold(work / f"{cell.label}.lock") if world.main else contextlib.nullcontext(False) as mine:
             wanted = [mine and force for _ in yardsticks]
             if mine and not force:
-                known = read_rows(results, FD_COLUMNS)
-                wanted = [not has_row(known, table, bench.model.name, each.features.name, cell) for each in yardsticks]
+                wanted = lacks(read_rows(results, FD_COLUMNS), cell)
             lacking = [each for each, want in zip(yardsticks, world.decide(wanted), strict=True) if want]
             if lacking:
                 timing = None
@@ -212,9 +215,8 @@ def run_table(
                     ensure_gamma(table, bench, cell, timing, data)
                 # The others wait here until the main process has tuned and written what the cell needs.
                 timing = world.decide(timing)
-                base = spent
 
-                def tell(done: int, _: int, message: str, base: int = base, of: int = total, cell: Cell = cell) -> None:
+                def tell(done: int, _: int, message: str, base: int = spent, of: int = total, cell: Cell = cell) -> None:
                     if progress:
                         progress(base + done * cell.nfe, of, cell.label)
 

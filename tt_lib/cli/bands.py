@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.sampler import CompileOption, EtaOption, GridOption, ModelOption, NfeOption, SamplesOption, SolverOption
+from tt_lib.cli.sampler import (
+    BatchOption,
+    CompileOption,
+    EtaOption,
+    GridOption,
+    ModelOption,
+    NfeOption,
+    SamplesOption,
+    SolverOption,
+)
 from tt_lib.cli.shared import DeviceOption, ForceOption, SeedOption, pick_device, place, progress_bar, say
 
 TIMINGS = ("frechet-joint", "consistency-parallel", "epsilon-1.005")
@@ -43,7 +52,7 @@ def bands(
     ] = None,
     n: SamplesOption = 1000,
     seed: SeedOption = 0,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
+    batch: BatchOption = 500,
     bf16: Annotated[
         bool | None, typer.Option("--bf16/--no-bf16", help="Run the network in bfloat16 [default: on a GPU only, as `tt evaluate` does].")
     ] = None,

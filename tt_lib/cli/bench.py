@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tt_lib.cli.sampler import BatchOption
 from tt_lib.cli.shared import DeviceOption, pick_device, place, say
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def bench(
         list[str] | None, typer.Option(help="Solver whose overhead is measured; may be repeated [default: ddim, dpmpp-2m, unipc].")
     ] = None,
     nfe: Annotated[int, typer.Option(help="Network evaluations for an image.")] = 10,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
+    batch: BatchOption = 256,
     n: Annotated[int, typer.Option(help="Images that are sampled to compare with diffusers.")] = 1024,
     repeats: Annotated[int, typer.Option(help="Runs of each; the fastest counts.")] = 3,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile our network (diffusers' runs eagerly).")] = False,

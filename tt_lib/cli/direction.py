@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tt_lib.cli.sampler import BatchOption
 from tt_lib.cli.shared import DeviceOption, ForceOption, SeedOption, pick_device, place, png_place, progress_bar, say
 
 PROFILE_CAPTION = (
@@ -33,7 +34,7 @@ def direction(
     n: Annotated[int, typer.Option(help="Samples, each its own trajectory.")] = 64,
     seed: SeedOption = 0,
     substeps: Annotated[int, typer.Option(help="Steps of the fine solution in each interval; even.")] = 16,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    batch: BatchOption = 64,
     bf16: Annotated[bool, typer.Option("--bf16", help="Run the network in bfloat16: fast, and less exact.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
     figure: Annotated[Path | None, typer.Option(help="PNG to draw.", callback=png_place)] = None,
@@ -79,23 +80,23 @@ def direction(
     if measured < len(cells):
         say(f"{len(cells) - measured} more are being measured by another process; start this again when it has ended")
     elif spec:
-        _compare(rows, spec, path.parent, figure)
+        _compare(rows, spec, bench.model.name, path.parent, figure)
     elif figure:
         say(str(save_figure(direction_profile(rows), figure, PROFILE_CAPTION, PROFILE_ALT)))
 
 
-def _compare(rows, spec, folder: Path, figure: Path | None) -> None:
+def _compare(rows, spec, model: str, folder: Path, figure: Path | None) -> None:
     """Write the rank correlations with the table's distances in each of its features, and the figure of the first."""
+    from tt_lib.changes import distances
     from tt_lib.direction_study import beside_distances, correlations
     from tt_lib.metrics.features import metric_of
     from tt_lib.plots import save_figure
     from tt_lib.plots_direction import direction_against_distance
     from tt_lib.results import CORRELATION_COLUMNS, CORRELATION_KEY, FD_COLUMNS, read_rows, write_rows
 
-    distances = read_rows(folder / "fd.csv", FD_COLUMNS)
-    distances = distances[(distances["metric"] == distances["features"].map(metric_of)) & (distances["n"] == spec.n)]
+    frame = read_rows(folder / "fd.csv", FD_COLUMNS)
     for features in (spec.features, *spec.also):
-        joined = beside_distances(rows, distances[distances["features"] == features])
+        joined = beside_distances(rows, distances(frame, features, spec.n, model))
         if features == spec.features and figure:
             say(str(save_figure(direction_against_distance(joined), figure, SCATTER_CAPTION, SCATTER_ALT)))
         found = correlations(joined, distance="Fréchet distance" if features == spec.features else metric_of(features))

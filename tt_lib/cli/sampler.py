@@ -230,7 +230,7 @@ def evaluate(
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="The features' weights, if not in their usual place.")] = None,
     n: SamplesOption = 50_000,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
+    batch: BatchOption = 500,
     seed: SeedOption = 0,
     results: Annotated[Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].", callback=place)] = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of an unfinished run.")] = Path("runs/evaluate"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tt_lib.cli.sampler import BatchOption
 from tt_lib.cli.shared import DataOption, DeviceOption, pick_device, pick_devices, place, say
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def speed(
     n: Annotated[
         int | None, typer.Option("--n", "--samples", help="Samples to time [default: 10000; against pytorch-fid and one-process 50000; authors: 0, no distance].")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
+    batch: BatchOption = 500,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
     results: Annotated[
         Path | None, typer.Option(help="File to add the rows to [default: data/results/speed.csv].", callback=place)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tt_lib.cli.sampler import BatchOption
 from tt_lib.cli.shared import (
     DataOption,
     DeviceOption,
@@ -29,7 +30,7 @@ def table(
     data: DataOption = None,
     results: ResultsOption = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of unfinished cells.")] = Path("runs/table"),
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 500,
+    batch: BatchOption = 500,
     n: Annotated[int | None, typer.Option("--n", "--samples", help="Samples for each cell, in place of the file's.")] = None,
     tune_only: Annotated[bool, typer.Option("--tune-only", help="Tune the timings that are not there yet, measure nothing.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells, which are done, and the evaluations of the others.")] = False,

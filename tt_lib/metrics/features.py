@@ -124,12 +124,17 @@ def disjoint_sets(pixels: Tensor, features: Features, sets: int = 10, batch: int
     return [_statistics(part, features, batch, {}) for part in pixels.tensor_split(sets)]
 
 
+def empty_statistics(features: Features, meta: dict[str, str] | None = None) -> FeatureStatistics:
+    """Statistics of no image yet, in these features and where they are computed."""
+    # Apple's GPUs have no float64, in which the sums are kept.
+    device = features.device if features.device.type != "mps" else "cpu"
+    return FeatureStatistics(features.dimension, features.name, features.sha256, meta or {}, device)
+
+
 def _statistics(pixels: Tensor, features: Features, batch: int, meta: dict[str, str]) -> FeatureStatistics:
     if batch < 1 or not len(pixels):
         raise BadValue(f"need images and a batch of 1 or more, got {len(pixels)} images and batch {batch}")
-    # Apple's GPUs have no float64, in which the sums are kept.
-    device = features.device if features.device.type != "mps" else "cpu"
-    found = FeatureStatistics(features.dimension, features.name, features.sha256, meta, device)
+    found = empty_statistics(features, meta)
     for part in pixels.split(batch):
         found.update(features(part))
     return found
