@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -19,14 +20,14 @@ from test_world import launch
 from torch import nn
 from typer.testing import CliRunner
 
-from tt_lib import roofline, speed_fid, speed_tuning
+from tt_lib import roofline, speed_fid, speed_tuning, speed_world
 from tt_lib.bench import Bench, Cell, make_bench
 from tt_lib.benchmarks import ddim_pipeline
 from tt_lib.cli import app
 from tt_lib.cost import estimate
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue, MissingFile
-from tt_lib.evaluating import measure
+from tt_lib.evaluating import Measured, measure
 from tt_lib.metrics.fast import FastNetwork, make_fast
 from tt_lib.metrics.features import NetworkFeatures
 from tt_lib.metrics.inception import FILE
@@ -39,6 +40,7 @@ from tt_lib.roofline import count_flops, make_network, measure_ceiling, measure_
 from tt_lib.schedules import make_schedule
 from tt_lib.speed import speed_row
 from tt_lib.speed_profile import PARTS, profile_evaluation
+from tt_lib.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -326,9 +328,25 @@ def test_two_processes_against_one_in_one_run(tiny):
         "--images", "12", "--samples", "20", "--batch", "1", "--nfe", "2", "--results", "runs/speed.csv",
     )  # fmt: skip
     rows = read_rows(tiny / "runs" / "speed.csv", SPEED_COLUMNS)
-    assert len(rows) == 1 and rows["device"][0] == "2 x cpu (1 threads)" and said.count("1 rows written") == 1
+    assert len(rows) == 2 and set(rows["device"]) == {"2 x cpu (1 threads)"} and said.count("2 rows written") == 1
     assert rows["what"][0].endswith("2 processes, peer one") and rows["unit"][0] == "images/s"
     assert rows["ratio"][0] == pytest.approx(rows["ours"][0] / rows["peer"][0], rel=1e-2)
+    assert rows["what"][1].endswith("distance by 2 processes and by one, relative difference") and rows["unit"][1] == "share"
+    assert rows["ours"][1] < 1e-6 and np.isnan(rows["ratio"][1])
+
+
+def test_distances_that_rounding_does_not_explain_are_refused(monkeypatch, bench, tmp_path):
+    """The second process is not there, and the first measures other samples as both."""
+    values = iter((2.0, 2.01, 2.0, 2.05))
+    monkeypatch.setattr(speed_world, "measure", lambda *_, **__: Measured(next(values), 0, 0, 1))
+    monkeypatch.setattr(speed_world, "warm_up", lambda *_: None)
+    monkeypatch.setattr(World, "gather", lambda self, value: [value])
+    features = SimpleNamespace(name="planted")
+    options = {"cell": Cell("ddim", "uniform", 2), "n": 20, "how": "float32"}
+    rows = speed_world.measure_against_one_process(bench, features, None, tmp_path, World(0, 2), **options)
+    assert rows[1]["ours"] == pytest.approx(0.005) and rows[1]["device"].startswith("2 x ")
+    with pytest.raises(BadValue, match=r"one process measured 2\.0 and 2 measured 2\.05, which should be the same"):
+        speed_world.measure_against_one_process(bench, features, None, tmp_path, World(0, 2), **options)
 
 
 def tt(*words) -> str:
