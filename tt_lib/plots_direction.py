@@ -87,6 +87,6 @@ def direction_against_distance(joined: pd.DataFrame, measures: tuple[str, ...] =
             for which, column in (("x", measure), ("y", "value")):
                 _plain_log_axis(axes, which, float(joined[column].min()), float(joined[column].max()))
             axes.set_xlabel(AXES[measure])
-        facets[0].set_ylabel("Fréchet distance of the samples")
+        facets[0].set_ylabel("Fréchet distance")
         _legend_below(figure, list(handles.values()), list(handles))
     return figure
