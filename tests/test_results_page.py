@@ -7,6 +7,7 @@ import pytest
 from test_report import rows
 
 from tt_lib.changes import BETTER, CONSTANT, CORRECTED, JOINT_SEARCH, PLAIN, SAME, WORSE, base_name, changes, family
+from tt_lib.direction_table import rank_correlations, rank_table
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.results import BANDS_COLUMNS, CORRELATION_COLUMNS, DIRECTION_COLUMNS, FD_COLUMNS, read_rows
 from tt_lib.results_page import results_page
@@ -65,7 +66,7 @@ def test_study_of_every_solver():
     page = results_page(study(*SOLVERS), *NONE)
     assert "## Every solver, `cifar10-resnet`, 10,000 samples" in page
     assert "| ddim | 17.54 → 14.70 c | **5.30 ± 0.10** → 5.35 t |" in page and "| dpmpp-2m | **6.58 ± 0.05** → 48.36 c |  |" in page
-    assert "Of 4 samplers with tuned times or a correction 2 are better than untuned beyond the intervals, 1 are worse, and for 1 the intervals overlap." in page
+    assert "Of 4 timings and corrections 2 are better than untuned beyond the intervals, 1 are worse, and for 1 the intervals overlap." in page
     assert "| dpmpp-2m, uniform | 5 | consistency-parallel | 6.58 | 48.36 | +635 % |" in page
     assert "on solvers with a history" in page and "in many steps" not in page, "only reasons of what is there"
     assert "10,000 test images: 0.267 ± 0.050" in page
@@ -101,12 +102,12 @@ def test_features_and_numbers_of_samples_stay_apart():
 def test_other_measures_and_correlations():
     kernel = study(SOLVERS[0]).assign(metric="kernel distance (cifar10-resnet)")
     found = pd.DataFrame([dict.fromkeys(CORRELATION_COLUMNS, "") | {
-        "what": "angle, Fréchet distance", "among": "all", "cells": 62, "spearman": 0.559, "low": 0.381, "high": 0.696,
+        "what": "angle, Fréchet distance", "among": "all", "cells": 62, "n": 64, "spearman": 0.559, "low": 0.381, "high": 0.696,
     }])  # fmt: skip
     page = results_page(pd.concat([study(*SOLVERS), kernel], ignore_index=True), found, *NONE[1:])
     assert "In `cifar10-resnet`, 10,000 samples:" in page and "| sampler | NFE | timing | kernel distance |" in page
     assert "| ddim, uniform | 5 | untuned | 17.5 (17.4 to 17.7) |" in page
-    assert "| angle, Fréchet distance | all | 62 | 0.56 | 0.38 to 0.70 |" in page
+    assert "| angle, Fréchet distance | all | 62 | 64 | 0.56 | 0.38 to 0.70 |" in page
 
 
 def test_a_changed_row_changes_the_page():
@@ -128,6 +129,7 @@ def directions(*parts) -> pd.DataFrame:
     return pd.DataFrame([row for part in parts for row in part])
 
 
+@pytest.mark.filterwarnings("ignore:An input array is constant")
 def test_direction_errors_stand_beside_the_distances():
     """Among them a timing whose error is as it was, one measured twice, and one of another protocol, which is compared with nothing."""
     measured = directions(
@@ -142,6 +144,25 @@ def test_direction_errors_stand_beside_the_distances():
     assert "Grid uniform: 5 samplers and timings" in section and "heun" not in section and "frechet" not in section, "no distance, no line"
     assert "| consistency | lower | 1 | 1 / 0 / 0 | 0 / 0 / 0 |" in section and "| consistency | higher | 1 | 0 / 0 / 1 | 0 / 0 / 0 |" in section
     assert "| truncation | the same | 1 | 1 / 0 / 0 | 0 / 0 / 0 |" in section
+    # Five samplers are enough for a rank correlation; the second judge knows one of them.
+    assert "| NFE | 5 |" in section and "| samplers and timings | 5 |" in section and re.search(r"\| accumulated \| 0\.\d\d / - \|", section)
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_ranks_of_each_budget():
+    """Distances that fall as the angle rises, rise with the local error, and at another budget the other way round."""
+    base = dict.fromkeys(("relative", "accumulated"), 0.0)
+    measured = pd.DataFrame([
+        base | {"nfe": nfe, "angle": at, "local": -at, "relative": at % 2, "a": -at * sign, "b": (at - 2) ** 2}
+        for nfe, sign in ((5, 1), (10, -1)) for at in range(5)
+    ])  # fmt: skip
+    found = rank_correlations(measured, ("a", "b"))
+    assert found[5, "a"].tolist()[:3:2] == pytest.approx([-1, 1]) and found[10, "a"].tolist()[:3:2] == pytest.approx([1, -1])
+    assert found[5, "b"]["angle"] == pytest.approx(0) and found[5, "a"].isna()["accumulated"]
+    assert rank_table(measured, ("a",)).splitlines() == [
+        "| NFE | 5 | 10 |", "| --- | ---: | ---: |", "| angle | -1.00 | 1.00 |", "| relative | 0.00 | 0.00 |", "| local | 1.00 | -1.00 |",
+        "| accumulated | - | - |", "| samplers and timings | 5 | 5 |",
+    ]  # fmt: skip
 
 
 def test_no_directions_no_section():

@@ -24,7 +24,7 @@ def bands_section(rows: pd.DataFrame) -> Iterator[str]:
     yield (
         f"{TITLE}\n\nOf `bands.csv`, written by `tt bands`. Two samplers start from the same noise, and a hybrid has the spatial frequencies of the one up "
         "to a cut (in cycles per image) and those of the other beyond it. Where its distance is nearer to that of the timing's whole images than to that of the untuned ones, "
-        "the change that the features see is in the part that is the timing's. Noise is Gaussian, its standard deviation that of pixels from -1 to 1. ± is half of the 95 % interval of each "
+        "the change that the features see is in the part that is the timing's. (Where both hybrids are, it is in no part alone; and a hybrid may be worse than both parents, whose parts need not fit.) Noise is Gaussian, its standard deviation that of pixels from -1 to 1. ± is half of the 95 % interval of each "
         "distance; as all are of the same noise, differences are surer than the intervals.\n"
     )
     for (_, model, solver, grid, nfe, eta, _, n, _), group in rows.groupby(SAMPLES, sort=False):

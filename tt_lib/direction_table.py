@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from tt_lib.changes import BETTER, SAME, SAMPLER, WORSE, changes, distances
-from tt_lib.direction_study import JOINED, summarise
+from tt_lib.direction import MEASURES
+from tt_lib.direction_study import FEWEST, JOINED, summarise
 from tt_lib.timing import UNTUNED
 
 TITLE = "## Direction errors beside the distances"
@@ -27,16 +28,21 @@ def direction_section(directions: pd.DataFrame, frame: pd.DataFrame, model: str,
         return
     yield (
         f"{TITLE}\n\nOf `direction.csv`: how far the direction of a step is from the mean of eps along the true trajectory (mean over the steps, as an angle and as a share of its "
-        "length), and how far from the end of the true trajectory of its own noise a sample ends (root mean square over pixels, which go from -1 to 1). Distances are of "
-        f"{n:,} samples, errors of as many as the last column says. Samplers that draw noise follow no trajectory.\n"
+        "length), and how far from the end of the true trajectory of its own noise a sample ends (root mean square over pixels, which go from -1 to 1). That trajectory begins at the grid's first time, so each grid has its own. Distances are of "
+        f"{n:,} samples, errors of as many as the last column says. Samplers that draw noise follow no trajectory. "
+        f"In 50 evaluations the errors are little larger than the fine solution's own (the column `doubt`).\n"
     )
+    beside = measured.drop_duplicates(JOINED, keep="last").sort_values(["grid", "solver", "nfe", "tuned", "timing"])
+    enough = beside[beside.groupby("nfe")["nfe"].transform("size") >= FEWEST]
+    if len(enough):
+        judges = " / ".join(f"`{each}`" for each in features)
+        yield f"Rank correlation of each error with the distance among the samplers and timings of one budget, in {judges}:\n\n{rank_table(enough, features)}"
     pairs = what_tuning_did(measured, frame, model, features, n)
     if len(pairs):
         yield (
             "What tuning does to the error at the end, and what to the distance: how many timings are better than untuned beyond the intervals / not told apart / worse. "
-            f"(Errors are of the same noise; a change of less than {100 * TOLD:.0f} % counts as none.)\n\n{verdict_table(pairs, features)}"
+            f"(Errors are of the same noise; a change of less than {100 * TOLD:.0f} % counts as none.)\n\n{verdict_table(pairs.sort_values('objective', kind='stable'), features)}"
         )
-    beside = measured.drop_duplicates(JOINED, keep="last").sort_values(["grid", "solver", "nfe", "tuned", "timing"])
     for grid, group in beside.groupby("grid", sort=False):
         yield f"<details><summary>Grid {grid}: {len(group)} samplers and timings</summary>\n\n{_lines(group, features)}\n</details>\n"
 
@@ -85,19 +91,44 @@ def what_tuning_did(measured: pd.DataFrame, frame: pd.DataFrame, model: str, fea
     return pairs
 
 
-def verdict_table(pairs: pd.DataFrame, features: Sequence[str]) -> str:
-    """As Markdown, a line for each objective and each way the error went: how many timings are better / not told apart / worse.
+def rank_correlations(measured: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame:
+    """Spearman's rank correlation of each error with the distance at one budget: a line for each error, a column for each budget and judge.
+
+    Args:
+        measured: of :func:`errors_and_distances`, not empty.
+        features: the judges.
+    """
+    return pd.DataFrame({
+        (nfe, judge): [group[measure].corr(group[judge], method="spearman") for measure in MEASURES]
+        for nfe, group in measured.groupby("nfe") for judge in features
+    }, index=list(MEASURES))  # fmt: skip
+
+
+def rank_table(measured: pd.DataFrame, features: Sequence[str]) -> str:
+    """:func:`rank_correlations` as Markdown: a column for each budget, in each cell the judges' values, and how many samplers and timings there are."""
+    found, counts = rank_correlations(measured, features), measured.groupby("nfe").size()
+    lines = [f"| NFE | {' | '.join(map(str, counts.index))} |", f"| --- |{' ---: |' * len(counts)}"]
+    for measure in MEASURES:
+        values = [[found.loc[measure, (nfe, judge)] for judge in features] for nfe in counts.index]
+        cells = [" / ".join("-" if pd.isna(value) else f"{value:.2f}" for value in budget) for budget in values]
+        lines.append(f"| {measure} | {' | '.join(cells)} |")
+    return "\n".join([*lines, f"| samplers and timings | {' | '.join(map(str, counts))} |"]) + "\n"
+
+
+def verdict_table(pairs: pd.DataFrame, features: Sequence[str], by: str = "objective") -> str:
+    """As Markdown, a line for each value of a column and each way the error went: how many timings are better / not told apart / worse.
 
     Args:
         pairs: of :func:`what_tuning_did`.
+        by: the column; its values come in the order of the rows.
     """
-    lines = [f"| objective | error at the end | timings | {' | '.join(features)} |", f"| --- | --- | ---: |{' ---: |' * len(features)}"]
-    for objective, of_objective in pairs.groupby("objective"):
+    lines = [f"| {by} | error at the end | timings | {' | '.join(features)} |", f"| --- | --- | ---: |{' ---: |' * len(features)}"]
+    for value, of_value in pairs.groupby(by, sort=False):
         for went in (LOWER, AS_IT_WAS, HIGHER):
-            group = of_objective[of_objective["went"] == went]
+            group = of_value[of_value["went"] == went]
             cells = [" / ".join(str((group[each] == verdict).sum()) for verdict in (BETTER, SAME, WORSE)) for each in features]
             if len(group):
-                lines.append(f"| {objective} | {went} | {len(group)} | {' | '.join(cells)} |")
+                lines.append(f"| {value} | {went} | {len(group)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

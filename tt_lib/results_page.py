@@ -31,19 +31,23 @@ NOT_COMPARABLE = """## What these numbers may not be compared with
   FID, and no number here is one. The two features have scales of their own, too: compare within a table, not across.
 - **Another number of samples.** A Fréchet distance of few samples is too large, the more so the fewer there are.
 - **Another reference.** The reference is the 50,000 training images, which the networks of the features have seen.
-- **Another network.** Every row is of the shipped one (`tt info`); a better network has other direction errors.
+- **Another network.** Every row of samples is of the shipped one (`tt info`); a better network has other direction errors.
 - **Its own tuning.** `frechet-joint` was found by the very distance in `cifar10-resnet`, on other samples. What it gains there shows
   what the times can do; whether the samples are better is for the other features to say.
+"""
+GAIN = """*Gain* compares the best timing of a line with untuned (negative where all timings lose; *none seen*: the two intervals overlap), and
+*of the gap* says how much of the way from untuned to the ceiling that is.
 """
 WHY = {
     "consistency, history": "**`consistency` on solvers with a history.** The paper's objective wants the direction after a step to be the "
     "direction before it. For DPM-Solver++(2M) on the uniform grid, where this was looked at, the direction turns so far over the last interval "
     "before clean data that no time keeps it, and a step that leaves noise in the image satisfies the objective best. A solver that extrapolates its history gives that time a strong lever.",
     "consistency, many steps": "**`consistency` in many steps.** The true trajectory bends, so the right direction does change along an interval. "
-    "Where intervals are long, wishing that it does not is nearer to the truth than the untuned step is; where they are short it is not.",
-    "truncation": "**`truncation`.** It is meant to bring images nearer to the ends of their own true trajectories. Where it does not, the distance mostly grows "
-    "(*Direction errors beside the distances*, below). Where it does and the distance grows all the same: the distance is of the statistics of all images. Errors that happen to cancel there count as nothing, and mending some of them can make "
-    "the rest show.",
+    "Where intervals are long, wishing that it does not is for DDIM mostly nearer to the truth than the untuned step is; where they are short it is not. "
+    "(Solvers that draw noise follow no trajectory: of them this says nothing.)",
+    "truncation": "**`truncation`.** It is meant to bring images nearer to the ends of their own true trajectories. Where it does not, the distance grows more often than it falls "
+    "(*Direction errors beside the distances*, below). But many of the losses here are of timings that do bring images nearer: the distance is of the statistics of all images. Errors that happen to cancel there count as nothing, and mending "
+    "some of them can make the rest show.",
 }
 
 
@@ -74,7 +78,7 @@ def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
 def _main_tables(frame: pd.DataFrame) -> Iterator[str]:
     for features, n, _ in _groups(frame):
         if n == README_N:
-            yield f"## The README's table, `{features}`, {n:,} samples\n\n{results_table(frame, features)}"
+            yield f"## The README's table, `{features}`, {n:,} samples\n\n{GAIN}\n{results_table(frame, features)}"
 
 
 def _studies(frame: pd.DataFrame) -> Iterator[str]:
@@ -122,7 +126,7 @@ def _verdicts(frame: pd.DataFrame) -> Iterator[str]:
             continue
         better, worse = found[found["verdict"] == BETTER], found[found["verdict"] == WORSE][::-1]
         yield (
-            f"## What improved and what got worse, `{features}`, {n:,} samples\n\nOf {len(found)} samplers with tuned times or a correction {len(better)} are better "
+            f"## What improved and what got worse, `{features}`, {n:,} samples\n\nOf {len(found)} timings and corrections {len(better)} are better "
             f"than untuned beyond the intervals, {len(worse)} are worse, and for {len(found) - len(better) - len(worse)} the intervals overlap.\n"
         )
         yield f"The largest gains:\n\n{_list(better[:MOST])}"
@@ -206,13 +210,14 @@ def _number(value: float, best: bool) -> str:
 def _agreement(correlation: pd.DataFrame) -> Iterator[str]:
     if correlation.empty:
         return
-    lines = ["| between | among | samplers | Spearman | 95 % |", "| --- | --- | ---: | ---: | --- |"]
+    lines = ["| between | among | samplers | n | Spearman | 95 % |", "| --- | --- | ---: | ---: | ---: | --- |"]
     for row in correlation.to_dict("records"):
         lines.append(
-            f"| {row['what']} | {row['among']} | {row['cells']} | {row['spearman']:.2f} | {row['low']:.2f} to {row['high']:.2f} |"
+            f"| {row['what']} | {row['among']} | {row['cells']} | {row['n']:,} | {row['spearman']:.2f} | {row['low']:.2f} to {row['high']:.2f} |"
         )
     yield (
-        "## Rank correlations\n\nOf measures of the direction error with the distance, and of the two features with each other.\n\n"
+        f"## Rank correlations\n\nOf the two features with each other, over samplers and timings with distances of n samples. And of measures of the direction error of n samples with the distance "
+        f"(*Fréchet distance* is that in `{FEATURES}`): errors of 256 samples are of the README's samplers, of 64 of the study's in 4 to 20 evaluations. The intervals are from drawing samplers again, with replacement.\n\n"
         + "\n".join(lines) + "\n"
     )  # fmt: skip
 
