@@ -33,7 +33,7 @@ def direction_section(directions: pd.DataFrame, frame: pd.DataFrame, model: str,
         f"In 50 evaluations the errors are little larger than the fine solution's own (the column `doubt`).\n"
     )
     beside = measured.drop_duplicates(JOINED, keep="last").sort_values(["grid", "solver", "nfe", "tuned", "timing"])
-    enough = beside[beside.groupby("nfe")["nfe"].transform("size") >= FEWEST]
+    enough = beside.groupby("nfe").filter(lambda budget: len(budget) >= FEWEST)
     if len(enough):
         judges = " / ".join(f"`{each}`" for each in features)
         yield f"Rank correlation of each error with the distance among the samplers and timings of one budget, in {judges}:\n\n{rank_table(enough, features)}"
@@ -41,7 +41,7 @@ def direction_section(directions: pd.DataFrame, frame: pd.DataFrame, model: str,
     if len(pairs):
         yield (
             "What tuning does to the error at the end, and what to the distance: how many timings are better than untuned beyond the intervals / not told apart / worse. "
-            f"(Errors are of the same noise; a change of less than {100 * TOLD:.0f} % counts as none.)\n\n{verdict_table(pairs.sort_values('objective', kind='stable'), features)}"
+            f"(Errors are of the same noise; a change of less than {100 * TOLD:.0f} % counts as none.)\n\n{verdict_table(pairs, features)}"
         )
     for grid, group in beside.groupby("grid", sort=False):
         yield f"<details><summary>Grid {grid}: {len(group)} samplers and timings</summary>\n\n{_lines(group, features)}\n</details>\n"
@@ -120,10 +120,10 @@ def verdict_table(pairs: pd.DataFrame, features: Sequence[str], by: str = "objec
 
     Args:
         pairs: of :func:`what_tuning_did`.
-        by: the column; its values come in the order of the rows.
+        by: the column; its values come sorted, those of categories in their own order.
     """
     lines = [f"| {by} | error at the end | timings | {' | '.join(features)} |", f"| --- | --- | ---: |{' ---: |' * len(features)}"]
-    for value, of_value in pairs.groupby(by, sort=False):
+    for value, of_value in pairs.groupby(by, observed=True):
         for went in (LOWER, AS_IT_WAS, HIGHER):
             group = of_value[of_value["went"] == went]
             cells = [" / ".join(str((group[each] == verdict).sum()) for verdict in (BETTER, SAME, WORSE)) for each in features]

@@ -26,6 +26,9 @@ CAPTION = (
 )
 ALT = "Distance against NFE, a panel for each solver and grid, a line for each timing."
 CELL = ["solver", "grid", "nfe"]
+GAIN = """*Gain* compares the best timing of a line with untuned (negative where all timings lose; *none seen*: the two intervals overlap), and
+*of the gap* says how much of the way from untuned to the ceiling that is.
+"""
 
 
 def study(
@@ -46,7 +49,7 @@ def study(
 
 
 def results_table(frame: pd.DataFrame, features: str = FEATURES) -> str:
-    """The rows of ``fd.csv`` in one kind of features as a Markdown table, best timing of each line in bold; ceiling and floor below."""
+    """The rows of ``fd.csv`` in one kind of features as a Markdown table, best timing of each line in bold; below it ceiling and floor, and what the last columns mean."""
     rows = study(frame, features=features)
     ceiling = _is_ceiling(rows)
     few = rows[~ceiling]
@@ -71,7 +74,7 @@ def results_table(frame: pd.DataFrame, features: str = FEATURES) -> str:
         f"The floor, {row.n:,} test images: {_value(row)}."
         for row in frame[(frame["solver"] == "floor") & (frame["features"] == features)].itertuples()
     ]
-    return "\n".join(lines) + "\n\n" + "\n".join(notes) + "\n"
+    return "\n".join(lines) + "\n\n" + "\n".join(notes) + f"\n\n{GAIN}"
 
 
 def _is_ceiling(rows: pd.DataFrame) -> pd.Series:

@@ -35,9 +35,6 @@ NOT_COMPARABLE = """## What these numbers may not be compared with
 - **Its own tuning.** `frechet-joint` was found by the very distance in `cifar10-resnet`, on other samples. What it gains there shows
   what the times can do; whether the samples are better is for the other features to say.
 """
-GAIN = """*Gain* compares the best timing of a line with untuned (negative where all timings lose; *none seen*: the two intervals overlap), and
-*of the gap* says how much of the way from untuned to the ceiling that is.
-"""
 WHY = {
     "consistency, history": "**`consistency` on solvers with a history.** The paper's objective wants the direction after a step to be the "
     "direction before it. For DPM-Solver++(2M) on the uniform grid, where this was looked at, the direction turns so far over the last interval "
@@ -78,7 +75,7 @@ def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
 def _main_tables(frame: pd.DataFrame) -> Iterator[str]:
     for features, n, _ in _groups(frame):
         if n == README_N:
-            yield f"## The README's table, `{features}`, {n:,} samples\n\n{GAIN}\n{results_table(frame, features)}"
+            yield f"## The README's table, `{features}`, {n:,} samples\n\n{results_table(frame, features)}"
 
 
 def _studies(frame: pd.DataFrame) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tt_lib.bench import Bench, Cell
 from tt_lib.errors import BadValue
 from tt_lib.evaluating import measure
@@ -14,8 +16,9 @@ from tt_lib.results import device_name
 from tt_lib.speed import Tell, seconds, speed_row, warm_up
 from tt_lib.world import ALONE, World
 
-ROUNDING = 1e-2
-"""The largest relative difference of two distances of the same samples that is put down to rounding."""
+ROUNDING, OF_TIMED_KERNELS = 1e-4, 1e-2
+"""The largest relative difference of two distances of the same samples that is put down to rounding: by the same kernels, and by kernels
+that each process picked by timing them."""
 
 
 def measure_against_one_process(
@@ -55,7 +58,7 @@ def measure_against_one_process(
     if not world.main:
         return []
     apart = abs(values[1] / values[0] - 1)
-    if apart > ROUNDING:
+    if apart > (OF_TIMED_KERNELS if torch.backends.cudnn.benchmark else ROUNDING):
         raise BadValue(f"one process measured {values[0]} and {world.size} measured {values[1]}, which should be the same")
     what = f"evaluating {cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}, {features.name} ({how})"
     rows = [
