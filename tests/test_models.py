@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import data_folder, file_hash
 from tt_lib.models import CARD, SHIPPED, WEIGHTS, find_model, load_model, make_unet, save_model
-from tt_lib.predictors import EpsPredictor, compile_network, make_predictor
+from tt_lib.predictors import EpsPredictor, compile_network, compile_options, make_predictor
 from tt_lib.schedules import make_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -371,14 +372,22 @@ def test_bfloat16_weights_give_autocasts_numbers(tmp_path):
 
 def test_a_replayed_graph_does_not_overwrite_answers_that_a_solver_keeps(monkeypatch):
     """A CUDA graph writes each answer to the same place; here a function that does so stands for it."""
-    place, modes = torch.zeros(2, 3), []
+    place, asked = torch.zeros(2, 3), []
 
-    def compile(network, *, dynamic, mode):
-        modes.append((dynamic, mode))
+    def compile(network, *, dynamic, options):
+        asked.append((dynamic, options["triton.cudagraphs"]))
         return lambda x, c: UNet2DOutput(place.copy_(network(x, c)))
 
     monkeypatch.setattr(torch, "compile", compile)
     run = compile_network(lambda x, c: x + c)
     first, second = (run(torch.full((2, 3), value), torch.ones(1)) for value in (1.0, 5.0))
-    assert modes == [(False, "reduce-overhead")]
+    assert asked == [(False, True)]
     assert first.eq(2).all() and second.eq(6).all() and place.eq(6).all()
+
+
+def test_kernels_are_picked_by_rule_where_this_torch_can(monkeypatch):
+    assert torch._inductor.list_mode_options("reduce-overhead").items() <= compile_options().items()
+    compile_network(lambda x: x)  # an option that this torch does not know is refused here
+    for known, by_rule in ((["deterministic"], {"deterministic": True}), (["freezing"], {})):
+        monkeypatch.setattr(torch._inductor, "list_options", lambda known=known: known)
+        assert compile_options() == {"triton.cudagraphs": True, **by_rule}

@@ -113,7 +113,7 @@ def compile_network(network: nn.Module) -> Callable[..., Tensor]:
     Without the graph the CPU starts hundreds of kernels for each evaluation, in about the time that a fast GPU takes for them:
     then whatever Python does between two evaluations, and beside them, makes the GPU wait. Not for training: there are no gradients.
     """
-    run = torch.compile(network, dynamic=False, mode="reduce-overhead")
+    run = torch.compile(network, dynamic=False, options=compile_options())
 
     def replayed(*inputs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -122,6 +122,18 @@ def compile_network(network: nn.Module) -> Callable[..., Tensor]:
         return _prediction(answer).clone()
 
     return replayed
+
+
+def compile_options() -> dict[str, Any]:
+    """One CUDA graph, and kernels that are picked by rule, where this torch can (from 2.10 on).
+
+    Kernels that are picked by timing them may be others in each process, and no two round alike: the same seeds would give other
+    samples. :func:`tt_lib.bench.make_bench` does the same for cuDNN's.
+    """
+    from torch._inductor import list_options
+
+    by_rule = {"deterministic": True} if "deterministic" in list_options() else {}
+    return {"triton.cudagraphs": True, **by_rule}
 
 
 def _prediction(answer: Any) -> Tensor:
