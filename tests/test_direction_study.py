@@ -137,6 +137,7 @@ def test_summary_is_means_over_steps_and_the_last_accumulated_error(rows):
     found = summary.loc[("ddim", TUNED)]
     assert found["angle"] == pytest.approx(here["angle"].mean()) and found["local"] == pytest.approx(here["local"].mean())
     assert found["accumulated"] == here["accumulated"].iloc[-1] and len(summary) == 3
+    assert found["doubt"] == here["doubt"].max() > 0
     with pytest.raises(BadValue, match="no rows"):
         summarise(rows.iloc[:0])
 

@@ -159,12 +159,12 @@ def _rows_of(rows: pd.DataFrame, model: str, cell: Cell, protocol: Protocol) -> 
 
 
 def summarise(directions: pd.DataFrame) -> pd.DataFrame:
-    """One row for each sampler: means over its steps of angle, relative and local error, and the error at the end."""
+    """One row for each sampler: means over its steps of angle, relative and local error, the error at the end, and the largest doubt of a step."""
     if directions.empty:
         raise BadValue("no rows of directions; measure some with `tt direction`")
     groups = directions.sort_values("step").groupby([*JOINED, "n", "seed", "substeps"], sort=False)
     means = groups[["angle", "relative", "local"]].mean()
-    return means.assign(accumulated=groups["accumulated"].last()).reset_index()
+    return means.assign(accumulated=groups["accumulated"].last(), doubt=groups["doubt"].max()).reset_index()
 
 
 def beside_distances(directions: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:

@@ -214,7 +214,7 @@ def _agreement(correlation: pd.DataFrame) -> Iterator[str]:
         )
     yield (
         f"## Rank correlations\n\nOf the two features with each other, over samplers and timings with distances of n samples. And of measures of the direction error of n samples with the distance "
-        f"(*Fréchet distance* is that in `{FEATURES}`): errors of 256 samples are of the README's samplers, of 64 of the study's in 4 to 20 evaluations. The intervals are from drawing samplers again, with replacement.\n\n"
+        f"(*Fréchet distance* is that in `{FEATURES}`): errors of 256 samples are of the README's samplers, of 64 of the study's. The intervals are from drawing samplers again, with replacement.\n\n"
         + "\n".join(lines) + "\n"
     )  # fmt: skip
 
