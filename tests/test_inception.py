@@ -18,7 +18,9 @@ from pytorch_fid import inception as theirs
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import file_hash
 from tt_lib.metrics import inception
-from tt_lib.metrics.features import load_feature_extractor
+from tt_lib.metrics.features import empty_statistics, load_feature_extractor
+from tt_lib.metrics.frechet import frechet_distance
+from tt_lib.speed_fid import inception_features, run_pytorch_fid
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 
@@ -74,6 +76,22 @@ def test_same_as_pytorch_fid(home, pixels, tmp_path):
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-6)
     # Eight different images have eight different features, so the comparison means something.
     assert expected.std(0).max() > 100 * np.abs(found.numpy() - expected).max()
+
+
+def test_fid_is_what_pytorch_fids_own_command_prints(tmp_path):
+    """Of two folders of PNG files, with planted weights of the true architecture: ours is the float64 distance of our own features."""
+    place = inception.plant_random_inception(tmp_path)
+    features = inception_features(place, torch.device("cpu"))
+    generator, found = torch.Generator().manual_seed(0), []
+    for name, darkest in (("a", 0), ("b", 60)):
+        coarse = torch.randint(darkest, 256, (12, 3, 4, 4), generator=generator).float()
+        pictures = torch.nn.functional.interpolate(coarse, size=32, mode="bilinear").to(torch.uint8)
+        (tmp_path / name).mkdir()
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{number}.png")
+        found.append(empty_statistics(features).update(features(pictures)))
+    printed = run_pytorch_fid(tmp_path / "a", tmp_path / "b", torch.device("cpu"), place, 50)
+    assert frechet_distance(*found) == pytest.approx(printed, rel=1e-4) and printed > 1
 
 
 def test_as_named_features(home, pixels, monkeypatch):

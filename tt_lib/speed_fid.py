@@ -207,7 +207,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 
 def run_pytorch_fid(pngs: Path, reference: Path, device: torch.device, weights: Path, batch: int) -> float:
-    """The distance that ``python -m pytorch_fid`` prints for a folder and the statistics of a reference.
+    """The distance that ``python -m pytorch_fid`` prints for a folder and a reference: its statistics (``.npz``), or another folder.
 
     Args:
         weights: given to it in the cache of torch hub, where it looks for what it has downloaded.

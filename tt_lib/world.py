@@ -6,6 +6,7 @@ gives the same numbers. One process, the main one, decides and writes; the other
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from collections.abc import Sequence
@@ -92,4 +93,14 @@ def join_world(device: str = "auto") -> tuple[World, torch.device] | None:
     if not on_cpu and here > gpus:
         raise BadValue(f"{here} processes were started on a machine with {gpus} GPUs; start at most one for each")
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    atexit.register(_leave)
     return World(state.process_index, state.num_processes), state.device
+
+
+def _leave() -> None:
+    """Leave the group while Python is still whole: gloo's threads that outlive it now and then abort a process that has done its work.
+
+    (See pytorch/pytorch pull request 179291.) NCCL's group is left to the end of the process: after an error it would wait for the others.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        torch.distributed.destroy_process_group()
