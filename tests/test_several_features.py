@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -174,6 +175,26 @@ def test_more_is_measured_in_each(table_project, yardsticks):
         assert len(plain[name]) == 6
         assert plain[name][f"gain of {metric}"] == pytest.approx(untuned[metric] - plain[name][metric], abs=2e-6)
     assert table_project.run(table, bank=yardsticks[0].bank, also=yardsticks[1:]) == []
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["untuned sets kept", "untuned sets gone"])
+def test_a_cell_that_lacks_its_gain_is_measured_again(table_project, yardsticks, kept):
+    """With its untuned rival's samples, which are made again where nothing of them is there."""
+    cells = (CELLS[0], replace(CELLS[0], timing="constant-0.95"))
+    table, options = replace(TABLE, cells=cells, more=True), {"bank": yardsticks[0].bank, "also": yardsticks[1:]}
+    table_project.run(table, **options)
+    whole, path = table_project.rows(), table_project.results
+    rows = read_rows(path, FD_COLUMNS)
+    rows[~rows["metric"].str.startswith("gain of")].to_csv(path, index=False)
+    if not kept:
+        shutil.rmtree(table_project.work)
+    table_project.predictor.calls = 0
+    again = table_project.run(table, **options)
+    assert len(again) == 12 and {row["timing"] for row in again} == {"constant-0.95"}
+    assert table_project.predictor.calls == (1 + (not kept)) * 10 * CELLS[0].nfe
+    order = ["metric", "timing"]
+    assert table_project.rows().sort_values(order, ignore_index=True).equals(whole.sort_values(order, ignore_index=True))
+    assert replace(table, more=False).rival(cells[1]) is None and replace(table, cells=cells[1:]).rival(cells[1]) is None
 
 
 # Commands

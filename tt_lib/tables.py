@@ -12,7 +12,7 @@ The file::
     n = 50000                        # samples for each cell
     seed = 0                         # the first sample's seed
     more = true                      # also what `tt evaluate --more` measures (needs the reference bank), and the gain of
-                                     # tuned cells over the untuned one, compared seed by seed (it must come before them)
+                                     # tuned cells over the table's untuned one, compared seed by seed
 
     [tuning]                         # any field of TuneConfig, and where the images come from
     optimiser = "search"
@@ -42,7 +42,7 @@ import torch
 from tt_lib.bench import Bench, Cell, find_timing, timing_path
 from tt_lib.corrections import read_correction
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
-from tt_lib.evaluating import SETS, Measured, fd_row, forget_sets, measure_all, more_rows, set_files
+from tt_lib.evaluating import SETS, Measured, fd_row, forget_sets, measure_all, more_rows
 from tt_lib.files import data_folder, hold
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.bank import SIZE, FeatureBank
@@ -98,6 +98,11 @@ class Table:
     def cost(self, cell: Cell) -> int:
         """Network evaluations of a cell's samples."""
         return cell.nfe * self.n
+
+    def rival(self, cell: Cell) -> Cell | None:
+        """The untuned cell that a tuned one's gain is taken over; None where no gain is asked for, or the table has no such cell."""
+        untuned = replace(cell, timing=UNTUNED)
+        return untuned if self.more and cell != untuned and untuned in self.cells else None
 
 
 def find_table(name: Path | str) -> Path:
@@ -225,8 +230,13 @@ def run_table(
                     sampler, lacking, table.n, first_seed=table.seed, batch=bench.batch, work=work / "sets", start=start,
                     world=world, keep=SIZE if lacking[0].bank else 0, progress=tell,
                 )  # fmt: skip
-                for each, one in zip(lacking, measured, strict=True):
-                    found = cell_rows(one, each, sampler, table, bench, cell, work / "sets", world)
+                rival = table.rival(cell)
+                rivals: Sequence[Measured | None] = [None] * len(lacking)
+                if rival:
+                    # Its sets were kept when it was measured, and are read. Where they are not there it is sampled again.
+                    rivals = measure_all(bench.sampler(rival), lacking, table.n, first_seed=table.seed, batch=bench.batch, work=work / "sets", start=start, world=world)
+                for each, one, other in zip(lacking, measured, rivals, strict=True):
+                    found = cell_rows(one, other, each, sampler, table, cell, world)
                     if world.main:
                         write_rows(results, found, FD_COLUMNS, FD_KEY)
                         # The untuned sets are what the tuned ones will be compared with.
@@ -243,9 +253,9 @@ def run_table(
 
 
 def cell_rows(
-    measured: Measured, by: Yardstick, sampler: Sampler, table: Table, bench: Bench, cell: Cell, sets: Path, world: World
+    measured: Measured, rival: Measured | None, by: Yardstick, sampler: Sampler, table: Table, cell: Cell, world: World
 ) -> list[dict[str, Any]]:
-    """The rows of a cell in one of its features; the processes beside the main one make only the first."""
+    """The rows of a cell in one of its features, a gain over its rival if it has one; the processes beside the main one make only the first."""
     row = fd_row(
         measured, sampler, by.features, dataset=table.dataset, reference="train", n=table.n, seed=table.seed,
         timing=cell.timing, world=world,
@@ -253,23 +263,18 @@ def cell_rows(
     if not (by.bank and world.main):
         return [row]
     more = more_rows(row, measured, by.reference, by.bank, by.features)
-    return [row, *more, *gain_rows(row, measured, table, bench, cell, by.features, by.reference, sets)]
+    return [row, *more, *([gain_row(row, measured, rival, by)] if rival else [])]
 
 
-def gain_rows(
-    row: dict[str, Any], measured: Measured, table: Table, bench: Bench, cell: Cell, features: Features,
-    reference: FeatureStatistics, sets: Path,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """A row with how much lower the distance of a tuned cell is than the untuned one's from the same seeds.
+def gain_row(row: dict[str, Any], measured: Measured, rival: Measured, by: Yardstick) -> dict[str, Any]:
+    """How much lower a distance is than a rival's from the same seeds (:func:`paired_interval`)."""
+    gain, low, high = paired_interval(rival.sets, measured.sets, by.reference)
+    return {**row, "metric": gain_of(by.features.name), "value": round(gain, 6), "low": round(low, 6), "high": round(high, 6)}
 
-    None for an untuned cell, and where the untuned statistics were not kept (see :func:`paired_interval`).
-    """
-    untuned = bench.sampler(replace(cell, timing=UNTUNED))
-    paths = set_files(untuned, features, table.n, table.seed, sets)
-    if cell.timing == UNTUNED or not all(path.exists() for path in paths):
-        return []
-    gain, low, high = paired_interval([FeatureStatistics.load(path) for path in paths], measured.sets, reference)
-    return [{**row, "metric": f"gain of {features.metric}", "value": round(gain, 6), "low": round(low, 6), "high": round(high, 6)}]
+
+def gain_of(features: str) -> str:
+    """What rows call the gain of a tuned cell in these features."""
+    return f"gain of {metric_of(features)}"
 
 
 def tune_table(
@@ -353,13 +358,13 @@ def ensure_gamma(table: Table, bench: Bench, cell: Cell, timing: Timing | None, 
 
 
 def has_row(rows: pd.DataFrame, table: Table, model: str, features: str, cell: Cell) -> bool:
-    """Whether rows of ``fd.csv`` hold that of a cell in these features.
+    """Whether rows of ``fd.csv`` hold all that a table asks of a cell in these features.
 
     A row has the model's name and not its weights' hash, so one of other weights under that name counts, too.
     """
+    metrics = [f"FD-infinity ({features})", *([gain_of(features)] if table.rival(cell) else [])] if table.more else [metric_of(features)]
     wanted = {
         "dataset": table.dataset, "model": model, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe,
         "eta": cell.eta, "timing": cell.timing, "features": features, "n": table.n, "seed": table.seed,
-        "metric": f"FD-infinity ({features})" if table.more else metric_of(features),
     }  # fmt: skip
-    return bool(matching(rows, wanted).any())
+    return all(bool(matching(rows, {**wanted, "metric": metric}).any()) for metric in metrics)
