@@ -65,7 +65,7 @@ $(STAMP): pyproject.toml $(if $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURD
 	  echo "making the virtual environment $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "installing tt_lib and what it needs into $(VENV) (the first time: a few minutes and a few GB) ..."
 	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check 'pip>=23'
-	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -e '.[train,test]'
+	@$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check -e '.[test]'
 	@printf '%s\n' "$(CURDIR)" > $(STAMP)
 
 # An extra of its own, installed when its target first needs it.

@@ -56,10 +56,8 @@ def test_imported_knows_where_an_import_stands():
     "path", sorted((ROOT / "tt_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_library_imports_only_what_is_declared(path):
-    """At import only the dependencies; inside functions also the extra ``train``."""
-    for name, always in imported(path.read_text(encoding="utf-8")):
-        allowed = DEPENDENCIES if always else {**DEPENDENCIES, **EXTRAS["train"]}
-        assert not undeclared(name, allowed), f"{name} is imported but not declared in pyproject.toml"
+    for name, _ in imported(path.read_text(encoding="utf-8")):
+        assert not undeclared(name, DEPENDENCIES), f"{name} is imported but not declared in pyproject.toml"
 
 
 # ---- README and the command line

@@ -12,7 +12,7 @@ from tt_lib.errors import BadValue
 from tt_lib.metrics.features import metric_of
 from tt_lib.names import parse_timing
 from tt_lib.timing import UNTUNED
-from tt_lib.tuning.joint import JOINT
+from tt_lib.tuning.joint import END, JOINT
 from tt_lib.tuning.rivals import read_constant
 
 SAMPLER = ["solver", "grid", "nfe", "eta"]
@@ -41,6 +41,9 @@ def family(timing: str) -> str:
     if read_constant(timing) is not None:
         return CONSTANT
     named = parse_timing(timing)
+    if named["objective"] == END:
+        # An objective of its own, however long it searches.
+        return PLAIN
     if named["strategy"] == JOINT and "optimiser" in named:
         return JOINT_SEARCH
     options = [FAMILIES[option] for option in ("optimiser", *FAMILIES) if option in named]

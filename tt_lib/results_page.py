@@ -81,7 +81,7 @@ def _main_tables(frame: pd.DataFrame) -> Iterator[str]:
 def _studies(frame: pd.DataFrame) -> Iterator[str]:
     """A table for each grid: every solver against NFE, untuned and its best timing."""
     for features, n, rows in _groups(frame):
-        plain = rows[[timing == UNTUNED or family(timing) == PLAIN for timing in rows["timing"]]]
+        plain = rows[[timing == UNTUNED or (family(timing) == PLAIN and "," not in timing) for timing in rows["timing"]]]
         # A sampler whose untuned row is yet to come has nothing to be compared with.
         plain = plain.merge(plain.loc[plain["timing"] == UNTUNED, SAMPLER], on=SAMPLER)
         if n == README_N or plain.empty:
@@ -169,7 +169,7 @@ def _ablations(frame: pd.DataFrame) -> Iterator[str]:
     asked = rows[rows["family"] != PLAIN]
     if asked.empty:
         return
-    yield f"## Ablations, {parts[0][1]:,} samples\n\nWhat a timing's name does not say is as in [ablations.toml](../tables/ablations.toml).\n"
+    yield f"## Ablations, {parts[0][1]:,} samples\n\nWhat a timing's name does not say is as in [ablations.toml](../tables/ablations.toml). In bold: the smallest value of a column, with half of its 95 % interval.\n"
     whole = pd.concat(known).merge(asked[SAMPLER].drop_duplicates(), on=SAMPLER)
     whole = whole.assign(column=whole["column"] + whole["nfe"].astype(str))
     for (solver, grid), group in whole.groupby(["solver", "grid"], sort=False):
@@ -183,11 +183,12 @@ def _ablation(rows: pd.DataFrame, question: str) -> str:
     # What an option changes stands beside it: the same timing without.
     mine |= {base_name(timing) for timing in mine}
     shown = rows[rows["timing"].isin(mine)]
-    table = shown.pivot_table(index="timing", columns="column", values="value", sort=False)
+    shown = shown.assign(half=(shown["high"] - shown["low"]) / 2)
+    table, halves = (shown.pivot_table(index="timing", columns="column", values=name, sort=False) for name in ("value", "half"))
     lines = [f"| timing | {' | '.join(table.columns)} |", f"| --- |{' ---: |' * len(table.columns)}"]
     best = table.min()
     for timing, values in table.iterrows():
-        cells = [_number(value, value == best[column]) for column, value in values.items()]
+        cells = [_number(value, halves.loc[timing, column] if value == best[column] else None) for column, value in values.items()]
         lines.append(f"| {timing} | {' | '.join(cells)} |")
     if "seed" in question.lower():
         plain = table.drop(UNTUNED, errors="ignore")
@@ -198,10 +199,11 @@ def _ablation(rows: pd.DataFrame, question: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float, best: bool) -> str:
+def _number(value: float, half: float | None) -> str:
+    """A value; in bold with half of its interval, if that is given."""
     if pd.isna(value):
         return ""
-    return f"**{value:.2f}**" if best else f"{value:.2f}"
+    return f"{value:.2f}" if half is None else f"**{value:.2f} ± {half:.2f}**"
 
 
 def _agreement(correlation: pd.DataFrame) -> Iterator[str]:

@@ -42,7 +42,8 @@ from tt_lib.tuning.judges import EndJudge, FrechetJudge, Judge
 from tt_lib.tuning.layout import layout
 from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
 
-JOINT_OBJECTIVES = ("frechet", "end")
+END = "end"
+JOINT_OBJECTIVES = ("frechet", END)
 JOINT = "joint"
 JOINT_OPTIMISERS = ("cobyqa", "cma-es")
 FIRST_SEED = 2_000_000_000
@@ -287,7 +288,7 @@ def tune_joint(
 def _judge(
     config: JointConfig, features: Features | None, reference: FeatureStatistics | None, batch: int, start: StartNoise
 ) -> Judge:
-    if config.objective == "end":
+    if config.objective == END:
         return EndJudge(batch, start)
     if features is None or reference is None:
         raise BadValue(f"{config.name} is tuned by a Fréchet distance: give the features and their reference")
