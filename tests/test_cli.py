@@ -20,6 +20,7 @@ from test_evaluating import make_tiny_data
 from typer.testing import CliRunner
 
 import tt_lib.cli.sampler
+from tt_lib import evaluating
 from tt_lib.bench import Cell, make_bench
 from tt_lib.cli import app
 from tt_lib.datasets import load_dataset
@@ -588,16 +589,26 @@ def test_demo_with_few_or_many_fine_solutions(pipeline, fine):
 # Interrupted and started again
 
 KILLED = """
-import os, signal, sys
-from tt_lib.tuning import tuner
-save = tuner._Tuning._save
-def save_and_die(self):
-    save(self)
-    os.kill(os.getpid(), signal.SIGKILL)
-tuner._Tuning._save = save_and_die
+import os, signal
+from {module} import {owner} as owner
+save, saved = owner.{save}, []
+def save_and_die(*arguments):
+    save(*arguments)
+    saved.append(None)
+    if len(saved) == {times}:
+        os.kill(os.getpid(), signal.SIGKILL)
+owner.{save} = save_and_die
 from tt_lib.cli import app
 app()
 """
+
+
+def run_until_killed(*words, module: str, owner: str, save: str, times: int) -> None:
+    """A command in a process of its own, which is killed when it has called ``owner.save`` so many times."""
+    program = KILLED.format(module=module, owner=owner, save=save, times=times)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_ROOT)}
+    ended = subprocess.run([sys.executable, "-c", program, *map(str, words)], env=env, capture_output=True, timeout=300)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
 def count_stages(monkeypatch) -> list:
@@ -611,11 +622,7 @@ def count_stages(monkeypatch) -> list:
 
 def test_tune_killed_and_started_again(project, monkeypatch):
     words = ["tune", *SEARCH]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_ROOT)}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *words, "--out", "runs/killed.json"], env=env, capture_output=True, timeout=300
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_until_killed(*words, "--out", "runs/killed.json", module="tt_lib.tuning.tuner", owner="_Tuning", save="_save", times=1)
     assert Path("runs/killed.state").exists() and not Path("runs/killed.json").exists()
     stages = count_stages(monkeypatch)
     succeeds(*words, "--out", "runs/killed.json")
@@ -624,6 +631,20 @@ def test_tune_killed_and_started_again(project, monkeypatch):
     succeeds(*words, "--out", "runs/whole.json")
     assert stages[1:] == [[0], [1]]
     assert load_timing("runs/killed.json").taus == pytest.approx(load_timing("runs/whole.json").taus, rel=1e-6)
+
+
+def test_table_killed_and_started_again(pipeline, monkeypatch):
+    """Killed when three of the ten sets of its second cell are written: the first cell and these sets are not sampled again."""
+    words = ["table", "--config", "table.toml", "--work", "runs/killed", "--results"]
+    run_until_killed(*words, "runs/killed.csv", module="tt_lib", owner="evaluating", save="_keep", times=13)
+    assert read_rows("runs/killed.csv", FD_COLUMNS)["timing"].tolist() == ["untuned"]
+    sampled, statistics = [], evaluating._statistics
+    monkeypatch.setattr(evaluating, "_statistics", lambda *arguments: sampled.append(None) or statistics(*arguments))
+    assert "1 rows written" in succeeds(*words, "runs/killed.csv")
+    assert 6 <= len(sampled) <= 7, "the next set may have been written as the process was killed"
+    whole, found = fd_rows(), read_rows("runs/killed.csv", FD_COLUMNS)
+    whole = whole[whole["command"].str.startswith("tt table --config table.toml")]
+    assert found["value"].tolist() == pytest.approx(whole["value"].tolist(), rel=1e-6) and len(found) == 2
 
 
 def test_adam_interrupted_in_the_middle_of_a_step(project, monkeypatch):
