@@ -134,6 +134,18 @@ def test_both_sides_measure_the_same_distance(fid_rows):
     assert row["ratio"] == pytest.approx(1, abs=1e-3) and "n 20, inception-2015 (random weights, float32)" in row["what"]
 
 
+def test_float32_is_timed_beside_float16(bench, images, tmp_path, monkeypatch):
+    """Here the same features stand for both, so the distances are the same."""
+    plant_features(monkeypatch)
+    monkeypatch.setattr(speed_fid, "make_fast", lambda features, size, compile: features)
+    rows = speed_fid.measure_against_pytorch_fid(bench, images, tmp_path, cell=CELL, n=20, compiled=False, half=True)
+    for writers in ("1 thread,", "8 threads,"):
+        fast, plain = (by(rows, f"(random weights, {precision}): peer PNG files by {writers}") for precision in ("float16", "float32"))
+        assert fast["peer"] == plain["peer"] and plain["ours"] > 0 and plain["unit"] == "s"
+    row = by(rows, "float16): peer ours in float32")
+    assert row["ours"] == row["peer"] == by(rows, "float16): peer pytorch-fid's of the same samples")["ours"]
+
+
 def test_the_peer_is_the_sum_of_its_parts(fid_rows):
     for writers in ("1 thread,", "8 threads,"):
         whole = by(fid_rows, f"float32): peer PNG files by {writers}")

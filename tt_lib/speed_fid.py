@@ -73,7 +73,7 @@ def statistics_of(images: Tensor, features: NetworkFeatures, batch: int) -> Feat
 
 
 def measure_against_pytorch_fid(
-    bench: Bench, images: Tensor, folder: Path, *, cell: Cell, n: int, compiled: bool, tell: Tell | None = None
+    bench: Bench, images: Tensor, folder: Path, *, cell: Cell, n: int, compiled: bool, half: bool | None = None, tell: Tell | None = None
 ) -> list[dict[str, Any]]:
     """Rows for ``speed.csv``: the whole evaluation of both sides, the parts of both, and the two distances.
 
@@ -90,6 +90,8 @@ def measure_against_pytorch_fid(
         cell: the sampler.
         n: samples, a multiple of 10.
         compiled: what the bench's network is; ours compiles Inception too.
+        half: ours takes features in float16, and for further rows in float32, as pytorch-fid does. By default on a GPU only: on a CPU
+            float16 is slower than float32, so there ours stays what `tt evaluate` has.
 
     Raises:
         BadValue: images that are not in colour, or pytorch-fid ended with an error.
@@ -100,8 +102,7 @@ def measure_against_pytorch_fid(
         raise BadValue(f"Inception takes colour images, those of {bench.model.name} have {bench.model.shape[0]} channels; choose another model")
     device, sampler = bench.device, bench.sampler(cell)
     weights, which = inception_weights(folder)
-    # On a CPU float16 is slower than float32, so ours stays what `tt evaluate` has there.
-    half = device.type == "cuda"
+    half = device.type == "cuda" if half is None else half
     exact = inception_features(weights, device)
     features = make_fast(inception_features(weights, device), bench.batch, compiled) if half else exact
     tell(f"reference: {len(images)} images, {which} of Inception")
@@ -118,7 +119,7 @@ def measure_against_pytorch_fid(
     how = f"{'float16' if half else 'float32'}{', compiled' if compiled else ''}"
     where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}"
     what = f"evaluating {where}, {INCEPTION} ({which}, {how})"
-    rows, distances = [], []
+    rows, distances, wholes = [], [], {}
     start = StartNoise(bench.model.shape, device, most=n)
     for seeds in batches(0, n, bench.batch):
         start(seeds)
@@ -137,7 +138,8 @@ def measure_against_pytorch_fid(
         begun = time.perf_counter()
         distances.append(run_pytorch_fid(pngs, npz, device, weights, fid_batch))
         taken = time.perf_counter() - begun
-        rows.append(speed_row(f"{what}: peer {peer}", ours, sampling + writing + taken, "s", device))
+        wholes[peer] = sampling + writing + taken
+        rows.append(speed_row(f"{what}: peer {peer}", ours, wholes[peer], "s", device))
         parts = {"sampling": sampling, "writing PNG files": writing, "pytorch-fid": taken}
         rows += [
             speed_row(f"{peer}, {where}: {part}, peer the whole", one, sum(parts.values()), "s of all", device)
@@ -145,9 +147,10 @@ def measure_against_pytorch_fid(
         ]
     rows.append(speed_row(f"distance, {what}: peer pytorch-fid's of the same samples", found[0].value, distances[0], "FD", device))
     if half:
-        tell("the same samples with features in float32, to compare the distances")
-        plain = measure(sampler, exact, reference, n, batch=bench.batch, start=start)
-        rows.append(speed_row(f"distance, {what}: peer ours in float32", found[0].value, plain.value, "FD", device))
+        tell("the same with features in float32, which give pytorch-fid's distance")
+        taken = seconds(lambda: found.append(measure(sampler, exact, reference, n, batch=bench.batch, work=folder / "float32")), device)
+        rows += [speed_row(f"evaluating {where}, {INCEPTION} ({which}, float32): peer {peer}", taken, whole, "s", device) for peer, whole in wholes.items()]
+        rows.append(speed_row(f"distance, {what}: peer ours in float32", found[0].value, found[1].value, "FD", device))
     tell("profile of ours")
     rows += profile_evaluation(what, sampler, features, reference, n, bench.batch, folder / "profile")
     return rows
