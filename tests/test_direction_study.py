@@ -217,6 +217,7 @@ def test_the_command(bench, tmp_path):
         answer = run("--config", table, *common, *held)
     assert "1 samplers are left out" in answer.output and "1 more are being measured by another process" in answer.output
     assert "11 samplers in" in answer.output and not (folder / "correlation.csv").exists()
+    assert "12 samplers in" in run("--config", table, *common, *held).output and not (folder / "correlation.csv").exists(), "no figure, no comparison"
     answer = run("--config", table, *common, *held, "--figure", tmp_path / "b.png")
     assert answer.exit_code == 0 and "angle, Fréchet distance, all:" in answer.output and "12 samplers in" in answer.output
     found = read_rows(folder / "correlation.csv", CORRELATION_COLUMNS)

@@ -145,6 +145,7 @@ def test_direction_errors_stand_beside_the_distances():
     assert "Grid uniform: 5 samplers and timings" in section and "heun" not in section and "frechet" not in section, "no distance, no line"
     assert "| consistency | lower | 1 | 1 / 0 / 0 | 0 / 0 / 0 |" in section and "| consistency | higher | 1 | 0 / 0 / 1 | 0 / 0 / 0 |" in section
     assert "| truncation | the same | 1 | 1 / 0 / 0 | 0 / 0 / 0 |" in section
+    assert "over the 5 whose errors were measured on 64 samples with 8 substeps" in section, "errors of different protocols are not compared"
     assert "is in the median 5 % of the error at the end" in section
     # Five samplers are enough for a rank correlation; the second judge knows one of them.
     assert "| NFE | 5 |" in section and "| samplers and timings | 5 |" in section and re.search(r"\| accumulated \| 0\.\d\d / - \|", section)

@@ -33,18 +33,26 @@ def direction_section(directions: pd.DataFrame, frame: pd.DataFrame, model: str,
         f"The true trajectory is a fine solution, whose own error (`doubt`, of the step where it is largest) is in the median {_doubt(measured)} of the error at the end.\n"
     )
     beside = measured.drop_duplicates(JOINED, keep="last").sort_values(["grid", "solver", "nfe", "tuned", "timing"])
-    enough = beside.groupby("nfe").filter(lambda budget: len(budget) >= FEWEST)
+    alike, how = _alike(measured)
+    enough = alike.groupby("nfe").filter(lambda budget: len(budget) >= FEWEST)
     if len(enough):
         judges = " / ".join(f"`{each}`" for each in features)
-        yield f"Rank correlation of each error with the distance among the samplers and timings of one budget, in {judges}:\n\n{rank_table(enough, features)}"
-    pairs = what_tuning_did(measured, frame, model, features, n)
+        yield f"Rank correlation of each error with the distance among the samplers and timings of one budget, in {judges}, over {how}:\n\n{rank_table(enough, features)}"
+    pairs = what_tuning_did(alike, frame, model, features, n)
     if len(pairs):
         yield (
-            "What tuning does to the error at the end, and what to the distance: how many timings are better than untuned beyond the intervals / not told apart / worse. "
+            f"Of the same, what tuning does to the error at the end, and what to the distance: how many timings are better than untuned beyond the intervals / not told apart / worse. "
             f"(Errors are of the same noise; a change of less than {100 * TOLD:.0f} % counts as none.)\n\n{verdict_table(pairs, features)}"
         )
     for grid, group in beside.groupby("grid", sort=False):
         yield f"<details><summary>Grid {grid}: {len(group)} samplers and timings</summary>\n\n{_lines(group, features)}\n</details>\n"
+
+
+def _alike(measured: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Those that were measured by the protocol that most were, and its words: errors of different protocols are not compared."""
+    n, substeps = measured.groupby(["n", "substeps"]).size().idxmax()
+    alike = measured[(measured["n"] == n) & (measured["substeps"] == substeps)]
+    return alike, f"the {len(alike)} whose errors were measured on {n} samples with {substeps} substeps"
 
 
 def _doubt(measured: pd.DataFrame) -> str:

@@ -48,8 +48,8 @@ def direction(
     """Measure the direction error of each step of samplers: angle, relative, local and accumulated.
 
     The right direction is the mean of eps along a fine solution. What has rows is not measured again, so a killed run goes on
-    when it is started again, and several may be started, one for each GPU. With --config the figure and correlation.csv compare
-    the errors with the rows of fd.csv; samplers whose timing is not tuned yet are left out.
+    when it is started again, and several may be started, one for each GPU. With --config samplers whose timing is not tuned yet are
+    left out; with --figure, too, the figure and rows of correlation.csv compare the errors with the rows of fd.csv.
 
     Example: `tt direction --nfe 5 --timing untuned --timing truncation-parallel --n 4 --figure runs/direction.png`
     """
@@ -79,13 +79,13 @@ def direction(
     say(f"{measured} samplers in {path}")
     if measured < len(cells):
         say(f"{len(cells) - measured} more are being measured by another process; start this again when it has ended")
-    elif spec:
+    elif figure and spec:
         _compare(rows, spec, bench.model.name, path.parent, figure)
     elif figure:
         say(str(save_figure(direction_profile(rows), figure, PROFILE_CAPTION, PROFILE_ALT)))
 
 
-def _compare(rows, spec, model: str, folder: Path, figure: Path | None) -> None:
+def _compare(rows, spec, model: str, folder: Path, figure: Path) -> None:
     """Write the rank correlations with the table's distances in each of its features, and the figure of the first."""
     from tt_lib.changes import distances
     from tt_lib.direction_study import beside_distances, correlations
@@ -97,7 +97,7 @@ def _compare(rows, spec, model: str, folder: Path, figure: Path | None) -> None:
     frame = read_rows(folder / "fd.csv", FD_COLUMNS)
     for features in (spec.features, *spec.also):
         joined = beside_distances(rows, distances(frame, features, spec.n, model))
-        if features == spec.features and figure:
+        if features == spec.features:
             say(str(save_figure(direction_against_distance(joined), figure, SCATTER_CAPTION, SCATTER_ALT)))
         found = correlations(joined, distance="Fréchet distance" if features == spec.features else metric_of(features))
         write_rows(folder / "correlation.csv", found, CORRELATION_COLUMNS, CORRELATION_KEY)
