@@ -7,6 +7,7 @@ torch hub's name for the file, stand in for them.
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,12 +51,24 @@ def planted(monkeypatch, home):
     monkeypatch.delenv("TT_INCEPTION", raising=False)
 
 
+def smooth(count: int, seed: int, darkest: int = 0) -> torch.Tensor:
+    """So many colour images of 32x32, uint8."""
+    coarse = torch.randint(darkest, 256, (count, 3, 4, 4), generator=torch.Generator().manual_seed(seed)).float()
+    return torch.nn.functional.interpolate(coarse, size=32, mode="bilinear").to(torch.uint8)
+
+
+def save(images: torch.Tensor, folder: Path) -> list[Path]:
+    """Each image as a PNG file."""
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{number}.png" for number in range(len(images))]
+    for image, file in zip(images, files, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    return files
+
+
 @pytest.fixture
 def pixels():
-    """Eight colour images of 32x32, uint8."""
-    generator = torch.Generator().manual_seed(0)
-    smooth = torch.randint(256, (8, 3, 4, 4), generator=generator).float()
-    return torch.nn.functional.interpolate(smooth, size=32, mode="bilinear").to(torch.uint8)
+    return smooth(8, 0)
 
 
 def weights(home):
@@ -63,10 +76,7 @@ def weights(home):
 
 
 def test_same_as_pytorch_fid(home, pixels, tmp_path):
-    files = []
-    for i, image in enumerate(pixels):
-        files.append(tmp_path / f"{i}.png")
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
+    files = save(pixels, tmp_path)
     block = theirs.InceptionV3.BLOCK_INDEX_BY_DIM[2048]
     expected = fid_score.get_activations(
         files, theirs.InceptionV3([block]), batch_size=8, dims=2048, device="cpu", num_workers=0
@@ -82,14 +92,10 @@ def test_fid_is_what_pytorch_fids_own_command_prints(tmp_path):
     """Of two folders of PNG files, with planted weights of the true architecture: ours is the float64 distance of our own features."""
     place = inception.plant_random_inception(tmp_path)
     features = inception_features(place, torch.device("cpu"))
-    generator, found = torch.Generator().manual_seed(0), []
-    for name, darkest in (("a", 0), ("b", 60)):
-        coarse = torch.randint(darkest, 256, (12, 3, 4, 4), generator=generator).float()
-        pictures = torch.nn.functional.interpolate(coarse, size=32, mode="bilinear").to(torch.uint8)
-        (tmp_path / name).mkdir()
-        for number, picture in enumerate(pictures):
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / name / f"{number}.png")
-        found.append(empty_statistics(features).update(features(pictures)))
+    both = {"a": smooth(12, 0), "b": smooth(12, 1, darkest=60)}
+    for name, pictures in both.items():
+        save(pictures, tmp_path / name)
+    found = [empty_statistics(features).update(features(pictures)) for pictures in both.values()]
     printed = run_pytorch_fid(tmp_path / "a", tmp_path / "b", torch.device("cpu"), place, 50)
     assert frechet_distance(*found) == pytest.approx(printed, rel=1e-4) and printed > 1
 

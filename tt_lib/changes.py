@@ -9,7 +9,7 @@ import pandas as pd
 
 from tt_lib.corrections import read_correction
 from tt_lib.errors import BadValue
-from tt_lib.metrics.features import metric_of
+from tt_lib.metrics.features import gain_of, metric_of
 from tt_lib.names import parse_timing
 from tt_lib.timing import UNTUNED
 from tt_lib.tuning.joint import END, JOINT
@@ -121,7 +121,7 @@ def paired_gains(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.D
     key = [*SAMPLER, "timing"]
     plain = distances(frame, features, n, model)
     plain = plain.assign(half=(plain["high"] - plain["low"]) / 2)
-    gains = frame[(frame["metric"] == f"gain of FD ({features})") & (frame["n"] == n) & (frame["model"] == model)]
+    gains = frame[(frame["metric"] == gain_of(features)) & (frame["n"] == n) & (frame["model"] == model)]
     found = gains[[*key, "value", "low", "high"]].rename(columns={"value": "gain"})
     found = found.merge(plain[[*key, "half"]], on=key).rename(columns={"half": "half_tuned"})
     found = found.merge(plain.loc[plain["timing"] == UNTUNED, [*SAMPLER, "half"]], on=SAMPLER).rename(columns={"half": "half_untuned"})

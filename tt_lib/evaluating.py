@@ -112,6 +112,23 @@ def measure(
 
 
 def measure_all(
+    sampler: Sampler, yardsticks: Sequence[Yardstick], n: int, *, world: World = ALONE, **options: Any
+) -> list[Measured]:
+    """The Fréchet distances of ``n`` samples by each yardstick, with intervals from :data:`SETS` disjoint sets.
+
+    Args:
+        yardsticks: features and references; at least one.
+        n, world, options: see :func:`sample_sets`.
+
+    Raises:
+        BadValue: ``n`` does not divide into the sets.
+    """
+    found = sample_sets(sampler, yardsticks, n, world=world, **options)
+    nfe = int(found[0][-1][0].meta["nfe"])
+    return [_measured(sets, each.reference.to(each.features.device), nfe, world) for sets, each in zip(found, yardsticks, strict=True)]
+
+
+def sample_sets(
     sampler: Sampler,
     yardsticks: Sequence[Yardstick],
     n: int,
@@ -123,18 +140,18 @@ def measure_all(
     world: World = ALONE,
     keep: int = 0,
     progress: Progress | None = None,
-) -> list[Measured]:
-    """The Fréchet distances of ``n`` samples by each yardstick, with intervals from :data:`SETS` disjoint sets.
+) -> list[list[_Set]]:
+    """The :data:`SETS` disjoint sets of ``n`` samples, a list for each yardstick: their statistics, and the vectors that are kept.
 
     The samples are made once, and all features are taken from them.
 
     Args:
-        yardsticks: features and references; at least one.
+        yardsticks: whose features; at least one.
         n: samples; a multiple of :data:`SETS`, at least two in each set.
         first_seed: the samples have the seeds ``first_seed .. first_seed + n - 1``.
         work: folder for the statistics of finished sets; an interrupted call goes on from there. What it holds of a set for some
             of the features is not measured again.
-        world: the processes that measure it together; each gets the result.
+        world: the processes that do it together; each gets the result.
         keep: so many feature vectors are kept, the same number of each set; all, if there are fewer.
         progress: called with (samples done, n, message).
 
@@ -172,10 +189,7 @@ def measure_all(
                     writing += [writer.submit(_keep, paths[index][number], *found[number]) for number in numbers]
             done = end
         _finish(writing)
-    nfe = int(sets[-1][0][0].meta["nfe"])
-    return [
-        _measured([one[number] for one in sets], each.reference.to(each.features.device), nfe, world) for number, each in enumerate(yardsticks)
-    ]
+    return [[one[number] for one in sets] for number in range(len(yardsticks))]
 
 
 def _found(paths: Sequence[Path | None], share: int) -> dict[int, _Set]:

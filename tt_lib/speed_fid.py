@@ -118,7 +118,7 @@ def measure_against_pytorch_fid(
 
     how = f"{'float16' if half else 'float32'}{', compiled' if compiled else ''}"
     where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}"
-    what = f"evaluating {where}, {INCEPTION} ({which}, {how})"
+    what, plain = (f"evaluating {where}, {INCEPTION} ({which}, {each})" for each in (how, "float32"))
     rows, distances, wholes = [], [], {}
     start = StartNoise(bench.model.shape, device, most=n)
     for seeds in batches(0, n, bench.batch):
@@ -137,19 +137,18 @@ def measure_against_pytorch_fid(
         sampling, writing = sample(pngs)
         begun = time.perf_counter()
         distances.append(run_pytorch_fid(pngs, npz, device, weights, fid_batch))
-        taken = time.perf_counter() - begun
-        wholes[peer] = sampling + writing + taken
+        parts = {"sampling": sampling, "writing PNG files": writing, "pytorch-fid": time.perf_counter() - begun}
+        wholes[peer] = sum(parts.values())
         rows.append(speed_row(f"{what}: peer {peer}", ours, wholes[peer], "s", device))
-        parts = {"sampling": sampling, "writing PNG files": writing, "pytorch-fid": taken}
         rows += [
-            speed_row(f"{peer}, {where}: {part}, peer the whole", one, sum(parts.values()), "s of all", device)
+            speed_row(f"{peer}, {where}: {part}, peer the whole", one, wholes[peer], "s of all", device)
             for part, one in parts.items()
         ]
     rows.append(speed_row(f"distance, {what}: peer pytorch-fid's of the same samples", found[0].value, distances[0], "FD", device))
     if half:
         tell("the same with features in float32, which give pytorch-fid's distance")
         taken = seconds(lambda: found.append(measure(sampler, exact, reference, n, batch=bench.batch, work=folder / "float32")), device)
-        rows += [speed_row(f"evaluating {where}, {INCEPTION} ({which}, float32): peer {peer}", taken, whole, "s", device) for peer, whole in wholes.items()]
+        rows += [speed_row(f"{plain}: peer {peer}", taken, whole, "s", device) for peer, whole in wholes.items()]
         rows.append(speed_row(f"distance, {what}: peer ours in float32", found[0].value, found[1].value, "FD", device))
     tell("profile of ours")
     rows += profile_evaluation(what, sampler, features, reference, n, bench.batch, folder / "profile")

@@ -42,11 +42,11 @@ import torch
 from tt_lib.bench import Bench, Cell, find_timing, timing_path
 from tt_lib.corrections import read_correction
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
-from tt_lib.evaluating import SETS, Measured, fd_row, forget_sets, measure_all, more_rows
+from tt_lib.evaluating import SETS, Measured, fd_row, forget_sets, measure_all, more_rows, sample_sets
 from tt_lib.files import data_folder, hold
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.bank import SIZE, FeatureBank
-from tt_lib.metrics.features import Features, metric_of
+from tt_lib.metrics.features import Features, gain_of, metric_of
 from tt_lib.metrics.frechet import paired_interval
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.yardsticks import Yardstick, check_names
@@ -226,17 +226,13 @@ def run_table(
                         progress(base + done * cell.nfe, of, cell.label)
 
                 sampler = bench.sampler(cell, timing)
-                measured = measure_all(
-                    sampler, lacking, table.n, first_seed=table.seed, batch=bench.batch, work=work / "sets", start=start,
-                    world=world, keep=SIZE if lacking[0].bank else 0, progress=tell,
-                )  # fmt: skip
+                samples: dict[str, Any] = {"first_seed": table.seed, "batch": bench.batch, "work": work / "sets", "start": start, "world": world}
+                measured = measure_all(sampler, lacking, table.n, keep=SIZE if lacking[0].bank else 0, progress=tell, **samples)
                 rival = table.rival(cell)
-                rivals: Sequence[Measured | None] = [None] * len(lacking)
-                if rival:
-                    # Its sets were kept when it was measured, and are read. Where they are not there it is sampled again.
-                    rivals = measure_all(bench.sampler(rival), lacking, table.n, first_seed=table.seed, batch=bench.batch, work=work / "sets", start=start, world=world)
+                # Its sets were kept when it was measured, and are read. Where they are not there it is sampled again.
+                rivals = sample_sets(bench.sampler(rival), lacking, table.n, **samples) if rival else [[] for _ in lacking]
                 for each, one, other in zip(lacking, measured, rivals, strict=True):
-                    found = cell_rows(one, other, each, sampler, table, cell, world)
+                    found = cell_rows(one, [part for part, _ in other], each, sampler, table, cell, world)
                     if world.main:
                         write_rows(results, found, FD_COLUMNS, FD_KEY)
                         # The untuned sets are what the tuned ones will be compared with.
@@ -253,9 +249,9 @@ def run_table(
 
 
 def cell_rows(
-    measured: Measured, rival: Measured | None, by: Yardstick, sampler: Sampler, table: Table, cell: Cell, world: World
+    measured: Measured, rival: Sequence[FeatureStatistics], by: Yardstick, sampler: Sampler, table: Table, cell: Cell, world: World
 ) -> list[dict[str, Any]]:
-    """The rows of a cell in one of its features, a gain over its rival if it has one; the processes beside the main one make only the first."""
+    """The rows of a cell in one of its features, a gain over its rival's sets if there are any; the processes beside the main one make only the first."""
     row = fd_row(
         measured, sampler, by.features, dataset=table.dataset, reference="train", n=table.n, seed=table.seed,
         timing=cell.timing, world=world,
@@ -266,15 +262,10 @@ def cell_rows(
     return [row, *more, *([gain_row(row, measured, rival, by)] if rival else [])]
 
 
-def gain_row(row: dict[str, Any], measured: Measured, rival: Measured, by: Yardstick) -> dict[str, Any]:
-    """How much lower a distance is than a rival's from the same seeds (:func:`paired_interval`)."""
-    gain, low, high = paired_interval(rival.sets, measured.sets, by.reference)
+def gain_row(row: dict[str, Any], measured: Measured, rival: Sequence[FeatureStatistics], by: Yardstick) -> dict[str, Any]:
+    """How much lower a distance is than that of a rival's sets, from the same seeds (:func:`paired_interval`)."""
+    gain, low, high = paired_interval(rival, measured.sets, by.reference)
     return {**row, "metric": gain_of(by.features.name), "value": round(gain, 6), "low": round(low, 6), "high": round(high, 6)}
-
-
-def gain_of(features: str) -> str:
-    """What rows call the gain of a tuned cell in these features."""
-    return f"gain of {metric_of(features)}"
 
 
 def tune_table(

@@ -77,8 +77,6 @@ def _roofline(
 
     if min(batch, large_batch) < 1:
         raise BadValue(f"a batch must be at least 1, got {min(batch, large_batch)}")
-    # As for sampling.
-    torch.backends.cudnn.benchmark = False
     loaded = load_model(model, where)
     networks = {loaded.name: (loaded.network, batch)}
     for name in network:

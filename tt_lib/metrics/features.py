@@ -99,6 +99,11 @@ def metric_of(name: str) -> str:
     return "FID" if name == INCEPTION else f"FD ({name})"
 
 
+def gain_of(name: str) -> str:
+    """What the gain of a tuned sampler over the untuned one is called, in the features of this name."""
+    return f"gain of {metric_of(name)}"
+
+
 def reference_statistics(images: Images, features: Features, batch: int = BATCH) -> FeatureStatistics:
     """Statistics of all ``images``, with their data set and split as ``meta``.
 
