@@ -109,7 +109,7 @@ def test_table_says_how_much_of_the_gap_is_closed():
 
 def test_ceiling_stands_below_the_table():
     table = results_table(rows(*TWO, ("ddim", "uniform", 200, "untuned", 4.0, 3.9, 4.1)))
-    assert "ceiling: ddim, uniform, 200 steps, untuned: 4.00 ± 0.10." in table and "| 200 |" not in table
+    assert "ceiling with ddim, uniform, 200 steps, untuned: 4.00 ± 0.10." in table and "| 200 |" not in table
 
 
 def test_write_report_needs_the_markers(tmp_path):

@@ -18,7 +18,7 @@ OTHERS = "cifar10-simclr"
 README_N, BOTH_N = 50_000, 10_000
 """Samples of the README's cells, and of those of the study, which were all measured in both features."""
 CEILING_NFE = 200
-"""From so many evaluations on, an untuned row counts as the network's own ceiling."""
+"""From so many evaluations on, an untuned row counts as the network's ceiling."""
 FIGURE = "data/results/fd.png"
 CAPTION = (
     "Fréchet distance of 50,000 samples against the number of network evaluations, untuned and tuned, with 95 % "
@@ -65,11 +65,11 @@ def results_table(frame: pd.DataFrame, features: str = FEATURES) -> str:
         cells = [_value(found.loc[timing], best) if timing in found.index else "" for timing in timings]
         lines.append(f"| {solver}, {grid} | {nfe} | {' | '.join(cells)} | {_gain(found)} | {_closed(found, limit)} |")
     notes = [
-        f"The network's own ceiling: {row.solver}, {row.grid}, {row.nfe} steps, untuned: {_value(row)}."
+        f"The network's ceiling with {row.solver}, {row.grid}, {row.nfe} steps, untuned: {_value(row)}."
         for row in rows[ceiling].itertuples()
     ]
     if not notes:
-        notes = ["The network's own ceiling was not measured with so many samples in these features, so *of the gap* is empty."]
+        notes = ["The network's ceiling was not measured with so many samples in these features, so *of the gap* is empty."]
     notes += [
         f"The floor, {row.n:,} test images: {_value(row)}."
         for row in frame[(frame["solver"] == "floor") & (frame["features"] == features)].itertuples()
