@@ -76,7 +76,6 @@ def direction_against_distance(joined: pd.DataFrame, measures: tuple[str, ...] =
     styles = line_styles(list(joined["timing"]))
     with style():
         figure = Figure(figsize=(3.5 * len(measures), 3.9))
-        figure.set_layout_engine("constrained", w_pad=0.1)  # the first and last numbers of neighbouring axes stand apart
         facets = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
         handles: dict[str, Any] = {}
         for axes, measure in zip(facets, measures, strict=True):
