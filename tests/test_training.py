@@ -41,12 +41,12 @@ LINEAR = make_schedule("linear")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tiny_unet(dataset: str = "digits", width: int = 32) -> UNet2DModel:
+def tiny_unet(dataset: str = "digits", width: int = 32, dropout: float = 0.0, attention: tuple = ()) -> UNet2DModel:
     """A network of 10,000 weights: a step takes 10 ms."""
     return UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
         layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-        add_attention=False,
+        add_attention=False, dropout=dropout,
     )  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def test_loss_is_the_error_of_the_predicted_noise():
     x0 = torch.randint(256, (3, 1, 2, 2), dtype=torch.uint8, generator=generator)
     noise = torch.randn(3, 1, 2, 2, generator=generator)
     alpha, sigma, index = torch.tensor([1.0, 0.8, 0.0]), torch.tensor([0.0, 0.6, 1.0]), torch.tensor([0.0, 7.0, 9.0])
-    loss = NoisePrediction(network, False)(x0, noise, alpha, sigma, index)
+    loss = NoisePrediction(network, False)(x0, noise, alpha, sigma, index, torch.ones_like(alpha))
     x = torch.stack([a * image + s * n for a, s, image, n in zip(alpha, sigma, to_float(x0), noise, strict=True)])
     assert torch.allclose(network.seen[0], x) and torch.equal(network.seen[1], index)
     assert loss.shape == () and loss.item() == pytest.approx((0.5 * x - noise).square().sum().item() / 12)
@@ -167,7 +167,7 @@ def test_bf16_is_for_the_network_only():
     x0, one = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.ones(2)
     for bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         network = Network(4, 4)
-        loss = NoisePrediction(network, bf16)(x0, torch.ones(2, 1, 4, 4), one, 0 * one, one)
+        loss = NoisePrediction(network, bf16)(x0, torch.ones(2, 1, 4, 4), one, 0 * one, one, one)
         assert network.answer.dtype == dtype and loss.dtype == torch.float32
 
 
@@ -221,9 +221,9 @@ def test_processes_share_one_batch(world):
 
 
 def test_noise_levels_are_those_of_the_schedule():
-    x0, noise, alpha, sigma, index = (torch.cat(parts) for parts in zip(*map(make_batches(), range(300)), strict=True))
+    x0, noise, alpha, sigma, index, weight = (torch.cat(parts) for parts in zip(*map(make_batches(), range(300)), strict=True))
     assert x0.dtype == torch.uint8 and noise.shape == x0.shape and index.dtype == torch.float32
-    assert index.min() >= 0 and index.max() <= 999 and torch.equal(index, index.round())
+    assert (weight == 1).all() and index.min() >= 0 and index.max() <= 999 and torch.equal(index, index.round())
     # 4,800 draws of 1,000 levels: every tenth of them turns up 480 times, give or take 21.
     assert (torch.histc(index, 10, 0, 1000) - 480).abs().max() < 100 and index.min() < 5 and index.max() > 994
     times = time_of_index(index.double(), 1000)
@@ -268,7 +268,7 @@ def test_training_is_the_plain_loop(whole, digits):
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0)
     batches = Batches(digits.pixels, LINEAR, CONFIG, 0, 1)
     for step in range(12):
-        x0, noise, alpha, sigma, index = batches(step)
+        x0, noise, alpha, sigma, index, _ = batches(step)
         x = alpha.view(-1, 1, 1, 1) * to_float(x0) + sigma.view(-1, 1, 1, 1) * noise
         loss = torch.nn.functional.mse_loss(network(x, index).sample, noise)
         optimizer.zero_grad()
@@ -309,7 +309,7 @@ def test_the_model_folder(whole):
     assert (model.name, model.shape, model.schedule.name) == ("net", (1, 8, 8), "linear")
     card = read_json(whole[0] / CARD)
     assert card["dataset"] == "digits" and card["commit"] == "abc"
-    assert card["training"].items() >= asdict(CONFIG).items()
+    assert card["training"].items() >= (asdict(CONFIG) | {"attention": list(CONFIG.attention)}).items()
     assert card["training"]["images_seen"] == 192 and card["training"]["devices"] == "1 x cpu (1 threads)"
     assert not (whole[0] / CHECKPOINT).exists()
 
@@ -344,6 +344,46 @@ def test_stopped_and_resumed(run, whole, tmp_path):
         assert not (folder / WEIGHTS).exists()
         # What has been done so far is in the log.
         assert pd.read_csv(tmp_path / "net.csv").step.tolist() == list(range(3, expected + 1, 3))
+    assert_same_run(run("net"), pd.read_csv(tmp_path / "net.csv"), whole)
+
+
+def test_dropout_is_drawn_again_by_a_run_that_goes_on(run, whole):
+    """Masks are of seed and step: stopped and resumed is the run that was not stopped, and not the one without dropout."""
+    config = replace(CONFIG, dropout=0.3)
+    straight, stopped = run("straight", config), run("stopped", config, stop_after=5)
+    torch.rand(7)
+    run("stopped", config)
+    ours, theirs = (load_file(folder / WEIGHTS) for folder in (straight, stopped))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any(not torch.equal(ours[name], value) for name, value in load_file(whole[0] / WEIGHTS).items())
+
+
+def test_min_snr_weights_the_loss():
+    """Hang et al. (2023): min(SNR, 5) / SNR for a network that predicts eps; every level alike without it."""
+    x0, noise, alpha, sigma, index, weight = make_batches(min_snr=5.0)(0)
+    snr = (alpha / sigma).square()
+    assert torch.allclose(weight, torch.minimum(snr, torch.tensor(5.0)) / snr) and weight.min() < 0.1 and weight.max() == 1
+
+    class Off(torch.nn.Module):
+        def forward(self, x, t):
+            return SimpleNamespace(sample=torch.zeros_like(x))
+
+    loss = NoisePrediction(Off(), bf16=False)(x0, noise, alpha, sigma, index, weight)
+    assert loss.item() == pytest.approx((noise.square().mean((1, 2, 3)) * weight).mean().item())
+
+
+@pytest.mark.parametrize(("field", "value"), [("dropout", 1.0), ("dropout", -0.1), ("dropout", float("nan")), ("min_snr", -1.0), ("min_snr", float("nan"))])
+def test_what_no_run_can_have(field, value):
+    with pytest.raises(BadValue, match=f"{field} must be .* got {value}"):
+        replace(CONFIG, **{field: value})
+
+
+def test_a_checkpoint_from_before_there_was_dropout(run, whole, tmp_path):
+    folder = run("net", stop_after=4)
+    state = torch.load(folder / CHECKPOINT, weights_only=True)
+    for name in ("dropout", "attention", "min_snr"):
+        del state["config"][name]
+    torch.save(state, folder / CHECKPOINT)
     assert_same_run(run("net"), pd.read_csv(tmp_path / "net.csv"), whole)
 
 

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,10 @@ class TrainConfig:
         flip: mirror each image with probability 1/2.
         clip: largest gradient norm.
         seed: of the initial weights and of everything drawn.
+        dropout: probability in the network's residual blocks. Its masks are drawn from seed, step and process: a run that goes
+            on is exact, one on another number of processes draws other masks.
+        attention: sides, in pixels, at which the network has attention.
+        min_snr: weight each level's loss by ``min(SNR, min_snr) / SNR`` (Hang et al. 2023, arXiv 2303.09556); 0 weights all alike.
     """
 
     dataset: str = "cifar10"
@@ -59,11 +63,18 @@ class TrainConfig:
     flip: bool = True
     clip: float = 1.0
     seed: int = 0
+    dropout: float = 0.0
+    attention: tuple[int, ...] = (16,)
+    min_snr: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("images", "batch", "lr"):
             if not getattr(self, name) > 0:
                 raise BadValue(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise BadValue(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if not 0 <= self.min_snr < math.inf:
+            raise BadValue(f"min_snr must be 0 (no weighting) or above, got {self.min_snr}")
 
     @property
     def steps(self) -> int:
@@ -73,7 +84,7 @@ class TrainConfig:
 
 DEFAULTS = {
     "cifar10": TrainConfig(),
-    "digits": TrainConfig("digits", width=16, images=80_000, batch=128, lr=4e-3, flip=False),
+    "digits": TrainConfig("digits", width=16, images=80_000, batch=128, lr=4e-3, flip=False, attention=(4,)),
 }
 """The runs that made the shipped networks."""
 
@@ -81,8 +92,8 @@ DEFAULTS = {
 class NoisePrediction(nn.Module):
     """The loss as a module, so that noising, network and loss compile into one graph.
 
-    Called with ``x0`` uint8 [B, C, H, W], ``noise`` [B, C, H, W], and ``alpha``, ``sigma``, ``index`` [B];
-    returns the mean squared error of the predicted noise, a scalar.
+    Called with ``x0`` uint8 [B, C, H, W], ``noise`` [B, C, H, W], and ``alpha``, ``sigma``, ``index``, ``weight`` [B];
+    returns the weighted mean squared error of the predicted noise, a scalar.
     """
 
     def __init__(self, network: nn.Module, bf16: bool) -> None:
@@ -90,13 +101,15 @@ class NoisePrediction(nn.Module):
         self.network = network
         self.bf16 = bf16
 
-    def forward(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, index: Tensor) -> Tensor:
+    def forward(
+        self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, index: Tensor, weight: Tensor
+    ) -> Tensor:
         x0 = to_float(x0)
         x = alpha.view(-1, 1, 1, 1) * x0 + sigma.view(-1, 1, 1, 1) * noise
         context = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
         with context:
             predicted = self.network(x, index).sample
-        return (predicted.float() - noise).square().mean()
+        return ((predicted.float() - noise).square().mean((1, 2, 3)) * weight).mean()
 
 
 class Batches:
@@ -112,9 +125,11 @@ class Batches:
         times = (torch.arange(self.levels, dtype=torch.float64) + 1) / self.levels
         self.alpha = schedule.alpha(times).float().to(pixels.device)
         self.sigma = schedule.sigma(times).float().to(pixels.device)
+        snr = (self.alpha / self.sigma).square()
+        self.weight = snr.clamp(max=config.min_snr) / snr if config.min_snr else torch.ones_like(snr)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
         device, batch = self.pixels.device, self.config.batch
         generator = torch.Generator(device).manual_seed(derive_seed(self.config.seed, step))
         flip = torch.rand(batch, generator=generator, device=device) < (0.5 if self.config.flip else 0.0)
@@ -124,7 +139,7 @@ class Batches:
         x0 = self.pixels[self._rows(step)[share]]
         x0 = torch.where(flip[share].view(-1, 1, 1, 1), x0.flip(3), x0)
         index = index[share]
-        return x0, noise[share], self.alpha[index], self.sigma[index], index.float()
+        return x0, noise[share], self.alpha[index], self.sigma[index], index.float(), self.weight[index]
 
     def _rows(self, step: int) -> Tensor:
         """Rows of the data set for the global batch: each epoch is a fresh permutation, crossed without a gap."""
@@ -224,7 +239,7 @@ def train(
     images = images if images is not None else load_dataset(config.dataset, "train", data)
     schedule = make_schedule("linear")
     torch.manual_seed(config.seed)
-    network = make_unet(config.dataset, config.width).to(device, memory_format=torch.channels_last)
+    network = make_unet(config.dataset, config.width, config.dropout, config.attention).to(device, memory_format=torch.channels_last)
     loss_module: Any = NoisePrediction(network, bf16)
     if compile:
         # One graph for the whole network: the all-reduce of 36 MB is not worth splitting it for overlap.
@@ -256,6 +271,8 @@ def train(
     while step < config.steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
+        # Dropout draws from torch's own generators: seeded here, a resumed run draws what it would have drawn.
+        torch.manual_seed(derive_seed(derive_seed(config.seed, step), rank + 1))
         loss = loss_module(*batches(step))
         accelerator.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, config.clip)
@@ -321,8 +338,10 @@ def _resume(path, config, device, weights, average, optimizer) -> dict[str, Any]
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch names no single type for a damaged file
         raise CorruptFile(f"{path} cannot be read ({error}); delete it to start the run again") from error
-    if state["config"] != asdict(config):
-        changed = {k: (v, asdict(config)[k]) for k, v in state["config"].items() if v != asdict(config)[k]}
+    # A field that is younger than the checkpoint had its default.
+    then, now = asdict(replace(TrainConfig(), **state["config"])), asdict(config)
+    if then != now:
+        changed = {name: (then[name], now[name]) for name in now if then[name] != now[name]}
         raise BadValue(
             f"{path} was written with other settings (file, now): {changed}; restore them or choose another --out"
         )

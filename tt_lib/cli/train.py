@@ -19,7 +19,7 @@ from tt_lib.cli.shared import (
     progress_bar,
     say,
 )
-from tt_lib.errors import choose
+from tt_lib.errors import BadValue, choose
 from tt_lib.files import refuse_overwrite
 
 
@@ -31,12 +31,19 @@ def train(
         int | None, typer.Option(help="Images to see in all [default: 20,000,000; digits 80,000].")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Channels of the UNet's first level [default: 64; digits 32].")
+        int | None, typer.Option(help="Channels of the UNet's first level [default: 64; digits 16].")
     ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Global batch, shared by the processes [default: 1024; digits 128].")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: 1e-3; digits 2e-3].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: 1e-3; digits 4e-3].")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Dropout in the residual blocks [default: 0].")] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="Sides, in pixels, with attention, such as 16,8 [default: 16; digits 4].")
+    ] = None,
+    min_snr: Annotated[
+        float | None, typer.Option(help="Weight the loss by min(SNR, this) / SNR; 0: all levels alike [default: 0].")
+    ] = None,
     seed: SeedOption = 0,
     compile: Annotated[
         bool, typer.Option("--compile", help="torch.compile: slow to start, then about twice as fast.")
@@ -62,7 +69,8 @@ def train(
     from tt_lib.training import train as run
 
     choose("data set", dataset, DEFAULTS)
-    given: dict[str, Any] = {"images": images, "width": width, "batch": batch, "lr": lr, "seed": seed}
+    given: dict[str, Any] = {"images": images, "width": width, "batch": batch, "lr": lr, "seed": seed, "dropout": dropout, "min_snr": min_snr}
+    given["attention"] = read_sides(attention) if attention else None
     config = replace(DEFAULTS[dataset], **{key: value for key, value in given.items() if value is not None})
     with progress_bar(f"train {out.name}") as report:
         folder = run(
@@ -70,6 +78,14 @@ def train(
             results=results, force=force, stop_after=stop_after, progress=report,
         )  # fmt: skip
     say(f"model folder: {folder}")
+
+
+def read_sides(text: str) -> tuple[int, ...]:
+    """The sides in ``16,8``."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise BadValue(f"--attention is a list of sides such as 16,8, got {text!r}") from None
 
 
 def features(
@@ -106,7 +122,6 @@ def features(
     Example: `tt features --kind simclr --dataset digits --out runs/digits-simclr`
     """
     from tt_lib.datasets import load_dataset
-    from tt_lib.errors import BadValue
     from tt_lib.metrics.train_features import train_features
     from tt_lib.metrics.train_simclr import train_simclr
     from tt_lib.results import results_folder
