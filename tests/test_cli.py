@@ -732,19 +732,3 @@ def test_speed(pipeline):
 def test_speed_of_too_few_samples(pipeline):
     words = ("speed", "--model", "tiny", "--nfe", 2, "--features", "digits-resnet", "--source", "generated", "--images", 2)
     assert "n must be at least 2, got 1" in fails(*words, "--n", 1, "--results", "runs/never.csv")
-
-
-# The clock
-
-
-def test_a_command_is_clocked(project):
-    wait = (sys.executable, "-c", "import time; time.sleep(0.3)")
-    assert "0." in succeeds("clock", "--results", "runs/clock.csv", "--", *wait)
-    row = read_rows(project / "runs" / "clock.csv", SPEED_COLUMNS).iloc[0]
-    assert row["what"] == " ".join(wait) and row["unit"] == "s" and 0.3 <= row["ours"] < 30
-    before = (project / "runs" / "clock.csv").read_bytes()
-    assert "ended with code 3; a failed run has no row" in fails(
-        "clock", "--results", "runs/clock.csv", "--", sys.executable, "-c", "raise SystemExit(3)"
-    )
-    assert "cannot start 'no-such-command'" in fails("clock", "--", "no-such-command")
-    assert (project / "runs" / "clock.csv").read_bytes() == before

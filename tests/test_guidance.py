@@ -10,7 +10,7 @@ from tt_lib.conversions import KINDS, to_eps, to_v, to_x0
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
-from tt_lib.guidance import ClassifierFree, ClassifierGuided, Clipped
+from tt_lib.guidance import ClassifierFree, Clipped
 from tt_lib.predictors import EpsPredictor
 from tt_lib.schedules import make_schedule
 from tt_lib.solvers import make_solver
@@ -28,11 +28,6 @@ T, TAU = (torch.tensor(value, dtype=torch.float64) for value in (0.6, 0.5))
 
 def states(n: int = 5) -> torch.Tensor:
     return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def log_probability(x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
-    """log p(y = 0 | x) at noise level tau, by Bayes."""
-    return torch.log(torch.tensor(WEIGHTS[0])) + ONE.log_density(x, tau, LINEAR) - BOTH.log_density(x, tau, LINEAR)
 
 
 class Network:
@@ -59,13 +54,12 @@ def test_every_kind_says_the_same_noise_at_t(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_conversion_uses_t_or_on_demand_tau(kind):
+def test_a_conversion_uses_t(kind):
     """The network believes tau; what its answer means for a state at noise level t is asked at t."""
     x = states()
     expected = BOTH.eps(x, TAU, LINEAR)
     at_t = EpsPredictor(Network(kind, T), LINEAR, kind=kind)(x, T, TAU)
-    at_tau = EpsPredictor(Network(kind), LINEAR, kind=kind, convert_at="tau")(x, T, TAU)
-    assert torch.allclose(at_t.double(), expected, atol=2e-5) and torch.allclose(at_tau.double(), expected, atol=2e-5)
+    assert torch.allclose(at_t.double(), expected, atol=2e-5)
     mixed = EpsPredictor(Network(kind), LINEAR, kind=kind)(x, T, TAU).double()
     assert torch.allclose(mixed, expected, atol=2e-5) == (kind == "eps")
 
@@ -78,8 +72,6 @@ def test_conversions_undo_each_other_and_take_one_time_a_sample():
     assert torch.allclose(to_eps("v", to_v(eps, to_x0(eps, x, times, LINEAR), alpha, sigma), x, times, LINEAR), eps)
     with pytest.raises(BadValue, match=r"'noise'.*eps, score, v, x0"):
         to_eps("noise", eps, x, times, LINEAR)
-    with pytest.raises(BadValue, match=r"'s'.*t, tau"):
-        EpsPredictor(Network("eps"), LINEAR, convert_at="s")
 
 
 def test_a_networks_variance_is_left_aside():
@@ -93,34 +85,15 @@ def test_a_networks_variance_is_left_aside():
 # ---- guidance
 
 
-def test_bayes_at_scale_1():
-    x = states()
-    guided = ClassifierGuided(EXACT, log_probability, LINEAR, 1.0)(x, T, T)
-    assert torch.allclose(guided, CONDITIONAL(x, T, T), rtol=1e-9)
-    assert torch.equal(ClassifierGuided(EXACT, log_probability, LINEAR, 0.0)(x, T, T), EXACT(x, T, T))
-
-
 def test_what_the_scales_of_classifier_free_guidance_mean():
     x = states()
     plain, conditional = EXACT(x, T, TAU), CONDITIONAL(x, T, TAU)
     for scale, expected in ((0, plain), (1, conditional), (3, 3 * conditional - 2 * plain)):
         assert torch.allclose(ClassifierFree(CONDITIONAL, EXACT, scale)(x, T, TAU), expected)
-    free = ClassifierFree(CONDITIONAL, EXACT, 2.5)(x, T, T)
-    by_class = ClassifierGuided(EXACT, log_probability, LINEAR, 2.5)(x, T, T)
-    assert torch.allclose(free, by_class, rtol=1e-9), "with exact networks the two guidances agree at every scale"
-
-
-def test_classifier_guidance_tells_tau_and_scales_at_t():
-    x = states()
-    found = ClassifierGuided(EXACT, log_probability, LINEAR, 1.0)(x, T, TAU)
-    place = x.clone().requires_grad_(True)
-    (score,) = torch.autograd.grad(log_probability(place, TAU).sum(), place)
-    assert torch.allclose(found, EXACT(x, T, TAU) - LINEAR.sigma(T) * score)
 
 
 WRAPPED = {
     "classifier-free": ClassifierFree(CONDITIONAL, EXACT, 2.0),
-    "classifier": ClassifierGuided(EXACT, log_probability, LINEAR, 2.0),
     "clipped": Clipped(EXACT, LINEAR),
     "thresholded": Clipped(EXACT, LINEAR, 0.9),
 }

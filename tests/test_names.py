@@ -21,7 +21,7 @@ SPELLINGS = {
     "consistency-parallel,freeze_last=1": "consistency-parallel",
     "consistency-parallel-freeze1": "consistency-parallel",
     "consistency-parallel,gate=true,freeze_last=2": "consistency-parallel-freeze2,gate=true",
-    "truncation-parallel,value=offset,tie=step,source=generated": "truncation-parallel,source=generated,tie=step,value=offset",
+    "truncation-parallel,value=offset,source=generated": "truncation-parallel,source=generated,value=offset",
     "frechet-joint,freeze_last=0": "frechet-joint",
     "end-joint-freeze1,tries=10,samples=50": "end-joint-freeze1,samples=50,tries=10",
     "constant-0.90": "constant-0.9",

@@ -9,10 +9,10 @@ from test_report import rows
 from tt_lib.changes import BETTER, CONSTANT, CORRECTED, JOINT_SEARCH, PLAIN, SAME, WORSE, base_name, changes, family
 from tt_lib.direction_table import rank_correlations, rank_table
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.results import BANDS_COLUMNS, CORRELATION_COLUMNS, DIRECTION_COLUMNS, FD_COLUMNS, read_rows
+from tt_lib.results import CORRELATION_COLUMNS, DIRECTION_COLUMNS, FD_COLUMNS, read_rows
 from tt_lib.results_page import results_page
 
-NONE = tuple(pd.DataFrame(columns=columns) for columns in (CORRELATION_COLUMNS, BANDS_COLUMNS, DIRECTION_COLUMNS))
+NONE = tuple(pd.DataFrame(columns=columns) for columns in (CORRELATION_COLUMNS, DIRECTION_COLUMNS))
 FLOOR = ("floor", "", 0, "floor", 0.2667, 0.2, 0.3)
 
 
@@ -37,7 +37,7 @@ ASKED = (
 
 def test_page_in_the_repository_is_what_the_rows_give():
     folder = PACKAGE_ROOT / "data/results"
-    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "bands.csv": BANDS_COLUMNS, "direction.csv": DIRECTION_COLUMNS}
+    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "direction.csv": DIRECTION_COLUMNS}
     parts = [read_rows(folder / name, columns) for name, columns in tables.items()]
     assert (folder / "README.md").read_text(encoding="utf-8") == results_page(*parts), "run `tt card` and commit"
 
@@ -169,7 +169,7 @@ def test_ranks_of_each_budget():
 
 
 def test_no_directions_no_section():
-    for measured in (NONE[2], directions(steps("untuned", (0.1,), model="another")), directions(steps("untuned", (0.1,), solver="heun"))):
+    for measured in (NONE[1], directions(steps("untuned", (0.1,), model="another")), directions(steps("untuned", (0.1,), solver="heun"))):
         assert "Direction errors" not in results_page(study(*SOLVERS), *NONE[:2], measured)
     alone = results_page(study(*SOLVERS), *NONE[:2], directions(steps("untuned", (0.1,))))
     assert "Direction errors beside" in alone and "What tuning does to the error" not in alone

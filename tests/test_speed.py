@@ -20,13 +20,12 @@ from test_world import launch
 from torch import nn
 from typer.testing import CliRunner
 
-from tt_lib import roofline, speed_fid, speed_tuning, speed_world
+from tt_lib import speed_fid, speed_tuning, speed_world
 from tt_lib.bench import Bench, Cell, make_bench
 from tt_lib.benchmarks import ddim_pipeline
 from tt_lib.cli import app
-from tt_lib.cost import estimate
 from tt_lib.datasets import to_uint8
-from tt_lib.errors import BadValue, MissingFile
+from tt_lib.errors import BadValue
 from tt_lib.evaluating import Measured, measure
 from tt_lib.metrics.fast import FastNetwork, make_fast
 from tt_lib.metrics.features import NetworkFeatures
@@ -35,11 +34,8 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.models import Model
 from tt_lib.noise import StartNoise
 from tt_lib.predictors import Chunked, EpsPredictor, make_predictor
-from tt_lib.results import SPEED_COLUMNS, read_rows, write_rows
-from tt_lib.roofline import count_flops, make_network, measure_ceiling, measure_roofline
+from tt_lib.results import SPEED_COLUMNS, read_rows
 from tt_lib.schedules import make_schedule
-from tt_lib.speed import speed_row
-from tt_lib.speed_profile import PARTS, profile_evaluation
 from tt_lib.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,35 +149,6 @@ def test_the_peer_is_the_sum_of_its_parts(fid_rows):
         assert len(parts) == 3 and whole["unit"] == "s" and {row["peer"] for row in parts} == {whole["peer"]}
         assert sum(row["ours"] for row in parts) == pytest.approx(whole["peer"], rel=1e-3)
         assert whole["ratio"] == pytest.approx(whole["peer"] / whole["ours"], rel=1e-2, abs=1e-3)
-
-
-def test_the_profile_is_complete(fid_rows):
-    parts = [row for row in fid_rows if row["what"].startswith("evaluating") and row["unit"] == "s of all"]
-    assert [row["what"].split("): ")[1].split(", peer")[0] for row in parts] == [*PARTS, "the rest"]
-    assert sum(row["ours"] for row in parts) == pytest.approx(parts[0]["peer"], rel=1e-3)
-    assert all(row["ours"] > 0 for row in parts[:-1])
-
-
-@pytest.mark.parametrize("slow", [0, 1], ids=["sampling network", "features"])
-def test_the_profile_finds_who_takes_the_time(bench, images, tmp_path, monkeypatch, slow):
-    """On a clock that only one part moves, that part has all of the time."""
-    clock = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-
-    def moving(job, by):
-        def moved(*arguments):
-            clock[0] += by
-            return job(*arguments)
-
-        return moved
-
-    sampler = replace(bench.sampler(CELL), predictor=moving(bench.predictor, 1.0 - slow))
-    features = replace(FEATURES, network=moving(Vectors(), 1.0 * slow))
-    reference = speed_fid.statistics_of(images, FEATURES, 8)
-    rows = profile_evaluation("x", sampler, features, reference, 20, 8, tmp_path / "w")
-    calls = (2 * 10, 10)[slow]
-    assert [row["ours"] for row in rows] == [calls if part == PARTS[slow] else 0.0 for part in (*PARTS, "the rest")]
-    assert {row["peer"] for row in rows} == {calls}
 
 
 def test_png_files_hold_the_very_samples(bench, tmp_path):
@@ -384,82 +351,3 @@ def test_the_interval_is_the_same_on_the_reference_s_own_device(bench, images):
     reference = speed_fid.statistics_of(images, FEATURES, 8)
     found = measure(bench.sampler(CELL), FEATURES, reference, 20, batch=8)
     assert found.low <= found.value <= found.high and reference.mean.device == CPU
-
-
-# Roofline and estimate
-
-
-def test_operations_are_counted_with_attention():
-    layer = nn.Linear(7, 5, bias=False)
-    assert count_flops(layer, torch.empty(3, 7)) == 2 * 3 * 7 * 5
-
-    class Attention(nn.Module):
-        def forward(self, x):
-            return nn.functional.scaled_dot_product_attention(x, x, x)
-
-    assert count_flops(Attention(), torch.empty(1, 2, 16, 8)) == 2 * 2 * 2 * 16 * 16 * 8
-    with torch.device("meta"):
-        large = make_network("ddpm-celebahq-256")
-    assert sum(weight.numel() for weight in large.parameters()) == 113_673_219, "as many as google/ddpm-celebahq-256 has"
-    with pytest.raises(BadValue, match="unknown network 'adm'"):
-        make_network("adm")
-
-
-def test_the_roofline_measures_what_the_sampler_runs(tiny, monkeypatch):
-    network, made = make_bench("tiny").model.network, []
-
-    def watched(model, *, bf16, compile):
-        made.append((model.network is network, bf16, compile))
-        return make_predictor(model, bf16=bf16, compile=False)
-
-    monkeypatch.setattr(roofline, "make_predictor", watched)
-    answer = roofline._evaluation(network, 3, CPU, True, True)()
-    assert made == [(True, True, True)] and answer.shape == (3, 1, 8, 8) and answer.dtype == torch.float32
-
-
-def test_roofline_rows(tiny):
-    network = make_bench("tiny").model.network
-    rows = measure_roofline({"tiny": (network, 3)}, CPU, compiled=False, size=64, repeats=1,
-                            inception=(lambda pixels: pixels.float().mean(), 2e6, 5))  # fmt: skip
-    ceiling, achieved = by(rows, "ceiling, matrix product 64"), by(rows, "network tiny, batch 3, float32, eager: peer")
-    assert achieved["peer"] == ceiling["ours"] and achieved["unit"] == "TFLOP/s"
-    images = by(rows, "network tiny, batch 3, float32, eager, ")
-    flops = count_flops(network, torch.empty(1, 1, 8, 8), torch.zeros(1))
-    assert achieved["ours"] == pytest.approx(images["ours"] * flops / 1e12, rel=1e-3)
-    assert by(rows, "network inception-2015, batch 5, float32, eager, 0.002 GFLOP")["ours"] > 0
-    assert {unit for _, unit in measure_ceiling(CPU, torch.float32, size=32, repeats=1).values()} == {"TFLOP/s", "GB/s"}
-
-
-@pytest.fixture
-def measured(tmp_path):
-    rows = [
-        speed_row("network ddpm-celebahq-256, batch 32, bfloat16, compiled, 497 GFLOP an image", 100.0, None, "images/s", CPU),
-        speed_row("network inception-2015, batch 500, float16, compiled, 11.4 GFLOP an image", 1000.0, None, "images/s", CPU),
-        {**speed_row("evaluating x: 2 processes, peer one", 190.0, 100.0, "images/s", CPU), "device": "2 x G (1)"},
-    ]
-    write_rows(tmp_path / "speed.csv", [{**row, "device": row["device"] if "processes" in row["what"] else "G (1)"} for row in rows],
-               SPEED_COLUMNS, ("what", "device"))  # fmt: skip
-    return str(tmp_path / "speed.csv")
-
-
-def test_estimate_by_hand(measured):
-    found = estimate(Path(measured), network="ddpm-celebahq-256", images=50_000, nfe=10, gpus=64, price=2.0, start=60.0)
-    # 10 sets of 5,000 come in 157 batches of 32 each: three rounds of 64 GPUs, each 32 images of 10 evaluations and one of Inception.
-    seconds = 60 + 10 * 3 * 32 * (10 / 100 + 1 / 1000) / 0.95
-    assert found.seconds == pytest.approx(seconds) and found.cost == pytest.approx(seconds * 64 / 3600 * 2)
-    assert any("0.950 of their number" in line and "1.9 times one with 2" in line for line in found.said)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"images": 0}, "images must be at least 1"), ({"gpus": 0}, "gpus must be"), ({"nfe": 0}, "nfe must be"), ({"price": -1}, "0 or more, got -1")],
-)
-def test_estimate_of_nonsense(measured, change, message):
-    with pytest.raises(BadValue, match=message):
-        estimate(Path(measured), **({"network": "ddpm-celebahq-256", "images": 1, "nfe": 1, "gpus": 1, "price": 1.0} | change))
-
-
-def test_estimate_names_the_row_that_is_missing(measured, tiny):
-    with pytest.raises(MissingFile, match="no rate of adm; measure it with `tt bench --roofline --network adm`"):
-        estimate(Path(measured), network="adm", images=1, nfe=1, gpus=1, price=1.0)
-    assert "50000 images of ddpm-celebahq-256 in 10 evaluations each on 64 GPUs" in tt("estimate", "--results", measured)

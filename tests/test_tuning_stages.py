@@ -70,10 +70,10 @@ def images(n: int = 6) -> Tensor:
     return RING.sample(n, torch.Generator().manual_seed(1))
 
 
-def judge(run: Run, evaluations, index: int, tied: int, end: float, objective: str, substeps: int) -> float:
+def judge(run: Run, evaluations, index: int, end: float, objective: str, substeps: int) -> float:
     """The loss of one evaluation of a finished run: its next state against what its step began with."""
     begin = index - evaluations[index].stage
-    after = index + tied
+    after = index + 1
     x = run.trajectory[after].x if after < len(evaluations) else run.x
     s = torch.tensor(evaluations[after].t if after < len(evaluations) else end, dtype=torch.float64)
     state, t = run.trajectory[begin].x, torch.tensor(evaluations[begin].t, dtype=torch.float64)
@@ -96,50 +96,43 @@ def test_layout_numbers_steps_and_stages():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("tie", ["evaluation", "step"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_every_loss_of_a_sequential_tuning_is_a_runs(name, objective, tie):
+def test_every_loss_of_a_sequential_tuning_is_a_runs(name, objective):
     solver, grid = sampler(name)
-    config = TuneConfig(objective=objective, optimiser="search", tie=tie, substeps=3, seed=3)
+    config = TuneConfig(objective=objective, optimiser="search", substeps=3, seed=3)
     result = tune(PREDICTOR, LINEAR, solver, grid, images(), config)
     evaluations = layout(solver, torch.tensor(grid.times, dtype=torch.float64), LINEAR)
     assert result.timing.times == tuple(each.t for each in evaluations)
-    tuned = [i for i, e in enumerate(evaluations) if e.step < grid.steps - 1 and not (tie == "step" and e.stage)]
+    tuned = [i for i, e in enumerate(evaluations) if e.step < grid.steps - 1]
     assert sorted(set(result.history.step)) == tuned
     for row in result.history.iloc[:: max(1, len(result.history) // 25)].itertuples():
-        tied = sum(e.step == evaluations[row.step].step for e in evaluations) if tie == "step" else 1
-        taus = [*result.timing.taus[: row.step], *(e.t for e in evaluations[row.step :])]
-        for at in range(row.step, row.step + tied):
-            taus[at] = min(1.0, max(LINEAR.t_min, evaluations[at].t * row.tau / row.t))
+        taus = [*result.timing.taus[: row.step], row.tau, *(e.t for e in evaluations[row.step + 1 :])]
         run = drive(solver(start(images(), grid.times[0], 3), grid, LINEAR), PREDICTOR, taus, keep=True)
-        expected = judge(run, evaluations, row.step, tied, grid.times[-1], objective, 3)
+        expected = judge(run, evaluations, row.step, grid.times[-1], objective, 3)
         assert row.loss == pytest.approx(expected, rel=1e-7, abs=1e-12), row
 
 
 SINGLE = [name for name, solver in DETERMINISTIC.items() if not solver.history]
 
 
-@pytest.mark.parametrize("tie", ["evaluation", "step"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", SINGLE)
-def test_every_loss_of_a_parallel_tuning_is_a_one_step_runs(name, objective, tie):
+def test_every_loss_of_a_parallel_tuning_is_a_one_step_runs(name, objective):
     solver, grid = sampler(name)
-    config = TuneConfig(objective=objective, strategy="parallel", optimiser="search", tie=tie, substeps=3, seed=3)
+    config = TuneConfig(objective=objective, strategy="parallel", optimiser="search", substeps=3, seed=3)
     result = tune(PREDICTOR, LINEAR, solver, grid, images(), config)
     evaluations = layout(solver, torch.tensor(grid.times, dtype=torch.float64), LINEAR)
     for row in result.history.iloc[:: max(1, len(result.history) // 25)].itertuples():
         step, stage = evaluations[row.step].step, evaluations[row.step].stage
         mine = [i for i, e in enumerate(evaluations) if e.step == step]
-        tied = len(mine) if tie == "step" else 1
         taus = [result.timing.taus[i] if i < row.step else evaluations[i].t for i in mine]
-        for at in range(stage, stage + tied):
-            taus[at] = min(1.0, max(LINEAR.t_min, evaluations[mine[at]].t * row.tau / row.t))
+        taus[stage] = row.tau
         times = torch.tensor(grid.times[step : step + 2], dtype=torch.float64)
         part = solver.part(step, 1, grid.steps - step - 1)
         run = drive(part(start(images(), grid.times[step], 3), times, LINEAR), PREDICTOR, taus, keep=True)
         window = [Evaluation(0, evaluations[i].stage, evaluations[i].t) for i in mine]
-        expected = judge(run, window, stage, tied, float(times[-1]), objective, 3)
+        expected = judge(run, window, stage, float(times[-1]), objective, 3)
         assert row.loss == pytest.approx(expected, rel=1e-7, abs=1e-12), row
 
 
@@ -177,19 +170,8 @@ def test_a_step_of_a_parallel_tuning_has_the_order_that_it_has_in_the_run(name, 
         taus = [*before, row.tau, *grid.times[k + 1 : -1]]
         run = drive(solver(start(images(), grid.times[first], 3), times[first:], LINEAR), PREDICTOR, taus, keep=True)
         rest = [Evaluation(j, 0, t) for j, t in enumerate(grid.times[first:-1])]
-        expected = judge(run, rest, k - first, 1, end, "truncation", 3)
+        expected = judge(run, rest, k - first, end, "truncation", 3)
         assert row.loss == pytest.approx(expected, rel=1e-7, abs=1e-12), row
-
-
-def test_tied_evaluations_share_their_ratio():
-    solver, grid = sampler("midpoint")
-    for strategy in STRATEGIES:
-        config = TuneConfig(strategy=strategy, optimiser="search", tie="step")
-        ratios = tune(PREDICTOR, LINEAR, solver, grid, images(), config).timing.ratios
-        assert ratios[0] == pytest.approx(ratios[1], rel=1e-12) and ratios[2] == pytest.approx(ratios[3], rel=1e-12)
-        assert ratios[0] != 1 and ratios[0] != ratios[2]
-    with pytest.raises(BadValue, match=r"'all'.*evaluation, step"):
-        TuneConfig(tie="all")
 
 
 # ---- stochastic solvers

@@ -5,8 +5,6 @@ A guided evaluation counts as one evaluation, whatever the number of networks it
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,6 @@ from tt_lib.conversions import to_eps, to_x0
 from tt_lib.errors import BadValue
 from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule
-from tt_lib.solvers.arithmetic import along
 
 
 class ClassifierFree:
@@ -34,34 +31,6 @@ class ClassifierFree:
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
         plain = self.unconditional(x, t, tau)
         return plain + self.scale * (self.conditional(x, t, tau) - plain)
-
-
-class ClassifierGuided:
-    """Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2).
-
-    ``eps = eps_u - scale sigma_t grad_x log p(y | x, tau)``: scale 0 is unconditional and **scale 1 is Bayes' rule**. Like the
-    network, the classifier is told tau; sigma belongs to the state and is taken at t.
-
-    Args:
-        predictor: of eps, unconditional.
-        log_probability: ``(x [B, ...], tau) -> [B]``, log p(y | x) at noise level tau, differentiable in x.
-        schedule: gives sigma.
-        scale: any number.
-    """
-
-    def __init__(
-        self, predictor: Predictor, log_probability: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, scale: float
-    ) -> None:
-        self.predictor, self.log_probability, self.schedule, self.scale = predictor, log_probability, schedule, scale
-
-    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        plain = self.predictor(x, t, tau)
-        # Where a tuner follows x or tau, the gradient of the gradient is needed too.
-        keep = torch.is_grad_enabled()
-        with torch.enable_grad():
-            place = x if keep and x.requires_grad else x.detach().requires_grad_(True)
-            score = torch.autograd.grad(self.log_probability(place, tau).sum(), place, create_graph=keep)[0]
-        return plain - self.scale * along(self.schedule.sigma(t), x) * score
 
 
 class Clipped:

@@ -23,7 +23,7 @@ IMAGE_SOURCES = ("real", "generated")
 SWITCH = {"true": True, "false": False}
 TUNED_OPTIONS: dict[str, type] = {
     "batch": int, "freeze_last": int, "gate": bool, "images": int, "iterations": int, "learning_rate": float, "optimiser": str,
-    "seed": int, "source": str, "substeps": int, "sweeps": int, "tie": str, "value": str,
+    "seed": int, "source": str, "substeps": int, "sweeps": int, "value": str,
 }  # fmt: skip
 """The options that a name may carry, with their types: fields of TuneConfig, and where how many images come from."""
 JOINT_OPTIONS: dict[str, type] = {"freeze_last": int, "optimiser": str, "samples": int, "seed": int, "tries": int}

@@ -36,19 +36,16 @@ class EpsPredictor:
         bf16: run the network in bfloat16 under autocast.
         kind: what the network predicts, see :mod:`tt_lib.conversions`; the answer is always eps. A network that also
             predicts a variance gives twice the channels of ``x``: the first half counts.
-        convert_at: the noise level of that conversion: ``t``, which the state has, or ``tau``, as in the authors' code. (For
-            kind ``eps`` there is nothing to convert.)
 
     The answer is float32. ``tau`` reaches the network as a float tensor, never as a Python number:
     diffusers' ``UNet2DModel`` truncates a float timestep to an integer.
     """
 
     def __init__(
-        self, network: nn.Module | Callable, schedule: Schedule, bf16: bool = False, kind: str = "eps", convert_at: str = "t"
+        self, network: nn.Module | Callable, schedule: Schedule, bf16: bool = False, kind: str = "eps"
     ) -> None:
         choose("kind of prediction", kind, KINDS)
-        choose("time to convert at", convert_at, ("t", "tau"))
-        self.network, self.schedule, self.bf16, self.kind, self.convert_at = network, schedule, bf16, kind, convert_at
+        self.network, self.schedule, self.bf16, self.kind = network, schedule, bf16, kind
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
         c = self.schedule.network_time(tau).float()
@@ -60,7 +57,7 @@ class EpsPredictor:
         answer = _prediction(answer)
         if x.ndim > 1 and answer.shape[1] == 2 * x.shape[1]:
             answer = answer[:, : x.shape[1]]
-        return to_eps(self.kind, answer.float(), x, t if self.convert_at == "t" else tau, self.schedule)
+        return to_eps(self.kind, answer.float(), x, t, self.schedule)
 
 
 class Chunked:

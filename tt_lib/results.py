@@ -45,13 +45,6 @@ CORRELATION_COLUMNS = (
     "what", "among", "cells", "spearman", "low", "high", "n", "substeps", "versions", "date", "commit", "command",
 )  # fmt: skip
 CORRELATION_KEY = ("what", "among", "n", "substeps")
-BANDS_COLUMNS = (
-    "dataset", "model", "solver", "grid", "nfe", "eta", "below", "above", "cut", "noise", "metric", "features", "reference",
-    "n", "value", "low", "high", "seed", "device", "versions", "date", "commit", "command",
-)  # fmt: skip
-BANDS_KEY = (
-    "dataset", "model", "solver", "grid", "nfe", "eta", "below", "above", "cut", "noise", "metric", "features", "reference", "n", "seed",
-)  # fmt: skip
 SPEED_COLUMNS = ("what", "ours", "peer", "ratio", "unit", "device", "versions", "date", "commit", "command")
 SPEED_KEY = ("what", "device")
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from tt_lib.bands_table import bands_section
 from tt_lib.changes import BETTER, PLAIN, SAMPLER, WORSE, base_name, changes, distances, family
 from tt_lib.direction_table import direction_section
 from tt_lib.metrics.features import metric_of
@@ -19,8 +18,8 @@ MOST = 12
 HEAD = """# Results
 
 This page is written by `tt card` from the rows in this folder, and the test suite compares the two. `fd.csv` holds distances of
-samples, `direction.csv` direction errors of each step, `correlation.csv` rank correlations, `bands.csv` distances after swapping
-spatial frequencies, `speed.csv` what things cost, `training.csv` how the networks were trained. Each row names the command, the commit and the device that made it.
+samples, `direction.csv` direction errors of each step, `correlation.csv` rank correlations,
+ `speed.csv` what things cost, `training.csv` how the networks were trained. Each row names the command, the commit and the device that made it.
 
 A value is a Fréchet distance between samples and the training images; ± is half of its 95 % interval, from ten disjoint sets of
 samples. All timings of one sampler start from the same noise. Smaller is better.
@@ -48,18 +47,17 @@ WHY = {
 }
 
 
-def results_page(frame: pd.DataFrame, correlation: pd.DataFrame, bands: pd.DataFrame, directions: pd.DataFrame) -> str:
+def results_page(frame: pd.DataFrame, correlation: pd.DataFrame, directions: pd.DataFrame) -> str:
     """The page's text.
 
     Args:
         frame: rows of ``fd.csv``.
         correlation: rows of ``correlation.csv``.
-        bands: rows of ``bands.csv``.
         directions: rows of ``direction.csv``.
     """
     parts = [HEAD, *_main_tables(frame), *_studies(frame), *_verdicts(frame), *_ablations(frame), *_agreement(correlation)]
     beside = direction_section(directions, frame, MODEL, (FEATURES, OTHERS), BOTH_N)
-    return "\n".join([*parts, *beside, *bands_section(bands), *_more(frame), _floor(frame), NOT_COMPARABLE])
+    return "\n".join([*parts, *beside, *_more(frame), _floor(frame), NOT_COMPARABLE])
 
 
 def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:

@@ -38,7 +38,6 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.noise import StartNoise
 from tt_lib.sampling import Sampler, batches
 from tt_lib.speed import Tell, seconds, speed_row, warm_up
-from tt_lib.speed_profile import profile_evaluation
 
 # pytorch-fid 0.3.0 asks scipy.linalg.sqrtm for disp=False, which SciPy 1.18 no longer knows: its users then give it back, as here.
 RESTORED_SQRTM = """
@@ -150,8 +149,6 @@ def measure_against_pytorch_fid(
         taken = seconds(lambda: found.append(measure(sampler, exact, reference, n, batch=bench.batch, work=folder / "float32")), device)
         rows += [speed_row(f"{plain}: peer {peer}", taken, whole, "s", device) for peer, whole in wholes.items()]
         rows.append(speed_row(f"distance, {what}: peer ours in float32", found[0].value, found[1].value, "FD", device))
-    tell("profile of ours")
-    rows += profile_evaluation(what, sampler, features, reference, n, bench.batch, folder / "profile")
     return rows
 
 

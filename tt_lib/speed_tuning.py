@@ -116,7 +116,7 @@ def held_out_loss(bench: Bench, cell: Cell, timing: Timing | None, images: Tenso
             break
         problem = sequential_problem(setting, index, x, list(answers))
         losses.append(problem.losses(torch.tensor([taus[index]], dtype=torch.float64)).item())
-        answers += problem.answers_at(taus[index])
+        answers.append(problem.answer_at(taus[index]))
     if not losses:
         raise BadValue(f"{cell.label} has no step but the last, which is not tuned; give more evaluations")
     return sum(losses) / len(losses)

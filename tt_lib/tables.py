@@ -262,6 +262,22 @@ def cell_rows(
     return [row, *more, *([gain_row(row, measured, rival, by)] if rival else [])]
 
 
+def dry_run(table: Table, model: str, results: Path) -> Iterator[str]:
+    """A line for each cell of a table, whether it is done, and the sum of the network evaluations that the samples of the others take.
+
+    Args:
+        model: the name that rows have.
+        results: the ``fd.csv`` in which rows are looked for.
+    """
+    rows = read_rows(results, FD_COLUMNS)
+    left = []
+    for cell in table.cells:
+        done = all(has_row(rows, table, model, features, cell) for features in (table.features, *table.also))
+        yield f"{cell.label}: {'done' if done else 'to do'}"
+        left += [] if done else [table.cost(cell)]
+    yield f"{len(left)} of {len(table.cells)} cells to do, {sum(left):,} evaluations for their samples"
+
+
 def gain_row(row: dict[str, Any], measured: Measured, rival: Sequence[FeatureStatistics], by: Yardstick) -> dict[str, Any]:
     """How much lower a distance is than that of a rival's sets, from the same seeds (:func:`paired_interval`)."""
     gain, low, high = paired_interval(rival, measured.sets, by.reference)

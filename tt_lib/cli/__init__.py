@@ -7,13 +7,10 @@ and never overwrite a finished result without ``--force``. An error that the use
 from __future__ import annotations
 
 from tt_lib.cli.analytic import analytic
-from tt_lib.cli.bands import bands
 from tt_lib.cli.bench import bench
-from tt_lib.cli.clock import clock
 from tt_lib.cli.correlate import correlate
 from tt_lib.cli.demo import demo
 from tt_lib.cli.direction import direction
-from tt_lib.cli.estimate import estimate
 from tt_lib.cli.sampler import evaluate, info, sample, tune
 from tt_lib.cli.shared import make_app
 from tt_lib.cli.speed import speed
@@ -22,5 +19,5 @@ from tt_lib.cli.table import floor, table
 from tt_lib.cli.train import features, train
 
 app = make_app()
-for command in (demo, tune, analytic, sample, evaluate, table, floor, direction, bands, correlate, speed, bench, estimate, clock, train, features, stats, card, info):
+for command in (demo, tune, analytic, sample, evaluate, table, floor, direction, correlate, speed, bench, train, features, stats, card, info):
     app.command()(command)

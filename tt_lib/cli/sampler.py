@@ -75,7 +75,6 @@ def tune(
     freeze_last: Annotated[
         int | None, typer.Option(help="How many last steps keep tau = t; 0 tunes all. 1 if not given, with frechet 0.")
     ] = None,
-    tie: Annotated[str, typer.Option(help="One tau / t for each evaluation, or one for each step (step).")] = "evaluation",
     gate: Annotated[
         bool, typer.Option("--gate", help="A step keeps its tau only if that is better on 256 other images, too (not joint).")
     ] = False,
@@ -133,7 +132,7 @@ def tune(
         config = TuneConfig(
             objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,
             value=value, bounds=bounds, freeze_last=TuneConfig.freeze_last if freeze_last is None else freeze_last,
-            tie=tie, seed=seed, gate=gate,
+            seed=seed, gate=gate,
         )  # fmt: skip
     bench = make_bench(model, pick_device(device), batch=batch)
     cell = Cell(solver, grid, nfe, config.name, eta)

@@ -62,7 +62,6 @@ def card() -> None:
     from tt_lib.files import PACKAGE_ROOT, data_folder, write_text
     from tt_lib.report import write_report
     from tt_lib.results import (
-        BANDS_COLUMNS,
         CORRELATION_COLUMNS,
         DIRECTION_COLUMNS,
         FD_COLUMNS,
@@ -73,7 +72,7 @@ def card() -> None:
 
     path = data_folder() / "README.md"
     write_text(path, data_card(data_folder()))
-    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "bands.csv": BANDS_COLUMNS, "direction.csv": DIRECTION_COLUMNS}
+    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "direction.csv": DIRECTION_COLUMNS}
     rows, *others = (read_rows(results_folder() / name, columns) for name, columns in tables.items())
     page = results_folder() / "README.md"
     write_text(page, results_page(rows, *others))

@@ -54,16 +54,16 @@ def table(
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
     from tt_lib.metrics.yardsticks import load_yardstick
+    from tt_lib.models import load_model
     from tt_lib.published import published_beside
     from tt_lib.results import results_folder
+    from tt_lib.tables import dry_run as dry_run_lines
     from tt_lib.tables import find_table, read_table, run_table, tune_table
 
     spec = read_table(find_table(config))
     spec = replace(spec, n=n) if n is not None else spec
     if dry_run:
-        from tt_lib.planning import plan_lines
-
-        for line in plan_lines(spec, results or results_folder() / "fd.csv"):
+        for line in dry_run_lines(spec, load_model(spec.model).name, results or results_folder() / "fd.csv"):
             say(line)
         return
     world, where = pick_devices(device)

@@ -90,22 +90,13 @@ def read_sides(text: str) -> tuple[int, ...]:
 
 def features(
     out: Annotated[Path, typer.Option(help="Folder to write the network to.")],
-    kind: Annotated[
-        str, typer.Option(help="resnet: a classifier; simclr: another architecture, trained without labels.")
-    ] = "resnet",
     dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
     data: DataOption = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images [default: 60; simclr 100; digits 20].")
-    ] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option(help="In place of --epochs: as many as fit into so many seconds, at the speed measured at the start."),
+        int | None, typer.Option(help="Passes over the training images [default: 60; digits 20].")
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step [default: 512; digits 100].")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Everything drawn at random follows from it [default: 0; simclr 1].")
-    ] = None,
+    seed: SeedOption = 0,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
     results: Annotated[
         Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place)
@@ -115,29 +106,23 @@ def features(
 ) -> None:
     """Train a network whose features the Fréchet distances are taken in.
 
-    Two kinds with nothing in common, so that what holds in the features of both is not peculiar to one. Distances are called
-    after the features, `FD (cifar10-resnet)` or `FD (cifar10-simclr)`, never FID: each has a scale of its own. Killed and started
-    again with the same options, it goes on from its last checkpoint; with --seconds, to the number of epochs found at first.
+    Distances are called after the features, `FD (cifar10-resnet)`, never FID. Killed and started again with the same options, it
+    goes on from its last checkpoint.
 
-    Example: `tt features --kind simclr --dataset digits --out runs/digits-simclr`
+    Example: `tt features --dataset digits --out runs/digits-resnet`
     """
     from tt_lib.datasets import load_dataset
     from tt_lib.metrics.train_features import train_features
-    from tt_lib.metrics.train_simclr import train_simclr
     from tt_lib.results import results_folder
 
-    trainers: dict[str, Any] = {"resnet": train_features, "simclr": train_simclr}
-    choose("kind of features", kind, trainers)
     choose("data set", dataset, ("cifar10", "digits"))
-    if epochs is not None and seconds is not None:
-        raise BadValue(f"--epochs {epochs} and --seconds {seconds:g} both say how long to train; give one of them")
     refuse_overwrite(out / "config.json", force)
     small: dict[str, Any] = {"widths": (16, 32), "epochs": 20, "batch": 100, "flip": False}
-    given = {"epochs": epochs, "batch": batch, "seed": seed}
+    given = {"epochs": epochs, "batch": batch}
     options = (small if dataset == "digits" else {}) | {key: value for key, value in given.items() if value is not None}
     root = str(data) if data else None
-    report = trainers[kind](
-        load_dataset(dataset, "train", root), load_dataset(dataset, "test", root), out, **options, seconds=seconds,
+    report = train_features(
+        load_dataset(dataset, "train", root), load_dataset(dataset, "test", root), out, **options, seed=seed,
         compile=compile, device=pick_device(device), results=results or results_folder() / "training.csv",
     )  # fmt: skip
     console.print(report, highlight=False)

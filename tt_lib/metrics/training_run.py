@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,8 +25,6 @@ from tt_lib.files import atomic_path, read_json
 from tt_lib.metrics.networks import CONFIG, FeatureNetwork, count_parameters, load_features, save_features
 
 CHECKPOINT = "checkpoint.pt"
-UNTIMED, TIMED = 20, 30
-"""Steps by which the time of a step is measured: first some that compile and warm up, then some by the clock."""
 Log = Callable[[str], Any]
 
 
@@ -185,58 +183,18 @@ class TrainingRun(ABC):
             f"{self.seconds:.0f} s, about {left:.0f} s left"
         )
 
-    def fit(self, seconds: float) -> None:
-        """Set the epochs to as many as fit into so many seconds, at the speed that this machine is measured to have.
-
-        The steps that measure it are taken back: the run is the one that this number of epochs, given by hand, makes.
-
-        Raises:
-            BadValue: the seconds are not above 0.
-        """
-        if not seconds > 0:
-            raise BadValue(f"the seconds for a training must be above 0, got {seconds}")
-        state = copy.deepcopy(self.state())
-        begun = self.clock()
-        drawn = self.draw(0)
-        drawing = self.clock() - begun
-        for done in range(UNTIMED + TIMED):
-            begun = self.clock() if done == UNTIMED else begun
-            self.make_step(drawn, done % self.epoch_steps)
-        a_step = (self.clock() - begun) / TIMED
-        self.set_state(state)
-        self.step = 0
-        self.recipe = replace(self.recipe, epochs=max(1, int(seconds / (drawing + a_step * self.epoch_steps))))
-
-    def clock(self) -> float:
-        """Seconds, when the device has done what it was asked to."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.monotonic()
-
-    def state(self) -> dict[str, Any]:
-        """The state of all that learns."""
-        return {name: module.state_dict() for name, module in self.modules().items()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` gave."""
-        for name, module in self.modules().items():
-            module.load_state_dict(state[name])
-
     def save(self, path: Path, results: Path | None) -> None:
         """Write the checkpoint, whole or not at all, and the rows of the training log so far."""
         from tt_lib.results import TRAINING_COLUMNS, write_rows
 
         place = {"recipe": asdict(self.recipe), "step": self.step, "seconds": self.seconds, "rows": self.rows}
         with atomic_path(path) as temporary:
-            torch.save(place | self.state(), temporary)
+            torch.save(place | {name: module.state_dict() for name, module in self.modules().items()}, temporary)
         if results and self.rows:
             write_rows(results, self.rows, TRAINING_COLUMNS, ("run", "step"))
 
-    def restore(self, path: Path, any_epochs: bool = False) -> None:
+    def restore(self, path: Path) -> None:
         """Read the checkpoint.
-
-        Args:
-            any_epochs: take the number of epochs from it.
 
         Raises:
             CorruptFile: it cannot be read.
@@ -247,12 +205,12 @@ class TrainingRun(ABC):
         except Exception as error:  # torch names no single type for a damaged file
             raise CorruptFile(f"{path} cannot be read ({error}); delete it or use resume=False") from error
         theirs = state["recipe"]
-        ours = asdict(self.recipe) | ({"epochs": theirs["epochs"]} if any_epochs else {})
+        ours = asdict(self.recipe)
         changed = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
         if changed:
             raise BadValue(f"{path} has other settings (file, now): {changed}; restore them or delete it")
-        self.recipe = replace(self.recipe, epochs=ours["epochs"])
-        self.set_state(state)
+        for name, module in self.modules().items():
+            module.load_state_dict(state[name])
         self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
 
 
@@ -260,7 +218,6 @@ def run_training(
     run: TrainingRun,
     out: Path,
     *,
-    seconds: float | None = None,
     resume: bool = True,
     checkpoint_seconds: float = 30.0,
     stop_after: int | None = None,
@@ -271,8 +228,6 @@ def run_training(
 
     Args:
         out: the folder; its ``checkpoint.pt`` goes away when the run is finished.
-        seconds: in place of the recipe's epochs, as many as fit into so many seconds (:meth:`TrainingRun.fit`); a run that goes
-            on keeps the number that was found when it began.
         resume: go on from ``out/checkpoint.pt`` if it is there; else it is overwritten.
         checkpoint_seconds: seconds between checkpoints.
         stop_after: stop after this many steps of this call, checkpoint written (for tests).
@@ -289,11 +244,8 @@ def run_training(
     """
     with _fast_convolutions():
         if resume and (out / CHECKPOINT).exists():
-            run.restore(out / CHECKPOINT, any_epochs=seconds is not None)
+            run.restore(out / CHECKPOINT)
             log(f"going on from step {run.step} of {run.steps}")
-        elif seconds is not None:
-            run.fit(seconds)
-            log(f"{run.recipe.epochs} epochs fit into {seconds:g} s")
         run.advance(out / CHECKPOINT, results, checkpoint_seconds, stop_after, log)
     run.save(out / CHECKPOINT, results)
     if run.step < run.steps:

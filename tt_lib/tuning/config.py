@@ -10,7 +10,6 @@ OBJECTIVES = ("consistency", "truncation")
 STRATEGIES = ("sequential", "parallel")
 OPTIMISERS = ("adam", "search")
 VALUES = ("ratio", "offset")
-TIES = ("evaluation", "step")
 
 
 def check_range(name: str, pair: tuple[float, float]) -> None:
@@ -54,8 +53,6 @@ class TuneConfig:
             needs a range and takes ``search_range`` where there are no bounds.
         search_range: the range of tau / t that a search scans.
         freeze_last: how many of the last steps keep tau = t: 1 in the authors' code, 0 to tune all.
-        tie: ``evaluation``, a ratio for each evaluation, or ``step``, one ratio for all evaluations of a step (the
-            same where a step makes one).
         substeps: steps of the fine solution that the truncation objective is measured against.
         sweeps: rounds of a parallel tuning of a multistep solver: its states depend on the taus before.
         seed: of noise and batches.
@@ -74,7 +71,6 @@ class TuneConfig:
     bounds: tuple[float, float] | None = None
     search_range: tuple[float, float] = (0.7, 1.3)
     freeze_last: int = 1
-    tie: str = "evaluation"
     substeps: int = 16
     sweeps: int = 2
     seed: int = 0
@@ -85,7 +81,6 @@ class TuneConfig:
         choose("strategy", self.strategy, STRATEGIES)
         choose("optimiser", self.optimiser, OPTIMISERS)
         choose("value", self.value, VALUES)
-        choose("tie", self.tie, TIES)
         for name in ("iterations", "batch", "substeps", "sweeps"):
             if getattr(self, name) < 1:
                 raise BadValue(f"{name} must be at least 1, got {getattr(self, name)}")

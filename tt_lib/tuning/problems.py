@@ -1,7 +1,6 @@
 """One-step problems: the states on which a tau is judged, and the loss of a tau there.
 
-A problem holds one evaluation (or, with ``tie = "step"``, all evaluations of one step) of each of S steps of the sampler,
-and P states for each. Its states, histories and targets are fixed when it is made; only the taus move. A sequential
+A problem holds one evaluation of each of S steps of the sampler, and P states for each. Its states, histories and targets are fixed when it is made; only the taus move. A sequential
 tuning makes one problem after another with S = 1, a parallel one makes problems with all the steps that run alike.
 
 An evaluation is judged at the state for which the solver asks next: at the end of the step for its last evaluation, inside
@@ -57,7 +56,7 @@ class Problem:
     """S one-step problems with P states each; rows are laid out [S * P], step by step.
 
     Attributes:
-        steps: for each of the S problems the index of its (first) evaluation in the whole run.
+        steps: for each of the S problems the index of its evaluation in the whole run.
         x: [S * P, ...], where the solver starts.
         times: [W, S] nominal times that the solver runs through from there. The tuned step is the last one,
             except in a sequential problem, which holds the whole grid.
@@ -66,7 +65,6 @@ class Problem:
             judged at.
         target: [S * P, ...], what the objective compares with.
         noise: the draws of a stochastic solver.
-        tied: how many evaluations share the ratio tau / t, from the tuned one on.
     """
 
     solver: Solver
@@ -82,7 +80,6 @@ class Problem:
     s: Tensor
     target: Tensor
     noise: CommonNoise
-    tied: int = 1
 
     @property
     def images(self) -> int:
@@ -110,28 +107,21 @@ class Problem:
         loss = self.objective.loss(self, x_next, _each(self.s, len(rows)), self.target[here])
         return loss.reshape(len(self.steps), -1)
 
-    def _tuned(self, tau: Tensor, here: Tensor, count: int) -> tuple[list[Tensor], Tensor]:
-        """The answers of the tuned evaluations at ``tau`` (scalar or [S * count]), and the state after them."""
+    def _tuned(self, tau: Tensor, here: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The answer of the tuned evaluation at ``tau`` (scalar or [S * count]), and the state after it."""
         t = _each(self.t, count)
-        item: Request | Tensor = Request(self.state[here], t)
-        answers: list[Tensor] = []
-        for _ in range(self.tied):
-            assert isinstance(item, Request)
-            # Tied evaluations have one ratio tau / t; each stays in the range that the network knows.
-            asked = tau if not answers else (item.t * (tau / t)).clamp(self.schedule.t_min, 1.0)
-            answer = self.predictor(item.x, item.t, asked)
-            check_finite(answer, self.steps[0], item.t, asked)
-            answers.append(answer)
-            item = self._advance(here, count, [*(recorded[here] for recorded in self.answers), *answers])
-        return answers, item.x if isinstance(item, Request) else item
+        answer = self.predictor(self.state[here], t, tau)
+        check_finite(answer, self.steps[0], t, tau)
+        item = self._advance(here, count, [*(recorded[here] for recorded in self.answers), answer])
+        return answer, item.x if isinstance(item, Request) else item
 
     def _advance(self, here: Tensor, count: int, answers: Sequence[Tensor]) -> Request | Tensor:
         times = self.times[:, 0] if len(self.steps) == 1 else self.times.repeat_interleave(count, dim=1)
         return replay(self.solver(self.x[here], times, self.schedule, self.noise.source(here)), answers)
 
     @torch.no_grad()
-    def answers_at(self, tau: float) -> list[Tensor]:
-        """The answers of a sequential problem's evaluations at their final tau, for the history of the next ones."""
+    def answer_at(self, tau: float) -> Tensor:
+        """The answer of a sequential problem's evaluation at its final tau, for the history of the next ones."""
         return self._tuned(torch.tensor(tau, dtype=torch.float64), torch.arange(len(self.x), device=self.x.device), len(self.x))[0]
 
 
@@ -162,14 +152,13 @@ class Setting:
     seed: int = 0
 
 
-def sequential_problem(setting: Setting, index: int, x: Tensor, answers: list[Tensor], tied: int = 1) -> Problem:
+def sequential_problem(setting: Setting, index: int, x: Tensor, answers: list[Tensor]) -> Problem:
     """The problem of one evaluation of a run.
 
     Args:
         index: the evaluation's, in ``setting.evaluations``.
         x: [P, ...], the states at the grid's first time.
         answers: the ``index`` answers that the tuned sampler got so far, each [P, ...].
-        tied: evaluations that share its ratio.
     """
     evaluations, times = setting.evaluations, setting.times
     noise = CommonNoise(x.shape, setting.seed)
@@ -181,16 +170,16 @@ def sequential_problem(setting: Setting, index: int, x: Tensor, answers: list[Te
         return request.x
 
     t, t_step = (torch.tensor([evaluations[at].t], dtype=torch.float64) for at in (index, begins))
-    after = evaluations[index + tied].t if index + tied < len(evaluations) else float(times[-1])
+    after = evaluations[index + 1].t if index + 1 < len(evaluations) else float(times[-1])
     s = torch.tensor([after], dtype=torch.float64)
     return _with_target(
         setting, setting.solver, [index], x, times[:, None], answers, (state(index), t, s), (state(begins), t_step),
-        noise, tied,
+        noise,
     )  # fmt: skip
 
 
 def parallel_problem(
-    setting: Setting, steps: list[int], stage: int, images: Tensor, noise: Tensor, taus: Sequence[float], tied: int = 1
+    setting: Setting, steps: list[int], stage: int, images: Tensor, noise: Tensor, taus: Sequence[float]
 ) -> Problem:
     """The evaluations number ``stage`` of all of ``steps`` in one batch, each starting from noised images.
 
@@ -203,7 +192,6 @@ def parallel_problem(
         images: x0 [P, ...] in [-1, 1].
         noise: eps [P, ...].
         taus: the conditioning times of all evaluations of the run; those before the tuned one are used.
-        tied: evaluations that share a ratio.
     """
     times, schedule = setting.times, setting.schedule
     history = min(steps[0], setting.solver.history)
@@ -245,11 +233,11 @@ def parallel_problem(
     indices = {(e.step, e.stage): i for i, e in enumerate(setting.evaluations)}
     return _with_target(
         setting, solver, [indices[k, stage] for k in steps], x, windows, answers,
-        (states[index], column(index), column(index + tied)), (states[begins], column(begins)), draws, tied,
+        (states[index], column(index), column(index + 1)), (states[begins], column(begins)), draws,
     )  # fmt: skip
 
 
-def _with_target(setting, solver, steps, x, times, answers, tuned, begin, noise, tied) -> Problem:
+def _with_target(setting, solver, steps, x, times, answers, tuned, begin, noise) -> Problem:
     """``tuned``: state, time and time after of the tuned evaluation; ``begin``: state and time at the step's beginning."""
     chosen = OBJECTIVE_FUNCTIONS[setting.objective]
     count = len(x) // len(steps)
@@ -259,7 +247,7 @@ def _with_target(setting, solver, steps, x, times, answers, tuned, begin, noise,
             setting.predictor, setting.schedule, x_step, _each(t_step, count), _each(s, count), setting.substeps
         )
     return Problem(
-        solver, setting.schedule, setting.predictor, chosen, steps, x, times, answers, state, t, s, target, noise, tied
+        solver, setting.schedule, setting.predictor, chosen, steps, x, times, answers, state, t, s, target, noise
     )
 
 

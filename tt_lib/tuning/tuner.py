@@ -90,31 +90,6 @@ def tune(
     ).run()  # fmt: skip
 
 
-class _Count:
-    """A predictor that answers nothing and counts what it is asked for."""
-
-    rows = 0
-
-    def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        self.rows += len(x)
-        return torch.zeros_like(x)
-
-
-def count_evaluations(schedule: Schedule, solver: Solver, grid: Grid, config: TuneConfig, images: int, held_out: int = 0) -> int:
-    """How many evaluations of one image :func:`tune` asks a network for, found by asking for each kind of them once.
-
-    Those of Adam are dearer than they look: each wants a gradient, too.
-
-    Args:
-        images, held_out: how many there are.
-    """
-    predictor, one = _Count(), torch.zeros(1, 1)
-    tuning = _Tuning(predictor, schedule, solver, grid, one, config, "", "", "", torch.zeros(2, 1), None, 0.0, None)
-    # Adam's two more are those that its timing tells, on all images.
-    adam = config.iterations * min(config.batch, images) + 2 * images
-    return tuning.count(predictor, SEARCH_TRIES * images if config.optimiser == "search" else adam, images, held_out)
-
-
 def check_objective(solver: Solver, objective: str) -> None:
     """Raise :class:`BadValue` for an objective that means nothing for the solver."""
     if solver.stochastic and objective == "truncation":
@@ -126,11 +101,10 @@ def check_objective(solver: Solver, objective: str) -> None:
 
 @dataclass(frozen=True)
 class _Group:
-    """Evaluations that are tuned together: their indices, their number within the step, and how many share a ratio."""
+    """Evaluations that are tuned together: their indices, and their number within the step."""
 
     indices: list[int]
     stage: int
-    tied: int
 
 
 class _Tuning:
@@ -179,38 +153,15 @@ class _Tuning:
                 self.done_stages += 1
                 self._save()
             if sequential:
-                answers += problem.answers_at(self.taus[group.indices[0]])
-                held_answers += held.answers_at(self.taus[group.indices[0]]) if held else []
+                tau = self.taus[group.indices[0]]
+                answers.append(problem.answer_at(tau))
+                held_answers += [held.answer_at(tau)] if held else []
         if self.config.gate and not sequential:
             # Every step is judged with the tuned taus of the others, before any is refused.
             self._gate([(self._problem(group, [], gate=True), group) for group in self._sweep()])
         if self.state:
             self.state.unlink(missing_ok=True)
         return TuneResult(self._timing(), pd.DataFrame(self.rows, columns=list(HISTORY_COLUMNS)))
-
-    def count(self, predictor: _Count, tried: int, images: int, held_out: int) -> int:
-        """See :func:`count_evaluations`: for a tuning of one image, with two held out, whose stages each try ``tried`` losses of one."""
-        made, asked = self._spent(predictor, self.stages)
-        total = made * images + asked * tried
-        if self.config.gate:
-            made, asked = self._spent(predictor, self.stages if self.config.strategy == "sequential" else self._sweep(), gate=True)
-            total += (made + 2 * asked) * held_out // 2
-        return total
-
-    def _spent(self, predictor: _Count, groups: list[_Group], gate: bool = False) -> tuple[int, int]:
-        """Evaluations that the problems of some groups take to be made and followed, and those of one loss of each."""
-        made = asked = 0
-        answers: list[Tensor] = []
-        for group in groups:
-            before = predictor.rows
-            problem = self._problem(group, answers, gate)
-            made, before = made + predictor.rows - before, predictor.rows
-            problem.losses(problem.t)
-            asked, before = asked + predictor.rows - before, predictor.rows
-            if self.config.strategy == "sequential":
-                answers += problem.answers_at(float(problem.t[0]))
-                made += predictor.rows - before
-        return made, asked
 
     def _held_out(self, images: Tensor | None) -> tuple[Tensor | None, Tensor | None, Setting]:
         """The gate's images, the noise on them, and what its problems share."""
@@ -229,23 +180,21 @@ class _Tuning:
         for records, group in found:
             self.records += records
             for index, record in zip(group.indices, records, strict=True):
-                for at in range(index, index + group.tied):
-                    self.taus[at] = self.taus[at] if record["kept"] else self.setting.evaluations[at].t
+                self.taus[index] = self.taus[index] if record["kept"] else self.setting.evaluations[index].t
 
     def _sweep(self) -> list[_Group]:
         """What is tuned together: one evaluation after another, or all that run alike."""
         last = self.grid.steps - self.config.freeze_last
-        tied = self.config.tie == "step"
         groups: dict[Any, list[int]] = {}
         for index, each in enumerate(self.setting.evaluations):
-            if each.step >= last or (tied and each.stage):
+            if each.step >= last:
                 continue
             history = min(each.step, self.solver.history)
             stages = stages_of(self.setting.evaluations, each.step)
             options = repr(self.solver.part(each.step - history, history + 1, self.grid.steps - each.step - 1).options)
             alone = index if self.config.strategy == "sequential" else None
             groups.setdefault((alone, history, options, stages, each.stage), []).append(index)
-        return [_Group(indices, key[-1], key[-2] if tied else 1) for key, indices in groups.items()]
+        return [_Group(indices, key[-1]) for key, indices in groups.items()]
 
     def _stages(self) -> list[_Group]:
         """All that is done: one sweep, or several."""
@@ -266,19 +215,15 @@ class _Tuning:
             # x_T = alpha_T x_0 + sigma_T eps at the grid's first time.
             t = self.times[0]
             start = self.schedule.alpha(t).to(images.dtype).item() * images + self.schedule.sigma(t).item() * noise
-            return sequential_problem(setting, group.indices[0], start, list(answers), group.tied)
+            return sequential_problem(setting, group.indices[0], start, list(answers))
         steps = [setting.evaluations[index].step for index in group.indices]
-        return parallel_problem(setting, steps, group.stage, images, noise, self.taus, group.tied)
+        return parallel_problem(setting, steps, group.stage, images, noise, self.taus)
 
     def _tune_stage(self, problem: Problem, group: _Group) -> None:
         optimise = OPTIMISER_FUNCTIONS[self.config.optimiser]
         taus, rows = optimise(problem, self.config, watch=self._watch, resume=self.partial)
         for index, tau in zip(group.indices, taus.tolist(), strict=True):
-            ratio = tau / self.setting.evaluations[index].t
             self.taus[index] = tau
-            for other in range(index + 1, index + group.tied):
-                t = self.setting.evaluations[other].t
-                self.taus[other] = min(1.0, max(self.schedule.t_min, t * ratio))
         self.rows += rows
         if self.config.optimiser == "adam":
             # Its iterations have a batch each: untuned and tuned are compared on all the images.
