@@ -138,7 +138,7 @@ def test_direction_errors_stand_beside_the_distances():
         steps("untuned", (0.3, 0.5), n=8), steps("frechet-joint", (0.1, 0.9), n=8), steps("untuned", (0.1, 0.1), solver="dpmpp-2m"),
         steps("consistency-parallel", (0.5, 0.7), solver="dpmpp-2m"), steps("truncation-parallel", (1, 1), solver="heun"),
     )  # fmt: skip
-    page = results_page(pd.concat([study(*SOLVERS), study(SOLVERS[0], features="cifar10-simclr")]), *NONE[:2], measured)
+    page = results_page(pd.concat([study(*SOLVERS), study(SOLVERS[0], features="cifar10-simclr")]), *NONE[:1], measured)
     section = page[page.index("## Direction errors beside the distances") : page.index("</details>\n\n## The floor")]
     assert "| ddim | 5 | untuned | 17.54 | 17.54 | 1.50° | 25.0 % | 0.2000 | 64 |" in section
     assert "| ddim | 5 | consistency-parallel | 14.70 |  | 1.50° | 25.0 % | 0.1000 | 64 |" in section
@@ -170,6 +170,6 @@ def test_ranks_of_each_budget():
 
 def test_no_directions_no_section():
     for measured in (NONE[1], directions(steps("untuned", (0.1,), model="another")), directions(steps("untuned", (0.1,), solver="heun"))):
-        assert "Direction errors" not in results_page(study(*SOLVERS), *NONE[:2], measured)
-    alone = results_page(study(*SOLVERS), *NONE[:2], directions(steps("untuned", (0.1,))))
+        assert "Direction errors" not in results_page(study(*SOLVERS), *NONE[:1], measured)
+    alone = results_page(study(*SOLVERS), *NONE[:1], directions(steps("untuned", (0.1,))))
     assert "Direction errors beside" in alone and "What tuning does to the error" not in alone
