@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tt_lib.files import file_hash, read_json
 
-HEAD = """# Data card
+CARD_HEAD = """# Data card
 
 What lies in this folder. This page is written by `tt card` and compared with the files in the test suite.
 
@@ -38,7 +38,7 @@ def data_card(data: Path) -> str:
         for path in files
         if not path.name.startswith(".")
     ]
-    return HEAD + "".join(lines)
+    return CARD_HEAD + "".join(lines)
 
 
 def _made_by(path: Path) -> str:

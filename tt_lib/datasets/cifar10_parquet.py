@@ -50,7 +50,7 @@ def _read_shard(path: Path, pool: ThreadPoolExecutor) -> tuple[Tensor, Tensor]:
 
     def decode(start: int) -> None:
         for row in range(start, min(start + BLOCK, len(encoded))):
-            pixels[row] = _decode(encoded[row], path, row)
+            pixels[row] = _decode_rows(encoded[row], path, row)
 
     list(pool.map(decode, range(0, len(encoded), BLOCK)))
     return torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64)
@@ -78,7 +78,7 @@ def _columns(path: Path) -> tuple[list, list]:
     return encoded, labels
 
 
-def _decode(content: bytes | None, path: Path, row: int) -> np.ndarray:
+def _decode_rows(content: bytes | None, path: Path, row: int) -> np.ndarray:
     """One encoded image (PNG on the Hub, or lossless WebP) as uint8 [3, 32, 32]."""
     from PIL import Image
 

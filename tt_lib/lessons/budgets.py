@@ -65,7 +65,7 @@ def agrees(said: list[float], measured: float) -> bool:
     return any(measured / 2.5 <= each <= measured * 2.5 or abs(each - measured) <= 20 for each in said)
 
 
-def measure(paths: list[Path], folder: Path = NOTEBOOKS) -> dict[str, list[float]]:
+def measure_cells(paths: list[Path], folder: Path = NOTEBOOKS) -> dict[str, list[float]]:
     """Run notebooks and write how long their cells took; entries of notebooks that are gone are dropped.
 
     Returns:
@@ -86,14 +86,14 @@ def measure(paths: list[Path], folder: Path = NOTEBOOKS) -> dict[str, list[float
     return budgets
 
 
-def main(arguments: list[str]) -> int:
+def main_cells(arguments: list[str]) -> int:
     """The command; 0 where all is well."""
 
     def job() -> None:
-        measure(named(arguments, "usage: python -m tt_lib.lessons.budgets [NOTEBOOK ...]") or [*lessons(), *exercises()])
+        measure_cells(named(arguments, "usage: python -m tt_lib.lessons.budgets [NOTEBOOK ...]") or [*lessons(), *exercises()])
 
     return command(job)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main_cells(sys.argv[1:]))
