@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import times as budgets
+from books import NAME, code, lessons, read, skipped
 from declared import DEPENDENCIES, imported, undeclared
+from index import FIELDS, REPOSITORY, colab_badge, install_cell
 
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.lessons import budgets
-from tt_lib.lessons.books import NAME, code, lessons, read, skipped
-from tt_lib.lessons.colab import install_cell
-from tt_lib.lessons.index import FIELDS
-from tt_lib.links import REPOSITORY, colab_badge
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|farm|root|home|tmp)[/\w]")
 ALT = 20
@@ -97,7 +95,7 @@ def figures_have_alt_text(path, book):
     for output in outputs(book):
         for kind in output.get("data", {}):
             if kind.startswith("image/") and len(output.metadata.get(kind, {}).get("alt", "")) <= ALT:
-                yield f"a figure ({kind}) has no alt text; show it with tt_lib.plots.show(figure, alt=...)"
+                yield f"a figure ({kind}) has no alt text; show it with tt_lib.figures.style.show(figure, alt=...)"
     for source in texts(book):
         for alt in re.findall(r"!\[([^\]]*)\]\(", source) + re.findall(r"<img\b(?![^>]*\balt=\"[^\"]+\")[^>]*()>", source):
             if not alt.strip():
@@ -114,7 +112,7 @@ def has_a_figure(path, book):
 
 def begins_with_badge(path, book):
     if colab_badge(path.relative_to(root(path)).as_posix()) not in book.cells[0].source:
-        yield "the first cell has no Colab badge of its own; run python -m tt_lib.lessons.index"
+        yield "the first cell has no Colab badge of its own; run python notebooks/tools/index.py"
 
 
 def begins_with_headings(path, book):
@@ -126,7 +124,7 @@ def begins_with_headings(path, book):
 def first_code_installs(path, book):
     cells = code(book)
     if not cells or cells[0].source != install_cell():
-        yield "the first code cell is not the install cell; run python -m tt_lib.lessons.index, or copy it from notebook 00"
+        yield "the first code cell is not the install cell; run python notebooks/tools/index.py, or copy it from notebook 00"
 
 
 def metadata_describes_it(path, book):
@@ -142,7 +140,7 @@ def time_is_as_measured(path, book):
     measured = budgets.load(root(path)).get(path.relative_to(root(path)).as_posix())
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     if measured is None or len(measured) != len(cells):
-        yield "budgets.toml has not a budget for each code cell; run python -m tt_lib.lessons.budgets"
+        yield "budgets.toml has not a budget for each code cell; run python notebooks/tools/times.py"
     elif path.parent == root(path):
         total = sum(measured)
         if not budgets.agrees(budgets.durations(paragraph(book, HEADINGS[2])), total):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,9 +15,11 @@ from pathlib import Path
 import nbval.kernel
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "notebooks" / "tools"))
+from books import NOTEBOOKS
+from times import allowed, load
+
 from tt_lib.files import locked
-from tt_lib.lessons.books import NOTEBOOKS
-from tt_lib.lessons.budgets import allowed, load
 
 BUDGETS = pytest.StashKey[dict]()
 
@@ -70,6 +73,6 @@ def pytest_runtest_call(item):
         if limit is not None and taken > limit:
             raise TooSlow(
                 f"this cell took {taken:.0f} s and may take {limit:.0f} s; make it faster, "
-                "or measure it again with python -m tt_lib.lessons.budgets"
+                "or measure it again with python notebooks/tools/times.py"
             )
     return result

@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
-from tt_lib.agreement import agreement, beside_each_other
 from tt_lib.cli import app
 from tt_lib.errors import BadValue
-from tt_lib.results import CORRELATION_COLUMNS, FD_COLUMNS, FD_KEY, read_rows, write_rows
+from tt_lib.rows import CORRELATION_COLUMNS, FD_COLUMNS, FD_KEY, read_rows, write_rows
+from tt_lib.study.compare import agreement, beside_each_other
 
 RESNET, SIMCLR = "cifar10-resnet", "cifar10-simclr"
 BASE = dict.fromkeys(FD_COLUMNS, "") | {

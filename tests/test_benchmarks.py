@@ -6,15 +6,16 @@ import sys
 
 import pytest
 import torch
-from test_evaluating import tiny_project
+from test_evaluate import tiny_project
 from typer.testing import CliRunner
 
-import tt_lib.benchmarks
-from tt_lib.bench import Cell, make_bench
-from tt_lib.benchmarks import fastest, measure_against_diffusers, measure_overhead
+import tt_lib.study.speed
 from tt_lib.cli import app
 from tt_lib.errors import BadValue
-from tt_lib.results import SPEED_COLUMNS, read_rows
+from tt_lib.rows import SPEED_COLUMNS, read_rows
+from tt_lib.study.cells import Cell
+from tt_lib.study.speed import fastest, measure_against_diffusers, measure_overhead
+from tt_lib.study.workbench import make_bench
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,7 +54,7 @@ def test_both_sides_sample_as_many_images_in_as_many_evaluations(bench, monkeypa
 
 def test_the_best_of_several_runs_counts(monkeypatch):
     taken = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(tt_lib.benchmarks, "seconds", lambda job, device: next(taken))
+    monkeypatch.setattr(tt_lib.study.speed, "seconds", lambda job, device: next(taken))
     assert fastest(3, [lambda: None], torch.device("cpu")) == [1]
     taken = iter([3.0, 1.0, 2.0, 4.0])
     assert fastest(2, [lambda: None, lambda: None], torch.device("cpu")) == [2, 1], "the jobs take turns"

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tt_lib.errors import BadValue
-from tt_lib.metrics.bias import leading_bias
-from tt_lib.metrics.frechet import frechet_distance
+from tt_lib.metrics.frechet import frechet_distance, leading_bias
 from tt_lib.metrics.statistics import FeatureStatistics
 
 

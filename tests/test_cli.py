@@ -16,21 +16,22 @@ import torch
 import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_evaluating import make_tiny_data
+from test_evaluate import make_tiny_data
 from typer.testing import CliRunner
 
 import tt_lib.cli.sampler
-from tt_lib import evaluating
-from tt_lib.bench import Cell, make_bench
 from tt_lib.cli import app
 from tt_lib.datasets import load_dataset
-from tt_lib.evaluating import measure
 from tt_lib.files import PACKAGE_ROOT, file_hash, read_json, write_json
+from tt_lib.metrics import evaluate as evaluating
+from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_feature_extractor, reference_statistics
 from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.statistics import FeatureStatistics
-from tt_lib.models import CARD, WEIGHTS
-from tt_lib.results import FD_COLUMNS, SPEED_COLUMNS, read_rows
+from tt_lib.networks.unet import CARD, WEIGHTS
+from tt_lib.rows import FD_COLUMNS, SPEED_COLUMNS, read_rows
+from tt_lib.study.cells import Cell
+from tt_lib.study.workbench import make_bench
 from tt_lib.timing import load_timing
 from tt_lib.tuning import tuner
 
@@ -359,7 +360,7 @@ def damaged(project):
     """Models that cannot be used, in ``data/pretrained``: damaged, with NaN, of other images."""
     from diffusers import UNet2DModel
 
-    from tt_lib.models import save_model
+    from tt_lib.networks.unet import save_model
 
     models = project / "data" / "pretrained"
     for name in ("damaged", "nan", "retrained"):
@@ -522,8 +523,8 @@ def test_state_of_another_tuning(pipeline):
 
 def test_unwritable_place_is_found_before_the_work(pipeline, monkeypatch):
     worked = []
-    monkeypatch.setattr("tt_lib.bench.make_bench", lambda *a, **k: worked.append(a) or make_bench(*a, **k))
-    monkeypatch.setattr("tt_lib.bench.Bench.tune", lambda *a, **k: pytest.fail("hours of work, and no place for it"))
+    monkeypatch.setattr("tt_lib.study.workbench.make_bench", lambda *a, **k: worked.append(a) or make_bench(*a, **k))
+    monkeypatch.setattr("tt_lib.study.workbench.Bench.tune", lambda *a, **k: pytest.fail("hours of work, and no place for it"))
     fails("tune", *PARALLEL, "--out", "a-file/x.json")
 
 
@@ -536,7 +537,7 @@ def test_unwritable_place_is_found_before_the_work(pipeline, monkeypatch):
     ],
 )  # fmt: skip
 def test_every_place_is_looked_at_before_the_work(pipeline, monkeypatch, words):
-    monkeypatch.setattr("tt_lib.bench.load_model", lambda *a: pytest.fail("work, and no place for it"))
+    monkeypatch.setattr("tt_lib.study.workbench.load_model", lambda *a: pytest.fail("work, and no place for it"))
     message = fails(*words)
     assert message.startswith("BadValue: ") and ("a-file/x" in message or "ends in .png" in message)
 
@@ -558,7 +559,7 @@ def test_other_errors_keep_their_traceback(project, monkeypatch):
     def broken(*arguments, **options):
         raise ValueError("a bug")
 
-    monkeypatch.setattr("tt_lib.bench.make_bench", broken)
+    monkeypatch.setattr("tt_lib.study.workbench.make_bench", broken)
     result = tt(*SAMPLE)
     assert isinstance(result.exception, ValueError) and result.exit_code == 1
     assert "error:" not in result.output

@@ -18,15 +18,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from index import install_cell, repository_url
 
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.lessons.colab import install_cell
-from tt_lib.links import repository_url
 
 HIDDEN = ("torch-", "torchvision-", "tt_lib-", "__editable__", "easy-install", "distutils-precedence", "__pycache__")
 REPORT = """
 import importlib.metadata as m, json, pathlib
-import tt_lib, tt_lib.links
+import tt_lib, tt_lib.errors
 print(json.dumps({"tt_lib": str(pathlib.Path(tt_lib.__file__).resolve()), "torch": m.version("torch"),
                   "all": sorted(f"{d.name}=={d.version}" for d in m.distributions())}))
 """

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tt_lib.card import data_card
 from tt_lib.files import PACKAGE_ROOT
+from tt_lib.study.page import data_card
 
 DATA = PACKAGE_ROOT / "data"
 
@@ -25,7 +25,7 @@ SECOND = DATA / "pretrained/cifar10-simclr"
 
 @pytest.mark.skipif(not SECOND.is_dir(), reason="not shipped yet")
 def test_the_second_network_is_good_enough_to_measure_with():
-    from tt_lib.metrics.networks import read_config
+    from tt_lib.networks.feature_nets import read_config
 
     config = read_config(SECOND)
     assert config["probe_accuracy"] >= 0.75 and config["command"].startswith("tt features --kind simclr")
@@ -42,6 +42,6 @@ def test_shipped_networks_are_small_enough_for_a_clone():
 
 
 def test_the_classifier_is_accurate_enough_to_measure_with():
-    from tt_lib.metrics.networks import read_config
+    from tt_lib.networks.feature_nets import read_config
 
     assert read_config(DATA / "pretrained/cifar10-resnet")["test_accuracy"] >= 0.95

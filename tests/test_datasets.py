@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from tt_lib.datasets import Images, load_cifar10, load_dataset, load_digits, to_float, to_uint8
+from tt_lib.datasets import cifar10 as batches_module
 from tt_lib.datasets import cifar10 as cifar10_module
-from tt_lib.datasets import cifar10_batches as batches_module
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 
 TINY = {"train": 20, "test": 4}

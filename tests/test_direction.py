@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from tt_lib.direction import MEASURES, measure_directions
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
+from tt_lib.metrics.direction import MEASURES, measure_directions
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import make_solver
+from tt_lib.solvers.registry import make_solver
 from tt_lib.toy import MixturePredictor, exact_flow, gaussian_flow, ring_2d, single_gaussian
 from tt_lib.tuning import TuneConfig, tune
 

@@ -17,8 +17,8 @@ from tt_lib.noise import SampleNoise, derive_seed
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.sampling import Sampler, batches, sample_pixels
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import SOLVERS, make_solver
-from tt_lib.solvers.budget import one_each
+from tt_lib.solvers.orders import one_each
+from tt_lib.solvers.registry import SOLVERS, make_solver
 from tt_lib.timing import Timing
 from tt_lib.toy import MixturePredictor, ring_2d
 
@@ -254,7 +254,7 @@ def test_bf16_runs_the_network_in_bf16_and_answers_in_float32():
 
 def test_a_unet_of_diffusers_hears_the_fraction():
     pytest.importorskip("diffusers")
-    from tt_lib.models import make_unet
+    from tt_lib.networks.unet import make_unet
 
     torch.manual_seed(0)
     network = make_unet("digits", 32).eval()

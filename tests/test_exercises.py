@@ -2,10 +2,10 @@
 
 import nbformat
 import pytest
+from books import NOTEBOOKS, code, read, run, solutions
+from exercises import exercise, exercise_path, generate, main, stale, unsolved
 
 from tt_lib.errors import BadValue
-from tt_lib.lessons.books import NOTEBOOKS, code, read, run, solutions
-from tt_lib.lessons.exercises import exercise, exercise_path, generate, main, stale, unsolved
 
 SOLVED = '''def double(x: float) -> float:
     """Twice x."""

@@ -7,14 +7,16 @@ import torch
 from scipy.stats import ttest_rel
 from test_tuning import GRID, LINEAR, PREDICTOR, RING, images, noised, tuner_noise
 
-from tt_lib.bench import GENERATED_FIRST_SEED, HELD_OUT, HELD_OUT_FIRST_SEED, Cell
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.noise import derive_seed
-from tt_lib.solvers import make_solver
+from tt_lib.sampling import fine_solution
+from tt_lib.solvers.registry import make_solver
+from tt_lib.study.cells import Cell
+from tt_lib.study.workbench import GENERATED_FIRST_SEED, HELD_OUT, HELD_OUT_FIRST_SEED
 from tt_lib.tuning import TuneConfig, tune
-from tt_lib.tuning.gate import HELD_OUT_NOISE, LEVEL, lower
-from tt_lib.tuning.objectives import fine_solution, squared_distance
+from tt_lib.tuning.objectives import squared_distance
+from tt_lib.tuning.tuner import HELD_OUT_NOISE, LEVEL, lower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HELD = images(n=64, seed=9)

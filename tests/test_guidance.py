@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from tt_lib.conversions import KINDS, to_eps, to_v, to_x0
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
 from tt_lib.guidance import ClassifierFree, Clipped
-from tt_lib.predictors import EpsPredictor
+from tt_lib.predictors import KINDS, EpsPredictor, to_eps, to_v, to_x0
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import make_solver
+from tt_lib.solvers.registry import make_solver
 from tt_lib.toy import GaussianMixture, MixturePredictor
 from tt_lib.tuning import TuneConfig, tune
 

@@ -21,7 +21,7 @@ from tt_lib.files import file_hash
 from tt_lib.metrics import inception
 from tt_lib.metrics.features import empty_statistics, load_feature_extractor
 from tt_lib.metrics.frechet import frechet_distance
-from tt_lib.speed_fid import inception_features, run_pytorch_fid
+from tt_lib.study.speed import inception_features, run_pytorch_fid
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 

@@ -1,13 +1,12 @@
 """The index of the notebooks, their badges and install cells are what metadata and one address give."""
 
+import index
+import index as links
 import nbformat
 import pytest
+from index import colab_badge, install_cell
 
-from tt_lib import links
 from tt_lib.errors import BadValue
-from tt_lib.lessons import index
-from tt_lib.lessons.colab import install_cell
-from tt_lib.links import colab_badge
 
 
 def put(path, **tt):

@@ -15,11 +15,11 @@ from tt_lib.files import PACKAGE_ROOT
 from tt_lib.grids import make_grid
 from tt_lib.guidance import ClassifierFree
 from tt_lib.interop import Adapted, Calls, TunedUNet, from_scheduler, tuned_times
-from tt_lib.models import make_unet
+from tt_lib.networks.unet import make_unet
 from tt_lib.predictors import EpsPredictor
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import make_solver
+from tt_lib.solvers.registry import make_solver
 from tt_lib.timing import Timing, load_timing
 from tt_lib.toy import MixturePredictor, exact_flow, ring_2d
 from tt_lib.tuning import TuneConfig, tune
@@ -757,7 +757,7 @@ def test_a_save_that_is_killed_leaves_no_timing_with_other_weights(saved, unet, 
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tt_lib.interop.tuned.write_json", killed)
+    monkeypatch.setattr("tt_lib.interop.pipeline.write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         tuned.save_pretrained(folder)
     with pytest.raises(MissingFile, match=r"tuned_unet\.json"):

@@ -6,16 +6,16 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_evaluating import data, features, make_sampler, no_git, reference, sampler  # noqa: F401 - fixtures
+from test_evaluate import data, features, make_sampler, no_git, reference, sampler  # noqa: F401 - fixtures
 
 import tt_lib.tuning.joint
-from tt_lib.bench import GENERATED_FIRST_SEED
 from tt_lib.errors import BadValue, CorruptFile
-from tt_lib.evaluating import sample_statistics
+from tt_lib.metrics.evaluate import sample_statistics
 from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.noise import SampleNoise
+from tt_lib.sampling import fine_end
+from tt_lib.study.workbench import GENERATED_FIRST_SEED
 from tt_lib.tuning.joint import FIRST_SEED, JointConfig, search, tune_joint
-from tt_lib.tuning.judges import fine_end
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

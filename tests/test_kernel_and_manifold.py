@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tt_lib.errors import BadValue
-from tt_lib.metrics.kernel import _unbiased, kernel_distance
-from tt_lib.metrics.manifold import precision_recall
+from tt_lib.metrics.kernel import _unbiased, kernel_distance, precision_recall
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,8 +17,8 @@ from tt_lib.engine import Run, drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import Grid, make_grid
 from tt_lib.schedules import Schedule
-from tt_lib.solvers import SOLVERS, make_solver
-from tt_lib.solvers.multistep import orders_of_steps
+from tt_lib.solvers.orders import orders_of_steps
+from tt_lib.solvers.registry import SOLVERS, make_solver
 from tt_lib.timing import _label
 from tt_lib.toy import MixturePredictor, exact_flow, two_modes_1d
 

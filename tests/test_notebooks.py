@@ -6,12 +6,10 @@ import shutil
 
 import nbformat
 import pytest
+import times as budgets
+from books import NOTEBOOKS, exercises, lessons, read
 from guards import CONSTANT, EVERY, LESSON, cycles, slugs
-
-from tt_lib.lessons import budgets
-from tt_lib.lessons.books import NOTEBOOKS, exercises, lessons, read
-from tt_lib.lessons.colab import install_cell
-from tt_lib.links import colab_badge, repository_url
+from index import colab_badge, install_cell, repository_url
 
 PATHS = [*lessons(), *exercises()]
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tt_lib.bench import Cell, make_bench, require_timing
-from tt_lib.direction import measure_directions
 from tt_lib.engine import drive
-from tt_lib.evaluating import measure
 from tt_lib.files import data_folder
 from tt_lib.grids import make_grid
+from tt_lib.metrics.direction import measure_directions
+from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_feature_extractor
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import make_solver
+from tt_lib.solvers.registry import make_solver
+from tt_lib.study.cells import Cell, require_timing
+from tt_lib.study.workbench import make_bench
 from tt_lib.toy import MixturePredictor, ring_2d
 from tt_lib.tuning import TuneConfig, tune
 

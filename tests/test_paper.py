@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from test_datasets import TINY, write_parquet
-from test_models import GOOGLE_CONFIG, GOOGLE_SCHEDULER
+from test_unet import GOOGLE_CONFIG, GOOGLE_SCHEDULER
 from torch import nn
 from typer.testing import CliRunner
 
@@ -22,9 +22,9 @@ from tt_lib.datasets import cifar10
 from tt_lib.errors import BadValue, MissingFile, all_there
 from tt_lib.files import PACKAGE_ROOT, file_hash
 from tt_lib.metrics import inception
-from tt_lib.published import COLUMNS, published_beside
-from tt_lib.results import FD_COLUMNS, read_rows
-from tt_lib.tables import find_table, read_table
+from tt_lib.rows import FD_COLUMNS, read_rows
+from tt_lib.study.page import COLUMNS, published_beside
+from tt_lib.study.tables import find_table, read_table
 from tt_lib.tuning import TuneConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")

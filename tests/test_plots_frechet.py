@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tt_lib.errors import BadValue
-from tt_lib.plots_frechet import change_dots, distances_over_n, point_clouds
+from tt_lib.lessons.frechet import change_dots, distances_over_n, point_clouds
 
 
 def test_distances_over_n_has_a_panel_for_each_network_and_the_predicted_slope():

@@ -4,9 +4,8 @@ import pandas as pd
 import pytest
 from test_report import rows
 
-from tt_lib.changes import AGREED_BETTER, AGREED_WORSE, UNDECIDED, changes_in_both, paired_gains
 from tt_lib.errors import BadValue
-from tt_lib.plots_tables import (
+from tt_lib.lessons.tables import (
     OTHERS,
     features_scatter,
     gain_map,
@@ -16,6 +15,7 @@ from tt_lib.plots_tables import (
     ranking,
     ranking_figure,
 )
+from tt_lib.study.compare import AGREED_BETTER, AGREED_WORSE, UNDECIDED, changes_in_both, paired_gains
 
 FRAME = rows(
     ("ddim", "uniform", 5, "untuned", 10.0, 9.9, 10.1), ("ddim", "uniform", 5, "truncation-parallel", 7.5, 7.3, 7.7),

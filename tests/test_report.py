@@ -4,10 +4,19 @@ import pandas as pd
 import pytest
 
 from tt_lib.errors import CorruptFile
+from tt_lib.figures.results import fd_against_nfe
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.plots import fd_against_nfe
-from tt_lib.report import BEGIN, END, FIGURE, both_table, insert_block, results_block, results_table, write_report
-from tt_lib.results import FD_COLUMNS, read_rows
+from tt_lib.rows import FD_COLUMNS, read_rows
+from tt_lib.study.page import (
+    BEGIN,
+    END,
+    FIGURE,
+    both_table,
+    insert_block,
+    results_block,
+    results_table,
+    write_report,
+)
 
 
 def shipped() -> pd.DataFrame:
@@ -78,7 +87,7 @@ def test_what_is_not_tuned_and_what_draws_noise_have_tables_of_their_own(tmp_pat
 def test_one_budget_makes_no_curve(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}")
     drawn = []
-    monkeypatch.setattr("tt_lib.plots.fd_against_nfe", lambda frame: drawn.append(frame) or fd_against_nfe(frame))
+    monkeypatch.setattr("tt_lib.figures.results.fd_against_nfe", lambda frame: drawn.append(frame) or fd_against_nfe(frame))
     ten, heun = ("ddim", "uniform", 10, "untuned", 8.0, 7.9, 8.1), ("heun", "uniform", 5, "untuned", 9.0, 8.9, 9.1)
     write_report(tmp_path, rows(*TWO, ten, heun, ("ddim", "uniform", 200, "untuned", 4.0, 3.9, 4.1)))
     assert drawn[0][["solver", "timing", "nfe"]].to_numpy().tolist() == [["ddim", "untuned", 5], ["ddim", "consistency-parallel", 5], ["ddim", "untuned", 10], ["", "ceiling", 200]]

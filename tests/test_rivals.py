@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_evaluating import data, make_sampler, no_git, sampler  # noqa: F401 - fixtures
+from test_evaluate import data, make_sampler, no_git, sampler  # noqa: F401 - fixtures
 from test_tables import TABLE, parts, project  # noqa: F401 - fixtures
 
-from tt_lib.bench import Cell, find_timing
+from tt_lib.baselines import read_constant
 from tt_lib.errors import BadValue
-from tt_lib.tables import Table
-from tt_lib.tuning.rivals import constant_timing, read_constant
+from tt_lib.study.cells import Cell, find_timing
+from tt_lib.study.tables import Table
+from tt_lib.study.workbench import constant_timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,20 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_bank import DIGITS, fails, project, succeeds  # noqa: F401 - a fixture
-from test_evaluating import N, counted, data, features, make_sampler, make_tiny_data, no_git, reference, sampler  # noqa: F401
+from test_evaluate import N, counted, data, features, make_sampler, make_tiny_data, no_git, reference, sampler  # noqa: F401
+from test_reference import DIGITS, fails, project, succeeds  # noqa: F401 - a fixture
 from test_tables import CELLS, HEAD, ONE_CELL, TABLE, Project, interrupt, interrupted, parts, write  # noqa: F401
 
-from tt_lib.bench import Cell, find_timing
 from tt_lib.datasets import load_dataset, to_uint8
 from tt_lib.errors import BadValue
-from tt_lib.evaluating import SETS, forget_sets, measure, measure_all
-from tt_lib.metrics.bank import collect_bank
+from tt_lib.metrics.evaluate import SETS, forget_sets, measure, measure_all
 from tt_lib.metrics.features import load_feature_extractor, reference_statistics
+from tt_lib.metrics.reference import JoinedFeatures, Yardstick, collect_bank
 from tt_lib.metrics.statistics import FeatureStatistics
-from tt_lib.metrics.yardsticks import JoinedFeatures, Yardstick
-from tt_lib.results import FD_COLUMNS, read_rows
-from tt_lib.tables import read_table
+from tt_lib.rows import FD_COLUMNS, read_rows
+from tt_lib.study.cells import Cell, find_timing
+from tt_lib.study.tables import read_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["digits-resnet", "digits-simclr"]
@@ -226,9 +225,6 @@ def test_the_commands(project):  # noqa: F811
 
 def test_a_network_is_trained_by_command(project):  # noqa: F811
     words = ("features", "--dataset", "digits", "--device", "cpu", "--results", "runs/training.csv")
-    assert "probe_accuracy" in succeeds(*words, "--kind", "simclr", "--seconds", "0.001", "--out", "runs/digits-simclr")
     assert "test_accuracy" in succeeds(*words, "--epochs", 1, "--out", "runs/digits-resnet")
-    assert read_rows(project / "runs" / "training.csv")["run"].tolist() == ["digits-simclr", "digits-resnet"]
-    assert "simclr" in fails(*words, "--kind", "moco", "--out", "runs/never")
-    assert "give one of them" in fails(*words, "--epochs", 1, "--seconds", 1, "--out", "runs/never")
-    assert "--force" in fails(*words, "--kind", "simclr", "--out", "runs/digits-simclr")
+    assert read_rows(project / "runs" / "training.csv")["run"].tolist() == ["digits-resnet"]
+    assert "--force" in fails(*words, "--out", "runs/digits-resnet")

@@ -12,7 +12,7 @@ from tt_lib.engine import Run, drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import Grid, make_grid
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import make_solver
+from tt_lib.solvers.registry import make_solver
 from tt_lib.toy import MixturePredictor, exact_flow, ring_2d, two_modes_1d
 
 LINEAR = make_schedule("linear")

@@ -14,10 +14,16 @@ from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import Grid, make_grid
 from tt_lib.guidance import Clipped
-from tt_lib.schedules import Schedule, linear_betas, make_schedule
-from tt_lib.solvers import SOLVERS, make_solver
-from tt_lib.solvers.arithmetic import along
-from tt_lib.toy import MixturePredictor, exact_flow, gaussian_ddim, gaussian_flow, single_gaussian, two_modes_1d
+from tt_lib.schedules import Schedule, along, linear_betas, make_schedule
+from tt_lib.solvers.registry import SOLVERS, make_solver
+from tt_lib.toy import (
+    MixturePredictor,
+    exact_flow,
+    gaussian_ddim,
+    gaussian_flow,
+    single_gaussian,
+    two_modes_1d,
+)
 
 SCHEDULES = {name: make_schedule(name) for name in ("linear", "cosine", "continuous-linear")}
 LINEAR = SCHEDULES["linear"]

@@ -15,28 +15,31 @@ from diffusers import UNet2DModel
 from PIL import Image
 from pytorch_fid import fid_score
 from scipy import linalg
-from test_evaluating import tiny_project
+from test_evaluate import tiny_project
 from test_world import launch
 from torch import nn
 from typer.testing import CliRunner
 
-from tt_lib import speed_fid, speed_tuning, speed_world
-from tt_lib.bench import Bench, Cell, make_bench
-from tt_lib.benchmarks import ddim_pipeline
 from tt_lib.cli import app
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue
-from tt_lib.evaluating import Measured, measure
-from tt_lib.metrics.fast import FastNetwork, make_fast
-from tt_lib.metrics.features import NetworkFeatures
+from tt_lib.metrics.evaluate import Measured, measure
+from tt_lib.metrics.features import FastNetwork, NetworkFeatures, make_fast
 from tt_lib.metrics.inception import FILE
 from tt_lib.metrics.statistics import FeatureStatistics
-from tt_lib.models import Model
+from tt_lib.metrics.world import World
+from tt_lib.networks.running import make_predictor
+from tt_lib.networks.unet import Model
 from tt_lib.noise import StartNoise
-from tt_lib.predictors import Chunked, EpsPredictor, make_predictor
-from tt_lib.results import SPEED_COLUMNS, read_rows
+from tt_lib.predictors import Chunked, EpsPredictor
+from tt_lib.rows import SPEED_COLUMNS, read_rows
 from tt_lib.schedules import make_schedule
-from tt_lib.world import World
+from tt_lib.study import speed as speed_fid
+from tt_lib.study import speed as speed_tuning
+from tt_lib.study import speed as speed_world
+from tt_lib.study.cells import Cell
+from tt_lib.study.speed import ddim_pipeline
+from tt_lib.study.workbench import Bench, make_bench
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

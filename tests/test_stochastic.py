@@ -10,7 +10,7 @@ from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
 from tt_lib.noise import SampleNoise
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import SOLVERS, Solver, make_solver
+from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.toy import MixturePredictor, single_gaussian
 
 LINEAR = make_schedule("linear")

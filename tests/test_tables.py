@@ -15,20 +15,21 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from test_evaluating import SCHEDULE, Counted, formula, make_tiny_data
+from test_evaluate import SCHEDULE, Counted, formula, make_tiny_data
 
-from tt_lib.bench import HELD_OUT, Bench, Cell, find_timing, timing_path
 from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
-from tt_lib.evaluating import measure
 from tt_lib.files import PACKAGE_ROOT, hold
 from tt_lib.grids import make_grid
+from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_feature_extractor, reference_statistics
-from tt_lib.models import Model
+from tt_lib.networks.unet import Model
 from tt_lib.predictors import Chunked, EpsPredictor
-from tt_lib.results import FD_COLUMNS, read_rows
-from tt_lib.solvers import SOLVERS
-from tt_lib.tables import Table, read_table, run_table, tune_table
+from tt_lib.rows import FD_COLUMNS, read_rows
+from tt_lib.solvers.registry import SOLVERS
+from tt_lib.study.cells import Cell, find_timing, timing_path
+from tt_lib.study.tables import Table, read_table, run_table, tune_table
+from tt_lib.study.workbench import HELD_OUT, Bench
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import JointConfig

@@ -6,11 +6,11 @@ import sys
 
 import nbformat
 import pytest
+import times
 
 from tt_lib.errors import BadValue
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.lessons import times
-from tt_lib.results import SPEED_COLUMNS, SPEED_KEY, read_rows, write_rows
+from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, read_rows, write_rows
 
 FIRST = "# A\n\n**How long it takes.** A minute,\nor less.\n\nMore."
 
@@ -38,7 +38,7 @@ def test_a_lesson_is_run_at_a_scale_and_has_a_row(tmp_path, results):
     times.measure([path], "laptop", results)
     found = read_rows(results, SPEED_COLUMNS)
     assert list(found["what"]) == ["notebook 01_a, TT_SCALE=laptop"] and float(found["ours"][0]) >= 0.2
-    assert found["command"][0] == "python -m tt_lib.lessons.times laptop" and path.read_bytes() == before
+    assert found["command"][0] == "python notebooks/tools/times.py laptop" and path.read_bytes() == before
     with pytest.raises(BadValue, match="ends in an error"):
         times.measure([path], "ci", results)
     with pytest.raises(BadValue, match="TT_SCALE"):
@@ -59,7 +59,7 @@ def test_what_was_measured_is_told_behind_how_long_it_takes(results):
     assert times.set_times(book, "01_a") and book.cells[0].source == FIRST
 
 
-@pytest.mark.parametrize("words, error", [((), "usage"), (("huge",), "usage"), (("laptop", "nowhere.ipynb"), "no notebook 'nowhere.ipynb'")])
+@pytest.mark.parametrize("words, error", [(("huge",), "no notebook 'huge'"), (("laptop", "nowhere.ipynb"), "no notebook 'nowhere.ipynb'")])
 def test_the_command_names_what_is_wrong(words, error):
-    done = subprocess.run([sys.executable, "-m", "tt_lib.lessons.times", *words], capture_output=True, text=True, cwd=PACKAGE_ROOT, env=os.environ)
+    done = subprocess.run([sys.executable, "notebooks/tools/times.py", *words], capture_output=True, text=True, cwd=PACKAGE_ROOT, env=os.environ)
     assert done.returncode == 1 and error in done.stderr

@@ -12,7 +12,7 @@ import pytest
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
 from tt_lib.grids import Grid, make_grid
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import make_solver
+from tt_lib.solvers.registry import make_solver
 from tt_lib.timing import FORMAT, Timing, load_timing
 
 LINEAR = make_schedule("linear")

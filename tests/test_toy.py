@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import make_solver
+from tt_lib.solvers.registry import make_solver
 from tt_lib.toy import (
     GaussianMixture,
     MixturePredictor,

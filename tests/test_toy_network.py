@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tt_lib.errors import BadValue
+from tt_lib.lessons.diffusers import MixtureNetwork, digits_mixture
 from tt_lib.predictors import EpsPredictor
 from tt_lib.schedules import linear_betas
 from tt_lib.toy import MixturePredictor
-from tt_lib.toy_network import MixtureNetwork, digits_mixture
 
 LINEAR = linear_betas()
 CLASSES = [digits_mixture(label) for label in (3, 8)]

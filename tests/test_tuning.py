@@ -15,16 +15,16 @@ from torch.autograd import gradcheck
 from tt_lib.engine import Request, drive, replay
 from tt_lib.errors import BadValue, NotFinite, TimingMismatch
 from tt_lib.grids import Grid, make_grid
-from tt_lib.sampling import Sampler
+from tt_lib.sampling import Sampler, generate_images
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import make_solver
+from tt_lib.solvers.layout import layout
+from tt_lib.solvers.registry import make_solver
 from tt_lib.timing import load_timing
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow, ring_2d, two_modes_1d
 from tt_lib.tuning import OBJECTIVES, STRATEGIES, TuneConfig, TuneResult, tune
 from tt_lib.tuning.config import OPTIMISERS
-from tt_lib.tuning.layout import layout
 from tt_lib.tuning.optimisers import SEARCH_TRIES, Bounds, _batch, adam, search
-from tt_lib.tuning.problems import Setting, generate_images, parallel_problem, sequential_problem
+from tt_lib.tuning.problems import Setting, parallel_problem, sequential_problem
 
 LINEAR = make_schedule("linear")
 MIXTURES = {"line": two_modes_1d(), "ring": ring_2d(5, scale=0.2)}

@@ -11,12 +11,12 @@ from torch import Tensor
 from tt_lib.engine import Request, Run, drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import Grid, make_grid
+from tt_lib.sampling import fine_solution
 from tt_lib.schedules import make_schedule
-from tt_lib.solvers import SOLVERS, Solver, make_solver
+from tt_lib.solvers.layout import Evaluation, layout
+from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.toy import MixturePredictor, ring_2d
 from tt_lib.tuning import OBJECTIVES, STRATEGIES, TuneConfig, tune
-from tt_lib.tuning.layout import Evaluation, layout
-from tt_lib.tuning.objectives import fine_solution
 from tt_lib.tuning.problems import CommonNoise, Setting, parallel_problem, sequential_problem
 
 LINEAR = make_schedule("linear")

@@ -11,19 +11,19 @@ from itertools import chain
 
 import pytest
 import torch
-from test_evaluating import make_tiny_data
+from test_evaluate import make_tiny_data
 
-from tt_lib.bench import Cell, make_bench
 from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue
-from tt_lib.evaluating import measure, more_rows
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.metrics.bank import collect_bank, load_reference_bank
+from tt_lib.metrics.evaluate import measure, more_rows
 from tt_lib.metrics.features import load_feature_extractor, reference_statistics
-from tt_lib.metrics.reference import load_reference
+from tt_lib.metrics.reference import collect_bank, load_reference, load_reference_bank
 from tt_lib.metrics.statistics import FeatureStatistics
-from tt_lib.results import FD_COLUMNS, read_rows
-from tt_lib.world import ALONE, World, join_world
+from tt_lib.metrics.world import ALONE, World, join_world
+from tt_lib.rows import FD_COLUMNS, read_rows
+from tt_lib.study.cells import Cell
+from tt_lib.study.workbench import make_bench
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -159,7 +159,7 @@ import os
 import torch
 # One write each: what two processes print in pieces may come mixed.
 atexit.register(lambda: os.write(1, f"left: {not torch.distributed.is_initialized()}\\n".encode()))
-from tt_lib.world import join_world
+from tt_lib.metrics.world import join_world
 world, device = join_world("cpu")
 assert world.size == 2 and world.total(torch.ones(1)) == 2
 """

@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tt_lib.conversions import to_eps, to_x0
 from tt_lib.errors import BadValue
-from tt_lib.predictors import Predictor
+from tt_lib.predictors import Predictor, to_eps, to_x0
 from tt_lib.schedules import Schedule
 
 

@@ -6,7 +6,6 @@ eps, x0, v and score use ``t``. TimeTuner changes only ``tau``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -14,10 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from tt_lib.conversions import KINDS, to_eps
 from tt_lib.errors import choose
-from tt_lib.models import Model
-from tt_lib.schedules import Schedule
+from tt_lib.schedules import Schedule, along
 
 
 class Predictor(Protocol):
@@ -34,7 +31,7 @@ class EpsPredictor:
             schedule's ``network_time(tau)``; returns a prediction [B, C, H, W], or an object with it as ``.sample``.
         schedule: turns ``tau`` into ``c``.
         bf16: run the network in bfloat16 under autocast.
-        kind: what the network predicts, see :mod:`tt_lib.conversions`; the answer is always eps. A network that also
+        kind: what the network predicts, see :mod:`tt_lib.predictors`; the answer is always eps. A network that also
             predicts a variance gives twice the channels of ``x``: the first half counts.
 
     The answer is float32. ``tau`` reaches the network as a float tensor, never as a Python number:
@@ -83,56 +80,64 @@ class Chunked:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def cast_weights(network: nn.Module) -> nn.Module:
-    """A copy whose convolutions and linear layers hold bfloat16 weights.
-
-    Autocast would cast the same weights at each evaluation (it keeps its casts only of weights that are trained), which takes
-    as many kernels as the network has weights. The answers are the same numbers.
-    """
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(torch.bfloat16)
-    return network
-
-
-def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False) -> EpsPredictor:
-    """The predictor of a loaded model; ``compile`` pays on a GPU and for many batches of one size."""
-    network = model.network
-    if bf16:
-        network = cast_weights(network.to(memory_format=torch.channels_last))
-    return EpsPredictor(compile_network(network) if compile else network, model.schedule, bf16, model.kind)
-
-
-def compile_network(network: nn.Module) -> Callable[..., Tensor]:
-    """The network compiled for each shape it is given; on a GPU its kernels are recorded once and replayed as one CUDA graph.
-
-    Without the graph the CPU starts hundreds of kernels for each evaluation, in about the time that a fast GPU takes for them:
-    then whatever Python does between two evaluations, and beside them, makes the GPU wait. Not for training: there are no gradients.
-    """
-    run = torch.compile(network, dynamic=False, options=compile_options())
-
-    def replayed(*inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            answer = run(*inputs)
-        # A graph's answer lies where its next replay writes, and solvers keep answers.
-        return _prediction(answer).clone()
-
-    return replayed
-
-
-def compile_options() -> dict[str, Any]:
-    """One CUDA graph, and kernels that are picked by rule, where this torch can (from 2.10 on).
-
-    Kernels that are picked by timing them may be others in each process, and no two round alike: the same seeds would give other
-    samples. :func:`tt_lib.bench.make_bench` does the same for cuDNN's.
-    """
-    from torch._inductor import list_options
-
-    by_rule = {"deterministic": True} if "deterministic" in list_options() else {}
-    return {"triton.cudagraphs": True, **by_rule}
-
-
 def _prediction(answer: Any) -> Tensor:
     """What a network predicts: its answer, or what the answer has as ``.sample``, as in diffusers."""
     return answer if isinstance(answer, Tensor) else answer.sample
+
+
+# FOLDED tt_lib.predictors
+# What a network may predict, and how each becomes the noise eps: the algebra of ``x = alpha x0 + sigma eps``.
+# 
+# ====== ============================================ =========================
+# kind   what the network predicts                    eps
+# ====== ============================================ =========================
+# eps    the noise (Ho et al. 2020)                   itself
+# x0     the clean image                              ``(x - alpha x0) / sigma``
+# v      ``alpha eps - sigma x0`` (Salimans & Ho 2022) ``alpha v + sigma x``
+# score  ``grad_x log p_t(x)`` (Song et al. 2021)     ``-sigma score``
+# ====== ============================================ =========================
+# 
+
+
+KINDS = ("eps", "x0", "v", "score")
+
+
+def to_eps(kind: str, answer: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """eps [B, ...] of an ``answer`` [B, ...] about the state ``x`` [B, ...] at noise level ``t`` (scalar or [B]).
+
+    Raises:
+        BadValue: ``kind`` is none of :data:`KINDS`.
+    """
+    choose("kind of prediction", kind, KINDS)
+    if kind == "eps":
+        return answer
+    alpha, sigma = along(schedule.alpha(t), x), along(schedule.sigma(t), x)
+    if kind == "x0":
+        return (x - alpha * answer) / sigma
+    if kind == "v":
+        return alpha * answer + sigma * x
+    return -sigma * answer
+
+
+def to_v(eps: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """``v = alpha eps - sigma x0`` [B, ...] of an eps and its x0 [B, ...], at the level ``alpha``, ``sigma`` (scalars or [B])."""
+    return along(alpha, x0) * eps - along(sigma, x0) * x0
+
+
+def to_x0(eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+    """The clean image [B, ...] that an eps stands for."""
+    return (x - along(schedule.sigma(t), x) * eps) / along(schedule.alpha(t), x)
+
+
+# FOLDED tt_lib.networks.unet
+# Networks: UNets of diffusers, made, saved and loaded with the schedule that they were trained on.
+# 
+# A model folder is what diffusers itself writes (``config.json`` and
+# ``diffusion_pytorch_model.safetensors``), so anyone can load it with ``UNet2DModel.from_pretrained``,
+# plus ``tt_model.json``, which adds what diffusers does not say: the schedule, the data set, the
+# weights' hash and how they were trained.
+# 
+
+
+PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+"""diffusers' names of what a network predicts, and ours."""

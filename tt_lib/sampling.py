@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tt_lib.corrections import Correction
+from tt_lib.baselines import Correction
 from tt_lib.datasets import to_uint8
 from tt_lib.engine import Run, drive
 from tt_lib.errors import BadValue
-from tt_lib.grids import Grid
+from tt_lib.grids import Grid, make_grid
 from tt_lib.noise import SampleNoise, StartNoise, drawn_ahead
 from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule
-from tt_lib.solvers import Solver
+from tt_lib.solvers.dpmpp import dpmpp_2m
+from tt_lib.solvers.registry import Solver, make_solver
 from tt_lib.timing import Timing
+
+FINE_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -121,3 +124,85 @@ def sample_pixels(
         if progress:
             progress(seeds[-1] + 1 - first_seed, count, f"{run.nfe} evaluations an image")
     return torch.cat(parts)
+
+
+# FOLDED tt_lib.study.demo
+# The main job in a few minutes on a CPU: sample, tune, sample again from the same noise, measure both.
+
+
+def sample_floats(sampler: Sampler, n: int, batch: int) -> Tensor:
+    """The samples of seeds 0 .. n - 1 as float32 [n, C, H, W] on the CPU."""
+    return torch.cat([sampler(seeds).x.cpu() for seeds in batches(0, n, batch)])
+
+
+def fine_ends(sampler: Sampler, n: int, batch: int, steps: int = FINE_STEPS) -> Tensor:
+    """The ends of fine runs from the noise of seeds 0 .. n - 1, started at the time where the sampler starts."""
+    parts = []
+    for seeds in batches(0, n, batch):
+        start = SampleNoise(seeds).start(sampler.shape).to(sampler.device)
+        parts.append(fine_end(sampler, start, steps).cpu())
+    return torch.cat(parts)
+
+
+def end_distances(ends: Tensor, exact: Tensor) -> Tensor:
+    """Root mean square difference of each image's end from its fine solution: [n, ...] -> [n]."""
+    return (ends[: len(exact)] - exact).square().flatten(1).mean(1).sqrt()
+
+
+# FOLDED tt_lib.tuning.joint
+# What a joint tuning is judged by: one number for the samples of a whole run, the lower the better.
+
+
+
+
+@torch.no_grad()
+def fine_end(sampler: Sampler, start: Tensor, steps: int = FINE_STEPS) -> Tensor:
+    """The end [B, ...] of a fine run from ``start`` [B, ...] at the time where the sampler starts, untuned."""
+    grid = make_grid("karras", steps, sampler.schedule, start=sampler.grid.times[0])
+    return drive(make_solver("dpmpp-2m")(start, grid, sampler.schedule), sampler.predictor).x
+
+
+# FOLDED tt_lib.tuning.objectives
+# What a tau is judged by.
+# 
+# ``consistency`` is the paper's objective (Xia et al. 2024, eq. 5, and the authors' code):
+# 
+#     ``L(tau) = E || sg[eps(x_t, t)] - eps(x_s(tau), s) ||^2``
+# 
+# where ``x_s(tau)`` is one solver step from t to s made with ``eps(x_t, tau)``: after the step, the network
+# should still see the direction it saw before, as it would along a straight trajectory. The target itself
+# carries truncation error: true trajectories are curved.
+# 
+# ``truncation`` measures what consistency stands in for:
+# 
+#     ``L(tau) = E || x_s(tau) - x_s* ||^2``
+# 
+# where ``x_s*`` is a fine solution of the same interval from the same ``x_t``. It needs no gradient through
+# a second evaluation. Both are sums over pixels and means over images.
+# 
+
+
+def fine_solution(predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int) -> Tensor:
+    """The interval from t to s (scalars or [B]) in ``substeps`` equal steps of time, by DPM-Solver++(2M), untuned."""
+    fractions = torch.linspace(0, 1, substeps + 1, dtype=torch.float64)
+    times = torch.lerp(t.expand(t.shape), s, fractions.reshape(-1, *[1] * t.ndim))
+    # The ends are exact: rounding in the interpolation must not move a time below 0.
+    times[0], times[-1] = t, s
+    return drive(dpmpp_2m(x, times, schedule, None), predictor).x
+
+
+# FOLDED tt_lib.tuning.problems
+# One-step problems: the states on which a tau is judged, and the loss of a tau there.
+# 
+# A problem holds one evaluation of each of S steps of the sampler, and P states for each. Its states, histories and targets are fixed when it is made; only the taus move. A sequential
+# tuning makes one problem after another with S = 1, a parallel one makes problems with all the steps that run alike.
+# 
+# An evaluation is judged at the state for which the solver asks next: at the end of the step for its last evaluation, inside
+# the step for the others. What it is compared with always starts from the state at the beginning of the step.
+# 
+
+
+@torch.no_grad()
+def generate_images(predictor: Predictor, solver: Solver, times: Tensor, schedule: Schedule, noise: Tensor) -> Tensor:
+    """Images [P, ...] that the network itself makes from ``noise``, for tuning without a data set."""
+    return drive(solver(noise, times, schedule), predictor).x.clamp(-1, 1)

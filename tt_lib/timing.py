@@ -14,7 +14,7 @@ from typing import Any
 from tt_lib.errors import BadValue, TimingMismatch
 from tt_lib.files import read_record, write_json
 from tt_lib.grids import Grid
-from tt_lib.solvers import Solver
+from tt_lib.solvers.registry import Solver
 
 FORMAT = "tt-timing-1"
 UNTUNED = "untuned"

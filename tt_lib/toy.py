@@ -17,11 +17,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from tt_lib.conversions import to_v
 from tt_lib.errors import BadValue, NotFinite
-from tt_lib.predictors import Predictor
-from tt_lib.schedules import Schedule, Times
-from tt_lib.solvers.arithmetic import along
+from tt_lib.predictors import Predictor, to_v
+from tt_lib.schedules import Schedule, Times, along
 
 Numbers = Tensor | Sequence | float
 

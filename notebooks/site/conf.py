@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from tt_lib.lessons.books import exercises, lessons
-from tt_lib.links import repository_url
+from books import exercises, lessons
+from index import repository_url
 
 project = "TimeTuner, taught and measured"
 author = "The TimeTuner lessons authors"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tt_lib.cli.shared import (
+from tt_lib.cli.app import (
     DataOption,
     DeviceOption,
     FastFeaturesOption,
@@ -28,8 +28,10 @@ from tt_lib.files import refuse_overwrite
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tt_lib.bench import Bench, Cell
     from tt_lib.sampling import Sampler
+    from tt_lib.study.cells import Cell
+    from tt_lib.study.workbench import Bench
+
 
 ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
 SolverOption = Annotated[str, typer.Option(help="ddim, dpmpp-2m, ...: `tt info` lists all; with options as in unipc,order=2,variant=bh1.")]
@@ -101,11 +103,12 @@ def tune(
 
     Example: `tt tune --nfe 10 --objective truncation --strategy parallel --optimiser search --source generated --images 16`
     """
-    from tt_lib.bench import Cell, make_bench, timing_path
     from tt_lib.errors import BadValue
     from tt_lib.files import atomic_path
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
+    from tt_lib.study.cells import Cell, timing_path
+    from tt_lib.study.workbench import make_bench
     from tt_lib.tuning import TuneConfig
     from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JOINT_OPTIMISERS, JointConfig
 
@@ -164,9 +167,9 @@ def tune(
 
 def _asked_for(bench: Bench, cell: Cell, timing: str | None, gamma: Path | None) -> tuple[Sampler, str]:
     """The sampler of an untuned ``cell`` with what --timing and --gamma say, and the name of that timing."""
-    from tt_lib.analytic import load_gamma
-    from tt_lib.corrections import read_correction
+    from tt_lib.baselines import read_correction
     from tt_lib.timing import load_timing
+    from tt_lib.tuning.gamma import load_gamma
 
     correction = read_correction(timing) if timing else None
     tuned = load_timing(timing) if timing and not correction else None
@@ -195,9 +198,11 @@ def sample(
 
     Example: `tt sample --nfe 10 --out samples.png`
     """
-    from tt_lib.bench import Cell, make_bench
-    from tt_lib.plots import image_grid, save_figure
+    from tt_lib.figures.pictures import image_grid
+    from tt_lib.figures.style import save_figure
     from tt_lib.sampling import sample_pixels
+    from tt_lib.study.cells import Cell
+    from tt_lib.study.workbench import make_bench
 
     refuse_overwrite(out, force)
     bench = make_bench(model, pick_device(device), batch=batch)
@@ -246,12 +251,12 @@ def evaluate(
     with the next set. Several GPUs share the batches: `torchrun --nproc_per_node 2 -m tt_lib
     evaluate ...` (under torchrun, write --samples for --n).
     """
-    from tt_lib.bench import Cell, make_bench
     from tt_lib.errors import BadValue
-    from tt_lib.evaluating import fd_row, forget_sets, measure_all, more_rows
-    from tt_lib.metrics.bank import SIZE
-    from tt_lib.metrics.yardsticks import check_names, load_yardstick
-    from tt_lib.results import FD_COLUMNS, FD_KEY, results_folder, write_rows
+    from tt_lib.metrics.evaluate import fd_row, forget_sets, measure_all, more_rows
+    from tt_lib.metrics.reference import SIZE, check_names, load_yardstick
+    from tt_lib.rows import FD_COLUMNS, FD_KEY, results_folder, write_rows
+    from tt_lib.study.cells import Cell
+    from tt_lib.study.workbench import make_bench
 
     names = features or ["cifar10-resnet"]
     check_names(names)
@@ -286,7 +291,7 @@ def info(
 ) -> None:
     """Show a model's card or a timing, or what this installation has: versions, devices, models, data."""
     from tt_lib.files import data_folder, read_json
-    from tt_lib.models import CARD, SHIPPED, find_model
+    from tt_lib.networks.unet import CARD, SHIPPED, find_model
     from tt_lib.timing import load_timing
 
     if path is not None and path.suffix == ".json":
@@ -301,7 +306,7 @@ def info(
 
     from tt_lib import __version__
     from tt_lib.errors import TTError
-    from tt_lib.solvers import SOLVERS
+    from tt_lib.solvers.registry import SOLVERS
 
     console.print(
         f"tt_lib {__version__}, python {platform.python_version()}, torch {torch.__version__}", highlight=False
@@ -322,3 +327,56 @@ def info(
         say(f"CIFAR-10: {len(load_cifar10('test'))} test images found")
     except TTError as error:
         console.print(f"CIFAR-10: {error}", highlight=False, markup=False)
+
+
+# FOLDED tt_lib.cli.sampler
+# ``tt analytic``: what Analytic-DDIM and Analytic-DDPM need to know of a network.
+
+
+def analytic(
+    model: ModelOption = "cifar10",
+    solver: Annotated[
+        str, typer.Option(help="analytic-ddim or analytic-ddpm; without a timing the two have the same gamma.")
+    ] = "analytic-ddim",
+    grid: GridOption = "uniform",
+    nfe: NfeOption = 10,
+    timing: Annotated[Path | None, typer.Option(help="A timing tuned for the solver (JSON); untuned without.")] = None,
+    images: Annotated[int, typer.Option(help="Images to measure on.")] = 256,
+    source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
+    dataset: Annotated[str, typer.Option(help="Data set of the real images: cifar10 or digits.")] = "cifar10",
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write [default: data/gamma/<model>/..., where samplers look].")
+    ] = None,
+    batch: BatchOption = 64,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Measure gamma, from which the analytic solvers take the noise of their steps.
+
+    gamma is the mean square of the network's eps at each evaluation, on noised images (Bao et al. 2022). It belongs to one
+    model, grid, NFE and timing; `tt tune` and `tt table` measure it themselves where it is missing.
+
+    Example: `tt analytic --nfe 10 --source generated --images 64`
+    """
+    from tt_lib.study.cells import Cell
+    from tt_lib.study.workbench import make_bench
+    from tt_lib.timing import load_timing
+    from tt_lib.tuning.gamma import gamma_path
+
+    bench = make_bench(model, pick_device(device), batch=batch)
+    tuned = load_timing(timing) if timing else None
+    path = out or gamma_path(bench.model.name, grid, nfe, tuned)
+    refuse_overwrite(path, force)
+    pictures = bench.tuning_images(source, images, dataset, str(data) if data else None)
+    with progress_bar("analytic") as report:
+        gamma = bench.measure_gamma(
+            Cell(solver, grid, nfe), tuned, pictures, source, seed=seed, progress=report
+        )
+    gamma.save(path)
+    say(f"{'t':>8} {'tau':>8} {'gamma':>10} {'error':>8} {'1 - gamma':>10} {'residual':>10}")
+    for row in zip(gamma.times, gamma.taus, gamma.values, gamma.errors, gamma.residuals, strict=True):
+        t, tau, value, error, residual = row
+        say(f"{t:8.4f} {tau:8.4f} {value:10.6f} {error:8.1e} {1 - value:10.6f} {residual:10.6f}")
+    say(f"{path}: {len(gamma.values)} evaluations of {gamma.model}, {gamma.images} images, timing {gamma.timing}")

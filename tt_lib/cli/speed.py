@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tt_lib.cli.app import DataOption, DeviceOption, pick_device, pick_devices, place, say
 from tt_lib.cli.sampler import BatchOption
-from tt_lib.cli.shared import DataOption, DeviceOption, pick_device, pick_devices, place, say
 
 if TYPE_CHECKING:
     import torch
 
-    from tt_lib.bench import Bench, Cell
-    from tt_lib.world import World
+    from tt_lib.metrics.world import World
+    from tt_lib.study.cells import Cell
+    from tt_lib.study.workbench import Bench
+
 
 AGAINST = ("pytorch-fid", "authors", "one-process")
 
@@ -54,9 +56,10 @@ def speed(
 
     On a CPU ask for little: `tt speed --source generated --images 2 --n 20 --batch 20 --nfe 2`.
     """
-    from tt_lib.bench import Cell, make_bench
     from tt_lib.errors import BadValue, choose
-    from tt_lib.results import SPEED_COLUMNS, SPEED_KEY, results_folder, write_rows
+    from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, results_folder, write_rows
+    from tt_lib.study.cells import Cell
+    from tt_lib.study.workbench import make_bench
 
     if against is not None:
         choose("peer", against, AGAINST)
@@ -69,7 +72,7 @@ def speed(
     cell = Cell("ddim", "uniform", nfe)
     with tempfile.TemporaryDirectory() as folder:
         if against == "pytorch-fid":
-            from tt_lib.speed_fid import measure_against_pytorch_fid
+            from tt_lib.study.speed import measure_against_pytorch_fid
 
             rows = measure_against_pytorch_fid(
                 bench, pictures, Path(folder), cell=cell, n=50_000 if n is None else n, compiled=compile, tell=say
@@ -95,7 +98,7 @@ def _own(
     bench: Bench, images: torch.Tensor, source: str, cell: Cell, optimiser: str, features: str, where: torch.device, n: int
 ) -> list[dict[str, Any]]:
     from tt_lib.metrics.features import load_feature_extractor
-    from tt_lib.speed import measure_speed
+    from tt_lib.study.speed import measure_speed
 
     extractor = load_feature_extractor(features, None, where)
     return measure_speed(bench, extractor, images, source, cell=cell, n=n, optimiser=optimiser, tell=say)
@@ -106,7 +109,7 @@ def _authors(
 ) -> list[dict[str, Any]]:
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.metrics.reference import load_reference
-    from tt_lib.speed_tuning import measure_against_authors
+    from tt_lib.study.speed import measure_against_authors
 
     extractor = load_feature_extractor(features, None, bench.device) if n else None
     reference = load_reference(dataset, "train", extractor) if extractor else None
@@ -118,10 +121,8 @@ def _authors(
 def _one_process(
     bench: Bench, images: torch.Tensor, cell: Cell, features: str, world: World, n: int, folder: Path, compile: bool
 ) -> list[dict[str, Any]]:
-    from tt_lib.metrics.fast import make_fast
-    from tt_lib.metrics.features import INCEPTION, load_feature_extractor
-    from tt_lib.speed_fid import inception_features, inception_weights, statistics_of
-    from tt_lib.speed_world import measure_against_one_process
+    from tt_lib.metrics.features import INCEPTION, load_feature_extractor, make_fast
+    from tt_lib.study.speed import inception_features, inception_weights, measure_against_one_process, statistics_of
 
     on_gpu = bench.device.type == "cuda"
     how = f"sampling in {'bfloat16' if on_gpu else 'float32'}{', compiled' if compile else ''}"
@@ -134,3 +135,45 @@ def _one_process(
         extractor = load_feature_extractor(features, None, bench.device)
     reference = statistics_of(images, extractor, bench.batch)
     return measure_against_one_process(bench, extractor, reference, folder, world, cell=cell, n=n, how=how, tell=say)
+
+
+# FOLDED tt_lib.cli.speed
+# ``tt bench``: what the library costs beside the network, and beside diffusers.
+
+
+def bench(
+    model: Annotated[str, typer.Option(help="A model folder, a shipped model or its data set.")] = "cifar10",
+    solver: Annotated[
+        list[str] | None, typer.Option(help="Solver whose overhead is measured; may be repeated [default: ddim, dpmpp-2m, unipc].")
+    ] = None,
+    nfe: Annotated[int, typer.Option(help="Network evaluations for an image.")] = 10,
+    batch: BatchOption = 256,
+    n: Annotated[int, typer.Option(help="Images that are sampled to compare with diffusers.")] = 1024,
+    repeats: Annotated[int, typer.Option(help="Runs of each; the fastest counts.")] = 3,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile our network (diffusers' runs eagerly).")] = False,
+    results: Annotated[
+        Path | None, typer.Option(help="File to add the rows to [default: data/results/speed.csv].", callback=place)
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure what solver and engine add to the network's time, and images a second beside diffusers.
+
+    On a CPU ask for little: `tt bench --nfe 5 --batch 8 --n 16`.
+    """
+    from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, results_folder, write_rows
+    from tt_lib.study.cells import Cell
+    from tt_lib.study.speed import measure_against_diffusers, measure_overhead
+    from tt_lib.study.workbench import make_bench
+
+    where = pick_device(device)
+    bf16 = where.type == "cuda"
+    workbench = make_bench(model, where, batch=batch, bf16=bf16, compile=compile)
+    cells = [Cell(name, "uniform", nfe) for name in solver or ("ddim", "dpmpp-2m", "unipc")]
+    rows = measure_overhead(workbench, cells, compiled=compile, repeats=repeats, tell=say)
+    rows += measure_against_diffusers(workbench, steps=nfe, n=n, bf16=bf16, compiled=compile, repeats=repeats, tell=say)
+    path = results or results_folder() / "speed.csv"
+    write_rows(path, rows, SPEED_COLUMNS, SPEED_KEY)
+    for row in rows:
+        peer = f" against {row['peer']} {row['unit']}, ratio {row['ratio']}" if row["peer"] != "" else f" {row['unit']}"
+        say(f"{row['what']}: {row['ours']}{peer}")
+    say(f"{len(rows)} rows written to {path}")

@@ -4,8 +4,7 @@
 :func:`tuned_times` make any pipeline sample with them.
 """
 
-from tt_lib.interop.calls import Calls
+from tt_lib.interop.pipeline import Calls, TunedUNet, tuned_times
 from tt_lib.interop.scheduler import Adapted, from_scheduler
-from tt_lib.interop.tuned import TunedUNet, tuned_times
 
 __all__ = ["Adapted", "Calls", "TunedUNet", "from_scheduler", "tuned_times"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
 from tt_lib.files import atomic_path
-from tt_lib.world import World
+from tt_lib.metrics.world import World
 
 FORMAT = "tt feature statistics 1"
 

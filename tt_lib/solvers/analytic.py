@@ -2,7 +2,7 @@
 
 DDIM and ancestral sampling choose the variance of a step by hand. For the mean that they have, the variance that is
 best, in the sense of the Kullback-Leibler divergence to the forward process, has a closed form in one number for each
-time, which :func:`tt_lib.analytic.estimate_gamma` measures on the network. In the paper's symbols (its theorem on the score
+time, which :func:`tt_lib.tuning.gamma.estimate_gamma` measures on the network. In the paper's symbols (its theorem on the score
 representation of the optimal reverse mean and variance), with ``alpha_n`` over the whole step where levels are skipped:
 
     ``sigma_n*^2 = lambda_n^2 + (sqrt(beta_bar_n / alpha_n) - sqrt(beta_bar_{n-1} - lambda_n^2))^2 (1 - beta_bar_n Gamma_n)``
@@ -41,8 +41,7 @@ from torch import Tensor
 
 from tt_lib.engine import Request, Solution
 from tt_lib.errors import BadValue
-from tt_lib.schedules import Schedule
-from tt_lib.solvers.arithmetic import along
+from tt_lib.schedules import Schedule, along
 
 PIXELS = {"linear": 2.0, "cosine": 1.0, "squaredcos_cap_v2": 1.0}
 """Bounds on the last noise by the schedule's name (the last is diffusers' name of cosine); 2 for any other.
@@ -114,7 +113,7 @@ def _check(gamma: Sequence[float], steps: int, pixels: float | None, half_range:
     if len(gamma) == 0:
         raise BadValue(
             "an analytic solver needs gamma = E||eps||^2 / d at each of its times, measured on the network: run `tt analytic` "
-            "for this model, grid, NFE and timing, or give gamma=estimate_gamma(...).values (tt_lib.analytic)"
+            "for this model, grid, NFE and timing, or give gamma=estimate_gamma(...).values (tt_lib.tuning.gamma)"
         )
     if len(gamma) != steps:
         raise BadValue(f"gamma needs one entry for each step: {len(gamma)} entries, {steps} steps; estimate it for this grid")

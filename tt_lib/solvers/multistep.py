@@ -12,41 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tt_lib.engine import Request, Solution
-from tt_lib.schedules import Schedule
-from tt_lib.solvers.arithmetic import along
+from tt_lib.schedules import Schedule, along
+from tt_lib.solvers.dpm_solver import first_order
+from tt_lib.solvers.orders import check_nfe, orders_of_steps
 
 Weights = Callable[[Tensor, Tensor, Schedule], Tensor]
 """(times of the last answers [m] or [m, B], newest first; s, above 0; schedule) -> ``C`` [m] or [m, B]."""
-
-
-FINAL = ("full", "lower")
-"""The order of a multistep solver's last steps, see :func:`orders_of_steps`."""
-
-
-def orders_of_steps(steps: int, order: int, final: str = "full", after: int = 0) -> list[int]:
-    """The order of each step of a multistep solver, which is the number of answers that it uses.
-
-    Step k = 0, 1, .. of n has ``min(order, k + 1)``, for there are no more answers, and with ``final="lower"``
-    ``min(order, k + 1, n - k)``: the last step is of order 1, the last but one of order 2. A step of order 1 errs
-    by h^2, so that a solver that ends with one converges with order 2 at most: it is for few steps, where a long
-    last step extrapolates badly.
-
-    The authors' code of DPM-Solver and UniPC and diffusers call it ``lower_order_final``, on by default: diffusers'
-    DPM-Solver and DEIS heed it where there are fewer than 15 steps, its UniPC always. Here it is asked for by name
-    and applies whatever the number of steps.
-
-    Args:
-        after: how many steps of the whole grid follow these ``steps``: n is the sum of both.
-    """
-    left = [steps + after - k if final == "lower" else order for k in range(steps)]
-    return [min(order, k + 1, left[k]) for k in range(steps)]
 
 
 def linear_multistep(
@@ -100,3 +78,157 @@ def gauss(points: int) -> tuple[Tensor, Tensor]:
 def scaled(weights: Tensor, factor: Tensor) -> Tensor:
     """Weights [m] times a scalar, or times [B]: then [m, B]."""
     return cast(Tensor, torch.tensordot(weights, factor, dims=0))
+
+
+# FOLDED tt_lib.solvers.multistep
+# DEIS (Zhang & Chen 2022, *Fast Sampling of Diffusion Models with Exponential Integrator*, arXiv 2204.13902).
+
+
+def ipndm_v(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 4) -> Solution:
+    """iPNDM with variable steps: Adams-Bashforth weights that follow the grid, in ``rho = sigma / alpha``.
+
+    In ``y = x / alpha`` the ODE is ``dy = eps d rho``, and the polynomial in rho through the last answers is
+    integrated exactly:
+
+    ``C_j = integral from rho_t to rho_s of prod_{k != j} (rho - rho_k) / (rho_j - rho_k) d rho``.
+
+    Where the grid is even in rho these are ``plms``'s weights, ``(rho_s - rho_t) (55, -59, 37, -9) / 24``; on
+    every other grid this keeps the full order, which the fixed weights lose. Growing order 1, 2, 3, 4.
+    """
+    return linear_multistep(x, times, schedule, order, _in_rho)
+
+
+def deis_tab(
+    x: Tensor, times: Tensor, schedule: Schedule, noise,
+    *, order: int = 3, final: str = "full", after: int = 0,
+) -> Solution:  # fmt: skip
+    """tAB-DEIS: eps is a polynomial in t through the last answers, the rest of the ODE is integrated exactly.
+
+    ``x_s = Psi(s, t) x_t + sum_j C_j eps_j``, with the paper's coefficients ``C_ij``, here for VP,
+
+    ``C_j = integral from t to s of Psi(s, tau) g(tau)^2 / (2 sigma(tau)) prod_{k != j} (tau - t_k) / (t_j - t_k) d tau``,
+
+    where ``Psi(s, tau) = alpha_s / alpha_tau`` and ``g^2 / (2 sigma) d tau = alpha d rho``: in ``y = x / alpha``
+    the weight is ``d rho`` alone. The ``order`` last answers are used, so order p is the paper's tAB(p - 1)
+    and order 1 is DDIM; growing order at the start, and with ``final="lower"`` falling at the end
+    (see ``orders_of_steps``).
+
+    The integrals are taken in ``lambda = -log rho``, in which rho and t are smooth, by Gauss-Legendre in panels
+    between the schedule's levels, where a discrete schedule has its kinks.
+    """
+    return linear_multistep(x, times, schedule, order, _in_t, final, after)
+
+
+def _in_rho(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    rho, end = schedule.rho(nodes), schedule.rho(s)
+    h = end - rho[0]
+    places, weights = gauss(2)  # exact for the cubics of order 4
+    values = (lagrange(rho, rho[0] + place * h) * weight for place, weight in zip(places, weights, strict=True))
+    return h * sum(values, torch.zeros_like(nodes))
+
+
+def _in_t(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    if nodes.ndim == 1:
+        return _quadrature(nodes[:, None], s[None], schedule)[:, 0]
+    # Many samples share a grid: one column of weights for each grid is enough.
+    columns, which = torch.cat([nodes, s[None]]).unique(dim=1, return_inverse=True)
+    return _quadrature(columns[:-1], columns[-1], schedule)[:, which]
+
+
+def _quadrature(nodes: Tensor, s: Tensor, schedule: Schedule, points: int = 8) -> Tensor:
+    """[m, B]: the integrals over ``d rho`` of the Lagrange polynomials in t of ``nodes`` [m, B], to ``s`` [B]."""
+    t, levels = nodes[0], schedule.levels
+    first, last = int(t.max() * levels) + 1, int(s.min() * levels)
+    knots = torch.arange(first, last - 1, -1, dtype=torch.float64, device=s.device)[:, None] / levels
+    # [panels + 1, B], falling from t to s; a panel outside of its own step is empty.
+    edges = torch.cat([t[None], knots.minimum(t).maximum(s), s[None]])
+    lam = schedule.lam(edges)
+    places, weights = gauss(points)
+    places, weights = places.to(s.device)[:, None, None], weights.to(s.device)[:, None, None]
+    inner = lam[:-1] + places * lam.diff(dim=0)  # [points, panels, B]
+    d_rho = -weights * lam.diff(dim=0) * torch.exp(-inner)
+    tau = schedule.time_of_lam(inner)
+    return (lagrange(nodes, tau) * d_rho).sum((1, 2))
+
+
+# FOLDED tt_lib.solvers.multistep
+# PNDM (Liu, Ren, Lin & Zhao 2022, *Pseudo Numerical Methods for Diffusion Models on Manifolds*, arXiv 2202.09778).
+
+
+ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+"""The weights of the last answers, newest first, by how many there are."""
+
+
+def plms(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 4) -> Solution:
+    """PLMS, the pseudo linear multistep method, warmed up by growing order; also iPNDM.
+
+    The gradient part, linear multi-step, mixes the last answers by the weights of Adams and Bashforth,
+
+    ``eps' = (55 eps_0 - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24``,
+
+    and by ``(23, -16, 5) / 12``, ``(3, -1) / 2`` and ``1`` while there are fewer. The transfer part
+    is DDIM's step with ``eps'``: ``x_s = alpha_s (x_t / alpha_t + (rho_s - rho_t) eps')``.
+
+    This is, number for number, the improved PNDM of Zhang & Chen 2022 (iPNDM in DEIS, arXiv 2204.13902),
+    which replaces PNDM's Runge-Kutta steps by lower orders: ``ipndm`` is another name for it. Some public
+    PLMS samplers differ in their first step, an improved Euler step with one evaluation more.
+
+    The weights are those of even steps. On an uneven grid (and even in t is uneven in rho) the method is of
+    second order whatever ``order`` above 1: "pseudo". See ``ipndm-v`` for weights that follow the grid.
+    """
+    return linear_multistep(x, times, schedule, order, _even_weights)
+
+
+def _even_weights(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    mixture = torch.tensor(ADAMS_BASHFORTH[len(nodes)], dtype=torch.float64, device=s.device)
+    return scaled(mixture, schedule.rho(s) - schedule.rho(nodes[0]))
+
+
+def pndm(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
+    """F-PNDM, algorithm 2: three pseudo Runge-Kutta steps with four evaluations each, then PLMS of order 4.
+
+    With the transfer ``phi(x, eps, t, s)`` (the paper's transfer part, DDIM's step) and ``m = (t + s) / 2``, a pseudo Runge-Kutta
+    step (its other gradient part) takes
+
+    ``e1 = eps(x, t)``, ``e2 = eps(phi(x, e1, t, m), m)``, ``e3 = eps(phi(x, e2, t, m), m)``,
+    ``e4 = eps(phi(x, e3, t, s), s)``, ``eps' = (e1 + 2 e2 + 2 e3 + e4) / 6``,
+
+    and ``e1`` enters the history. K steps cost K + 9 evaluations.
+
+    A step to clean data, ``s = 0``, would have to ask for ``e4`` at t = 0, where no network is trained and eps
+    means nothing. It is of first order: it takes ``e1`` alone, for one evaluation, and returns ``x0``.
+    (In a batch where only some samples end at 0, these ask for their first state again and ignore the answers.)
+    """
+
+    def phi(x: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return first_order(x, eps, t, s, schedule)
+
+    history: list[Tensor] = []
+    for k, (t, s) in enumerate(pairwise(times)):
+        zero = s == 0
+        e1 = yield Request(x, t)
+        history = [e1, *history][:4]
+        mixture = e1
+        if k < 3 and not bool(zero.all()):
+            m = torch.where(zero, t, (t + s) / 2)
+            end = torch.where(zero, t, s)
+            e2 = yield Request(phi(x, e1, t, m), m, 1)
+            e3 = yield Request(phi(x, e2, t, m), m, 2)
+            e4 = yield Request(phi(x, e3, t, end), end, 3)
+            mixture = (e1 + 2 * e2 + 2 * e3 + e4) / 6
+        elif k >= 3:
+            mixture = sum((w * e for w, e in zip(ADAMS_BASHFORTH[4], history, strict=True)), torch.zeros_like(x))
+        keep = along(zero.to(torch.float64), x)
+        x = phi(x, keep * e1 + (1 - keep) * mixture, t, s)
+    return x
+
+
+def plan_pndm(nfe: int) -> tuple[int, dict[str, Any]]:
+    """K + 9 evaluations for K steps, from K = 4 on: three Runge-Kutta steps, and one that may end at clean data."""
+    check_nfe(nfe, 13, "pndm")
+    return nfe - 9, {}

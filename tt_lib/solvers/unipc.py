@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from tt_lib.engine import Request, Solution
-from tt_lib.schedules import Schedule
-from tt_lib.solvers.arithmetic import along
-from tt_lib.solvers.multistep import orders_of_steps
+from tt_lib.schedules import Schedule, along
+from tt_lib.solvers.orders import orders_of_steps
 
 VARIANTS = ("bh1", "bh2")
 

@@ -27,7 +27,7 @@ def check_freeze_last(count: int) -> None:
 def full_name(plain: str, freeze_last: int, default: int) -> str:
     """What results rows call a timing: ``consistency-sequential``, ``consistency-parallel-freeze2`` and so on.
 
-    Tables may put more options into a name, see :mod:`tt_lib.names`.
+    Tables may put more options into a name, see :mod:`tt_lib.study.cells`.
 
     How many steps keep their own time changes results most, so rows tell it apart where it is not the default.
     """
@@ -57,7 +57,7 @@ class TuneConfig:
         sweeps: rounds of a parallel tuning of a multistep solver: its states depend on the taus before.
         seed: of noise and batches.
         gate: a step keeps its tuned tau only if that lowers its truncation error on held-out images, see
-            :mod:`tt_lib.tuning.gate`.
+            :mod:`tt_lib.tuning.tuner`.
     """
 
     objective: str = "consistency"

@@ -20,13 +20,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from tt_lib.engine import drive
 from tt_lib.predictors import Predictor
+from tt_lib.sampling import fine_solution
 from tt_lib.schedules import Schedule
-from tt_lib.solvers.dpmpp import dpmpp_2m
 
 
 class Objective(Protocol):
@@ -71,12 +69,3 @@ OBJECTIVE_FUNCTIONS: dict[str, Objective] = {"consistency": Consistency(), "trun
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     """``|| a - b ||^2`` of each sample: [B, ...] -> [B]."""
     return (a - b).square().flatten(1).sum(1)
-
-
-def fine_solution(predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int) -> Tensor:
-    """The interval from t to s (scalars or [B]) in ``substeps`` equal steps of time, by DPM-Solver++(2M), untuned."""
-    fractions = torch.linspace(0, 1, substeps + 1, dtype=torch.float64)
-    times = torch.lerp(t.expand(t.shape), s, fractions.reshape(-1, *[1] * t.ndim))
-    # The ends are exact: rounding in the interpolation must not move a time below 0.
-    times[0], times[-1] = t, s
-    return drive(dpmpp_2m(x, times, schedule, None), predictor).x

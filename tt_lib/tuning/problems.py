@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tt_lib.engine import Request, check_finite, drive, replay
+from tt_lib.engine import Request, check_finite, replay
 from tt_lib.predictors import Predictor
-from tt_lib.schedules import Schedule
-from tt_lib.solvers import Noise, Solver
-from tt_lib.solvers.arithmetic import along
-from tt_lib.tuning.layout import Evaluation, layout
+from tt_lib.schedules import Schedule, along
+from tt_lib.solvers.layout import Evaluation, layout
+from tt_lib.solvers.registry import Noise, Solver
 from tt_lib.tuning.objectives import OBJECTIVE_FUNCTIONS, Objective
 
 
@@ -249,9 +248,3 @@ def _with_target(setting, solver, steps, x, times, answers, tuned, begin, noise)
     return Problem(
         solver, setting.schedule, setting.predictor, chosen, steps, x, times, answers, state, t, s, target, noise
     )
-
-
-@torch.no_grad()
-def generate_images(predictor: Predictor, solver: Solver, times: Tensor, schedule: Schedule, noise: Tensor) -> Tensor:
-    """Images [P, ...] that the network itself makes from ``noise``, for tuning without a data set."""
-    return drive(solver(noise, times, schedule), predictor).x.clamp(-1, 1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from scipy.stats import ttest_rel
 from torch import Tensor
 
 from tt_lib.errors import BadValue, CorruptFile
@@ -18,13 +20,12 @@ from tt_lib.files import atomic_path
 from tt_lib.grids import Grid
 from tt_lib.noise import derive_seed
 from tt_lib.predictors import Predictor
-from tt_lib.results import provenance
+from tt_lib.rows import provenance
 from tt_lib.schedules import Schedule
-from tt_lib.solvers import Solver
+from tt_lib.solvers.layout import layout, stages_of
+from tt_lib.solvers.registry import Solver
 from tt_lib.timing import Timing
 from tt_lib.tuning.config import TuneConfig
-from tt_lib.tuning.gate import HELD_OUT_NOISE, judge
-from tt_lib.tuning.layout import layout, stages_of
 from tt_lib.tuning.optimisers import OPTIMISER_FUNCTIONS, SEARCH_TRIES, Rows
 from tt_lib.tuning.problems import Problem, Setting, parallel_problem, sequential_problem
 
@@ -331,3 +332,52 @@ def _first_and_last(rows: Rows) -> dict[int, tuple[float, float]]:
         last_sweep = mine[max(i for i, row in enumerate(mine) if row[1] == 0) :]
         result[step] = (last_sweep[0][2], min(row[2] for row in last_sweep))
     return result
+
+
+# FOLDED tt_lib.tuning.tuner
+# The gate: a step keeps its tuned tau only if that is better than tau = t beyond noise, on images it was not tuned on.
+# 
+# Whatever the objective was, better means a lower truncation error of the step: the squared distance of its end from a fine
+# solution's (see :mod:`tt_lib.tuning.objectives`). The images and the noise on them are held out. Each image is tried with
+# both times, and a one-sided paired t-test over the images asks whether the mean of the differences lies below 0, at the level
+# :data:`LEVEL` for each evaluation by itself (no correction for their number). A tau that is refused goes back to t.
+# 
+
+
+LEVEL = 0.05
+HELD_OUT_NOISE = 777_777
+"""Counter of :func:`tt_lib.noise.derive_seed` for the noise on held-out images."""
+
+
+@torch.no_grad()
+def judge(problem: Problem, taus: Sequence[float]) -> list[dict[str, Any]]:
+    """A record for each of a problem's S evaluations: whether its tau may stay, and why.
+
+    Args:
+        problem: of the truncation objective on held-out images.
+        taus: S tuned times.
+
+    Returns:
+        ``evaluation`` (its index in the run), ``t``, ``tau``, ``loss_untuned`` and ``loss_tuned`` (means over the images),
+        ``p`` of the test (1 where the two times are one) and ``kept``.
+    """
+    tuned = problem.each(torch.tensor(taus, dtype=torch.float64)).double().cpu()
+    untuned = problem.each(problem.t).double().cpu()
+    records = []
+    for evaluation, t, tau, with_t, with_tau in zip(
+        problem.steps, problem.t.tolist(), taus, untuned, tuned, strict=True
+    ):
+        p = lower(with_tau, with_t)
+        records.append({
+            "evaluation": evaluation, "t": t, "tau": tau, "loss_untuned": float(with_t.mean()),
+            "loss_tuned": float(with_tau.mean()), "p": p, "kept": p < LEVEL,
+        })  # fmt: skip
+    return records
+
+
+def lower(a: Tensor, b: Tensor) -> float:
+    """p of the one-sided paired t-test that the mean of ``a`` [P] lies below that of ``b`` [P]; 1 where they are equal."""
+    if torch.equal(a, b):
+        return 1.0
+    p = float(ttest_rel(a.numpy(), b.numpy(), alternative="less").pvalue)
+    return 1.0 if math.isnan(p) else p

@@ -1,0 +1,311 @@
+"""Rows of results: added, replaced by key, never lost, and what they say about where they come from."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import math
+import multiprocessing
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from tt_lib import rows as results
+from tt_lib.errors import BadValue, CorruptFile
+from tt_lib.files import locked
+from tt_lib.rows import (
+    FD_COLUMNS,
+    FD_KEY,
+    SPEED_COLUMNS,
+    SPEED_KEY,
+    TRAINING_COLUMNS,
+    command_line,
+    device_name,
+    git_commit,
+    provenance,
+    read_rows,
+    results_folder,
+    write_rows,
+)
+
+COLUMNS, KEY = ("model", "nfe", "value", "commit"), ("model", "nfe")
+
+
+def row(model="a", nfe=10, value=1.0, commit="abc"):
+    return {"model": model, "nfe": nfe, "value": value, "commit": commit}
+
+
+def write(path, *rows):
+    write_rows(path, rows, COLUMNS, KEY)
+
+
+def cells(path: Path) -> list[list[str]]:
+    """The text of a file's cells, as no reader has interpreted it."""
+    with open(path, newline="") as stream:
+        return list(csv.reader(stream))
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "results" / "rows.csv"
+
+
+# Adding and replacing
+
+
+def test_rows_are_added_and_replaced(path):
+    write(path, row("a", 5, 1.5), row("b", 5, 2.5))
+    write(path, row("b", 5, 3.5), row("a", 10, 4.5))
+    assert cells(path) == [
+        list(COLUMNS), ["a", "5", "1.5", "abc"], ["b", "5", "3.5", "abc"], ["a", "10", "4.5", "abc"],
+    ]  # fmt: skip
+    frame = read_rows(path, COLUMNS)
+    assert frame.nfe.tolist() == [5, 5, 10] and frame.value.tolist() == [1.5, 3.5, 4.5]
+    # Neither temporary files nor anything that git would take for a result.
+    assert {file.name for file in path.parent.iterdir()} == {"rows.csv", ".rows.csv.lock"}
+
+
+def test_one_key_within_one_call(path):
+    write(path, row(value=1), row(value=2))
+    assert [line[2] for line in cells(path)[1:]] == ["2"]
+
+
+@pytest.mark.parametrize("again", [10, 10.0, "10", "10.0", torch.tensor(10).item()])
+@pytest.mark.parametrize("first", [10, 10.0, "10"])
+def test_numbers_of_one_value_are_one_key(path, first, again):
+    write(path, row(nfe=first, value=1))
+    write(path, row(nfe=again, value=2))
+    assert [line[2] for line in cells(path)[1:]] == ["2"]
+    write(path, row(nfe=10.5, value=3))
+    assert [line[2] for line in cells(path)[1:]] == ["2", "3"]
+
+
+def test_a_key_does_not_depend_on_its_neighbours(path):
+    """pandas makes floats of a column of integers with a gap, and text of one with a word."""
+    write(path, row("a", 10, 1), row("b", None, 1))
+    write(path, row("a", 10, 2))
+    write(path, row("c", "many", 1), row("a", 10, 3))
+    write(path, row("b", math.nan, 2))
+    assert [(line[0], line[2]) for line in cells(path)[1:]] == [("a", "3"), ("b", "2"), ("c", "1")]
+
+
+@pytest.mark.parametrize("first", [None, math.nan, ""])
+@pytest.mark.parametrize("again", [None, math.nan, ""])
+def test_nothing_is_one_key(path, first, again):
+    write(path, row(nfe=first, value=1))
+    write(path, row(nfe=again, value=2))
+    write(path, row(nfe=0, value=3))
+    assert [line[1:3] for line in cells(path)[1:]] == [["", "2"], ["0", "3"]]
+
+
+def test_words_that_look_like_nothing_stay(path):
+    write(path, row("None"), row("nan"), row("NA"), row("a,b"), row('"q"\nline'))
+    write(path, row("x"))
+    assert read_rows(path, COLUMNS).model.tolist() == ["None", "nan", "NA", "a,b", '"q"\nline', "x"]
+
+
+def test_other_rows_keep_their_text(path):
+    """A commit of digits is no number: 12345678e901 would become infinity, and 001... lose its noughts."""
+    commits = ["12345678e901", "001234567890", "123456789012"]
+    for place, commit in enumerate(commits):
+        write(path, row("a", place, 0.1 + 0.2, commit))
+        before = path.read_text()
+        write(path, row("b", place, None, commit), row("c", None, 1, commit))
+        assert path.read_text().startswith(before.partition("c,")[0])
+    text = {line[0] + line[1]: line for line in cells(path)[1:]}
+    for place, commit in enumerate(commits):
+        assert text[f"a{place}"] == ["a", str(place), "0.30000000000000004", commit]
+        assert text[f"b{place}"] == ["b", str(place), "", commit]
+
+
+def test_no_rows_keep_the_header(path):
+    write(path)
+    assert cells(path) == [list(COLUMNS)]
+    write(path, row())
+    write(path)
+    assert cells(path) == [list(COLUMNS), ["a", "10", "1.0", "abc"]]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("bad", [{"model": "a", "nfe": 1, "value": 1}, row() | {"nef": 1}, {}])
+def test_rows_with_other_columns(path, bad):
+    write(path, row())
+    before = path.read_bytes()
+    with pytest.raises(BadValue, match=r"needs exactly the columns .*'model', 'nfe', 'value', 'commit'"):
+        write(path, row("b"), bad)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\x81", b'model,nfe,value,commit\na,"1', b"a,b\n1,2,3\n1,2,3,4\n"])
+def test_damaged_file(path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    for use in (lambda: read_rows(path, COLUMNS), lambda: write(path, row())):
+        with pytest.raises(CorruptFile, match="restore it from git") as caught:
+            use()
+        assert str(path) in str(caught.value)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("header", ["model,nfe,value", "model,nfe,value,commit,note"])
+def test_file_with_other_columns_is_left_alone(path, header):
+    """Neither a column that is lacking nor one that a newer version added may be dropped in silence."""
+    path.parent.mkdir()
+    path.write_text(header + "\n" + ",".join("x" * (header.count(",") + 1)) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(CorruptFile, match=r"columns.*(commit|note)"):
+        write(path, row())
+    assert path.read_bytes() == before
+
+
+def test_unwritable_results(tmp_path):
+    (tmp_path / "plain").write_text("")
+    for folder in (tmp_path / "plain", Path("/proc/no-such-folder")):
+        with pytest.raises(BadValue, match="choose another output folder") as caught:
+            write(folder / "rows.csv", row())
+        assert str(folder / "rows.csv") in str(caught.value)
+
+
+def test_no_file_is_an_empty_table(path):
+    assert read_rows(path, COLUMNS).columns.tolist() == list(COLUMNS) and len(read_rows(path, COLUMNS)) == 0
+    assert len(read_rows(path)) == 0 and not path.parent.exists()
+
+
+# Several writers
+
+
+def write_twenty(path, name, together):
+    for number in range(20):
+        together.wait(60)
+        write(path, row(name, number))
+
+
+def test_two_processes_lose_no_row(path):
+    spawn = multiprocessing.get_context("spawn")
+    together = spawn.Barrier(2)
+    processes = [spawn.Process(target=write_twenty, args=(path, name, together)) for name in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(90)
+    assert [process.exitcode for process in processes] == [0, 0]
+    frame = read_rows(path, COLUMNS)
+    assert sorted(zip(frame.model, frame.nfe, strict=True)) == [(name, number) for name in "ab" for number in range(20)]
+
+
+def test_the_lock_is_let_go_after_an_error(path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), locked(path):
+            _ = 1 / 0
+    write(path, row())
+
+
+# Where a row comes from
+
+
+def test_provenance_fits_the_columns():
+    fields = provenance()
+    for columns in (FD_COLUMNS, TRAINING_COLUMNS, SPEED_COLUMNS):
+        assert set(fields) <= set(columns) and len(set(columns)) == len(columns)
+    assert set(FD_KEY) < set(FD_COLUMNS) and set(SPEED_KEY) < set(SPEED_COLUMNS)
+    assert fields["versions"] == f"python {sys.version.split()[0]}, torch {torch.__version__}"
+    today = datetime.datetime.now(datetime.UTC).date()
+    assert today - datetime.date.fromisoformat(fields["date"]) in (datetime.timedelta(0), datetime.timedelta(1))
+    assert fields["commit"] == git_commit() and fields["command"] == command_line()
+
+
+def test_provenance_goes_through_a_file(tmp_path):
+    path = tmp_path / "speed.csv"
+    new = {"what": "x", "ours": 1.0, "peer": "", "ratio": "", "unit": "s", "device": "cpu"} | provenance()
+    write_rows(path, [new], SPEED_COLUMNS, SPEED_KEY)
+    assert dict(zip(*cells(path), strict=True)) == {name: str(value) for name, value in new.items()}
+
+
+def test_git_commit(monkeypatch, tmp_path):
+    monkeypatch.delenv("TT_COMMIT", raising=False)
+    root = Path(results.__file__).parent.parent
+    if (root / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+        assert re.fullmatch("[0-9a-f]{12,40}", git_commit()) and head.startswith(git_commit())
+    # Where tt is started says nothing about its code.
+    here = git_commit()
+    monkeypatch.chdir(tmp_path)
+    assert git_commit() == here
+    monkeypatch.setattr(results, "PACKAGE_ROOT", tmp_path)
+    assert git_commit() == "unknown"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit() == "unknown"
+    monkeypatch.setenv("TT_COMMIT", "0123456789ab")
+    assert git_commit() == "0123456789ab"
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """``started(argv, **environment)`` is the command line of a process started so in ``tmp_path / "here"``."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def start(argv, **environment):
+        for name in ("TT_COMMAND", "WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", argv)
+        return command_line()
+
+    return start
+
+
+def test_command_line(started):
+    arguments = ["train", "--dataset", "digits", "--out", "runs/a"]
+    for program in ("/opt/env/bin/tt", "tt", "/srv/repo/tt_lib/__main__.py"):
+        assert started([program, *arguments]) == "tt train --dataset digits --out runs/a"
+    both = "torchrun --nproc_per_node 2 -m tt_lib train --dataset digits --out runs/a"
+    assert started(["/srv/repo/tt_lib/__main__.py", *arguments], WORLD_SIZE="2") == both
+    assert started(["tt", *arguments], WORLD_SIZE="1") == "tt train --dataset digits --out runs/a"
+    assert started(["tt", *arguments], TT_COMMAND="make digits") == "make digits"
+
+
+def test_command_line_of_other_programs(started):
+    """A kernel's arguments name files of one machine and one session."""
+    kernel = ["/opt/env/lib/python3.12/site-packages/ipykernel_launcher.py", "-f", "/opt/home/.local/kernel-1.json"]
+    assert started(kernel) == "jupyter"
+    assert started(["/opt/env/bin/pytest", "-q", "/opt/home/tests"]) == "pytest"
+
+
+def test_command_line_can_be_typed_again(started):
+    """Arguments with blanks or signs of the shell are quoted."""
+    arguments = ["tune", "--out", "runs/my run", "--note", "a;b $c 'd'", ""]
+    assert shlex.split(started(["tt", *arguments])) == ["tt", *arguments]
+
+
+def test_command_line_shows_no_folder_of_this_machine(started, tmp_path):
+    here = tmp_path / "here"
+    arguments = ["sample", "--out", f"{here}/runs/a.png", f"--timing={here}/data/t.json", "--data", str(here)]
+    shown = started([f"{here}/bin/tt", *arguments])
+    assert shown == "tt sample --out runs/a.png --timing=data/t.json --data ."
+    # A folder whose name only begins in the same way is another folder.
+    assert started(["tt", "--out", f"{here}2/a"]) == f"tt --out {here}2/a"
+
+
+def test_device_name():
+    assert device_name("cpu") == f"cpu ({torch.get_num_threads()} threads)"
+    assert device_name(torch.device("cpu")) == device_name("cpu")
+
+
+def test_results_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("TT_DATA", str(tmp_path))
+    assert results_folder() == tmp_path / "results"
+
+
+def test_written_files_read_as_plain_csv(path):
+    write(path, row("é", 3, 0.25))
+    assert pd.read_csv(path).to_dict("records") == [row("é", 3, 0.25)]

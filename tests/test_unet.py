@@ -1,0 +1,394 @@
+"""Networks as folders: what is written is what is read, by us and by diffusers, and damage is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch._inductor
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from safetensors.torch import load_file, save_file
+
+from tt_lib.errors import BadValue, CorruptFile, MissingFile
+from tt_lib.files import data_folder, file_hash
+from tt_lib.networks.running import compile_network, compile_options, make_predictor
+from tt_lib.networks.unet import CARD, SHIPPED, WEIGHTS, find_model, load_model, make_unet, save_model
+from tt_lib.predictors import EpsPredictor
+from tt_lib.schedules import make_schedule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# What google/ddpm-cifar10-32 holds beside its weights (but for the comments, as on the Hub).
+GOOGLE_CONFIG = {
+    "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu", "attention_head_dim": None,
+    "block_out_channels": [128, 256, 256, 256], "center_input_sample": False,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "in_channels": 3, "layers_per_block": 2,
+    "mid_block_scale_factor": 1, "norm_eps": 1e-06, "norm_num_groups": 32, "out_channels": 3, "sample_size": 32,
+    "time_embedding_type": "positional",
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+GOOGLE_SCHEDULER = {
+    "_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear",
+    "beta_start": 0.0001, "clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None,
+    "variance_type": "fixed_large",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network(one_thread):
+    torch.manual_seed(0)
+    return make_unet("digits", 32).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(network, tmp_path_factory):
+    """A network of digits as a model folder, on the cosine schedule: one that is nobody's default."""
+    folder = tmp_path_factory.mktemp("saved") / "small"
+    save_model(network, folder, name="my digits", schedule="cosine", card={"dataset": "digits", "note": 7})
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of the saved folder, to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+@pytest.fixture
+def google(saved, tmp_path):
+    """A folder shaped like google/ddpm-cifar10-32, but tiny: a network and a scheduler, no ``tt_model.json``."""
+    torch.manual_seed(1)
+    small = UNet2DModel.from_config(GOOGLE_CONFIG | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4})
+    place = tmp_path / "ddpm-tiny"
+    small.save_pretrained(place)
+    (place / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER))
+    return place
+
+
+def answer(network, channels=1, size=8):
+    """The network's answer to a fixed input, at levels that are no whole numbers."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(3, channels, size, size, generator=generator)
+    with torch.no_grad():
+        return network(x, torch.tensor([3.25, 400.0, 999.0])).sample
+
+
+# Making
+
+
+def test_width_128_is_the_network_of_ho_et_al():
+    with torch.device("meta"):
+        ours, theirs = make_unet("cifar10", 128), UNet2DModel.from_config(GOOGLE_CONFIG)
+    assert sum(weight.numel() for weight in ours.parameters()) == 35_746_307
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    # But for the attention heads, which hold no weights of their own.
+    differing = {key for key in GOOGLE_CONFIG if key[0] != "_" and ours.config[key] != theirs.config[key]}
+    assert {key for key in differing if ours.config[key] != tuple(theirs.config[key] or ())} <= {"attention_head_dim"}
+
+
+def test_default_width_and_the_digits_network(network):
+    with torch.device("meta"):
+        assert sum(weight.numel() for weight in make_unet().parameters()) == 8_952_067
+    assert network.config.in_channels == network.config.out_channels == 1 and network.config.sample_size == 8
+    assert answer(network).shape == (3, 1, 8, 8)
+
+
+@pytest.mark.parametrize("width", [0, -32, 8, 33])
+@pytest.mark.parametrize(("dataset", "unit"), [("cifar10", 32), ("digits", 16)])
+def test_impossible_widths(dataset, unit, width):
+    with pytest.raises(BadValue, match=f"multiple of {unit}, got {width}"):
+        make_unet(dataset, width)
+
+
+def test_unknown_data_set():
+    with pytest.raises(BadValue, match=r"'mnist'; choose cifar10 or digits"):
+        make_unet("mnist", 32)
+
+
+# Saving and loading
+
+
+def test_round_trip(network, saved):
+    model = load_model(str(saved))
+    assert (model.name, model.shape, model.schedule.name) == ("my digits", (1, 8, 8), "cosine")
+    assert model.digest == file_hash(saved / WEIGHTS) == model.card["sha256"]
+    assert model.card["dataset"] == "digits" and model.card["note"] == 7
+    assert model.card["parameters"] == sum(weight.numel() for weight in network.parameters())
+    assert not model.network.training and not any(weight.requires_grad for weight in model.network.parameters())
+    assert {weight.dtype for weight in model.network.parameters()} == {torch.float32}
+    # float16 keeps 11 bits; the smallest weights are rounded to multiples of 2^-24.
+    written = dict(model.network.state_dict())
+    for name, weight in network.state_dict().items():
+        assert torch.allclose(written[name], weight, rtol=2**-11, atol=2**-25), name
+    assert torch.allclose(answer(model.network), answer(network), atol=5e-3)
+    assert not torch.equal(answer(model.network), answer(network))  # it is not the network in memory
+
+
+def test_weights_are_stored_in_half_precision(network, saved):
+    stored = load_file(saved / WEIGHTS)
+    assert set(stored) == set(network.state_dict()) and {value.dtype for value in stored.values()} == {torch.float16}
+    assert (saved / WEIGHTS).stat().st_size < 2.1 * sum(weight.numel() for weight in network.parameters())
+    assert sorted(file.name for file in saved.iterdir()) == sorted([WEIGHTS, "config.json", CARD])
+    # Saving leaves the network in memory as it was.
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+def test_plain_diffusers_loads_the_folder(saved):
+    theirs = UNet2DModel.from_pretrained(str(saved)).eval()
+    assert torch.allclose(answer(theirs), answer(load_model(str(saved)).network), atol=1e-5)
+
+
+def test_channels_last_networks_save_the_same(network, saved, tmp_path):
+    torch.manual_seed(0)
+    other = make_unet("digits", 32).to(memory_format=torch.channels_last)
+    save_model(other, tmp_path / "other", name="my digits", schedule="cosine", card={})
+    assert file_hash(tmp_path / "other" / WEIGHTS) == file_hash(saved / WEIGHTS)
+
+
+def test_loading_by_name(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("TT_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert find_model("digits") is None and find_model("small") is None
+    for name in ("small", SHIPPED["digits"]):
+        (tmp_path / "pretrained").mkdir(exist_ok=True)
+        (tmp_path / "pretrained" / name).symlink_to(saved)
+        assert find_model(name) == tmp_path / "pretrained" / name
+    assert find_model("digits") == tmp_path / "pretrained" / SHIPPED["digits"]
+    assert load_model("digits").name == load_model("small").name == "my digits"
+    # A path goes before a name.
+    (tmp_path / "small").mkdir()
+    assert find_model("small") == Path("small")
+
+
+# What is damaged or not there
+
+
+def test_damaged_weights(folder):
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-7] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"damaged or another file; restore the file .*`tt train`") as caught:
+        load_model(str(folder))
+    assert str(folder / WEIGHTS) in str(caught.value)
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_truncated_weights(folder, card):
+    if not card:
+        (folder / CARD).unlink()
+        (folder / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER))
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5000])
+    with pytest.raises(CorruptFile, match="restore the file" if card else "not a model folder") as caught:
+        load_model(str(folder))
+    assert str(folder) in str(caught.value)
+
+
+def test_missing_parts(folder):
+    (folder / "config.json").rename(folder / "kept")
+    with pytest.raises(CorruptFile, match=r"config\.json") as caught:
+        load_model(str(folder))
+    assert str(folder) in str(caught.value)
+    (folder / "kept").rename(folder / "config.json")
+    load_model(str(folder))
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(MissingFile, match="restore the file") as caught:
+        load_model(str(folder))
+    assert str(folder / WEIGHTS) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [CARD, "config.json"])
+def test_damaged_descriptions(folder, name):
+    (folder / name).write_text('{"half": ')
+    with pytest.raises(CorruptFile) as caught:
+        load_model(str(folder))
+    assert str(folder / name) in str(caught.value)
+
+
+def test_weights_of_another_network(folder):
+    """Weights that lack a tensor or hold one of another shape would leave part of the network random."""
+    config = json.loads((folder / CARD).read_text())
+    for change in ("missing", "shape"):
+        stored = load_file(folder / WEIGHTS)
+        if change == "missing":
+            del stored["conv_in.bias"]
+        else:
+            stored["conv_in.bias"] = torch.zeros(7)
+        save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+        # The hash says that the file is the one that was meant; it only does not fit.
+        (folder / CARD).write_text(json.dumps(config | {"sha256": file_hash(folder / WEIGHTS)}))
+        with pytest.raises(CorruptFile, match=r"conv_in\.bias") as caught:
+            load_model(str(folder))
+        assert str(folder) in str(caught.value)
+        save_file(stored | {"conv_in.bias": torch.zeros(32)}, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def test_schedule_that_is_unknown(folder):
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps(card | {"schedule": "sigmoid"}))
+    with pytest.raises(BadValue, match=r"unknown schedule 'sigmoid'; .*cosine"):
+        load_model(str(folder))
+    (folder / CARD).unlink()
+    with pytest.raises(MissingFile, match=r"no scheduler_config\.json.*add tt_model\.json"):
+        load_model(str(folder))
+
+
+def test_unknown_name_lists_what_is_shipped(tmp_path, monkeypatch):
+    monkeypatch.setenv("TT_DATA", str(tmp_path))
+    for name in ("mnist", "a/b/c"):
+        with pytest.raises(MissingFile) as caught:
+            load_model(name)
+        for part in (repr(name), *SHIPPED.values(), str(tmp_path / "pretrained"), "owner/name"):
+            assert part in str(caught.value)
+
+
+def test_hub_name_without_a_network(monkeypatch):
+    def resolve(*arguments, **options):
+        raise AssertionError("offline, and still it asked the network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(MissingFile, match=r"'tt-lib/no-such-network' from the Hub.*download.*give its folder"):
+        load_model("tt-lib/no-such-network")
+
+
+# Networks of others
+
+
+def test_a_folder_from_the_hub(google):
+    model = load_model(str(google))
+    assert (model.name, model.shape, model.digest, model.card) == ("ddpm-tiny", (3, 32, 32), "", {})
+    theirs = UNet2DModel.from_pretrained(str(google)).eval()
+    assert torch.allclose(answer(model.network, 3, 32), answer(theirs, 3, 32), atol=1e-5)
+    assert_linear(model.schedule)
+
+
+def assert_linear(schedule):
+    times, linear = torch.linspace(0, 1, 1001, dtype=torch.float64), make_schedule("linear")
+    assert (schedule.name, schedule.levels, schedule.t_min) == ("linear", 1000, 1e-3)
+    assert torch.allclose(schedule.log_alpha(times), linear.log_alpha(times), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("place", ["scheduler_config.json", "scheduler/scheduler_config.json"])
+def test_the_schedule_is_the_repository_s_own(google, place):
+    (google / "scheduler_config.json").unlink()
+    (google / place).parent.mkdir(exist_ok=True)
+    (google / place).write_text(json.dumps(GOOGLE_SCHEDULER | {"beta_end": 0.03, "num_train_timesteps": 500}))
+    schedule = load_model(str(google)).schedule
+    linear = make_schedule("linear", levels=500, last=0.03)
+    assert schedule.levels == 500
+    assert torch.allclose(schedule.log_alpha(0.7), linear.log_alpha(0.7), rtol=1e-6)
+
+
+def test_a_network_by_its_hub_name(google, monkeypatch, tmp_path):
+    asked = []
+
+    def redirect(kind):
+        load = kind.from_pretrained
+
+        def from_pretrained(source, **options):
+            asked.append((kind.__name__, source))
+            return load(str(google), **options)
+
+        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+
+    monkeypatch.chdir(tmp_path)
+    redirect(UNet2DModel)
+    redirect(DDPMScheduler)
+    model = load_model("google/ddpm-cifar10-32")
+    assert asked == [("UNet2DModel", "google/ddpm-cifar10-32"), ("DDPMScheduler", "google/ddpm-cifar10-32")]
+    assert (model.name, model.shape, model.digest) == ("google/ddpm-cifar10-32", (3, 32, 32), "")
+    assert not model.network.training and not any(weight.requires_grad for weight in model.network.parameters())
+    assert_linear(model.schedule)
+
+
+def test_networks_stored_in_half_precision_run_in_full(google):
+    UNet2DModel.from_pretrained(str(google)).half().save_pretrained(google)
+    assert {value.dtype for value in load_file(google / WEIGHTS).values()} == {torch.float16}
+    assert {weight.dtype for weight in load_model(str(google)).network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"prediction_type": "flow_prediction"}, "'flow_prediction'.*epsilon, v_prediction, sample"), ({"beta_schedule": "no-such"}, "no-such")],
+)
+def test_networks_that_cannot_be_used(google, change, message):
+    """A network that predicts something else would be sampled as if it predicted eps, and give noise without a word."""
+    (google / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER | change))
+    with pytest.raises(BadValue, match=message):
+        load_model(str(google))
+
+
+@pytest.mark.parametrize(("theirs", "kind"), [("epsilon", "eps"), ("v_prediction", "v"), ("sample", "x0")])
+def test_what_a_hub_network_predicts_reaches_its_predictor(google, theirs, kind):
+    (google / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER | {"prediction_type": theirs}))
+    model = load_model(str(google))
+    assert model.kind == kind and make_predictor(model).kind == kind
+
+
+# The shipped network
+
+
+def test_shipped_cifar10_network():
+    folder = data_folder() / "pretrained" / SHIPPED["cifar10"]
+    if not folder.is_dir():
+        pytest.skip("the CIFAR-10 network is not there")
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 40e6
+    model = load_model("cifar10")
+    assert (model.name, model.shape, model.schedule.name) == (SHIPPED["cifar10"], (3, 32, 32), "linear")
+    assert sum(weight.numel() for weight in model.network.parameters()) == 8_952_067 == model.card["parameters"]
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def eps(level):
+        with torch.no_grad():
+            return model.network(x, torch.full((2,), float(level))).sample
+
+    high, low = eps(999), eps(0)
+    assert high.isfinite().all() and low.isfinite().all()
+    # Pure noise is its own direction: it has unit variance and is nearly the input.
+    assert high.var().item() == pytest.approx(1, abs=0.05)
+    assert (high - x).square().mean() < 0.02
+    # At the lowest level the same input is no image with a little noise, and the network knows the difference.
+    assert (low - high).square().mean() > 0.1
+
+
+def test_bfloat16_weights_give_autocasts_numbers(tmp_path):
+    """Weights that are cast once give what autocast gives when it casts them at each evaluation, bit for bit."""
+    folder = tmp_path / "model"
+    torch.manual_seed(0)
+    save_model(make_unet("digits", 16), folder, name="made", schedule="linear", card={})
+    model = load_model(str(folder))
+    x, t = torch.randn(3, *model.shape), torch.tensor(0.5, dtype=torch.float64)
+    with torch.no_grad():
+        plain = EpsPredictor(model.network, model.schedule, bf16=True)(x, t, t)
+        cast = make_predictor(model, bf16=True)(x, t, t)
+    assert torch.equal(plain, cast)
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}, "the tuner's network stays as it is"
+
+
+def test_a_replayed_graph_does_not_overwrite_answers_that_a_solver_keeps(monkeypatch):
+    """A CUDA graph writes each answer to the same place; here a function that does so stands for it."""
+    place, asked = torch.zeros(2, 3), []
+
+    def compile(network, *, dynamic, options):
+        asked.append((dynamic, options["triton.cudagraphs"]))
+        return lambda x, c: UNet2DOutput(place.copy_(network(x, c)))
+
+    monkeypatch.setattr(torch, "compile", compile)
+    run = compile_network(lambda x, c: x + c)
+    first, second = (run(torch.full((2, 3), value), torch.ones(1)) for value in (1.0, 5.0))
+    assert asked == [(False, True)]
+    assert first.eq(2).all() and second.eq(6).all() and place.eq(6).all()
+
+
+def test_kernels_are_picked_by_rule_where_this_torch_can(monkeypatch):
+    assert torch._inductor.list_mode_options("reduce-overhead").items() <= compile_options().items()
+    compile_network(lambda x: x)  # an option that this torch does not know is refused here
+    for known, by_rule in ((["deterministic"], {"deterministic": True}), (["freezing"], {})):
+        monkeypatch.setattr(torch._inductor, "list_options", lambda known=known: known)
+        assert compile_options() == {"triton.cudagraphs": True, **by_rule}

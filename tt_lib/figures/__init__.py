@@ -1,0 +1,1 @@
+"""Figures: one style, pictures of samples, and figures of results."""

@@ -1,0 +1,331 @@
+"""Tuned times in pipelines of diffusers: a network that is told tau where the pipeline says t."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
+from tt_lib.files import file_hash, read_json, write_json
+from tt_lib.schedules import index_of_time
+from tt_lib.timing import Timing, load_timing
+
+TIMING, WRAPPER = "timing.json", "tuned_unet.json"
+FORMAT = "tt-tuned-unet-1"
+NETWORKS = ("unet", "transformer")
+"""What pipelines call the network that they sample with."""
+
+
+class TunedUNet(nn.Module):
+    """A network of diffusers that is conditioned on the tuned times, in any pipeline and whatever its sampler.
+
+    Example::
+
+        pipeline = DDIMPipeline(TunedUNet(unet, timing), scheduler)
+        images = pipeline(batch_size=4, num_inference_steps=10).images
+        pipeline.unet.save_pretrained("tuned")
+        again = TunedUNet.from_pretrained("tuned")
+        # pipeline(num_inference_steps=20) raises TimingMismatch: the timing is for 10
+
+    A call ``(sample, timestep, ...)`` becomes ``(sample, tau, ...)``. Which tau is decided by the number of the call,
+    so that evaluations at one time (Heun, PLMS) have a tau each, and the pipeline's timestep is checked against the
+    timing's. After the last call of a run the next call begins a new one; after an interrupted run, call
+    :meth:`reset`. A last run that is too short shows only in :func:`tuned_times`, which knows where it ends. All
+    other attributes (config, dtype, device, add_embedding, ...) are the network's. A pipeline's own
+    ``save_pretrained`` leaves this object out: save it by itself.
+
+    Args:
+        unet: the network, which is not changed.
+        timing, calls_per_evaluation, levels: see :class:`Calls`.
+
+    Raises:
+        BadValue: the network is tuned already, or a number is out of range.
+    """
+
+    def __init__(self, unet: nn.Module, timing: Timing, calls_per_evaluation: int = 1, levels: int = 1000) -> None:
+        super().__init__()
+        _check_untuned(unet)
+        self.unet: Any = unet
+        self.calls = Calls(timing, calls_per_evaluation, levels)
+
+    @property
+    def timing(self) -> Timing:
+        """The conditioning times."""
+        return self.calls.timing
+
+    def reset(self) -> None:
+        """Begin a new run, after one that was interrupted."""
+        self.calls.reset()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's answer to ``(sample, timestep, ...)``, its arguments, at the tuned time.
+
+        Raises:
+            TimingMismatch: ``timestep`` is not the timing's nominal time for this call.
+        """
+        args, kwargs = self.calls.replace(self.unet, args, kwargs)
+        return self.unet(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "unet":  # while this object is being made or copied
+                raise
+            return getattr(self.unet, name)
+
+    def save_pretrained(self, folder: Path | str, **options: Any) -> None:
+        """Write the network as diffusers does (plain diffusers can load it) and beside it the timing.
+
+        Each file is written whole or not at all, the timing last: a save that is killed leaves no timing with weights
+        that are not its own.
+
+        Args:
+            folder: made if it is not there; other files in it stay.
+            options: of the network's own ``save_pretrained``.
+        """
+        folder = Path(folder)
+        _make(folder)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as temporary:
+            self.unet.save_pretrained(temporary, **options)
+            for name in (TIMING, WRAPPER):
+                (folder / name).unlink(missing_ok=True)
+            hashes = {}
+            for file in sorted(Path(temporary).iterdir()):
+                hashes[file.name] = file_hash(file)
+                os.replace(file, folder / file.name)
+        wrapper = {
+            "format": FORMAT,
+            "calls_per_evaluation": self.calls.calls_per_evaluation,
+            "levels": self.calls.levels,
+        }
+        write_json(folder / WRAPPER, {**wrapper, "sha256": hashes})
+        self.timing.save(folder / TIMING)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, **options: Any) -> TunedUNet:
+        """Read what :meth:`save_pretrained` wrote.
+
+        Args:
+            folder: the folder; Hub names are not looked up.
+            options: of the network's own ``from_pretrained``, such as ``torch_dtype``.
+
+        Raises:
+            MissingFile, CorruptFile: naming the file.
+        """
+        folder = Path(folder)
+        wrapper, timing = read_json(folder / WRAPPER), load_timing(folder / TIMING)
+        if not isinstance(wrapper, dict) or wrapper.get("format") != FORMAT:
+            raise CorruptFile(f"{folder / WRAPPER} is not of format {FORMAT!r}; save the network again")
+        _check_files(folder, wrapper.get("sha256", {}))
+        unet = _class_of(folder).from_pretrained(str(folder), **options)
+        return cls(unet, timing, wrapper["calls_per_evaluation"], wrapper["levels"])
+
+
+@contextlib.contextmanager
+def tuned_times(target: Any, timing: Timing, *, calls_per_evaluation: int = 1, levels: int = 1000) -> Iterator[Calls]:
+    """Within the block, a pipeline (or a network, wherever it is used) samples with the tuned times.
+
+    Example::
+
+        with tuned_times(pipeline, timing):
+            images = pipeline(prompt, num_inference_steps=10).images
+        untuned = pipeline(prompt, num_inference_steps=10).images
+        # a run that makes another number of calls than the timing has ends in a TimingMismatch
+
+    Args:
+        target: a pipeline with a ``unet`` or a ``transformer``, or such a network.
+        timing, calls_per_evaluation, levels: see :class:`Calls`, which the block is given.
+
+    Raises:
+        BadValue: there is no network to tune, or it is tuned already.
+        TimingMismatch: a call at another time than the timing's, or a run that was not finished when the block ends.
+    """
+    network = _network_of(target)
+    _check_untuned(network)
+    calls = Calls(timing, calls_per_evaluation, levels)
+    handle = network.register_forward_pre_hook(calls.replace, with_kwargs=True)
+    try:
+        yield calls
+        calls.finish()
+    finally:
+        handle.remove()
+
+
+def _network_of(target: Any) -> nn.Module:
+    if isinstance(target, nn.Module):
+        return target
+    for name in NETWORKS:
+        network = getattr(target, name, None)
+        if isinstance(network, nn.Module):
+            return network
+    raise BadValue(
+        f"{type(target).__name__} has no network called {' or '.join(NETWORKS)} to tune; "
+        "give the network itself, an nn.Module"
+    )
+
+
+def _check_untuned(network: nn.Module) -> None:
+    if isinstance(network, TunedUNet):
+        raise BadValue(
+            f"the network is tuned already (timing {network.timing.name!r}); take the one in it, network.unet"
+        )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadValue(f"cannot write {folder}: {error.strerror}; choose another output folder") from error
+
+
+def _check_files(folder: Path, hashes: dict[str, str]) -> None:
+    for name, digest in hashes.items():
+        if not (folder / name).is_file():
+            raise MissingFile(f"no file at {folder / name}; save the network again")
+        if file_hash(folder / name) != digest:
+            raise CorruptFile(
+                f"{folder / name} is damaged or another network's than the timing is for; save the network again"
+            )
+
+
+def _class_of(folder: Path) -> Any:
+    import diffusers
+
+    name = str(read_json(folder / "config.json").get("_class_name"))
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
+        raise CorruptFile(
+            f"{folder / 'config.json'} names {name!r}, which is no network of diffusers; save the network again"
+        )
+    return found
+
+
+# FOLDED tt_lib.interop.pipeline
+# Which evaluation a call of a network is: counted, because a sampler may ask for one time more than once.
+
+
+class Calls:
+    """Gives each call of a run its tuned time, and refuses a run that the timing is not for.
+
+    Call number c is evaluation ``c // calls_per_evaluation``. After the last call of a run the next one begins a new
+    run.
+
+    Args:
+        timing: the conditioning times.
+        calls_per_evaluation: how often the pipeline calls the network at each time: 2 where guidance calls it once
+            with and once without the condition. (Most of diffusers' pipelines call it once with both in one batch:
+            1.)
+        levels: N, the levels that the network was trained on: a time t is its timestep ``N t - 1``.
+
+    Raises:
+        BadValue: a number below 1, or a timing of a network in continuous time.
+    """
+
+    def __init__(self, timing: Timing, calls_per_evaluation: int = 1, levels: int = 1000) -> None:
+        for name, value in (("calls_per_evaluation", calls_per_evaluation), ("levels", levels)):
+            if value < 1:
+                raise BadValue(f"{name} must be at least 1, got {value}")
+        if timing.schedule.startswith("continuous"):
+            raise BadValue(
+                f"the timing is for the schedule {timing.schedule!r}, whose network knows no levels; networks of "
+                "diffusers do: tune one with a discrete schedule"
+            )
+        self.timing, self.calls_per_evaluation, self.levels = timing, calls_per_evaluation, levels
+        self.nominal = index_of_time(torch.tensor(timing.times), levels).tolist()
+        self.tuned = index_of_time(torch.tensor(timing.taus, dtype=torch.float64), levels).tolist()
+        self.made, self.complete_runs = 0, 0
+
+    @property
+    def total(self) -> int:
+        """Calls of a complete run."""
+        return self.timing.nfe * self.calls_per_evaluation
+
+    def reset(self) -> None:
+        """Forget an unfinished run: the next call is the first of a new one."""
+        self.made = 0
+
+    def finish(self) -> None:
+        """Raise :class:`TimingMismatch` if a run is unfinished, and forget it."""
+        made = self.made
+        self.reset()
+        if made:
+            raise TimingMismatch(f"the run ended after {made} of {self._numbers()}; {self._remedy()}")
+
+    def next_time(self, timestep: Tensor | float, sample: Tensor) -> Tensor:
+        """The timesteps [B] (float32) for a call with ``timestep`` (a number or [B]) about ``sample`` [B, ...].
+
+        Always a tensor of floats: ``UNet2DModel`` truncates a Python float to an integer.
+
+        Raises:
+            TimingMismatch: ``timestep`` is not the nominal time of this evaluation.
+        """
+        evaluation = self.made // self.calls_per_evaluation
+        asked = torch.as_tensor(timestep).detach()
+        if not self._same(asked, self.nominal[evaluation]):
+            message = self._message(evaluation, asked)
+            # Whoever catches the error starts anew.
+            self.reset()
+            raise TimingMismatch(message)
+        self.made += 1
+        if self.made == self.total:
+            self.made, self.complete_runs = 0, self.complete_runs + 1
+        return torch.full((len(sample),), self.tuned[evaluation], dtype=torch.float32, device=sample.device)
+
+    def replace(
+        self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call of ``network`` with the tuned time in place of its ``timestep``."""
+        place = _place_of_timestep(network)
+        sample = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+        if "timestep" in kwargs:
+            return args, kwargs | {"timestep": self.next_time(kwargs["timestep"], sample)}
+        if len(args) <= place:
+            raise BadValue(
+                f"{type(network).__name__} was called without a timestep; call it as network(sample, timestep)"
+            )
+        return (*args[:place], self.next_time(args[place], sample), *args[place + 1 :]), kwargs
+
+    def _same(self, asked: Tensor, nominal: float) -> bool:
+        # Half-precision pipelines round their timesteps.
+        rounding = torch.finfo(asked.dtype).eps * abs(nominal) if asked.is_floating_point() else 0.0
+        return bool(((asked.double() - nominal).abs() <= max(1e-3, rounding)).all())
+
+    def _message(self, evaluation: int, asked: Tensor) -> str:
+        first = float(asked.double().flatten()[0])
+        text = (
+            f"call {self.made + 1} of {self._numbers()}: the timing's nominal timestep is {self.nominal[evaluation]:g} "
+            f"(t = {self.timing.times[evaluation]:g}), "
+            f"the pipeline asks for {first:g} (t = {(first + 1) / self.levels:g})"
+        )
+        if self.made and self._same(asked, self.nominal[0]):
+            text += f", where a run begins: the run before ended after {self.made} calls of {self.total}"
+        elif not self.made and self.complete_runs:
+            text += (
+                f"; if that is no new run, it makes at least {self.total + 1} calls, and the timing has {self.total}"
+            )
+        return f"{text}; {self._remedy()}"
+
+    def _numbers(self) -> str:
+        return f"{self.total} calls ({self.timing.nfe} evaluations, {self.calls_per_evaluation} calls each)"
+
+    def _remedy(self) -> str:
+        timing = self.timing
+        return (
+            f"the timing is for {timing.solver} on the grid {timing.grid} with {len(timing.grid_times) - 1} steps: "
+            "sample with that scheduler, spacing and number of steps, or tune another timing"
+        )
+
+
+def _place_of_timestep(network: nn.Module) -> int:
+    """Where ``timestep`` stands among the positional arguments: not the same in every network of diffusers."""
+    names = [name for name in inspect.signature(type(network).forward).parameters if name != "self"]
+    return names.index("timestep") if "timestep" in names else 1

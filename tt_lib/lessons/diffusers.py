@@ -1,0 +1,183 @@
+"""The explorer of diffusers' schedulers: which time each call of the network is nominally for, and which it is told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Generator, Tensor, nn
+
+from tt_lib.datasets.digits import split_digits
+from tt_lib.datasets.images import to_float
+from tt_lib.errors import BadValue, choose
+from tt_lib.figures.style import BLACK, GREY, VERMILLION, style
+from tt_lib.interop import Adapted, from_scheduler
+from tt_lib.lessons.start import explorer
+from tt_lib.predictors import to_v, to_x0
+from tt_lib.schedules import DiscreteSchedule, time_of_index
+from tt_lib.timing import Timing
+from tt_lib.toy import GaussianMixture, MixturePredictor, ring_2d
+from tt_lib.tuning import TuneConfig, tune
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", {"clip_sample": False}),
+    "DDIM, trailing": ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+    "DPM-Solver++": ("DPMSolverMultistepScheduler", {}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
+}
+"""Schedulers of diffusers that the explorer offers: the class and what is set otherwise than by default."""
+LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+"""The noise levels that the networks here know; not every scheduler of diffusers has them by default."""
+SAMPLES, SUBSTEPS = 32, 8
+
+
+def make_scheduler(name: str) -> Any:
+    """A scheduler of diffusers by its name in :data:`SCHEDULERS`.
+
+    Raises:
+        BadValue: there is none.
+    """
+    import diffusers
+
+    choose("scheduler", name, SCHEDULERS)
+    kind, options = SCHEDULERS[name]
+    return getattr(diffusers, kind)(**LINEAR, **options)
+
+
+@functools.lru_cache
+def toy_timing(name: str, steps: int) -> Timing:
+    """The times of a scheduler with ``steps`` steps, tuned by truncation on a ring of eight Gaussians.
+
+    Raises:
+        BadValue: no such scheduler, or it cannot make so many steps.
+    """
+    adapted: Adapted = from_scheduler(make_scheduler(name), steps)
+    mixture = ring_2d()
+    points = mixture.sample(SAMPLES, generator=Generator().manual_seed(1)).float()
+    config = TuneConfig(objective="truncation", optimiser="search", substeps=SUBSTEPS)
+    predictor = MixturePredictor(mixture, adapted.schedule)
+    return tune(predictor, adapted.schedule, adapted.solver, adapted.grid, points, config, model="ring").timing
+
+
+def calls_figure(timing: Timing) -> Figure:
+    """Nominal time t and conditioning time tau of each call of the network, and their ratio."""
+    calls = range(1, timing.nfe + 1)
+    with style():
+        figure = Figure(figsize=(8, 3.6))
+        left, right = figure.subplots(1, 2)
+        left.plot(
+            calls,
+            timing.times,
+            color=BLACK,
+            marker="o",
+            markersize=9,
+            fillstyle="none",
+            linestyle="",
+            label="nominal t",
+        )
+        left.plot(calls, timing.taus, color=VERMILLION, marker="x", linestyle="", label="told: τ")
+        left.set(xlabel="call of the network", ylabel="time (1 = noise, 0 = data)", ylim=(-0.03, 1.05))
+        right.axhline(1, color=GREY, linewidth=1)
+        right.plot(calls, timing.ratios, color=VERMILLION, marker="x", linestyle=(0, (5, 1.5)))
+        right.set(xlabel="call of the network", ylabel="ratio τ/t (1 = untuned)")
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def calls_explorer() -> Any:
+    """A choice of schedulers, a slider for the number of steps, and :func:`calls_figure` of their :func:`toy_timing`."""
+    import ipywidgets
+
+    scheduler = ipywidgets.Dropdown(options=list(SCHEDULERS), value="Heun", description="scheduler")
+    steps = ipywidgets.IntSlider(value=5, min=2, max=10, description="steps", continuous_update=False)
+    return explorer([scheduler, steps], lambda name, count: calls_figure(toy_timing(name, count)), width=720)
+
+
+# FOLDED tt_lib.lessons.diffusers
+# A network with a known answer: a Gaussian mixture that stands where a pipeline of diffusers expects a UNet.
+# 
+# It is called as ``network(x, timestep).sample`` and answers exactly, so whatever a pipeline then gets wrong is the pipeline's.
+# 
+
+
+WIDENED = 0.01
+"""Added to each pixel's variance: some pixels of the digits never change, and a Gaussian needs a width."""
+
+
+def digits_mixture(label: int | None = None) -> GaussianMixture:
+    """The 1,500 training digits as ten Gaussians in 64 dimensions, one with mean and covariance of each class.
+
+    Args:
+        label: the Gaussian of this class alone.
+
+    Raises:
+        BadValue: no such class.
+    """
+    if label is not None and label not in range(10):
+        raise BadValue(f"a digit's label lies between 0 and 9, got {label}")
+    images = split_digits("train")
+    x = to_float(images.pixels).flatten(1).double()
+    parts = [x[images.labels == k] for k in (range(10) if label is None else [label])]
+    covariances = [torch.cov(part.T) + WIDENED * torch.eye(64, dtype=torch.float64) for part in parts]
+    return GaussianMixture(
+        [len(part) for part in parts],
+        torch.stack([part.mean(0) for part in parts]),
+        covariances=torch.stack([(each + each.T) / 2 for each in covariances]),  # rounding is not symmetric
+    )
+
+
+class MixtureNetwork(nn.Module):
+    """Knows the exact denoiser of a mixture, and behaves as a ``UNet2DModel`` does.
+
+    Args:
+        everything: the mixture of all data, in D = C H W dimensions.
+        schedule: noise levels that it was "trained" on; timestep n is the time (n + 1) / N.
+        shape: (C, H, W) of an image.
+        classes: the mixture of each class, for calls with ``class_labels``; the label ``len(classes)`` means no class.
+        kind: what it predicts, ``eps``, ``x0`` or ``v``.
+
+    Raises:
+        BadValue: an unknown ``kind``.
+    """
+
+    def __init__(
+        self,
+        everything: GaussianMixture,
+        schedule: DiscreteSchedule,
+        shape: tuple[int, int, int],
+        classes: Sequence[GaussianMixture] = (),
+        kind: str = "eps",
+    ) -> None:
+        super().__init__()
+        choose("kind of prediction", kind, ("eps", "x0", "v"))
+        self.mixtures, self.schedule, self.kind = [*classes, everything], schedule, kind
+        self.config = SimpleNamespace(in_channels=shape[0], sample_size=shape[1])
+        # Pipelines ask for these two.
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None) -> Any:
+        """The prediction [B, C, H, W] as ``.sample``, for images [B, C, H, W] and a timestep (a number or [B])."""
+        x = sample.flatten(1).double()
+        t = time_of_index(torch.as_tensor(timestep), self.schedule.levels).expand(len(x))
+        labels = torch.full((len(x),), len(self.mixtures) - 1) if class_labels is None else class_labels.expand(len(x))
+        eps = torch.empty_like(x)
+        for label in labels.unique().tolist():
+            mine = labels == label
+            eps[mine] = self.mixtures[label].eps(x[mine], t[mine], self.schedule)
+        return SimpleNamespace(sample=self._said(eps, x, t).reshape(sample.shape).to(sample.dtype))
+
+    def _said(self, eps: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """``eps`` as what the network predicts."""
+        if self.kind == "eps":
+            return eps
+        x0 = to_x0(eps, x, t, self.schedule)
+        return x0 if self.kind == "x0" else to_v(eps, x0, self.schedule.alpha(t), self.schedule.sigma(t))

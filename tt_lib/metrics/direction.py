@@ -1,0 +1,182 @@
+"""The direction error: how far the direction that a sampler uses over an interval is from the one that it should use.
+
+In ``y = x / alpha`` and ``rho = sigma / alpha`` the probability flow is ``dy / drho = eps(x, t)``. A step from t to s, whatever
+the solver, moves along one direction,
+
+    ``d = (y_s - y_t) / (rho_s - rho_t)``,
+
+and the true trajectory through the same state moves along the mean of eps,
+
+    ``d* = 1 / (rho_s - rho_t)  integral of eps(x(rho), t(rho)) drho``.
+
+Everything is measured on the states that the sampler itself reaches, so it means the same for every solver:
+
+- **angle** between d and d*, in degrees, and **relative** distance, ``|d - d*|`` over the root mean square of ``|d*|`` over
+  the samples (a sample that happens to stand still has a mean direction of length 0, and must not count for all others);
+- **local** truncation error: the distance of the step's result from the flow through the state before it;
+- **accumulated** truncation error: its distance from the flow that started at the same noise.
+
+Both errors are root mean squares over pixels. The last interval, into clean data, has a direction too: rho ends at 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from tt_lib.engine import drive
+from tt_lib.errors import BadValue
+from tt_lib.grids import Grid
+from tt_lib.predictors import Predictor
+from tt_lib.sampling import fine_solution
+from tt_lib.schedules import Schedule, along
+from tt_lib.solvers.layout import layout
+from tt_lib.solvers.registry import Solver
+from tt_lib.toy import MixturePredictor, exact_flow
+
+MEASURES = ("angle", "relative", "local", "accumulated")
+Flow = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The true flow: (x [B, ...], t, s) -> x_s."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """What was measured on each of K steps for each of B samples; every tensor is float64 [K, B].
+
+    Attributes:
+        times: the K + 1 nominal times.
+        angle: between the direction used and the mean one, in degrees.
+        relative: the length of their difference over the typical length of the mean one.
+        local, accumulated: truncation errors, root mean squares over pixels.
+        doubt: the local error of the flow itself, estimated from half as many substeps; 0 where the flow is exact.
+    """
+
+    times: tuple[float, ...]
+    angle: Tensor
+    relative: Tensor
+    local: Tensor
+    accumulated: Tensor
+    doubt: Tensor
+
+    def frame(self) -> pd.DataFrame:
+        """A row for each step: t, s, the mean over samples of each measure, and half of its 95 % interval."""
+        rows = []
+        for k, (t, s) in enumerate(zip(self.times[:-1], self.times[1:], strict=True)):
+            row: dict[str, float] = {"step": k, "t": t, "s": s}
+            for name in MEASURES:
+                values = getattr(self, name)[k]
+                row[name] = values.mean().item()
+                row[f"{name}_margin"] = 1.96 * values.std().item() / len(values) ** 0.5 if len(values) > 1 else float("nan")
+            rows.append(row | {"doubt": self.doubt[k].mean().item()})
+        return pd.DataFrame(rows)
+
+
+def measure_directions(
+    predictor: Predictor,
+    schedule: Schedule,
+    solver: Solver,
+    grid: Grid,
+    x: Tensor,
+    taus: Sequence[float] | None = None,
+    *,
+    substeps: int = 16,
+    reference: Sequence[Tensor] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Directions:
+    """Compare each step of a sampler with the true flow.
+
+    Args:
+        predictor: ``(x, t, tau) -> eps``. A :class:`~tt_lib.toy.MixturePredictor` has an exact flow; for a network the
+            flow is a fine solution, ``substeps`` steps of DPM-Solver++(2M) for each interval, and its error is estimated.
+        solver: deterministic.
+        x: the start [B, ...] at ``grid.times[0]``.
+        taus: the conditioning times, untuned if None.
+        substeps: of the fine solution; even, at least 2.
+        reference: what :func:`reference_trajectory` gave for the same start, grid and substeps, to save its work
+            where several samplers share a grid.
+        progress: called with (intervals done, of all, message).
+
+    Raises:
+        BadValue: a solver that draws noise, or an odd number of substeps.
+        NotFinite: the network answered NaN or infinity.
+    """
+    if solver.stochastic:
+        raise BadValue(f"{solver.name} draws noise and follows no trajectory; its direction error is not defined")
+    exact = _is_exact(predictor, schedule)
+    flow, coarse = _flows(predictor, schedule, substeps)
+    whole = reference_trajectory(predictor, schedule, grid, x, substeps) if reference is None else reference
+    states = _states(predictor, schedule, solver, grid, x, taus)
+    times = torch.tensor(grid.times, dtype=torch.float64)
+    rows = []
+    for k in range(grid.steps):
+        t, s = times[k], times[k + 1]
+        target = flow(states[k], t, s)
+        doubt = torch.zeros(len(x)).double() if exact else _rms(coarse(states[k], t, s) - target)
+        used, true = (_direction(schedule, states[k], end, t, s) for end in (states[k + 1], target))
+        rows.append((
+            _angle(used, true), _length(used - true) / _length(true).square().mean().sqrt(), _rms(states[k + 1] - target),
+            _rms(states[k + 1] - whole[k + 1]), doubt,
+        ))  # fmt: skip
+        if progress:
+            progress(k + 1, grid.steps, f"interval {k + 1} of {grid.steps}")
+    return Directions(grid.times, *(torch.stack(column).cpu() for column in zip(*rows, strict=True)))
+
+
+def _states(predictor, schedule, solver, grid, x, taus) -> list[Tensor]:
+    """The sampler's states at the K + 1 nominal times: where it begins each step, and where it ends."""
+    run = drive(solver(x, grid, schedule), predictor, taus, keep=True)
+    evaluations = layout(solver, torch.tensor(grid.times, dtype=torch.float64), schedule)
+    begins = [request.x for request, each in zip(run.trajectory, evaluations, strict=True) if each.stage == 0]
+    return [*begins, run.x]
+
+
+def reference_trajectory(
+    predictor: Predictor, schedule: Schedule, grid: Grid, x: Tensor, substeps: int = 16
+) -> tuple[Tensor, ...]:
+    """The true trajectory from ``x`` [B, ...] at ``grid.times[0]``: its K + 1 states at the nominal times."""
+    flow, _ = _flows(predictor, schedule, substeps)
+    times = torch.tensor(grid.times, dtype=torch.float64)
+    states = [x]
+    for t, s in pairwise(times):
+        states.append(flow(states[-1], t, s))
+    return tuple(states)
+
+
+def _is_exact(predictor: Predictor, schedule: Schedule) -> bool:
+    return isinstance(predictor, MixturePredictor) and predictor.schedule is schedule
+
+
+def _flows(predictor: Predictor, schedule: Schedule, substeps: int) -> tuple[Flow, Flow]:
+    """The flow, and one with half the substeps, that tells how good the first is."""
+    if substeps < 2 or substeps % 2:
+        raise BadValue(f"substeps must be even and at least 2, got {substeps}")
+    if isinstance(predictor, MixturePredictor) and _is_exact(predictor, schedule):
+        return (lambda x, t, s: exact_flow(predictor, x, t, s, schedule),) * 2
+    return tuple(
+        lambda x, t, s, n=n: fine_solution(predictor, schedule, x, t, s, n) for n in (substeps, substeps // 2)
+    )  # type: ignore[return-value]
+
+
+def _direction(schedule: Schedule, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    x, end = x.double(), end.double()
+    y, y_end = x / along(schedule.alpha(t), x), end / along(schedule.alpha(s), x)
+    return (y_end - y) / along(schedule.rho(s) - schedule.rho(t), x)
+
+
+def _length(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.double().flatten(1).square().mean(1).sqrt()
+
+
+def _angle(a: Tensor, b: Tensor) -> Tensor:
+    """In degrees, [B]. From the lengths of sum and difference of the unit vectors: exact for small angles, unlike acos."""
+    a, b = (v.flatten(1) / _length(v)[:, None] for v in (a, b))
+    return 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)).rad2deg()

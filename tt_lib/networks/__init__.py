@@ -1,0 +1,1 @@
+"""Networks: made, trained, loaded and run fast."""

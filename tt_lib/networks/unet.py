@@ -1,0 +1,226 @@
+"""Networks: UNets of diffusers, made, saved and loaded with the schedule that they were trained on.
+
+A model folder is what diffusers itself writes (``config.json`` and
+``diffusion_pytorch_model.safetensors``), so anyone can load it with ``UNet2DModel.from_pretrained``,
+plus ``tt_model.json``, which adds what diffusers does not say: the schedule, the data set, the
+weights' hash and how they were trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tt_lib.errors import BadValue, CorruptFile, MissingFile
+from tt_lib.files import atomic_path, check_hash, data_folder, file_hash, read_json, write_json
+from tt_lib.predictors import PREDICTION_TYPES
+from tt_lib.schedules import DiscreteSchedule, Schedule, make_schedule
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CARD = "tt_model.json"
+SHIPPED = {"cifar10": "cifar10-ddpm-w64", "digits": "digits-ddpm"}
+"""The shipped network of each data set, by its folder's name in ``data/pretrained/``."""
+
+
+@dataclass
+class Model:
+    """A frozen network with all that is needed to sample from it.
+
+    Attributes:
+        network: called as ``network(x, c).sample`` with ``x`` [B, C, H, W] and ``c`` [B], the schedule's
+            :meth:`~tt_lib.schedules.Schedule.network_time`.
+        schedule: the noise schedule it was trained on.
+        shape: (C, H, W) of one sample, in [-1, 1].
+        name: what results rows and timings call it.
+        digest: sha256 of the weights' file (empty for a network made in memory).
+        card: the content of ``tt_model.json``.
+        kind: what it predicts, ``eps``, ``x0`` or ``v`` (see :mod:`tt_lib.predictors`).
+    """
+
+    network: nn.Module
+    schedule: Schedule
+    shape: tuple[int, int, int]
+    name: str
+    digest: str = ""
+    card: dict[str, Any] = field(default_factory=dict)
+    kind: str = "eps"
+
+
+def make_unet(dataset: str = "cifar10", width: int = 64, dropout: float = 0.0, attention: Sequence[int] = ()) -> Any:
+    """A fresh ``UNet2DModel`` with the shape of ``google/ddpm-cifar10-32`` at another base width.
+
+    Args:
+        dataset: ``cifar10`` (3x32x32, four levels, attention at 16x16) or ``digits`` (1x8x8, two levels).
+        width: channels of the first level; 128 is the network of Ho et al. (2020), 35.7 M parameters.
+        dropout: probability in the residual blocks, while training.
+        attention: sides, in pixels, of the levels with attention; by default 16 of 32, and 4 of 8.
+
+    The digits network is small on purpose: one layer a block, and group norms of 8 groups, so that 16 channels do. On two
+    CPU cores it learns from twice as many images a minute as one with 32.
+
+    Raises:
+        BadValue: the width is not a positive multiple of 32 (group norm uses 32 groups), for digits of 16; attention at a side
+            that no level has.
+    """
+    from diffusers import UNet2DModel
+
+    unit = 16 if dataset == "digits" else 32
+    if width < unit or width % unit:
+        raise BadValue(f"width must be a positive multiple of {unit}, got {width}")
+    side, levels = (8, 2) if dataset == "digits" else (32, 4)
+    sides = [side >> level for level in range(levels)]
+    attention = tuple(attention) or (side // 2,)
+    if set(attention) - set(sides):
+        raise BadValue(f"attention must be at some of the sides {sides}, got {list(attention)}")
+    common = {
+        "sample_size": side, "norm_eps": 1e-6, "attention_head_dim": 32, "flip_sin_to_cos": False, "freq_shift": 1,
+        "dropout": dropout,
+        "down_block_types": tuple("AttnDownBlock2D" if each in attention else "DownBlock2D" for each in sides),
+        "up_block_types": tuple("AttnUpBlock2D" if each in attention else "UpBlock2D" for each in reversed(sides)),
+    }  # fmt: skip
+    if dataset == "cifar10":
+        return UNet2DModel(
+            in_channels=3, out_channels=3, block_out_channels=(width, 2 * width, 2 * width, 2 * width), downsample_padding=0,
+            layers_per_block=2, **common,
+        )  # fmt: skip
+    if dataset == "digits":
+        return UNet2DModel(
+            in_channels=1, out_channels=1, block_out_channels=(width, 2 * width), layers_per_block=1, norm_num_groups=8,
+            **common,
+        )  # fmt: skip
+    raise BadValue(f"no network is defined for data set {dataset!r}; choose cifar10 or digits")
+
+
+def save_model(network: nn.Module, folder: Path | str, *, name: str, schedule: str, card: dict[str, Any]) -> None:
+    """Write ``network`` as a model folder with float16 weights.
+
+    Args:
+        network: a diffusers ``UNet2DModel``.
+        folder: made if it is not there.
+        name: what results rows call it.
+        schedule: a name that :func:`tt_lib.schedules.make_schedule` knows.
+        card: more facts for ``tt_model.json`` (data set, training command, images seen, ...).
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    weights = {key: value.detach().half().contiguous().cpu() for key, value in network.state_dict().items()}
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file(weights, str(temporary), metadata={"format": "pt"})
+    config: Any = network.config
+    write_json(folder / "config.json", {"_class_name": type(network).__name__, **dict(config)})
+    parameters = sum(p.numel() for p in network.parameters())
+    write_json(
+        folder / CARD,
+        {
+            "name": name,
+            "schedule": schedule,
+            "shape": [config["in_channels"], config["sample_size"], config["sample_size"]],
+            "parameters": parameters,
+            "sha256": file_hash(folder / WEIGHTS),
+            **card,
+        },
+    )
+
+
+def find_model(name: str) -> Path | None:
+    """The folder of a model given as a path, a shipped model's name or a data set's name; None if there is none."""
+    name = SHIPPED.get(name, name)
+    for folder in (Path(name), data_folder() / "pretrained" / name):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def load_model(name: str, device: torch.device | str = "cpu") -> Model:
+    """Load a frozen network, in float32 and evaluation mode.
+
+    Args:
+        name: a model folder, the name of a folder in ``data/pretrained/`` (or of its data set), or a
+            repository on the Hub such as ``google/ddpm-cifar10-32``.
+
+    Raises:
+        MissingFile: there is no such folder, and the Hub cannot be reached or has no such repository.
+        CorruptFile: the weights' hash is not the one in ``tt_model.json``.
+    """
+    folder = find_model(name)
+    model = _load_folder(folder) if folder is not None else _load_hub(name)
+    model.network.requires_grad_(False).eval().to(device)
+    return model
+
+
+def _load_folder(folder: Path) -> Model:
+    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
+    if "sha256" in card:
+        remedy = "restore the file (git checkout, git lfs pull) or train it again with `tt train`"
+        check_hash(folder / WEIGHTS, card["sha256"], remedy=remedy)
+    network = _from_pretrained(str(folder))
+    if "schedule" in card:
+        schedule, kind = make_schedule(card["schedule"]), card.get("kind", "eps")
+    else:
+        schedule, kind = _scheduler_of(str(folder))
+    return _model(network, schedule, kind, card.get("name", folder.name), card.get("sha256", ""), card)
+
+
+def _load_hub(name: str) -> Model:
+    if name.count("/") != 1:
+        raise MissingFile(
+            f"no model {name!r}: it is no folder, none of {sorted(SHIPPED.values())} in {data_folder() / 'pretrained'}, "
+            "and no Hub repository (those read owner/name)"
+        )
+    network, (schedule, kind) = _from_pretrained(name), _scheduler_of(name)
+    return _model(network, schedule, kind, name, "", {})
+
+
+def _from_pretrained(source: str) -> Any:
+    from diffusers import UNet2DModel
+
+    try:
+        # float32 whatever the file holds: the taus are tuned through this network.
+        network, report = UNet2DModel.from_pretrained(
+            source, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        if Path(source).is_dir():
+            raise CorruptFile(f"{source} is not a model folder of diffusers: {str(error).rstrip('.')}; give one, or restore its files (git checkout, git lfs pull)") from error
+        raise MissingFile(
+            f"cannot load {source!r} from the Hub ({str(error).splitlines()[0]}); check the name and the network, "
+            "or download the repository and give its folder"
+        ) from error
+    lacking = [*report["missing_keys"], *report["mismatched_keys"]]
+    if lacking:
+        raise CorruptFile(f"the weights of {source} do not fit its config.json: {lacking[:3]}; restore the folder")
+    return network
+
+
+def _scheduler_of(source: str) -> tuple[Schedule, str]:
+    """The schedule, and what the network predicts, from a repository's ``scheduler_config.json`` (at the top, where DDPM's are, or in ``scheduler/``)."""
+    from diffusers import DDPMScheduler
+
+    for options in ({}, {"subfolder": "scheduler"}):
+        try:
+            scheduler = DDPMScheduler.from_pretrained(source, **options)
+        except OSError:
+            continue
+        except NotImplementedError as error:
+            raise BadValue(f"the noise schedule of {source} is unknown: {error}; add tt_model.json") from error
+        kind = PREDICTION_TYPES.get(scheduler.config["prediction_type"])
+        if kind is None:
+            raise BadValue(
+                f"the network of {source} predicts {scheduler.config['prediction_type']!r}, which is none of "
+                f"{', '.join(PREDICTION_TYPES)}; choose another model"
+            )
+        return DiscreteSchedule(scheduler.betas.double(), scheduler.config["beta_schedule"]), kind
+    raise MissingFile(f"{source} has no scheduler_config.json, so its noise schedule is unknown; add tt_model.json")
+
+
+def _model(network: nn.Module, schedule: Schedule, kind: str, name: str, digest: str, card: dict[str, Any]) -> Model:
+    config: Any = network.config
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return Model(network, schedule, (config["in_channels"], height, width), name, digest, card, kind)

@@ -1,0 +1,109 @@
+"""Solvers with several evaluations a step: DPM-Solver (Lu et al. 2022, arXiv 2206.00927), DPM-Solver++(2S) (arXiv
+2211.01095), and Heun's method in the form of EDM (Karras et al. 2022, arXiv 2206.00364).
+
+Each takes the option ``orders``, one digit for each step (see :func:`tt_lib.solvers.orders.read_orders`): a sampler spends
+a budget exactly by making some of its steps of lower order. A step of order 1 is DDIM's in all of them; so is the step into
+clean data, where lambda is infinite and no network is trained.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from tt_lib.engine import Request, Solution
+from tt_lib.schedules import Schedule, along
+from tt_lib.solvers.orders import read_orders
+
+
+def first_order(x: Tensor, eps: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    """DPM-Solver-1, DDIM and Euler's method in rho: ``x_s = alpha_s (x / alpha_t + (rho_s - rho_t) eps)``."""
+    alpha_s = schedule.alpha(s)
+    slope = alpha_s * (schedule.rho(s) - schedule.rho(t))
+    return along(alpha_s / schedule.alpha(t), x) * x + along(slope, x) * eps
+
+
+def dpm_solver_2(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str = "") -> Solution:
+    """DPM-Solver-2, algorithm 1, with ``r_1 = 1/2``: m is half way from t to s in lambda,
+
+    ``u = (alpha_m / alpha_t) x - sigma_m (e^{h/2} - 1) eps(x, t)``,
+    ``x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) eps(u, m)``.
+    """
+    for (t, s), order in zip(pairwise(times), read_orders(orders, times, 2), strict=True):
+        eps = yield Request(x, t)
+        if order == 2:
+            m = _between(schedule, t, s, 1 / 2)
+            eps = yield Request(first_order(x, eps, t, m, schedule), m, 1)
+        x = first_order(x, eps, t, s, schedule)
+    return x
+
+
+def dpm_solver_3(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str = "") -> Solution:
+    """DPM-Solver-3, algorithm 2, with ``r_1 = 1/3, r_2 = 2/3``, and its lower orders where ``orders`` asks for them:
+
+    ``u_1 = (alpha_1 / alpha_t) x - sigma_1 (e^{r_1 h} - 1) e_0``, ``D_1 = e(u_1, t_1) - e_0``,
+    ``u_2 = (alpha_2 / alpha_t) x - sigma_2 (e^{r_2 h} - 1) e_0 - sigma_2 (r_2 / r_1) ((e^{r_2 h} - 1) / (r_2 h) - 1) D_1``,
+    ``x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) e_0 - (sigma_s / r_2) ((e^h - 1) / h - 1) D_2``, ``D_2 = e(u_2, t_2) - e_0``.
+    """
+    r_1, r_2 = 1 / 3, 2 / 3
+    for (t, s), order in zip(pairwise(times), read_orders(orders, times, 3), strict=True):
+        e_0 = yield Request(x, t)
+        if order == 1:
+            x = first_order(x, e_0, t, s, schedule)
+        elif order == 2:
+            m = _between(schedule, t, s, 1 / 2)
+            e_m = yield Request(first_order(x, e_0, t, m, schedule), m, 1)
+            x = first_order(x, e_m, t, s, schedule)
+        else:
+            h = schedule.lam(s) - schedule.lam(t)
+            t_1, t_2 = _between(schedule, t, s, r_1), _between(schedule, t, s, r_2)
+            e_1 = yield Request(first_order(x, e_0, t, t_1, schedule), t_1, 1)
+            b = schedule.sigma(t_2) * r_2 / r_1 * (torch.expm1(r_2 * h) / (r_2 * h) - 1)
+            u_2 = first_order(x, e_0, t, t_2, schedule) - along(b, x) * (e_1 - e_0)
+            e_2 = yield Request(u_2, t_2, 2)
+            b = schedule.sigma(s) / r_2 * (torch.expm1(h) / h - 1)
+            x = first_order(x, e_0, t, s, schedule) - along(b, x) * (e_2 - e_0)
+    return x
+
+
+def dpmpp_2s(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str = "") -> Solution:
+    """DPM-Solver++(2S), algorithm 1, with ``r = 1/2``: as DPM-Solver-2, in the data prediction:
+
+    ``u = (sigma_m / sigma_t) x - alpha_m (e^{-h/2} - 1) x0(x, t)``,
+    ``x_s = (sigma_s / sigma_t) x - alpha_s (e^{-h} - 1) x0(u, m)``.
+    """
+    for (t, s), order in zip(pairwise(times), read_orders(orders, times, 2), strict=True):
+        eps = yield Request(x, t)
+        if order == 1:
+            x = first_order(x, eps, t, s, schedule)
+            continue
+        m = _between(schedule, t, s, 1 / 2)
+        u = first_order(x, eps, t, m, schedule)
+        eps = yield Request(u, m, 1)
+        x0 = along(1 / schedule.alpha(m), x) * u - along(schedule.rho(m), x) * eps
+        h = schedule.lam(s) - schedule.lam(t)
+        x = along(schedule.sigma(s) / schedule.sigma(t), x) * x - along(schedule.alpha(s) * torch.expm1(-h), x) * x0
+    return x
+
+
+def heun(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str = "") -> Solution:
+    """Heun's method, EDM's algorithm 1, in ``y = x / alpha`` and ``rho = sigma / alpha``, where ``dy / drho = eps``:
+
+    ``y' = y + (rho_s - rho_t) e_1``, ``y_s = y + (rho_s - rho_t) (e_1 + e_2) / 2``, ``e_2 = eps(alpha_s y', s)``.
+
+    As in the paper the step into clean data is Euler's, so K steps cost 2 K - 1 evaluations.
+    """
+    for (t, s), order in zip(pairwise(times), read_orders(orders, times, 2), strict=True):
+        eps = yield Request(x, t)
+        if order == 2:
+            end = yield Request(first_order(x, eps, t, s, schedule), s, 1)
+            eps = (eps + end) / 2
+        x = first_order(x, eps, t, s, schedule)
+    return x
+
+
+def _between(schedule: Schedule, t: Tensor, s: Tensor, fraction: float) -> Tensor:
+    """The time at a fraction of the way from t to s in lambda."""
+    return schedule.time_of_lam(torch.lerp(schedule.lam(t), schedule.lam(s), fraction))

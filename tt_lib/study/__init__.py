@@ -1,0 +1,1 @@
+"""The study: cells in, rows and pages out."""
