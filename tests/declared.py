@@ -47,9 +47,7 @@ def imported(source: str) -> set[tuple[str, bool]]:
             walk(child, always and not inside)
 
     walk(ast.parse(source), True)
-    return {
-        (name, always) for name, always in found if name not in sys.stdlib_module_names and name != "tt_lib"
-    }
+    return {(name, always) for name, always in found if name not in sys.stdlib_module_names and name != "tt_lib"}
 
 
 def undeclared(package: str, allowed: dict[str, str]) -> bool:

@@ -97,7 +97,9 @@ def figures_have_alt_text(path, book):
             if kind.startswith("image/") and len(output.metadata.get(kind, {}).get("alt", "")) <= ALT:
                 yield f"a figure ({kind}) has no alt text; show it with tt_lib.figures.style.show(figure, alt=...)"
     for source in texts(book):
-        for alt in re.findall(r"!\[([^\]]*)\]\(", source) + re.findall(r"<img\b(?![^>]*\balt=\"[^\"]+\")[^>]*()>", source):
+        for alt in re.findall(r"!\[([^\]]*)\]\(", source) + re.findall(
+            r"<img\b(?![^>]*\balt=\"[^\"]+\")[^>]*()>", source
+        ):
             if not alt.strip():
                 yield "a picture in the text has no alt text"
 
@@ -200,7 +202,9 @@ def numbers_come_from_rows(path, book):
     """Text cells hold no decimals of two or more digits and no numbers with a unit: ``prose`` and ``fact`` write those."""
     for source in texts(book):
         # What a reader is told about time is compared with the measured budgets elsewhere.
-        source = source.replace(HEADINGS[2] + paragraph(book, HEADINGS[2]), "") if source is book.cells[0].source else source
+        source = (
+            source.replace(HEADINGS[2] + paragraph(book, HEADINGS[2]), "") if source is book.cells[0].source else source
+        )
         # Marked lines go first: their text may hold code and formulas.
         kept = "\n".join(line for line in source.splitlines() if CONSTANT not in line)
         for found in MEASURED.findall(NOT_PROSE.sub(" ", kept)):
@@ -223,7 +227,11 @@ def links_lead_somewhere(path, book):
     for source in texts(book):
         for target in re.findall(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)|(?:href|src)=\"([^\"]+)\"", source):
             target = "".join(target)
-            inner = re.sub(rf"^https://(?:github\.com|colab\.research\.google\.com/github)/{REPOSITORY}/(?:blob|tree)/main/", "//", target)
+            inner = re.sub(
+                rf"^https://(?:github\.com|colab\.research\.google\.com/github)/{REPOSITORY}/(?:blob|tree)/main/",
+                "//",
+                target,
+            )
             if re.match(r"[a-z]+:", inner):
                 continue
             file, _, anchor = inner.partition("#")
@@ -251,8 +259,18 @@ def imports_are_declared(path, book):
 
 
 EVERY = (
-    executed_from_top_to_bottom, no_error_or_warning, no_widget_without_state, skipped_cells_store_no_output, metadata_is_ours,
-    no_path_of_a_machine, figures_have_alt_text, begins_with_badge, first_code_installs, time_is_as_measured,
-    numbers_come_from_rows, links_lead_somewhere, imports_are_declared,
-)  # fmt: skip
+    executed_from_top_to_bottom,
+    no_error_or_warning,
+    no_widget_without_state,
+    skipped_cells_store_no_output,
+    metadata_is_ours,
+    no_path_of_a_machine,
+    figures_have_alt_text,
+    begins_with_badge,
+    first_code_installs,
+    time_is_as_measured,
+    numbers_come_from_rows,
+    links_lead_somewhere,
+    imports_are_declared,
+)
 LESSON = (*EVERY, has_a_figure, begins_with_headings, metadata_describes_it, prerequisites)

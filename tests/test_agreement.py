@@ -16,8 +16,15 @@ from tt_lib.study.compare import agreement, beside_each_other
 
 RESNET, SIMCLR = "cifar10-resnet", "cifar10-simclr"
 BASE = dict.fromkeys(FD_COLUMNS, "") | {
-    "dataset": "cifar10", "model": "net", "grid": "uniform", "eta": 0.0, "reference": "train", "n": 100, "seed": 0, "solver": "ddim",
-}  # fmt: skip
+    "dataset": "cifar10",
+    "model": "net",
+    "grid": "uniform",
+    "eta": 0.0,
+    "reference": "train",
+    "n": 100,
+    "seed": 0,
+    "solver": "ddim",
+}
 FIRST = [9.0, 8.0, 7.0, 5.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3]
 SECOND = [90.0, 80.0, 70.0, 60.0, 50.0, 30.0, 40.0, 20.0, 10.0, 6.0, 5.0, 4.0]
 
@@ -28,7 +35,11 @@ def distances() -> pd.DataFrame:
     for number, pair in enumerate(zip(FIRST, SECOND, strict=True)):
         name = {"nfe": 5 + number // 2, "timing": "untuned" if number % 2 else "truncation-parallel"}
         for features, value in zip((RESNET, SIMCLR), pair, strict=True):
-            rows.append(BASE | name | {"features": features, "metric": f"FD ({features})", "value": value, "low": value, "high": value})
+            rows.append(
+                BASE
+                | name
+                | {"features": features, "metric": f"FD ({features})", "value": value, "low": value, "high": value}
+            )
     odd = rows[-1] | {"value": 1000.0}
     rows += [
         rows[0] | {"nfe": 50, "value": 1000.0},  # in one of the features only
@@ -55,7 +66,9 @@ def test_samplers_are_compared_that_have_both(monkeypatch):
 
 
 def test_too_little_to_compare():
-    with pytest.raises(BadValue, match="4 samplers of net have rows of 100 samples in both cifar10-resnet and cifar10-simclr"):
+    with pytest.raises(
+        BadValue, match="4 samplers of net have rows of 100 samples in both cifar10-resnet and cifar10-simclr"
+    ):
         agreement(distances().iloc[:8], RESNET, SIMCLR, "net", 100)
     with pytest.raises(BadValue, match="'cifar10-resnet' twice"):
         agreement(distances(), RESNET, RESNET, "net", 100)

@@ -32,9 +32,7 @@ def test_scaled_ddim_step_by_hand():
     predictor = MixturePredictor(ring_2d(5, scale=0.2), LINEAR)
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t, s = 0.8, 0.5
-    run = drive(
-        make_solver("ddim")(x, Grid("two", (t, s)), LINEAR), EpsilonScaling(1.02).wrap(predictor, LINEAR, t)
-    )
+    run = drive(make_solver("ddim")(x, Grid("two", (t, s)), LINEAR), EpsilonScaling(1.02).wrap(predictor, LINEAR, t))
     eps = ring_2d(5, scale=0.2).eps(x, t, LINEAR) / 1.02
     x0 = (x - LINEAR.sigma(t) * eps) / LINEAR.alpha(t)
     torch.testing.assert_close(run.x, LINEAR.alpha(s) * x0 + LINEAR.sigma(s) * eps)
@@ -122,7 +120,9 @@ def test_samples_are_told_apart(sampler):  # noqa: F811
 
 
 def test_as_cells(project):  # noqa: F811
-    cells = tuple(Cell("ddim", "uniform", 4, timing) for timing in ("untuned", "epsilon-1", "epsilon-1.1", "time-shift"))
+    cells = tuple(
+        Cell("ddim", "uniform", 4, timing) for timing in ("untuned", "epsilon-1", "epsilon-1.1", "time-shift")
+    )
     table = replace(TABLE, cells=cells)
     rows = {row["timing"]: row for row in project.run(table)}
     values = {name: row["value"] for name, row in rows.items()}

@@ -36,8 +36,14 @@ def counted(bench, monkeypatch):
 def test_overhead_is_measured_without_the_network_and_beside_the_same_evaluations(bench, monkeypatch):
     calls = counted(bench, monkeypatch)
     rows = measure_overhead(bench, [Cell("ddim", "uniform", 3), Cell("ddpm", "uniform", 2)], repeats=1)
-    assert calls == [4] * 2 * (2 * 3 + 2 * 2), "whole runs and the network alone: each once to warm up and once for the clock"
-    words = [f"{part}, {cell}, batch 4" for cell in ("ddim, uniform, NFE 3", "ddpm, uniform, NFE 2") for part in ("whole run", "solver and engine")]
+    assert calls == [4] * 2 * (2 * 3 + 2 * 2), (
+        "whole runs and the network alone: each once to warm up and once for the clock"
+    )
+    words = [
+        f"{part}, {cell}, batch 4"
+        for cell in ("ddim, uniform, NFE 3", "ddpm, uniform, NFE 2")
+        for part in ("whole run", "solver and engine")
+    ]
     assert [row["what"] for row in rows] == [f"{each}: peer the network" for each in words]
     for whole, row in zip(rows[::2], rows[1::2], strict=True):
         assert row["unit"] == "s" and 0 < row["ours"] < row["peer"] == whole["peer"] and whole["ours"] > 0
@@ -69,11 +75,31 @@ def test_a_network_that_diffusers_cannot_sample_is_refused(bench, monkeypatch):
 
 
 def test_the_command(bench, tmp_path):
-    words = ["bench", "--model", "tiny", "--nfe", "2", "--batch", "2", "--n", "4", "--repeats", "1", "--solver", "heun",
-             "--results", str(tmp_path / "speed.csv")]  # fmt: skip
+    words = [
+        "bench",
+        "--model",
+        "tiny",
+        "--nfe",
+        "2",
+        "--batch",
+        "2",
+        "--n",
+        "4",
+        "--repeats",
+        "1",
+        "--solver",
+        "heun",
+        "--results",
+        str(tmp_path / "speed.csv"),
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tt", *words])
         answer = CliRunner().invoke(app, words, catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
     rows = read_rows(tmp_path / "speed.csv", SPEED_COLUMNS)
-    assert len(rows) == 3 and rows["what"][0].startswith("whole run, heun") and rows["what"][1].startswith("solver and engine, heun") and set(rows["command"]) != {""}
+    assert (
+        len(rows) == 3
+        and rows["what"][0].startswith("whole run, heun")
+        and rows["what"][1].startswith("solver and engine, heun")
+        and set(rows["command"]) != {""}
+    )

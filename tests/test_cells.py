@@ -14,8 +14,7 @@ SPELLINGS = {
     "untuned": "untuned",
     "truncation-parallel": "truncation-parallel",
     "truncation-parallel,seed=3,images=16": "truncation-parallel,images=16,seed=3",
-    "consistency-sequential,optimiser=adam,iterations=200,learning_rate=1e-3":
-        "consistency-sequential,iterations=200,learning_rate=0.001,optimiser=adam",
+    "consistency-sequential,optimiser=adam,iterations=200,learning_rate=1e-3": "consistency-sequential,iterations=200,learning_rate=0.001,optimiser=adam",
     "consistency-parallel,freeze_last=0": "consistency-parallel-freeze0",
     "consistency-parallel,freeze_last=1": "consistency-parallel",
     "consistency-parallel-freeze1": "consistency-parallel",
@@ -27,7 +26,7 @@ SPELLINGS = {
     "epsilon-1.0050": "epsilon-1.005",
     "time-shift,window=40": "time-shift",
     "time-shift,window=80,cutoff=200": "time-shift,cutoff=200,window=80",
-}  # fmt: skip
+}
 WRONG = {
     "truncatoin-parallel": "choose one of: untuned.*truncation-parallel",
     "truncation-parallel,colour=3": "'colour=3' is no option.*images.*seed",
@@ -68,8 +67,13 @@ def test_what_a_name_says_and_nothing_else():
     assert parse_timing("truncation-parallel") == {"objective": "truncation", "strategy": "parallel"}
     found = parse_timing("consistency-sequential-freeze2,learning_rate=0.001,gate=true,images=16")
     assert found == {
-        "objective": "consistency", "strategy": "sequential", "freeze_last": 2, "lr": 0.001, "gate": True, "images": 16
-    }  # fmt: skip
+        "objective": "consistency",
+        "strategy": "sequential",
+        "freeze_last": 2,
+        "lr": 0.001,
+        "gate": True,
+        "images": 16,
+    }
 
 
 def test_files_have_legal_and_readable_names():

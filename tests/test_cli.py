@@ -120,15 +120,15 @@ def pipeline(project, one_thread):
     return {
         "stats": succeeds("stats", *DIGITS),
         "tune": succeeds("tune", *PARALLEL, "--history", "runs/history.csv"),
-        "sample": succeeds("sample", "--model", "tiny", "--nfe", 3, "--timing", TIMING, "--n", 5, "--out", "runs/a.png"),
+        "sample": succeeds(
+            "sample", "--model", "tiny", "--nfe", 3, "--timing", TIMING, "--n", 5, "--out", "runs/a.png"
+        ),
         "evaluate": succeeds(*EVALUATE),
         "evaluate tuned": succeeds(*EVALUATE, "--timing", TIMING, "--seed", 5),
         "table": succeeds("table", "--config", "table.toml"),
         "floor": succeeds("floor", *DIGITS),
-        "demo": succeeds(
-            "demo", "--model", "data/pretrained/tiny", "--n", 20, "--fine", 8, "--images", 2, "--record"
-        ),
-    }  # fmt: skip
+        "demo": succeeds("demo", "--model", "data/pretrained/tiny", "--n", 20, "--fine", 8, "--images", 2, "--record"),
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -148,8 +148,17 @@ def fd_rows() -> pd.DataFrame:
 
 def test_commands_are_there():
     assert set(COMMANDS) >= {
-        "demo", "tune", "sample", "evaluate", "table", "floor", "train", "features", "stats", "info",
-    }  # fmt: skip
+        "demo",
+        "tune",
+        "sample",
+        "evaluate",
+        "table",
+        "floor",
+        "train",
+        "features",
+        "stats",
+        "info",
+    }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -202,15 +211,55 @@ def test_tune(pipeline):
 
 def test_tune_options_reach_the_tuner(pipeline):
     succeeds(
-        "tune", "--model", "tiny", "--nfe", 2, "--solver", "dpmpp-2m", "--grid", "uniform-trailing", "--objective", "truncation",
-        "--strategy", "sequential", "--iterations", 2, "--tune-batch", 3, "--lr", 0.01, "--value", "offset",
-        "--low", 0.9, "--high", 1.2, "--freeze-last", 0, "--images", 4, "--dataset", "digits", "--seed", 7,
-    )  # fmt: skip
+        "tune",
+        "--model",
+        "tiny",
+        "--nfe",
+        2,
+        "--solver",
+        "dpmpp-2m",
+        "--grid",
+        "uniform-trailing",
+        "--objective",
+        "truncation",
+        "--strategy",
+        "sequential",
+        "--iterations",
+        2,
+        "--tune-batch",
+        3,
+        "--lr",
+        0.01,
+        "--value",
+        "offset",
+        "--low",
+        0.9,
+        "--high",
+        1.2,
+        "--freeze-last",
+        0,
+        "--images",
+        4,
+        "--dataset",
+        "digits",
+        "--seed",
+        7,
+    )
     timing = load_timing("data/timings/tiny/dpmpp-2m-uniform-trailing-2-truncation-sequential-freeze0.json")
     wanted = {
-        "objective": "truncation", "strategy": "sequential", "optimiser": "adam", "iterations": 2, "batch": 3,
-        "lr": 0.01, "value": "offset", "bounds": [0.9, 1.2], "freeze_last": 0, "seed": 7, "images": 4, "source": "real",
-    }  # fmt: skip
+        "objective": "truncation",
+        "strategy": "sequential",
+        "optimiser": "adam",
+        "iterations": 2,
+        "batch": 3,
+        "lr": 0.01,
+        "value": "offset",
+        "bounds": [0.9, 1.2],
+        "freeze_last": 0,
+        "seed": 7,
+        "images": 4,
+        "source": "real",
+    }
     assert {key: timing.tuning[key] for key in wanted} == wanted
     assert timing.ratios[-1] != 1, "freeze-last 0 tunes the last one too"
 
@@ -375,9 +424,15 @@ def damaged(project):
         card = read_json(models / name / CARD) | {"sha256": file_hash(models / name / WEIGHTS)}
         write_json(models / name / CARD, card)
     network = UNet2DModel(
-        sample_size=16, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8),
-        norm_num_groups=4, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=16,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     save_model(network, models / "larger", name="larger", schedule="linear", card={"dataset": "digits"})
     yield
     for name in ("damaged", "nan", "retrained", "larger"):
@@ -396,7 +451,9 @@ ERRORS = {
     "missing image folder": ((*TUNE, "--data", "nowhere"), "nowhere", "no such file"),
     "truncated archive": ((*TUNE, "--data", "truncated"), "cifar-10-python.tar.gz", "truncated", "fetch"),
     "truncated archive itself": (
-        (*TUNE, "--data", "truncated/cifar-10-python.tar.gz"), "cifar-10-python.tar.gz", "truncated",
+        (*TUNE, "--data", "truncated/cifar-10-python.tar.gz"),
+        "cifar-10-python.tar.gz",
+        "truncated",
     ),
     "digits from a folder": ((*TUNE, "--dataset", "digits", "--data", "pictures"), "pictures", "leave it out"),
     "more images than there are": ((*TUNE, "--dataset", "digits", "--images", 1501), "1501", "1500", "fewer"),
@@ -408,7 +465,10 @@ ERRORS = {
     "no image": ((*SAMPLE, "--n", 0), "at least one", "0"),
     "samples that do not divide": ((*EVALUATE, "--n", 25), "multiple of 10", "25"),
     "timing of another solver": (
-        (*SAMPLE, "--solver", "dpmpp-2m", "--timing", TIMING), "solver 'ddim'", "solver 'dpmpp-2m'", "tt tune",
+        (*SAMPLE, "--solver", "dpmpp-2m", "--timing", TIMING),
+        "solver 'ddim'",
+        "solver 'dpmpp-2m'",
+        "tt tune",
     ),
     "timing of eta 0": ((*SAMPLE, "--eta", 0.5, "--timing", TIMING), "'ddim'", "'ddim(eta=0.5)'"),
     "timing of another grid": ((*SAMPLE, "--grid", "quadratic", "--timing", TIMING), "'uniform", "'quadratic"),
@@ -424,7 +484,9 @@ ERRORS = {
     "unwritable results": ((*EVALUATE, "--results", "a-file/fd.csv"), "a-file/fd.csv", "choose another"),
     "unwritable state": ((*EVALUATE, "--seed", 9, "--work", "a-file/w"), "a-file/w", "choose another"),
     "unwritable demo": (
-        (*DEMO, "--n", 20, "--fine", 8, "--out", "a-file/x"), "a-file/x", "choose",
+        (*DEMO, "--n", 20, "--fine", 8, "--out", "a-file/x"),
+        "a-file/x",
+        "choose",
     ),
     "unwritable table's state": (("table", "--config", "table.toml", "--work", "a-file/w", "--force"), "a-file/w"),
     "unknown device": ((*SAMPLE, "--device", "gpu"), "'gpu'", "auto or cpu"),
@@ -441,7 +503,8 @@ ERRORS = {
     "features that are not there": ((*EVALUATE, "--features", "cifar10-resnet"), "cifar10-resnet", "tt features"),
     "statistics that are not there": (
         ("evaluate", "--dataset", "cifar10", "--features", "digits-resnet"),
-        "cifar10-train-digits-resnet", "tt stats --dataset cifar10 --split train --features digits-resnet",
+        "cifar10-train-digits-resnet",
+        "tt stats --dataset cifar10 --split train --features digits-resnet",
     ),
     "eta of a solver without": ((*SAMPLE, "--solver", "dpmpp-2m", "--eta", 0.5), "dpmpp-2m", "'eta'"),
     "more eta than 1": ((*SAMPLE, "--eta", 5), "eta", "5"),
@@ -451,8 +514,24 @@ ERRORS = {
     "tuning on no image": ((*TUNE, *PARALLEL, "--out", "runs/never.json", "--images", 0), "image", "0"),
     "tuning on fewer": ((*TUNE, "--dataset", "digits", "--images", -1, "--iterations", 1), "image", "-1"),
     "tuning on images of another size": (
-        ("tune", "--model", "larger", "--nfe", 2, "--dataset", "digits", "--images", 2, "--iterations", 1,
-         "--out", "runs/never.json"), "16", "8", "digits",
+        (
+            "tune",
+            "--model",
+            "larger",
+            "--nfe",
+            2,
+            "--dataset",
+            "digits",
+            "--images",
+            2,
+            "--iterations",
+            1,
+            "--out",
+            "runs/never.json",
+        ),
+        "16",
+        "8",
+        "digits",
     ),
     "table that is not there": (("table", "--config", "no.toml"), "no.toml", "data/tables"),
     "table that is none": (("table", "--config", "pictures/cat.png"), "cat.png", "TOML"),
@@ -465,7 +544,7 @@ ERRORS = {
     "demo that does not divide": ((*DEMO, "--n", 25, "--fine", 2), "multiple of 10 and at least 20", "got 25"),
     "folder that is no model": ((*SAMPLE, "--model", "pictures"), "pictures", "model folder", "give one"),
     "features for a model": ((*SAMPLE, "--model", "data/pretrained/digits-resnet"), "digits-resnet"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ERRORS)
@@ -524,18 +603,25 @@ def test_state_of_another_tuning(pipeline):
 def test_unwritable_place_is_found_before_the_work(pipeline, monkeypatch):
     worked = []
     monkeypatch.setattr("tt_lib.study.workbench.make_bench", lambda *a, **k: worked.append(a) or make_bench(*a, **k))
-    monkeypatch.setattr("tt_lib.study.workbench.Bench.tune", lambda *a, **k: pytest.fail("hours of work, and no place for it"))
+    monkeypatch.setattr(
+        "tt_lib.study.workbench.Bench.tune", lambda *a, **k: pytest.fail("hours of work, and no place for it")
+    )
     fails("tune", *PARALLEL, "--out", "a-file/x.json")
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        (*TUNE, "--history", "a-file/x.csv"), (*EVALUATE, "--results", "a-file/x.csv"), ("bench", "--results", "a-file/x.csv"),
-        ("table", "--config", "table.toml", "--results", "a-file/x.csv"), ("direction", "--results", "a-file/x.csv"),
-        ("direction", "--figure", "a-file/x.png"), ("direction", "--figure", "runs/x.jpg"), ("sample", "--out", "runs/x.jpg"),
+        (*TUNE, "--history", "a-file/x.csv"),
+        (*EVALUATE, "--results", "a-file/x.csv"),
+        ("bench", "--results", "a-file/x.csv"),
+        ("table", "--config", "table.toml", "--results", "a-file/x.csv"),
+        ("direction", "--results", "a-file/x.csv"),
+        ("direction", "--figure", "a-file/x.png"),
+        ("direction", "--figure", "runs/x.jpg"),
+        ("sample", "--out", "runs/x.jpg"),
     ],
-)  # fmt: skip
+)
 def test_every_place_is_looked_at_before_the_work(pipeline, monkeypatch, words):
     monkeypatch.setattr("tt_lib.study.workbench.load_model", lambda *a: pytest.fail("work, and no place for it"))
     message = fails(*words)
@@ -549,8 +635,12 @@ def test_tuning_ddim_with_noise(pipeline):
     path = "data/timings/tiny/ddim-eta1-uniform-2-consistency-parallel.json"
     assert load_timing(path).options == {"eta": 1.0}
     succeeds("sample", *words, "--timing", path, "--n", 2, "--out", "runs/eta.png")
-    assert "ddim(eta=1)" in fails("sample", "--model", "tiny", "--nfe", 2, "--timing", path, "--n", 2, "--out", "runs/never.png")
-    assert "draws noise" in fails("tune", *words, "--objective", "truncation", "--source", "generated", "--out", "runs/never.json")
+    assert "ddim(eta=1)" in fails(
+        "sample", "--model", "tiny", "--nfe", 2, "--timing", path, "--n", 2, "--out", "runs/never.png"
+    )
+    assert "draws noise" in fails(
+        "tune", *words, "--objective", "truncation", "--source", "generated", "--out", "runs/never.json"
+    )
 
 
 def test_other_errors_keep_their_traceback(project, monkeypatch):
@@ -616,14 +706,18 @@ def count_stages(monkeypatch) -> list:
     """Counts the steps that are tuned from now on."""
     stages, search = [], tuner.OPTIMISER_FUNCTIONS["search"]
     monkeypatch.setitem(
-        tuner.OPTIMISER_FUNCTIONS, "search", lambda problem, *a, **k: stages.append(problem.steps) or search(problem, *a, **k)
-    )  # fmt: skip
+        tuner.OPTIMISER_FUNCTIONS,
+        "search",
+        lambda problem, *a, **k: stages.append(problem.steps) or search(problem, *a, **k),
+    )
     return stages
 
 
 def test_tune_killed_and_started_again(project, monkeypatch):
     words = ["tune", *SEARCH]
-    run_until_killed(*words, "--out", "runs/killed.json", module="tt_lib.tuning.tuner", owner="_Tuning", save="_save", times=1)
+    run_until_killed(
+        *words, "--out", "runs/killed.json", module="tt_lib.tuning.tuner", owner="_Tuning", save="_save", times=1
+    )
     assert Path("runs/killed.state").exists() and not Path("runs/killed.json").exists()
     stages = count_stages(monkeypatch)
     succeeds(*words, "--out", "runs/killed.json")
@@ -637,7 +731,7 @@ def test_tune_killed_and_started_again(project, monkeypatch):
 def test_table_killed_and_started_again(pipeline, monkeypatch):
     """Killed when three of the ten sets of its second cell are written: the first cell and these sets are not sampled again."""
     words = ["table", "--config", "table.toml", "--work", "runs/killed", "--results"]
-    run_until_killed(*words, "runs/killed.csv", module="tt_lib", owner="evaluating", save="_keep", times=13)
+    run_until_killed(*words, "runs/killed.csv", module="tt_lib.metrics", owner="evaluate", save="_keep", times=13)
     assert read_rows("runs/killed.csv", FD_COLUMNS)["timing"].tolist() == ["untuned"]
     sampled, statistics = [], evaluating._statistics
     monkeypatch.setattr(evaluating, "_statistics", lambda *arguments: sampled.append(None) or statistics(*arguments))
@@ -695,7 +789,19 @@ def test_evaluate_interrupted_and_started_again(pipeline, monkeypatch):
 # Joint tuning
 
 
-JOINT = ("tune", "--model", "tiny", "--nfe", 2, "--dataset", "digits", "--features", "digits-resnet", "--out", "runs/joint.json")
+JOINT = (
+    "tune",
+    "--model",
+    "tiny",
+    "--nfe",
+    2,
+    "--dataset",
+    "digits",
+    "--features",
+    "digits-resnet",
+    "--out",
+    "runs/joint.json",
+)
 
 
 def test_joint_tuning(pipeline):
@@ -718,9 +824,24 @@ def test_joint_tuning_asked_for_by_half(pipeline, words):
 
 def test_speed(pipeline):
     said = succeeds(
-        "speed", "--model", "tiny", "--nfe", 2, "--features", "digits-resnet", "--source", "generated", "--images", 2,
-        "--n", 12, "--batch", 5, "--results", "runs/speed.csv",
-    )  # fmt: skip
+        "speed",
+        "--model",
+        "tiny",
+        "--nfe",
+        2,
+        "--features",
+        "digits-resnet",
+        "--source",
+        "generated",
+        "--images",
+        2,
+        "--n",
+        12,
+        "--batch",
+        5,
+        "--results",
+        "runs/speed.csv",
+    )
     rows = read_rows("runs/speed.csv", SPEED_COLUMNS).set_index("unit")
     assert len(rows) == 3 and list(rows.index) == ["s", "images/s", "images/s"]
     assert (rows.ours > 0).all() and "tuned, peer untuned" in said
@@ -731,5 +852,17 @@ def test_speed(pipeline):
 
 
 def test_speed_of_too_few_samples(pipeline):
-    words = ("speed", "--model", "tiny", "--nfe", 2, "--features", "digits-resnet", "--source", "generated", "--images", 2)
+    words = (
+        "speed",
+        "--model",
+        "tiny",
+        "--nfe",
+        2,
+        "--features",
+        "digits-resnet",
+        "--source",
+        "generated",
+        "--images",
+        2,
+    )
     assert "n must be at least 2, got 1" in fails(*words, "--n", 1, "--results", "runs/never.csv")

@@ -9,7 +9,9 @@ DATA = PACKAGE_ROOT / "data"
 
 
 def test_data_card_is_up_to_date():
-    assert (DATA / "README.md").read_text(encoding="utf-8") == data_card(DATA), "run `tt card` and commit data/README.md"
+    assert (DATA / "README.md").read_text(encoding="utf-8") == data_card(DATA), (
+        "run `tt card` and commit data/README.md"
+    )
 
 
 @pytest.mark.parametrize("name", ["pretrained/cifar10-ddpm-w64", "pretrained/cifar10-resnet", "stats"])

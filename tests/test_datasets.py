@@ -57,9 +57,7 @@ def batches(tmp_path, monkeypatch) -> Path:
     known: dict[str, dict[str, str]] = {}
     for split, names in batches_module.BATCH_MD5.items():
         pixels, labels = made(split)
-        for name, part, classes in zip(
-            names, np.split(pixels, len(names)), np.split(labels, len(names)), strict=True
-        ):
+        for name, part, classes in zip(names, np.split(pixels, len(names)), np.split(labels, len(names)), strict=True):
             batch = {"data": part.reshape(len(part), -1), "labels": classes.tolist(), "batch_label": name}
             content = pickle.dumps(batch, protocol=2)
             (folder / name).write_bytes(content)

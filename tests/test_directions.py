@@ -39,9 +39,17 @@ def bench(tmp_path_factory, one_thread):
         sampler = bench.sampler(CELLS[1])
         times = sampler.grid.times[:-1]
         Timing(
-            TUNED, tuple(0.9 * t for t in times), times, "tiny", sampler.schedule.name, "ddim", {}, "uniform",
-            sampler.grid.times, weights=bench.model.digest,
-        ).save(timing_path("tiny", CELLS[1]))  # fmt: skip
+            TUNED,
+            tuple(0.9 * t for t in times),
+            times,
+            "tiny",
+            sampler.schedule.name,
+            "ddim",
+            {},
+            "uniform",
+            sampler.grid.times,
+            weights=bench.model.digest,
+        ).save(timing_path("tiny", CELLS[1]))
         yield bench
 
 
@@ -53,8 +61,10 @@ def rows(bench, tmp_path_factory):
 def test_a_row_for_each_step_of_each_cell(rows):
     assert list(rows.columns) == list(DIRECTION_COLUMNS)
     assert rows.groupby(["solver", "timing"])["step"].apply(list).to_dict() == {
-        ("ddim", "untuned"): [0, 1, 2], ("ddim", TUNED): [0, 1, 2], ("dpmpp-2m", "untuned"): [0, 1],
-    }  # fmt: skip
+        ("ddim", "untuned"): [0, 1, 2],
+        ("ddim", TUNED): [0, 1, 2],
+        ("dpmpp-2m", "untuned"): [0, 1],
+    }
     assert set(rows["n"]) == {4} and set(rows["seed"]) == {3} and set(rows["substeps"]) == {2}
 
 
@@ -122,14 +132,18 @@ def test_cells_of_a_table_that_have_a_direction_error(bench):
     ready, untimed = measurable(bench, [*CELLS, *others, Cell("ddim", "uniform", 4, TUNED), CELLS[0]], 8)
     assert ready == CELLS and untimed == 1
     heun, ddim = Cell("heun", "uniform", 4), Cell("ddim", "uniform", 4)
-    assert sorted([ddim, heun, Cell("ddim", "logsnr", 4), *CELLS], key=order)[-2:] == [heun, ddim], "two steps, then four"
+    assert sorted([ddim, heun, Cell("ddim", "logsnr", 4), *CELLS], key=order)[-2:] == [heun, ddim], (
+        "two steps, then four"
+    )
 
 
 def test_summary_is_means_over_steps_and_the_last_accumulated_error(rows):
     summary = summarise(rows).set_index(["solver", "timing"])
     here = rows[(rows["solver"] == "ddim") & (rows["timing"] == TUNED)]
     found = summary.loc[("ddim", TUNED)]
-    assert found["angle"] == pytest.approx(here["angle"].mean()) and found["local"] == pytest.approx(here["local"].mean())
+    assert found["angle"] == pytest.approx(here["angle"].mean()) and found["local"] == pytest.approx(
+        here["local"].mean()
+    )
     assert found["accumulated"] == here["accumulated"].iloc[-1] and len(summary) == 3
     assert found["doubt"] == here["doubt"].max() > 0
     with pytest.raises(BadValue, match="no rows"):
@@ -137,12 +151,29 @@ def test_summary_is_means_over_steps_and_the_last_accumulated_error(rows):
 
 
 def distances(cells, values) -> pd.DataFrame:
-    base = dict.fromkeys(FD_COLUMNS, "") | {"dataset": "digits", "model": "tiny", "eta": 0.0, "features": "digits-resnet", "n": 20}
-    return pd.DataFrame([
-        base | {"solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe, "timing": cell.timing, "value": value,
-                "low": value, "high": value, "seed": 0}
-        for cell, value in zip(cells, values, strict=True)
-    ])  # fmt: skip
+    base = dict.fromkeys(FD_COLUMNS, "") | {
+        "dataset": "digits",
+        "model": "tiny",
+        "eta": 0.0,
+        "features": "digits-resnet",
+        "n": 20,
+    }
+    return pd.DataFrame(
+        [
+            base
+            | {
+                "solver": cell.solver,
+                "grid": cell.grid,
+                "nfe": cell.nfe,
+                "timing": cell.timing,
+                "value": value,
+                "low": value,
+                "high": value,
+                "seed": 0,
+            }
+            for cell, value in zip(cells, values, strict=True)
+        ]
+    )
 
 
 def test_distances_are_joined_by_sampler(rows):
@@ -178,7 +209,9 @@ def test_figures(rows):
     here = rows[(rows["solver"] == "ddim") & (rows["timing"] == "untuned")]
     assert drawn.tolist() == here[["t", "angle"]].to_numpy().tolist()
     with pytest.raises(BadValue, match="5 samplers do not fit"):
-        direction_profile(pd.concat([rows.assign(nfe=nfe) for nfe in range(5)])[lambda frame: frame["solver"] == "ddim"])
+        direction_profile(
+            pd.concat([rows.assign(nfe=nfe) for nfe in range(5)])[lambda frame: frame["solver"] == "ddim"]
+        )
     scatter = direction_against_distance(joined())
     assert len(scatter.axes) == 4 and scatter.axes[0].lines[0].get_xydata()[:, 1].tolist() == [1, 9, 25, 49]
 
@@ -192,7 +225,9 @@ def test_the_command(bench, tmp_path):
             return CliRunner().invoke(app, ["direction", *map(str, arguments)], catch_exceptions=False)
 
     common = ("--n", 4, "--substeps", 2, "--results", folder / "direction.csv")
-    answer = run("--model", "tiny", "--nfe", 3, "--timing", "untuned", "--timing", TUNED, *common, "--figure", tmp_path / "a.png")
+    answer = run(
+        "--model", "tiny", "--nfe", 3, "--timing", "untuned", "--timing", TUNED, *common, "--figure", tmp_path / "a.png"
+    )
     assert answer.exit_code == 0 and len(read_rows(folder / "direction.csv", DIRECTION_COLUMNS)) == 6
     assert Image.open(tmp_path / "a.png").size[0] > 400
 
@@ -203,17 +238,25 @@ def test_the_command(bench, tmp_path):
         '[[cells]]\nsolver = "heun"\ngrid = "uniform"\nnfe = 4\ntiming = "truncation-parallel"\n'
     )
     cells = [Cell(s, g, n) for s in ("ddim", "dpmpp-2m") for g in ("uniform", "quadratic") for n in (2, 3, 4)]
-    measured = distances(cells, [float(1 + i) for i in range(12)]).assign(metric="FD (digits-resnet)", reference="train")
+    measured = distances(cells, [float(1 + i) for i in range(12)]).assign(
+        metric="FD (digits-resnet)", reference="train"
+    )
     second = measured.assign(metric="FD (digits-simclr)", features="digits-simclr", value=-measured["value"])
     write_rows(folder / "fd.csv", pd.concat([measured, second]).to_dict("records"), FD_COLUMNS, FD_KEY)
     held = ("--work", tmp_path / "work")
     with hold(tmp_path / "work" / f"{cells[5].label}.lock"):
         answer = run("--config", table, *common, *held)
-    assert "1 samplers are left out" in answer.output and "1 more are being measured by another process" in answer.output
+    assert (
+        "1 samplers are left out" in answer.output and "1 more are being measured by another process" in answer.output
+    )
     assert "11 samplers in" in answer.output and not (folder / "correlation.csv").exists()
-    assert "12 samplers in" in run("--config", table, *common, *held).output and not (folder / "correlation.csv").exists(), "no figure, no comparison"
+    assert (
+        "12 samplers in" in run("--config", table, *common, *held).output and not (folder / "correlation.csv").exists()
+    ), "no figure, no comparison"
     answer = run("--config", table, *common, *held, "--figure", tmp_path / "b.png")
-    assert answer.exit_code == 0 and "angle, Fréchet distance, all:" in answer.output and "12 samplers in" in answer.output
+    assert (
+        answer.exit_code == 0 and "angle, Fréchet distance, all:" in answer.output and "12 samplers in" in answer.output
+    )
     found = read_rows(folder / "correlation.csv", CORRELATION_COLUMNS)
     value = found[found["among"] == "all"].set_index("what")["spearman"]
     assert len(value) == 8 and value["angle, Fréchet distance"] == -value["angle, FD (digits-simclr)"] != 0

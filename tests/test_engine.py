@@ -317,9 +317,16 @@ def sampler(eta: float = 0.0, steps: int = 4, **options) -> Sampler:
 def timing(**changes) -> Timing:
     grid = make_grid("uniform", 4, LINEAR)
     facts = {
-        "name": "made up", "taus": (0.7, 0.5, 0.2, 0.001), "times": grid.times[:-1], "model": "ring",
-        "schedule": "linear", "solver": "ddim", "options": {}, "grid": "uniform", "grid_times": grid.times,
-    }  # fmt: skip
+        "name": "made up",
+        "taus": (0.7, 0.5, 0.2, 0.001),
+        "times": grid.times[:-1],
+        "model": "ring",
+        "schedule": "linear",
+        "solver": "ddim",
+        "options": {},
+        "grid": "uniform",
+        "grid_times": grid.times,
+    }
     return Timing(**{**facts, **changes})
 
 
@@ -418,7 +425,9 @@ def test_a_bad_answer_on_another_device_is_found_at_the_end(monkeypatch):
     watch, t = engine._Watch(), torch.tensor(0.5)
     monkeypatch.setattr(engine._Watch, "AT_ONCE", 3)
     for evaluation, value in enumerate((1.0, math.nan)):
-        watch.sums.append(torch.tensor(value, dtype=torch.float64))  # as add() does for an answer that is not on the CPU
+        watch.sums.append(
+            torch.tensor(value, dtype=torch.float64)
+        )  # as add() does for an answer that is not on the CPU
         watch.where.append((evaluation, t, t))
     with pytest.raises(NotFinite, match=r"evaluation 2, t = 0\.5"):
         watch.add(torch.ones(2), 2, t, t)

@@ -55,10 +55,16 @@ def make_tiny_data(base: Path) -> Path:
         torch.set_num_threads(1)  # a session's fixtures come before the module's, and ten times slower on two threads
         train = load_dataset("digits", "train")
         network = UNet2DModel(
-            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 8),
-            norm_num_groups=4, down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"), add_attention=False,
-        )  # fmt: skip
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            add_attention=False,
+        )
         schedule, optimizer = make_schedule("linear"), torch.optim.Adam(network.parameters(), lr=1e-2)
         images = to_float(train.pixels)
         for _ in range(40):
@@ -165,10 +171,17 @@ def a_timing(sampler: Sampler, factor: float = 0.9) -> Timing:
     """A timing for just this sampler with every tau at ``factor`` of its time."""
     times = sampler.grid.times[:-1]
     return Timing(
-        name="truncation-parallel", taus=tuple(t * factor for t in times), times=times, model=sampler.model,
-        schedule=sampler.schedule.name, solver=sampler.solver.name, options=dict(sampler.solver.options),
-        grid=sampler.grid.name, grid_times=sampler.grid.times, weights=sampler.weights,
-    )  # fmt: skip
+        name="truncation-parallel",
+        taus=tuple(t * factor for t in times),
+        times=times,
+        model=sampler.model,
+        schedule=sampler.schedule.name,
+        solver=sampler.solver.name,
+        options=dict(sampler.solver.options),
+        grid=sampler.grid.name,
+        grid_times=sampler.grid.times,
+        weights=sampler.weights,
+    )
 
 
 def directly(sampler: Sampler, features, reference, seeds: range) -> float:
@@ -387,10 +400,21 @@ def test_row(sampler, features, reference, tmp_path):
     row = fd_row(found, sampler, features, dataset="digits", reference="train", n=N, seed=7, timing="untuned")
     assert tuple(row) == FD_COLUMNS
     expected = {
-        "dataset": "digits", "model": "tiny", "solver": "ddim", "grid": "uniform", "nfe": 3, "eta": 0.5,
-        "timing": "untuned", "metric": "FD (digits-resnet)", "features": "digits-resnet", "reference": "train",
-        "n": N, "seed": 7, "commit": "test", "command": "tt test",
-    }  # fmt: skip
+        "dataset": "digits",
+        "model": "tiny",
+        "solver": "ddim",
+        "grid": "uniform",
+        "nfe": 3,
+        "eta": 0.5,
+        "timing": "untuned",
+        "metric": "FD (digits-resnet)",
+        "features": "digits-resnet",
+        "reference": "train",
+        "n": N,
+        "seed": 7,
+        "commit": "test",
+        "command": "tt test",
+    }
     assert {key: row[key] for key in expected} == expected
     for name in ("value", "low", "high"):
         assert row[name] == pytest.approx(getattr(found, name), abs=6e-7)

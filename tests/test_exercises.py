@@ -52,9 +52,14 @@ def test_a_solution_becomes_an_error_at_its_indentation():
 
 
 @pytest.mark.parametrize(
-    "source", ["# BEGIN SOLUTION\na = 1", "a = 1\n# END SOLUTION", "# END SOLUTION\n# BEGIN SOLUTION\n1",
-               "# BEGIN SOLUTION\n1\n# BEGIN SOLUTION\n2\n# END SOLUTION"]
-)  # fmt: skip
+    "source",
+    [
+        "# BEGIN SOLUTION\na = 1",
+        "a = 1\n# END SOLUTION",
+        "# END SOLUTION\n# BEGIN SOLUTION\n1",
+        "# BEGIN SOLUTION\n1\n# BEGIN SOLUTION\n2\n# END SOLUTION",
+    ],
+)
 def test_a_solution_without_end_or_beginning_is_an_error(source):
     with pytest.raises(BadValue, match="needs its END SOLUTION"):
         unsolved(source)
@@ -108,7 +113,11 @@ def test_the_stored_exercises_are_what_their_solutions_give(capsys):
 def missed(book):
     """The checks of a notebook of solutions whose stored output does not end in "well done"."""
     calls = [(cell.source.splitlines()[-1], cell.outputs) for cell in code(book)]
-    said = {call: "".join(output.get("text", "") for output in outputs) for call, outputs in calls if call.startswith("check(")}
+    said = {
+        call: "".join(output.get("text", "") for output in outputs)
+        for call, outputs in calls
+        if call.startswith("check(")
+    }
     return [call for call, text in said.items() if not text.endswith(": well done\n")]
 
 

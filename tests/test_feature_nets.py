@@ -19,6 +19,8 @@ def test_default_network_is_small_enough_to_ship(tmp_path):
     pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     features = network(pixels)
     assert features.shape == (2, 384) and features.dtype == torch.float32
-    assert torch.allclose(features[:1], network(pixels[:1]), atol=1e-5), "also in training an image's features are its own"
+    assert torch.allclose(features[:1], network(pixels[:1]), atol=1e-5), (
+        "also in training an image's features are its own"
+    )
     again = load_features(tmp_path)
     assert isinstance(again, PlainNet) and torch.allclose(again(pixels), features, rtol=0.02, atol=0.01)

@@ -31,10 +31,21 @@ def noise(count: int, channels: int = 3, size: int = 8) -> np.ndarray:
 
 def fd_rows(**changes) -> pd.DataFrame:
     base = {
-        "dataset": "cifar10", "model": "m", "solver": "ddim", "grid": "uniform", "nfe": 10, "eta": 0.0,
-        "timing": "untuned", "metric": "FD", "features": "classifier", "reference": "test", "n": 1000,
-        "value": 4.0, "low": 3.9, "high": 4.2,
-    }  # fmt: skip
+        "dataset": "cifar10",
+        "model": "m",
+        "solver": "ddim",
+        "grid": "uniform",
+        "nfe": 10,
+        "eta": 0.0,
+        "timing": "untuned",
+        "metric": "FD",
+        "features": "classifier",
+        "reference": "test",
+        "n": 1000,
+        "value": 4.0,
+        "low": 3.9,
+        "high": 4.2,
+    }
     frame = pd.DataFrame(
         {**base, "timing": timing, "nfe": nfe, "value": value, "low": value - 0.1, "high": value + 0.2}
         for timing, values in {"untuned": (9.9, 3.7), "truncation-parallel": (7.0, 3.1)}.items()
@@ -131,9 +142,7 @@ def test_image_grid_refuses_other_arguments():
 
 
 def test_compare_rows_labels_rows_and_columns():
-    figure = pictures.compare_rows(
-        {"untuned": noise(4), "a much longer name": noise(4)}, column_titles=list("abcd")
-    )
+    figure = pictures.compare_rows({"untuned": noise(4), "a much longer name": noise(4)}, column_titles=list("abcd"))
     assert [text.get_text() for text in figure.axes[0].texts] == [*"abcd", "untuned", "a much longer name"]
     drawn = rendered(figure)
     assert (drawn[:, :4] == 255).all()  # the longest label is not cut
@@ -166,9 +175,7 @@ def test_timing_plot_draws_ratios_from_noise_to_data():
     assert "1 = noise, 0 = data" in axes.get_xlabel()
 
 
-@pytest.mark.parametrize(
-    "timing", [(TIMES, TIMES), (TIMES, TIMES[:3]), (TIMES[:2], TIMES[:3]), (TIMES[None], TIMES)]
-)
+@pytest.mark.parametrize("timing", [(TIMES, TIMES), (TIMES, TIMES[:3]), (TIMES[:2], TIMES[:3]), (TIMES[None], TIMES)])
 def test_timing_plot_refuses_times_that_do_not_match(timing):
     with pytest.raises(BadValue, match="'mine'"):
         results.timing_plot({"mine": timing})
@@ -216,9 +223,14 @@ def test_fd_against_nfe_draws_values_and_intervals():
 
 def test_fd_against_nfe_has_a_panel_for_each_solver_eta_and_grid():
     frame = pd.concat(
-        [fd_rows(), fd_rows(eta=1.0), fd_rows(solver="euler"), fd_rows(grid="quadratic"),
-         fd_line("ceiling", 2.9, solver="ddim", grid="ceiling", eta=0.0)]
-    )  # fmt: skip
+        [
+            fd_rows(),
+            fd_rows(eta=1.0),
+            fd_rows(solver="euler"),
+            fd_rows(grid="quadratic"),
+            fd_line("ceiling", 2.9, solver="ddim", grid="ceiling", eta=0.0),
+        ]
+    )
     figure = results.fd_against_nfe(frame.assign(metric="FID"))
     seen = {axes.get_title(): axes for axes in figure.axes if axes.get_visible()}
     assert set(seen) == {
@@ -227,9 +239,7 @@ def test_fd_against_nfe_has_a_panel_for_each_solver_eta_and_grid():
         "ddim, η = 0 · quadratic",
         "euler · uniform",
     }
-    with_ceiling = {
-        t for t, axes in seen.items() if any(list(line.get_ydata()) == [2.9, 2.9] for line in axes.lines)
-    }
+    with_ceiling = {t for t, axes in seen.items() if any(list(line.get_ydata()) == [2.9, 2.9] for line in axes.lines)}
     assert with_ceiling == {"ddim, η = 0 · uniform", "ddim, η = 0 · quadratic"}
     assert {axes.get_ylabel() for axes in seen.values()} == {"FID", ""}
 
@@ -258,9 +268,7 @@ def test_fd_without_interval_is_drawn_without_bars():
     style.png_bytes(figure)
 
 
-@pytest.mark.parametrize(
-    "low, high", [(2.8, 3.7), (3.0, 3.0), (0.007, 12), (13.1, 450), (1, 1e6), (101, 103)]
-)
+@pytest.mark.parametrize("low, high", [(2.8, 3.7), (3.0, 3.0), (0.007, 12), (13.1, 450), (1, 1e6), (101, 103)])
 def test_log_ticks_are_plain_and_enough(low, high):
     axes = matplotlib.figure.Figure().add_subplot()
     style._plain_log_axis(axes, "y", low, high)
@@ -308,10 +316,7 @@ def test_save_figure_asks_for_words_and_png(figure, tmp_path):
 
 
 def test_figure_markdown():
-    assert (
-        style.figure_markdown("docs/a.png", "Caption.", "A [b] c")
-        == "![A \\[b\\] c](docs/a.png)\n\n*Caption.*\n"
-    )
+    assert style.figure_markdown("docs/a.png", "Caption.", "A [b] c") == "![A \\[b\\] c](docs/a.png)\n\n*Caption.*\n"
     assert "(<my docs/a.png>)" in style.figure_markdown("my docs/a.png", "c", "a")
 
 

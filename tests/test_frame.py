@@ -52,9 +52,7 @@ def test_imported_knows_where_an_import_stands():
     assert undeclared("nowhere_to_be_found", DEPENDENCIES)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "tt_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "tt_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_library_imports_only_what_is_declared(path):
     for name, _ in imported(path.read_text(encoding="utf-8")):
         assert not undeclared(name, DEPENDENCIES), f"{name} is imported but not declared in pyproject.toml"
@@ -196,9 +194,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
         pytest.skip("make is not installed")
     # These tests may themselves run under make, whose variables would change what the inner one does.
     clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return subprocess.run(
-        ["make", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=60)
 
 
 def test_make_alone_names_the_targets():
@@ -240,9 +236,7 @@ def test_ci_finds_cifar10_beside_the_clone(tmp_path):
 
     def run(**extra):
         env = {"PATH": f"{clone}{os.pathsep}{os.environ['PATH']}", **extra}
-        return subprocess.run(
-            [clone / ".ci/run"], env=env, cwd="/", capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run([clone / ".ci/run"], env=env, cwd="/", capture_output=True, text=True, check=True).stdout
 
     assert run() == "test []\nbrowser []\nsite []\n"
     images.mkdir(parents=True)
@@ -262,11 +256,13 @@ def test_ci_finds_cifar10_beside_the_clone(tmp_path):
         ("100%|##| 5/5 [00:01<00:00, 2.1it/s]", "100%|##| 5/5 [00:12<00:10, 31.25it/s]"),
         ("<object object at 0x7f113195bb80>", "<object object at 0x10a2b3c4d>"),
         ("/tmp/ipykernel_12/345.py:1: UserWarning: x", "/var/a b/T/ipykernel_9/77.py:1: UserWarning: x"),
-        ("/home/a/.venv/lib/python3.11/site-packages/torch/x.py:12: UserWarning: y",
-         "/opt/my env/lib/python3.12/site-packages/torch/x.py:345: UserWarning: y"),
+        (
+            "/home/a/.venv/lib/python3.11/site-packages/torch/x.py:12: UserWarning: y",
+            "/opt/my env/lib/python3.12/site-packages/torch/x.py:345: UserWarning: y",
+        ),
         ("/home/a/main/tt_lib/engine.py:7: UserWarning: z", "/x/tt_lib/engine.py:9: UserWarning: z"),
     ],
-)  # fmt: skip
+)
 def test_sanitiser_overlooks_machines_and_clocks(one, other):
     assert sanitised(one) == sanitised(other)
 
@@ -338,6 +334,4 @@ def test_no_tracked_file_names_a_machine_s_path():
 
 
 def test_no_tracked_file_is_too_big_for_a_clone():
-    assert not [
-        f"{path}: {path.stat().st_size} bytes" for path in tracked() if path.stat().st_size > 40 * 2**20
-    ]
+    assert not [f"{path}: {path.stat().st_size} bytes" for path in tracked() if path.stat().st_size > 40 * 2**20]

@@ -139,9 +139,7 @@ def test_interval_by_hand():
     value, _, high = jackknife_interval([statistics(part) for part in x], reference)
     others = [np.delete(x.numpy(), i, axis=0).reshape(-1, 2) for i in range(5)]
     without = [frechet_distance(statistics(torch.from_numpy(other)), reference) for other in others]
-    assert high - value == pytest.approx(
-        2.7764 * np.sqrt(0.8 * np.square(without - np.mean(without)).sum()), rel=1e-4
-    )
+    assert high - value == pytest.approx(2.7764 * np.sqrt(0.8 * np.square(without - np.mean(without)).sum()), rel=1e-4)
 
 
 def test_interval_is_cut_at_zero():

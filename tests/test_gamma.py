@@ -168,7 +168,9 @@ def test_one_step_on_a_mixture_has_the_right_total_variance(name):
 # Clipping
 
 
-@pytest.mark.parametrize(("name", "plain"), [("analytic-ddim", ("ddim", {})), ("analytic-ddpm", ("ddpm", {"variance": "small"}))])
+@pytest.mark.parametrize(
+    ("name", "plain"), [("analytic-ddim", ("ddim", {})), ("analytic-ddpm", ("ddpm", {"variance": "small"}))]
+)
 def test_gamma_of_one_or_more_is_the_plain_solver(name, plain):
     grid = make_grid("uniform", 5, LINEAR)
     x = draw(0)(torch.empty(6, 1, dtype=torch.float64))
@@ -184,7 +186,9 @@ def deviation(name: str, times, schedule=LINEAR, **options) -> torch.Tensor:
     """The noise of one step, measured: with x = 0 and eps = 0 nothing else is left."""
     times = torch.as_tensor(times, dtype=torch.float64)
     x = torch.zeros(1, 1, dtype=torch.float64)
-    run = drive(make_solver(name, **options)(x, times, schedule, torch.ones_like), lambda x, t, tau: torch.zeros_like(x))
+    run = drive(
+        make_solver(name, **options)(x, times, schedule, torch.ones_like), lambda x, t, tau: torch.zeros_like(x)
+    )
     return run.x.item()
 
 
@@ -216,7 +220,9 @@ def test_the_last_noise_is_a_pixel_or_two(name):
         found = deviation(name, step, schedule, gamma=(0.5,))
         # The mean of |c z| is c sqrt(2 / pi), and [-1, 1] holds 255 levels.
         assert found * math.sqrt(2 / math.pi) == pytest.approx(pixels * 2 / 255, rel=1e-9)
-        assert deviation(name, step, schedule, gamma=(0.5,), pixels=0.5) == pytest.approx(found * 0.5 / pixels, rel=1e-9)
+        assert deviation(name, step, schedule, gamma=(0.5,), pixels=0.5) == pytest.approx(
+            found * 0.5 / pixels, rel=1e-9
+        )
         unclipped = deviation(name, step, schedule, gamma=(0.5,), pixels=1e9)
         assert unclipped > 1.2 * found
         # Another step keeps its noise, and one into clean data has none.
@@ -228,10 +234,12 @@ def test_the_last_noise_is_a_pixel_or_two(name):
 def test_a_wrong_gamma_is_named():
     grid, x = make_grid("uniform", 3, LINEAR), torch.zeros(1, 1)
     for options, message in (
-        ({}, r"tt analytic.*estimate_gamma"), ({"gamma": (0.5,)}, "1 entries, 3 steps"),
-        ({"gamma": (0.5, math.nan, 0.5)}, "finite"), ({"gamma": (0.5,) * 3, "pixels": -1.0}, "not negative.*-1.0"),
+        ({}, r"tt analytic.*estimate_gamma"),
+        ({"gamma": (0.5,)}, "1 entries, 3 steps"),
+        ({"gamma": (0.5, math.nan, 0.5)}, "finite"),
+        ({"gamma": (0.5,) * 3, "pixels": -1.0}, "not negative.*-1.0"),
         ({"gamma": (0.5,) * 3, "half_range": 0.0}, "half_range must be positive"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(BadValue, match=message):
             drive(make_solver("analytic-ddim", **options)(x, grid, LINEAR, torch.zeros_like), EXACT)
 
@@ -274,17 +282,37 @@ def test_a_step_of_a_parallel_tuning_has_its_own_gamma_and_clip():
 def named(**changes) -> Gamma:
     grid = (0.9, 0.4, 0.0)
     whole = Gamma(
-        (0.9, 0.5), (0.01, 0.02), (0.1, 0.5), grid[:-1], grid[:-1], 16, 3, "real", "m", "ab" * 32, "linear", "uniform", grid,
+        (0.9, 0.5),
+        (0.01, 0.02),
+        (0.1, 0.5),
+        grid[:-1],
+        grid[:-1],
+        16,
+        3,
+        "real",
+        "m",
+        "ab" * 32,
+        "linear",
+        "uniform",
+        grid,
         provenance={"command": "tt analytic"},
-    )  # fmt: skip
+    )
     return replace(whole, **changes)
 
 
-USED = {"model": "m", "weights": "ab" * 32, "schedule": "linear", "grid": Grid("uniform", (0.9, 0.4, 0.0)), "timing": None}
+USED = {
+    "model": "m",
+    "weights": "ab" * 32,
+    "schedule": "linear",
+    "grid": Grid("uniform", (0.9, 0.4, 0.0)),
+    "timing": None,
+}
 
 
 def timing(taus=(0.8, 0.4)) -> Timing:
-    return Timing("consistency-parallel", taus, (0.9, 0.4), "m", "linear", "analytic-ddim", {}, "uniform", (0.9, 0.4, 0.0))
+    return Timing(
+        "consistency-parallel", taus, (0.9, 0.4), "m", "linear", "analytic-ddim", {}, "uniform", (0.9, 0.4, 0.0)
+    )
 
 
 def test_a_file_goes_round(tmp_path):
@@ -309,7 +337,7 @@ def test_a_file_goes_round(tmp_path):
         ({"timing": "consistency-parallel", "taus": (0.7, 0.4)}, {"timing": timing()}, ("tau_0 = 0.7", "0.8")),
         ({"timing": "consistency-parallel", "taus": (0.8, 0.4)}, {}, ("'consistency-parallel'", "'untuned'")),
     ],
-)  # fmt: skip
+)
 def test_gamma_of_something_else_is_refused_and_both_are_named(change, used, parts):
     with pytest.raises(TimingMismatch) as caught:
         named(**change).check(**{**USED, **used})
@@ -384,8 +412,12 @@ def test_the_commands_one_after_another(project):
     assert str(path) in said and all(f"{value:.6f}" in said for value in gamma.values)
     cell = Cell("analytic-ddim", "uniform", 3)
     expected = bench.measure_gamma(cell, None, bench.tuning_images("generated", 6, "", None), "generated")
-    assert gamma.values == pytest.approx(expected.values, rel=1e-6) and gamma.images == 6 and gamma.source == "generated"
-    assert gamma.provenance["command"] == " ".join(map(str, ["tt", *MEASURE])) and all(0 < error < 0.3 for error in gamma.errors)
+    assert (
+        gamma.values == pytest.approx(expected.values, rel=1e-6) and gamma.images == 6 and gamma.source == "generated"
+    )
+    assert gamma.provenance["command"] == " ".join(map(str, ["tt", *MEASURE])) and all(
+        0 < error < 0.3 for error in gamma.errors
+    )
     assert "AlreadyDone" in fails(*MEASURE) and "--force" in fails(*MEASURE)
     succeeds(*MEASURE, "--force", "--seed", 4)
     assert load_gamma(path).values != gamma.values and load_gamma(path).seed == 4
@@ -394,7 +426,9 @@ def test_the_commands_one_after_another(project):
     succeeds(*sample)
     first = Path("runs/a.png").read_bytes()
     solver = bench.sampler(Cell("analytic-ddim", "uniform", 3)).solver
-    assert solver.options["gamma"] == gamma.values and bench.sampler(Cell("analytic-ddpm", "uniform", 3)).solver.stochastic
+    assert (
+        solver.options["gamma"] == gamma.values and bench.sampler(Cell("analytic-ddpm", "uniform", 3)).solver.stochastic
+    )
     # The batch does not show; a gamma that is named comes before the stored one.
     succeeds(*sample, "--batch", 3)
     assert Path("runs/a.png").read_bytes() == first
@@ -415,9 +449,13 @@ def test_tune_measures_gamma_before_and_after(project):
     succeeds("tune", *COMMON[:-1], 2, *words, "--optimiser", "search", "--strategy", "parallel", "--out", "runs/t.json")
     tuned = load_timing("runs/t.json")
     before, after = (load_gamma(gamma_path("tiny", "uniform", 2, each)) for each in (None, tuned))
-    assert tuned.ratios[0] != 1 and after.taus == tuned.taus and after.timing == tuned.name and before.taus == before.times
+    assert (
+        tuned.ratios[0] != 1 and after.taus == tuned.taus and after.timing == tuned.name and before.taus == before.times
+    )
     # Only the evaluation whose tau moved has another gamma: the images and their noise are the same.
-    assert after.values[0] != pytest.approx(before.values[0], rel=1e-4) and after.values[1] == pytest.approx(before.values[1])
+    assert after.values[0] != pytest.approx(before.values[0], rel=1e-4) and after.values[1] == pytest.approx(
+        before.values[1]
+    )
     sampler = make_bench("tiny").sampler(Cell("analytic-ddim", "uniform", 2), tuned)
     assert sampler.solver.options["gamma"] == after.values
     succeeds("sample", *COMMON[:-1], 2, "--timing", "runs/t.json", "--n", 2, "--out", "runs/t.png")
@@ -439,7 +477,9 @@ def test_a_table_measures_gamma_and_measures_it_again_for_other_weights(project)
     with pytest.raises(TimingMismatch, match="weights of the model '0000"):
         bench.sampler(cell)
     bench.ensure_gamma(cell, None, lambda: bench.tuning_images("generated", 4, "digits", None), "generated")
-    assert load_gamma(path).values == pytest.approx(found.values, rel=1e-6) and load_gamma(path).weights == found.weights
+    assert (
+        load_gamma(path).values == pytest.approx(found.values, rel=1e-6) and load_gamma(path).weights == found.weights
+    )
     bench.ensure_gamma(cell, None, lambda: pytest.fail("it is there"), "generated")
     bench.ensure_gamma(Cell("ddim", "quadratic", 2), None, lambda: pytest.fail("it needs none"), "generated")
 
@@ -451,7 +491,11 @@ def test_joint_tuning_and_evaluating(project):
     words = ("--objective", "frechet", "--strategy", "joint", "--optimiser", "search", "--samples", 20)
     succeeds("tune", *common, *words, "--source", "generated", "--images", 4, "--out", "runs/joint.json")
     tuned = load_timing("runs/joint.json")
-    assert tuned.name == "frechet-joint" and tuned.options == {} and load_gamma(gamma_path("tiny", "uniform", 2, tuned)).taus == tuned.taus
+    assert (
+        tuned.name == "frechet-joint"
+        and tuned.options == {}
+        and load_gamma(gamma_path("tiny", "uniform", 2, tuned)).taus == tuned.taus
+    )
     succeeds("evaluate", *common, "--timing", "runs/joint.json", "--n", 20, "--results", "runs/fd.csv")
     row = read_rows("runs/fd.csv", FD_COLUMNS)
     assert (row.solver.item(), row.nfe.item(), row.timing.item()) == ("analytic-ddpm", 2, "frechet-joint")

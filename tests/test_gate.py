@@ -26,7 +26,16 @@ def run(solver: str = "ddim", held=HELD, state=None, progress=None, x0=None, **c
     config = TuneConfig(**{"optimiser": "search", "substeps": 4, "gate": True, **changes})
     x0 = images() if x0 is None else x0
     return tune(
-        PREDICTOR, LINEAR, make_solver(solver), GRID, x0, config, held_out=held, state=state, save_seconds=0, progress=progress
+        PREDICTOR,
+        LINEAR,
+        make_solver(solver),
+        GRID,
+        x0,
+        config,
+        held_out=held,
+        state=state,
+        save_seconds=0,
+        progress=progress,
     )
 
 
@@ -73,7 +82,10 @@ def test_it_lets_through_and_refuses():
     kept = [record["kept"] for record in run(objective="truncation", strategy="parallel").timing.tuning["gated"]]
     assert any(kept)
     # One image says little of the others, and consistency asks for something else: here the gate refuses.
-    refused = [record["kept"] for record in run(objective="consistency", strategy="sequential", x0=RING.sample(1)).timing.tuning["gated"]]
+    refused = [
+        record["kept"]
+        for record in run(objective="consistency", strategy="sequential", x0=RING.sample(1)).timing.tuning["gated"]
+    ]
     assert not all(refused)
 
 

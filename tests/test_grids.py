@@ -192,9 +192,7 @@ def test_more_steps_than_levels(name):
 
 
 def test_unknown_name():
-    with pytest.raises(
-        BadValue, match="unknown grid 'cubic'; choose one of: karras, logsnr, quadratic, uniform"
-    ):
+    with pytest.raises(BadValue, match="unknown grid 'cubic'; choose one of: karras, logsnr, quadratic, uniform"):
         make_grid("cubic", 10, LINEAR)
 
 
@@ -224,9 +222,7 @@ def test_start_and_end_that_leave_no_room():
             make_grid(name, steps, CONTINUOUS, end=end)
 
 
-@pytest.mark.parametrize(
-    "times", [(), (1.0,), (0.5, 0.5), (0.2, 0.4), (1.2, 0.0), (1.0, -0.1), (1.0, math.nan)]
-)
+@pytest.mark.parametrize("times", [(), (1.0,), (0.5, 0.5), (0.2, 0.4), (1.2, 0.0), (1.0, -0.1), (1.0, math.nan)])
 def test_a_grid_by_hand_is_checked(times):
     with pytest.raises(BadValue, match="grid"):
         Grid("mine", times)

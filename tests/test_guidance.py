@@ -102,7 +102,9 @@ WRAPPED = {
 def test_differentiable_in_state_and_tau(name):
     predictor, x = WRAPPED[name], 0.6 * states(2)
     assert gradcheck(
-        lambda x, tau: predictor(x, T, tau), (x.requires_grad_(True), (TAU + 1e-4).clone().requires_grad_(True)), rtol=1e-3
+        lambda x, tau: predictor(x, T, tau),
+        (x.requires_grad_(True), (TAU + 1e-4).clone().requires_grad_(True)),
+        rtol=1e-3,
     )
 
 

@@ -26,9 +26,15 @@ def test_detail_is_what_a_mean_over_neighbours_takes_away():
 def test_beside_fine_splits_detail_into_shared_and_foreign():
     generator = torch.Generator().manual_seed(0)
     fine = 0.2 * torch.randn(4, 3, 16, 16, generator=generator)
-    assert beside_fine(fine, fine) == pytest.approx({"contrast": 1, "detail": 1, "shared": 1, "foreign": 0, "apart": 0}, abs=1e-6)
+    assert beside_fine(fine, fine) == pytest.approx(
+        {"contrast": 1, "detail": 1, "shared": 1, "foreign": 0, "apart": 0}, abs=1e-6
+    )
     half = beside_fine(fine / 2, fine)
-    assert half["detail"] == pytest.approx(0.5, abs=0.01) and half["shared"] == pytest.approx(0.5, abs=0.01) and half["foreign"] < 0.02
+    assert (
+        half["detail"] == pytest.approx(0.5, abs=0.01)
+        and half["shared"] == pytest.approx(0.5, abs=0.01)
+        and half["foreign"] < 0.02
+    )
     noise = 0.2 * torch.randn(4, 3, 16, 16, generator=generator)
     noisy = beside_fine(fine / 2 + noise, fine)
     assert noisy["shared"] == pytest.approx(0.5, abs=0.1) and noisy["foreign"] == pytest.approx(1, abs=0.1)

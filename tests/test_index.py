@@ -11,7 +11,10 @@ from tt_lib.errors import BadValue
 
 def put(path, **tt):
     book = nbformat.v4.new_notebook(metadata={"tt": tt})
-    book.cells = [nbformat.v4.new_markdown_cell(f"# A\n\n{colab_badge('elsewhere.ipynb')}"), nbformat.v4.new_code_cell(install_cell())]
+    book.cells = [
+        nbformat.v4.new_markdown_cell(f"# A\n\n{colab_badge('elsewhere.ipynb')}"),
+        nbformat.v4.new_code_cell(install_cell()),
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(book, path)
     return path
@@ -30,15 +33,30 @@ def folder(tmp_path):
 
 def test_page_and_table_say_what_each_notebook_is(folder):
     page = index.page(folder)
-    for words in ("## [01 Second](01_b.ipynb)", "Another.", "- Needs: [00](00_a.ipynb)", "- Time: 2 min", colab_badge("01_b.ipynb"),
-                  "[exercises](exercises/01_b.ipynb), [solutions](exercises/01_b_solutions.ipynb)", "under 1 min", "nothing before it"):  # fmt: skip
+    for words in (
+        "## [01 Second](01_b.ipynb)",
+        "Another.",
+        "- Needs: [00](00_a.ipynb)",
+        "- Time: 2 min",
+        colab_badge("01_b.ipynb"),
+        "[exercises](exercises/01_b.ipynb), [solutions](exercises/01_b_solutions.ipynb)",
+        "under 1 min",
+        "nothing before it",
+    ):
         assert words in page
     row = "| [01 Second](notebooks/01_b.ipynb) | Another. | 2 min | [exercises](notebooks/exercises/01_b.ipynb), [solutions](notebooks/exercises/01_b_solutions.ipynb) |"
-    assert index.with_block((folder.parent / "README.md").read_text(), index.block(folder)).splitlines()[-3:] == [row, index.END, "after"]
+    assert index.with_block((folder.parent / "README.md").read_text(), index.block(folder)).splitlines()[-3:] == [
+        row,
+        index.END,
+        "after",
+    ]
 
 
 def test_addresses_are_written_into_the_notebooks_from_one_variable(folder, monkeypatch):
-    assert [path.name for path, _ in index.stale(folder)] == ["00_a.ipynb", "01_b.ipynb"] + ["01_b.ipynb", "01_b_solutions.ipynb"] + ["README.md"] * 2
+    assert [path.name for path, _ in index.stale(folder)] == ["00_a.ipynb", "01_b.ipynb"] + [
+        "01_b.ipynb",
+        "01_b_solutions.ipynb",
+    ] + ["README.md"] * 2
     for path, content in index.stale(folder):
         path.write_text(content, encoding="utf-8")
     assert index.stale(folder) == []

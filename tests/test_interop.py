@@ -606,9 +606,15 @@ def test_latent_pipeline_of_classes_with_guidance(name, vae):
     """DiTPipeline, which needs no text encoder: latents, and both halves of the guidance in one batch."""
     torch.manual_seed(2)
     network = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, num_layers=1, sample_size=8,
-        patch_size=4, norm_num_groups=4,
-    ).eval()  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        sample_size=8,
+        patch_size=4,
+        norm_num_groups=4,
+    ).eval()
     scheduler = make(name, prediction_type="v_prediction")
     pipeline = quiet(diffusers.DiTPipeline(network, vae, scheduler))
 
@@ -652,22 +658,40 @@ def stable_diffusion(scheduler, vae, folder):
     )
     torch.manual_seed(3)
     config = transformers.CLIPTextConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=16, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
         pad_token_id=len(words) - 1,
-    )  # fmt: skip
+    )
     network = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16, attention_head_dim=2,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+    )
     return quiet(
         diffusers.StableDiffusionPipeline(
-            vae=vae, text_encoder=transformers.CLIPTextModel(config).eval(), unet=network.eval(), scheduler=scheduler,
+            vae=vae,
+            text_encoder=transformers.CLIPTextModel(config).eval(),
+            unet=network.eval(),
+            scheduler=scheduler,
             tokenizer=transformers.CLIPTokenizer.from_pretrained(str(folder)),
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", ["ddim", "plms", "heun"])

@@ -84,7 +84,9 @@ def test_cma_es_leaves_the_minima_that_hold_cobyqa():
     found, rows = search(many_minima, times, 8, (0.5, 1.5), 0.001, tries, "cma-es")
     held, _ = search(many_minima, times, 8, (0.5, 1.5), 0.001, tries)
     assert many_minima(found) < 1e-3 < 0.05 < many_minima(held) < many_minima(times)
-    assert 0.9 * tries < rows[-1][1] <= tries, "it begins again when a run has come to its end, and asks no more than it may"
+    assert 0.9 * tries < rows[-1][1] <= tries, (
+        "it begins again when a run has come to its end, and asks no more than it may"
+    )
     assert search(many_minima, times, 8, (0.5, 1.5), 0.001, tries, "cma-es")[0] == found
     assert search(many_minima, times, 8, (0.5, 1.5), 0.001, tries, "cma-es", seed=1)[0] != found
 
@@ -177,8 +179,14 @@ def test_tuned_by_the_end_of_a_fine_run(sampler):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"objective": "beauty"}, "beauty.*end, frechet"), ({"samples": 1}, "at least 2 samples"), ({"bounds": (1.1, 1.2)}, "enclose 1"), ({"freeze_last": -1}, "0 or more"),
-     ({"tries": 2}, "at least 3 tries"), ({"optimiser": "adam"}, "adam.*cma-es, cobyqa")],
+    [
+        ({"objective": "beauty"}, "beauty.*end, frechet"),
+        ({"samples": 1}, "at least 2 samples"),
+        ({"bounds": (1.1, 1.2)}, "enclose 1"),
+        ({"freeze_last": -1}, "0 or more"),
+        ({"tries": 2}, "at least 3 tries"),
+        ({"optimiser": "adam"}, "adam.*cma-es, cobyqa"),
+    ],
 )
 def test_impossible_choices(changes, message):
     with pytest.raises(BadValue, match=message):

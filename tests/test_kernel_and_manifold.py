@@ -28,7 +28,9 @@ def test_one_block_is_the_definition():
 
 
 def test_it_is_unbiased_where_the_law_is_the_same():
-    values = [kernel_distance(normal(60, seed=2 * i), normal(60, seed=2 * i + 1), blocks=2, size=60)[0] for i in range(200)]
+    values = [
+        kernel_distance(normal(60, seed=2 * i), normal(60, seed=2 * i + 1), blocks=2, size=60)[0] for i in range(200)
+    ]
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(200) and min(values) < 0 < max(values)
 
 
@@ -38,7 +40,9 @@ def test_it_does_not_depend_on_the_number_but_on_the_distance():
     assert near[2] < far[1]
     fewer = kernel_distance(normal(4000, seed=2)[:400] + 0.5, reference, blocks=40, size=100)
     assert fewer[0] == pytest.approx(far[0], rel=0.25)
-    assert kernel_distance(normal(50) + 0.5, normal(50), seed=3) == kernel_distance(normal(50) + 0.5, normal(50), seed=3)
+    assert kernel_distance(normal(50) + 0.5, normal(50), seed=3) == kernel_distance(
+        normal(50) + 0.5, normal(50), seed=3
+    )
 
 
 def test_the_interval_covers_the_value_of_the_whole_law():

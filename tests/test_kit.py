@@ -20,7 +20,9 @@ def test_scale_picks_sizes(monkeypatch):
 @pytest.fixture
 def rows(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "fd.csv").write_text("solver,nfe,value,what\nddim,5,17.5432,a long name\nddim,10,8.0,another\n")
+    (tmp_path / "results" / "fd.csv").write_text(
+        "solver,nfe,value,what\nddim,5,17.5432,a long name\nddim,10,8.0,another\n"
+    )
     monkeypatch.setenv("TT_DATA", str(tmp_path))
 
 
@@ -31,9 +33,13 @@ def test_a_fact_is_a_rows_number(rows):
 
 @pytest.mark.parametrize(
     "file, where, message",
-    [("df", {}, "no rows 'df'; choose one of fd"), ("fd", {"order": 1}, "no column 'order'"),
-     ("fd", {"solver": "ddim"}, "2 rows of fd.csv fit solver='ddim'"), ("fd", {"nfe": 7}, "0 rows.*measure the row first")],
-)  # fmt: skip
+    [
+        ("df", {}, "no rows 'df'; choose one of fd"),
+        ("fd", {"order": 1}, "no column 'order'"),
+        ("fd", {"solver": "ddim"}, "2 rows of fd.csv fit solver='ddim'"),
+        ("fd", {"nfe": 7}, "0 rows.*measure the row first"),
+    ],
+)
 def test_a_fact_that_no_single_row_holds_is_an_error(rows, file, where, message):
     with pytest.raises(BadValue, match=message):
         fact(file, **where)
@@ -54,5 +60,10 @@ def test_checks_say_how_it_went(capsys):
     for name, test in {"one": lambda: None, "two": wrong, "three": unsolved, "four": lambda: 1 / 0}.items():
         assert check(name, test) is None, "a notebook shows what the last line of a cell gives"
     said = capsys.readouterr().out
-    for words in ("one: well done", "two: not yet. the sign is wrong", "three: not written yet", "four: stopped with ZeroDivisionError"):
+    for words in (
+        "one: well done",
+        "two: not yet. the sign is wrong",
+        "three: not written yet",
+        "four: stopped with ZeroDivisionError",
+    ):
         assert words in said

@@ -7,7 +7,11 @@ from tt_lib.lessons.direction import direction_explorer, toy_directions
 
 
 def test_errors_fall_with_steps_and_with_order():
-    ends = {(solver, steps): toy_directions(solver, steps)["accumulated"].iloc[-1] for solver in ("ddim", "dpmpp-2m") for steps in (5, 20)}
+    ends = {
+        (solver, steps): toy_directions(solver, steps)["accumulated"].iloc[-1]
+        for solver in ("ddim", "dpmpp-2m")
+        for steps in (5, 20)
+    }
     assert ends["ddim", 20] < ends["ddim", 5] / 2 and ends["dpmpp-2m", 20] < ends["ddim", 20]
     with pytest.raises(BadValue, match="at least 1, got 0"):
         toy_directions("ddim", 0)

@@ -86,13 +86,23 @@ def test_a_run_up_halves_the_first_step_in_lambda_again_and_again():
 def test_the_table_holds_every_solver_as_the_engine_counts_it():
     table = registry_table(steps=5).set_index("solver")
     assert list(table.index) == list(SOLVERS)
-    assert table.loc["pndm", "each step"] == "4 4 4 1 1" and table.loc["pndm", "NFE"] == 14 and table.loc["pndm", "smallest NFE"] == 13
+    assert (
+        table.loc["pndm", "each step"] == "4 4 4 1 1"
+        and table.loc["pndm", "NFE"] == 14
+        and table.loc["pndm", "smallest NFE"] == 13
+    )
     assert table.loc["dpm-solver-3", ["NFE", "smallest NFE"]].tolist() == [13, 4]
     assert table.loc["heun", "each step"] == "2 2 2 2 1" and table.loc["heun", "family"] == "several stages"
     assert {name: same for name, same in table["same as"].items() if same} == {
-        "ipndm": "plms", "dpm-solver-1": "ddim", "euler": "ddim", "dpm-solver-fast": "dpm-solver-3",
-    }  # fmt: skip
-    assert table.loc["sde-dpmpp-2m", "family"] == "multistep, stochastic" and table.loc["ddim", "family"] == "one evaluation"
+        "ipndm": "plms",
+        "dpm-solver-1": "ddim",
+        "euler": "ddim",
+        "dpm-solver-fast": "dpm-solver-3",
+    }
+    assert (
+        table.loc["sde-dpmpp-2m", "family"] == "multistep, stochastic"
+        and table.loc["ddim", "family"] == "one evaluation"
+    )
 
 
 def test_families_of_eta_and_of_pndm():
@@ -112,7 +122,9 @@ def test_evaluations_are_counted_and_named_by_their_step():
     times = spaced("even in t", 3, SCHEDULE)
     asked = evaluations(make_solver("heun"), times, SCHEDULE)
     assert per_step(asked) == [2, 2, 2] and step_names(asked) == ["0", "0'", "1", "1'", "2", "2'"]
-    assert [request.t.item() for request in asked] == pytest.approx([0.9, *times[1:3].repeat_interleave(2).tolist(), 0.1])
+    assert [request.t.item() for request in asked] == pytest.approx(
+        [0.9, *times[1:3].repeat_interleave(2).tolist(), 0.1]
+    )
     assert step_names(evaluations(make_solver("pndm"), times, SCHEDULE))[:5] == ["0", "0'", "0''", "0'''", "1"]
 
 
@@ -125,7 +137,10 @@ def test_evaluations_are_counted_and_named_by_their_step():
 def test_rows_sum_to_1_and_hold_nothing_of_the_start(name, of, spacing):
     found = step_weights(make_solver(name), spaced(spacing, 5, SCHEDULE), SCHEDULE, of)
     assert found.table.shape == (5, len(found.asked))
-    assert torch.allclose(found.table.sum(1), torch.ones(5, dtype=torch.float64), rtol=1e-9) and found.rest.abs().max() < 1e-9
+    assert (
+        torch.allclose(found.table.sum(1), torch.ones(5, dtype=torch.float64), rtol=1e-9)
+        and found.rest.abs().max() < 1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["plms", "ipndm-v"])
@@ -141,11 +156,17 @@ def test_the_weights_make_the_run_again(name, of):
     times, mixture = spaced("even in t", 4, SCHEDULE), ring_2d()
     x = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run = drive(make_solver(name)(x, times, SCHEDULE), MixturePredictor(mixture, SCHEDULE), keep=True)
-    answers = torch.stack(run.answers if of == "eps" else [mixture.x0(request.x, request.t, SCHEDULE) for request in run.trajectory])
+    answers = torch.stack(
+        run.answers if of == "eps" else [mixture.x0(request.x, request.t, SCHEDULE) for request in run.trajectory]
+    )
     rows = step_weights(make_solver(name), times, SCHEDULE, of).table
     y, rho = x / SCHEDULE.alpha(times[0]), SCHEDULE.rho(times)
     for k, mixed in enumerate(torch.einsum("kn,nbd->kbd", rows, answers)):
-        y = y + (rho[k + 1] - rho[k]) * mixed if of == "eps" else rho[k + 1] / rho[k] * y + (1 - rho[k + 1] / rho[k]) * mixed
+        y = (
+            y + (rho[k + 1] - rho[k]) * mixed
+            if of == "eps"
+            else rho[k + 1] / rho[k] * y + (1 - rho[k + 1] / rho[k]) * mixed
+        )
     assert torch.allclose(SCHEDULE.alpha(times[-1]) * y, run.x, rtol=1e-8)
 
 
@@ -166,14 +187,21 @@ def test_the_figure_shows_the_weights():
     ddim, second = figure.axes[:2]
     assert [text.get_text() for text in ddim.texts] == ["1.00"] * 3
     assert sorted(text.get_text() for text in second.texts) == ["1.00", "1.50", "1.50", "−0.50", "−0.50"]
-    assert torch.allclose(torch.as_tensor(second.images[0].get_array()), float64([[1, 0, 0], [-0.5, 1.5, 0], [0, -0.5, 1.5]]), atol=1e-9)
+    assert torch.allclose(
+        torch.as_tensor(second.images[0].get_array()), float64([[1, 0, 0], [-0.5, 1.5, 0], [0, -0.5, 1.5]]), atol=1e-9
+    )
     assert len(weights_figure(["ddim"] * 1 + ["heun", "plms"], "even in t", 2, columns=2).axes) == 5
 
 
 def test_every_control_redraws_and_takes_its_extremes():
     solver, spacing, steps, of, picture = weights_explorer().children
     seen = {bytes(picture.value)}
-    for control, values in ((steps, [steps.min, steps.max]), (of, ["x0"]), (spacing, ["long and short"]), (solver, ["pndm", "ddim"])):
+    for control, values in (
+        (steps, [steps.min, steps.max]),
+        (of, ["x0"]),
+        (spacing, ["long and short"]),
+        (solver, ["pndm", "ddim"]),
+    ):
         for value in values:
             control.value = value
             seen.add(bytes(picture.value))
@@ -197,7 +225,9 @@ def test_the_ladder_measures_the_largest_error_and_the_order():
     ladder = (40, 80, 160)
     found = ladder_errors(["ddim", "dpmpp-3m,variant=exact", Solver("mine", SOLVERS["heun"].function)], ladder=ladder)
     assert list(found) == ["ddim", "dpmpp-3m,variant=exact", "mine"]
-    assert orders(found["ddim"])[-1] == pytest.approx(1, abs=0.1) and orders(found["mine"])[-1] == pytest.approx(2, abs=0.1)
+    assert orders(found["ddim"])[-1] == pytest.approx(1, abs=0.1) and orders(found["mine"])[-1] == pytest.approx(
+        2, abs=0.1
+    )
     axes = ladder_figure({"a": found}, ladder).axes[0]
     assert axes.lines[0].get_ydata().tolist() == found["ddim"]
     assert axes.get_legend().get_texts()[0].get_text() == f"ddim: {orders(found['ddim'])[-1]:.1f}"
@@ -211,7 +241,9 @@ def test_fixed_weights_lose_their_order_by_the_grid_and_variable_ones_keep_it():
 
 
 def test_a_first_step_of_low_order_costs_two_orders_where_trajectories_bend():
-    plain, cut = (ladder_errors(["ipndm-v"], ladder=(80, 160), start=0.5, run_up=run_up)["ipndm-v"] for run_up in (False, True))
+    plain, cut = (
+        ladder_errors(["ipndm-v"], ladder=(80, 160), start=0.5, run_up=run_up)["ipndm-v"] for run_up in (False, True)
+    )
     assert orders(plain)[0] == pytest.approx(2, abs=0.2) and orders(cut)[0] == pytest.approx(4, abs=0.2)
 
 
@@ -245,13 +277,17 @@ def test_moments_of_ddim_are_its_closed_form():
     found = gaussian_moments(make_solver("ddim"), float64(times), schedule, 0.3, 0.4)
     t, s = float64(0.9), float64(0.2)
     spread = torch.hypot(0.4 * schedule.alpha(t), schedule.sigma(t))
-    ends = gaussian_ddim(torch.stack([0.3 * schedule.alpha(t), 0.3 * schedule.alpha(t) + spread])[:, None], times, 0.3, 0.4, schedule)
+    ends = gaussian_ddim(
+        torch.stack([0.3 * schedule.alpha(t), 0.3 * schedule.alpha(t) + spread])[:, None], times, 0.3, 0.4, schedule
+    )
     assert found.mean == pytest.approx(ends[0].item()) and found.spread == pytest.approx((ends[1] - ends[0]).item())
     assert found.right_mean == pytest.approx(0.3 * schedule.alpha(s).item())
     assert found.right_spread == pytest.approx(torch.hypot(0.4 * schedule.alpha(s), schedule.sigma(s)).item())
 
 
-@pytest.mark.parametrize("name, options", [("ddim", {"eta": 0.7}), ("ddpm", {"variance": "large"}), ("sde-dpmpp-2m", {})])
+@pytest.mark.parametrize(
+    "name, options", [("ddim", {"eta": 0.7}), ("ddpm", {"variance": "large"}), ("sde-dpmpp-2m", {})]
+)
 def test_moments_are_those_of_many_draws(name, options):
     schedule, times, n = linear_betas(), float64([0.9, 0.5, 0.2]), 40_000
     draw = torch.Generator().manual_seed(0)
@@ -260,8 +296,12 @@ def test_moments_are_those_of_many_draws(name, options):
         return torch.randn(x.shape, dtype=x.dtype, generator=draw)
 
     found = gaussian_moments(make_solver(name, **options), times, schedule)
-    start = schedule.alpha(times[0]) * (0.5 + 0.25 * noise(torch.empty(n, 1).double())) + schedule.sigma(times[0]) * noise(torch.empty(n, 1).double())
-    run = drive(make_solver(name, **options)(start, times, schedule, noise), MixturePredictor(single_gaussian(), schedule))
+    start = schedule.alpha(times[0]) * (0.5 + 0.25 * noise(torch.empty(n, 1).double())) + schedule.sigma(
+        times[0]
+    ) * noise(torch.empty(n, 1).double())
+    run = drive(
+        make_solver(name, **options)(start, times, schedule, noise), MixturePredictor(single_gaussian(), schedule)
+    )
     assert run.x.mean().item() == pytest.approx(found.mean, abs=5 * found.spread / math.sqrt(n))
     assert run.x.std().item() == pytest.approx(found.spread, rel=5 / math.sqrt(2 * n))
 
@@ -276,5 +316,10 @@ def test_the_best_variance_is_exact_on_a_gaussian(name, steps):
 def test_the_figure_of_spreads_shows_shares_of_the_right_one():
     schedule, steps = linear_betas(), (2, 10)
     figure = spread_figure({"ddim": make_solver("ddim"), "ddpm": make_solver("ddpm")}, steps)
-    found = [gaussian_moments(make_solver("ddpm"), spaced("even in t", count, schedule, 0.999, 0.02), schedule) for count in steps]
-    assert figure.axes[0].lines[2].get_ydata().tolist() == pytest.approx([each.spread / each.right_spread for each in found])
+    found = [
+        gaussian_moments(make_solver("ddpm"), spaced("even in t", count, schedule, 0.999, 0.02), schedule)
+        for count in steps
+    ]
+    assert figure.axes[0].lines[2].get_ydata().tolist() == pytest.approx(
+        [each.spread / each.right_spread for each in found]
+    )

@@ -38,10 +38,14 @@ def test_the_truncation_loss_is_the_direction_error_times_the_length_of_the_step
     mean = (exact_flow(mixture, x, t, s, schedule) / schedule.alpha(s) - x / schedule.alpha(t)) / length
     for at in (20, 100, found.untuned):
         wrong = mixture.eps(x, found.taus[at], schedule) - mean
-        assert found.truncation[at] == pytest.approx(((schedule.alpha(s) * length * wrong) ** 2).sum(1).mean().item(), rel=1e-6)
+        assert found.truncation[at] == pytest.approx(
+            ((schedule.alpha(s) * length * wrong) ** 2).sum(1).mean().item(), rel=1e-6
+        )
 
 
-@pytest.mark.parametrize("toy, t, s", [("three modes", 0.5, 0.2), ("two modes", 0.2, 0.5), ("two modes", 0.5, 0.0), ("two modes", 1.0, 0.5)])
+@pytest.mark.parametrize(
+    "toy, t, s", [("three modes", 0.5, 0.2), ("two modes", 0.2, 0.5), ("two modes", 0.5, 0.0), ("two modes", 1.0, 0.5)]
+)
 def test_impossible_settings_are_refused(toy, t, s):
     with pytest.raises(BadValue):
         step_losses(toy, t, s)

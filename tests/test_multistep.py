@@ -127,9 +127,20 @@ def test_measured_order_of_convergence(name, options, order):
 
 @pytest.mark.parametrize(
     "steps, order, after, orders",
-    [(7, 3, 0, "1233321"), (4, 3, 0, "1221"), (3, 3, 0, "121"), (2, 3, 0, "11"), (1, 3, 0, "1"), (5, 1, 0, "11111"),
-     (5, 2, 0, "12221"), (8, 4, 0, "12344321"), (4, 3, 1, "1232"), (4, 3, 2, "1233"), (4, 3, 9, "1233")],
-)  # fmt: skip
+    [
+        (7, 3, 0, "1233321"),
+        (4, 3, 0, "1221"),
+        (3, 3, 0, "121"),
+        (2, 3, 0, "11"),
+        (1, 3, 0, "1"),
+        (5, 1, 0, "11111"),
+        (5, 2, 0, "12221"),
+        (8, 4, 0, "12344321"),
+        (4, 3, 1, "1232"),
+        (4, 3, 2, "1233"),
+        (4, 3, 9, "1233"),
+    ],
+)
 def test_orders_rise_at_the_start_and_fall_at_the_end_where_that_is_asked_for(steps, order, after, orders):
     assert "".join(map(str, orders_of_steps(steps, order, "lower", after))) == orders
     assert orders_of_steps(steps, order) == orders_of_steps(steps, order, "full", after)
@@ -325,9 +336,14 @@ def test_3m_is_diffusers_dpm_solver_step_by_step(steps, spacing):
     # Its second step is 2M's unless the solver type is "heun".
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        **betas_of_ddpm(), algorithm_type="dpmsolver++", solver_order=3, solver_type="heun",
-        final_sigmas_type="zero", lower_order_final=False, timestep_spacing=spacing,
-    )  # fmt: skip
+        **betas_of_ddpm(),
+        algorithm_type="dpmsolver++",
+        solver_order=3,
+        solver_type="heun",
+        final_sigmas_type="zero",
+        lower_order_final=False,
+        timestep_spacing=spacing,
+    )
     scheduler.set_timesteps(steps)
     mine = states(ours("dpmpp-3m", grid_of(scheduler), an_image()))
     assert gaps(mine, their_states(scheduler, an_image())).max() < 1e-5
@@ -382,9 +398,13 @@ def test_unipc_with_lower_orders_at_the_end_is_diffusers_default_whatever_the_st
 def test_dpmpp_with_lower_orders_at_the_end_is_diffusers_below_15_steps(steps, order, solver_type, end):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        **betas_of_ddpm(), algorithm_type="dpmsolver++", solver_order=order, solver_type=solver_type,
-        final_sigmas_type=end, lower_order_final=True,
-    )  # fmt: skip
+        **betas_of_ddpm(),
+        algorithm_type="dpmsolver++",
+        solver_order=order,
+        solver_type=solver_type,
+        final_sigmas_type=end,
+        lower_order_final=True,
+    )
     scheduler.set_timesteps(steps)
     grid = grid_of(scheduler, 0.0 if end == "zero" else 0.001)
     theirs = their_states(scheduler, an_image())
@@ -581,10 +601,15 @@ def test_a_float32_state_stays_float32_with_float64_coefficients(name):
 
 @pytest.mark.parametrize(
     "name, options",
-    [("deis-tab", {"order": 4}), ("ipndm-v", {"order": 2}), ("plms", {"order": 3}), ("dpmpp-3m", {"variant": "exact"}),
-     *((name, {}) for name in LOWERED),
-     *(("unipc", {"order": order, "variant": variant}) for order in (1, 2, 3) for variant in ("bh1", "bh2"))],
-)  # fmt: skip
+    [
+        ("deis-tab", {"order": 4}),
+        ("ipndm-v", {"order": 2}),
+        ("plms", {"order": 3}),
+        ("dpmpp-3m", {"variant": "exact"}),
+        *((name, {}) for name in LOWERED),
+        *(("unipc", {"order": order, "variant": variant}) for order in (1, 2, 3) for variant in ("bh1", "bh2")),
+    ],
+)
 @pytest.mark.parametrize("last", [0.05, 0.0])
 def test_differentiable_in_every_tau_with_options(name, options, last):
     predictor = MixturePredictor(two_modes_1d(scale=0.3), CONTINUOUS)

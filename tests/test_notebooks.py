@@ -57,10 +57,22 @@ TOP = f"""# 01 Good
 def good(tmp_path):
     """(path, notebook) of a notebook that no guard has anything against."""
     cell, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
-    figure = nbformat.v4.new_output("display_data", PNG, metadata={"image/png": {"alt": "A line that rises from left to right."}})
-    book = nbformat.v4.new_notebook(metadata={"tt": {"title": "Good", "teaches": "Much.", "needs": ["00"], "minutes_cpu": 0.5, "number": "01"}})
-    book.cells = [text(TOP), cell(install_cell()), text("## A part\n\nTen steps, $x = 0.25$, `0.25`, 10 steps."), cell("import torch", outputs=[figure])]
-    book.cells += [cell("slider", metadata={"tags": ["nbval-skip"]}), text("[up](#A-part), [first](00_first.ipynb), [arXiv 2310.09469](https://arxiv.org/abs/2310.09469)")]
+    figure = nbformat.v4.new_output(
+        "display_data", PNG, metadata={"image/png": {"alt": "A line that rises from left to right."}}
+    )
+    book = nbformat.v4.new_notebook(
+        metadata={"tt": {"title": "Good", "teaches": "Much.", "needs": ["00"], "minutes_cpu": 0.5, "number": "01"}}
+    )
+    book.cells = [
+        text(TOP),
+        cell(install_cell()),
+        text("## A part\n\nTen steps, $x = 0.25$, `0.25`, 10 steps."),
+        cell("import torch", outputs=[figure]),
+    ]
+    book.cells += [
+        cell("slider", metadata={"tags": ["nbval-skip"]}),
+        text("[up](#A-part), [first](00_first.ipynb), [arXiv 2310.09469](https://arxiv.org/abs/2310.09469)"),
+    ]
     for number, each in enumerate([each for each in book.cells if each.cell_type == "code"], start=1):
         each.execution_count = number
     path = tmp_path / "01_good.ipynb"
@@ -110,7 +122,11 @@ BROKEN = [
     ("figures_have_alt_text", say('<img src="a.png">'), "no alt text"),
     ("begins_with_badge", top("01_good", "02_bad"), "no Colab badge"),
     ("first_code_installs", put(1, source="pip install"), "not the install cell"),
-    ("time_is_as_measured", lambda book: book.cells.append(nbformat.v4.new_code_cell("1")), "budget for each code cell"),
+    (
+        "time_is_as_measured",
+        lambda book: book.cells.append(nbformat.v4.new_code_cell("1")),
+        "budget for each code cell",
+    ),
     ("time_is_as_measured", top("30 seconds", "5 minutes"), "measured 26 s"),
     ("time_is_as_measured", top("30 seconds", "Some time"), "measured 26 s"),
     ("time_is_as_measured", tt(minutes_cpu=7), "minutes_cpu"),
@@ -135,21 +151,27 @@ BROKEN = [
     ("prerequisites", tt(needs=["00", "01"]), "01, which comes later"),
     ("prerequisites", tt(needs=[]), "unused"),
     ("prerequisites", top("[00](00_first.ipynb)", "Some"), "no link to it"),
-]  # fmt: skip
+]
 NAMED = {guard.__name__: guard for guard in LESSON}
 
 
 def test_no_guard_has_anything_against_a_good_notebook(good):
     path, book = good
     # Its address is nobody's: the link to the file itself is judged by the file.
-    assert {name: found for name, guard in NAMED.items() if (found := [each for each in guard(path, book) if "colab" not in each])} == {}
+    assert {
+        name: found
+        for name, guard in NAMED.items()
+        if (found := [each for each in guard(path, book) if "colab" not in each])
+    } == {}
 
 
 def test_every_guard_is_seen_to_fail():
     assert {name for name, _, _ in BROKEN} == set(NAMED)
 
 
-@pytest.mark.parametrize("name, change, words", BROKEN, ids=[f"{name}-{index}" for index, (name, _, _) in enumerate(BROKEN)])
+@pytest.mark.parametrize(
+    "name, change, words", BROKEN, ids=[f"{name}-{index}" for index, (name, _, _) in enumerate(BROKEN)]
+)
 def test_a_guard_fails(good, name, change, words):
     path, book = good
     broken = copy.deepcopy(book)
@@ -161,9 +183,20 @@ def test_a_guard_fails(good, name, change, words):
 
 
 @pytest.mark.parametrize(
-    "text", ["10 steps of 1,000", "version 2.14.1", "t = 0.9", "$0.119$ and `8.07`", "[arXiv 2310.09469](https://arxiv.org/abs/2310.09469)",
-             "```python\nx = 0.25\n```", "$$\n0.05\n$$", "arXiv 2310.09469", f"a 95 % interval {CONSTANT}", "eq. 12, s 3, 4 samples, 5 minimal"]
-)  # fmt: skip
+    "text",
+    [
+        "10 steps of 1,000",
+        "version 2.14.1",
+        "t = 0.9",
+        "$0.119$ and `8.07`",
+        "[arXiv 2310.09469](https://arxiv.org/abs/2310.09469)",
+        "```python\nx = 0.25\n```",
+        "$$\n0.05\n$$",
+        "arXiv 2310.09469",
+        f"a 95 % interval {CONSTANT}",
+        "eq. 12, s 3, 4 samples, 5 minimal",
+    ],
+)
 def test_settings_and_formulas_are_no_measured_numbers(good, text):
     path, book = good
     say(text)(book)
@@ -171,4 +204,7 @@ def test_settings_and_formulas_are_no_measured_numbers(good, text):
 
 
 def test_headings_have_the_anchors_of_github_and_of_jupyter():
-    assert slugs("## What `tau` is, [here](x.md)\n```\n# no\n```") == {"What-`tau`-is,-[here](x.md)", "what-tau-is-here"}
+    assert slugs("## What `tau` is, [here](x.md)\n```\n# no\n```") == {
+        "What-`tau`-is,-[here](x.md)",
+        "what-tau-is-here",
+    }

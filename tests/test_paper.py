@@ -72,7 +72,9 @@ def plant_network(home: Path) -> None:
     repository = home / "hub" / "models--google--ddpm-cifar10-32"
     snapshot = repository / "snapshots" / ("0" * 40)
     torch.manual_seed(0)
-    network = UNet2DModel.from_config(GOOGLE_CONFIG | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1})
+    network = UNet2DModel.from_config(
+        GOOGLE_CONFIG | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+    )
     network.save_pretrained(snapshot)
     (snapshot / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER))
     (repository / "refs").mkdir()
@@ -103,10 +105,15 @@ def shrunk(home: Path) -> Path:
     """The shipped table with tiny numbers: every sampler of it, and one iteration of Adam."""
     text = (SHIPPED / "paper.toml").read_text()
     for before, after in {
-        "n = 50000": "n = 20", "iterations = 500": "iterations = 1", "batch = 64": "batch = 1", "images = 1024": "images = 3",
-        "nfe = [10, 25, 50]": "nfe = 10", "nfe = [10, 20, 50]": "nfe = 2", "nfe = 100": "nfe = 1",
+        "n = 50000": "n = 20",
+        "iterations = 500": "iterations = 1",
+        "batch = 64": "batch = 1",
+        "images = 1024": "images = 3",
+        "nfe = [10, 25, 50]": "nfe = 10",
+        "nfe = [10, 20, 50]": "nfe = 2",
+        "nfe = 100": "nfe = 1",
         'solver = ["ddim", "ddpm", "analytic-ddim", "analytic-ddpm"]': 'solver = ["ddim", "analytic-ddim"]',
-    }.items():  # fmt: skip
+    }.items():
         assert before in text, before
         text = text.replace(before, after)
     path = home / "shrunk.toml"
@@ -124,7 +131,9 @@ def test_the_whole_path_with_stand_ins(offline, monkeypatch):
     code, said = tt("table", "--config", shrunk(offline), "--batch", 10, "--results", "fd.csv", "--fast-features")
     assert code == 0, said
     rows = read_rows("fd.csv", FD_COLUMNS)
-    assert set(rows["metric"]) == {"FID"} and set(rows["model"]) == {"google/ddpm-cifar10-32"} and set(rows["n"]) == {20}
+    assert (
+        set(rows["metric"]) == {"FID"} and set(rows["model"]) == {"google/ddpm-cifar10-32"} and set(rows["n"]) == {20}
+    )
     assert len(rows) == 8 and (rows["timing"] == "consistency-sequential").sum() == 3
     assert rows["value"].nunique() == 8, "eight samplers, and none is another"
     printed = {line.split(":")[0]: line for line in said.splitlines() if "FID" in line}
@@ -138,7 +147,13 @@ def test_all_that_is_missing_is_named_at_once(offline):
     code, said = tt("table", "--config", "paper")
     message = " ".join(said.split())
     assert code == 2 and message.startswith("error: MissingFile")
-    for words in (inception.FILE, inception.URL, "TT_INCEPTION", "'google/ddpm-cifar10-32' from the Hub", "give its folder"):
+    for words in (
+        inception.FILE,
+        inception.URL,
+        "TT_INCEPTION",
+        "'google/ddpm-cifar10-32' from the Hub",
+        "give its folder",
+    ):
         assert words in message, words
 
 
@@ -160,22 +175,40 @@ def test_the_table_is_the_protocol():
 def test_every_published_value_has_a_source_and_most_have_a_cell():
     rows = read_rows(SHIPPED / "published.csv", COLUMNS)
     assert rows["source"].str.contains("arXiv").all() and not rows.duplicated(list(COLUMNS[:6])).any()
-    cells = {(c.solver, c.grid, c.nfe, c.eta) for c in read_table(SHIPPED / "paper.toml").cells if c.timing == "untuned"}
+    cells = {
+        (c.solver, c.grid, c.nfe, c.eta) for c in read_table(SHIPPED / "paper.toml").cells if c.timing == "untuned"
+    }
     published = {tuple(row) for row in rows[["solver", "grid", "nfe", "eta"]].itertuples(index=False)}
     assert cells <= published, "each untuned cell stands beside a published value"
 
 
 def test_published_values_stand_only_beside_what_they_are_of():
-    row = {"dataset": "cifar10", "metric": "FID", "solver": "ddim", "grid": "uniform", "nfe": 10, "eta": 0.0, "timing": "untuned"}
+    row = {
+        "dataset": "cifar10",
+        "metric": "FID",
+        "solver": "ddim",
+        "grid": "uniform",
+        "nfe": 10,
+        "eta": 0.0,
+        "timing": "untuned",
+    }
     assert "published 21.31" in published_beside(row)
-    others = {"metric": "FD (cifar10-resnet)", "timing": "consistency-sequential", "eta": 1.0, "grid": "karras", "dataset": "digits"}
+    others = {
+        "metric": "FD (cifar10-resnet)",
+        "timing": "consistency-sequential",
+        "eta": 1.0,
+        "grid": "karras",
+        "dataset": "digits",
+    }
     for name, other in others.items():
         assert published_beside(row | {name: other}) == "", name
 
 
 def test_tables_by_name_and_by_path(offline):
     assert find_table("paper") == Path("data/tables/paper.toml")
-    assert find_table("data/tables/paper.toml") == Path("data/tables/paper.toml") and find_table("nobody") == Path("nobody")
+    assert find_table("data/tables/paper.toml") == Path("data/tables/paper.toml") and find_table("nobody") == Path(
+        "nobody"
+    )
     Path("paper").write_text("")
     assert find_table("paper") == Path("paper"), "a path goes before a name"
     assert tomllib.loads((SHIPPED / "paper.toml").read_text())["tuning"]["images"] == 1024

@@ -59,11 +59,17 @@ def test_the_first_samples_of_each_set_are_kept_whatever_the_batch(sampler, feat
 def test_what_was_kept_is_found_again_and_forgotten(sampler, features, reference, tmp_path):  # noqa: F811
     first = measure(sampler, features, reference, N, work=tmp_path, keep=KEEP)
     calls = []
-    again = measure(sampler, features, reference, N, work=tmp_path, keep=KEEP, progress=lambda *report: calls.append(report))
+    again = measure(
+        sampler, features, reference, N, work=tmp_path, keep=KEEP, progress=lambda *report: calls.append(report)
+    )
     assert not calls and torch.equal(again.vectors, first.vectors) and again == first
-    fewer = measure(sampler, features, reference, N, work=tmp_path, keep=20, progress=lambda *report: calls.append(report))
+    fewer = measure(
+        sampler, features, reference, N, work=tmp_path, keep=20, progress=lambda *report: calls.append(report)
+    )
     assert not calls and len(fewer.vectors) == 20
-    more = measure(sampler, features, reference, N, work=tmp_path, keep=N, progress=lambda *report: calls.append(report))
+    more = measure(
+        sampler, features, reference, N, work=tmp_path, keep=N, progress=lambda *report: calls.append(report)
+    )
     assert calls and len(more.vectors) == N, "too few were kept: measured again"
     forget_sets(sampler, features, N, 0, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -75,10 +81,14 @@ def test_rows_are_what_the_functions_give(sampler, features, reference):  # noqa
     row = fd_row(found, sampler, features, dataset="digits", reference="train", n=N, seed=0, timing="untuned")
     rows = {each["metric"]: each for each in more_rows(row, found, reference, bank, features)}
     assert [name.partition(" (")[0] for name in rows] == ["FD-infinity", "kernel distance", "precision", "recall"]
-    assert {each["n"] for each in list(rows.values())[1:]} == {KEEP} and all(set(each) == set(FD_COLUMNS) for each in rows.values())
+    assert {each["n"] for each in list(rows.values())[1:]} == {KEEP} and all(
+        set(each) == set(FD_COLUMNS) for each in rows.values()
+    )
     limit, kernel, precision, recall = rows.values()
     assert limit["n"] == N
-    assert [limit[key] for key in ("value", "low", "high")] == pytest.approx(extrapolated_interval(found.sets, reference), abs=1e-6)
+    assert [limit[key] for key in ("value", "low", "high")] == pytest.approx(
+        extrapolated_interval(found.sets, reference), abs=1e-6
+    )
     samples, real = found.vectors.float(), bank.vectors.float()
     assert [kernel[key] for key in ("value", "low", "high")] == pytest.approx(kernel_distance(samples, real), abs=1e-6)
     assert (precision["value"], recall["value"]) == pytest.approx(precision_recall(samples, real), abs=1e-6)
@@ -91,19 +101,27 @@ def test_rows_are_what_the_functions_give(sampler, features, reference):  # noqa
 
 def test_the_commands(project):  # noqa: F811
     succeeds("stats", *DIGITS, "--force")
-    assert "tt stats --dataset digits --split train --features digits-resnet --bank 10000" in " ".join(fails(*EVALUATE, "--more").split())
+    assert "tt stats --dataset digits --split train --features digits-resnet --bank 10000" in " ".join(
+        fails(*EVALUATE, "--more").split()
+    )
     assert "features of 40 images" in succeeds("stats", *DIGITS, "--bank", 40)
     assert "--force" in fails("stats", *DIGITS, "--bank", 40)
     printed = succeeds(*EVALUATE, "--more", "--results", "runs/more.csv")
     rows = read_rows(project / "runs" / "more.csv", FD_COLUMNS)
     assert len(rows) == 5 and rows["value"].notna().all() and "precision (digits-resnet)" in printed
-    (project / "more.toml").write_text((project / "table.toml").read_text().replace("seed = 0", "seed = 0\nmore = true"))
-    assert "11 rows written" in succeeds("table", "--config", "more.toml", "--results", "runs/table.csv", "--work", "runs/w")
+    (project / "more.toml").write_text(
+        (project / "table.toml").read_text().replace("seed = 0", "seed = 0\nmore = true")
+    )
+    assert "11 rows written" in succeeds(
+        "table", "--config", "more.toml", "--results", "runs/table.csv", "--work", "runs/w"
+    )
     rows = read_rows(project / "runs" / "table.csv", FD_COLUMNS).set_index(["metric", "timing"])["value"]
     plain = "FD (digits-resnet)"
     gain = rows[plain, "untuned"] - rows[plain, "truncation-parallel"]
     assert rows[f"gain of {plain}", "truncation-parallel"] == pytest.approx(gain, abs=2e-6) and gain != 0
-    assert "0 rows written" in succeeds("table", "--config", "more.toml", "--results", "runs/table.csv", "--work", "runs/w")
+    assert "0 rows written" in succeeds(
+        "table", "--config", "more.toml", "--results", "runs/table.csv", "--work", "runs/w"
+    )
 
 
 def test_a_bank_of_other_weights_is_refused(project, features):  # noqa: F811

@@ -25,9 +25,14 @@ def shipped() -> pd.DataFrame:
 
 def rows(*cells) -> pd.DataFrame:
     base = dict.fromkeys(FD_COLUMNS, "") | {
-        "dataset": "cifar10", "model": "cifar10-ddpm-w64", "eta": 0.0, "metric": "FD (cifar10-resnet)",
-        "features": "cifar10-resnet", "reference": "train", "n": 50_000,
-    }  # fmt: skip
+        "dataset": "cifar10",
+        "model": "cifar10-ddpm-w64",
+        "eta": 0.0,
+        "metric": "FD (cifar10-resnet)",
+        "features": "cifar10-resnet",
+        "reference": "train",
+        "n": 50_000,
+    }
     names = ("solver", "grid", "nfe", "timing", "value", "low", "high")
     return pd.DataFrame([base | dict(zip(names, cell, strict=True)) for cell in cells])
 
@@ -65,20 +70,31 @@ def test_a_table_is_of_one_kind_of_features():
 
 def test_gains_in_both_features_stand_side_by_side():
     large = rows(*TWO)
-    small = [large.assign(n=10_000, features=name, metric=f"FD ({name})") for name in ("cifar10-resnet", "cifar10-simclr")]
+    small = [
+        large.assign(n=10_000, features=name, metric=f"FD ({name})") for name in ("cifar10-resnet", "cifar10-simclr")
+    ]
     small[1].loc[1, ["value", "low", "high"]] = 10.12, 9.95, 10.2
     extra = small[0].iloc[[1]].assign(timing="truncation-parallel,seed=3")  # not in the README's table
     frame = pd.concat([large, *small, extra], ignore_index=True)
-    assert both_table(frame) == "| sampler | NFE | n | consistency-parallel |\n| --- | ---: | ---: | ---: |\n| ddim, uniform | 5 | 10,000 | 25 / ~−1 |\n"
+    assert (
+        both_table(frame)
+        == "| sampler | NFE | n | consistency-parallel |\n| --- | ---: | ---: | ---: |\n| ddim, uniform | 5 | 10,000 | 25 / ~−1 |\n"
+    )
     assert both_table(frame) in results_block(frame)
     assert both_table(large) == "" and "Per cent" not in results_block(large)
     more = large.assign(features="cifar10-simclr", metric="FD (cifar10-simclr)")
     more.loc[1, ["value", "low", "high"]] = 6.0, 5.9, 6.1
-    assert both_table(pd.concat([frame, more])).endswith("| ddim, uniform | 5 | 50,000 | 25 / 40 |\n"), "more samples, where both have them"
+    assert both_table(pd.concat([frame, more])).endswith("| ddim, uniform | 5 | 50,000 | 25 / 40 |\n"), (
+        "more samples, where both have them"
+    )
 
 
 def test_what_is_not_tuned_and_what_draws_noise_have_tables_of_their_own(tmp_path):
-    others = [("ddim", "uniform", 5, "epsilon-1.005", 6.0, 5.9, 6.1), ("ddim", "uniform", 5, "constant-0.97", 6.5, 6.4, 6.6), ("ddpm", "uniform", 5, "untuned", 6.0, 5.9, 6.1)]
+    others = [
+        ("ddim", "uniform", 5, "epsilon-1.005", 6.0, 5.9, 6.1),
+        ("ddim", "uniform", 5, "constant-0.97", 6.5, 6.4, 6.6),
+        ("ddpm", "uniform", 5, "untuned", 6.0, 5.9, 6.1),
+    ]
     assert results_table(rows(*TWO, *others)) == results_table(rows(*TWO))
     ending = ("unipc,final=lower", "uniform", 5, "untuned", 5.8, 5.7, 5.9)
     assert "| unipc,final=lower, uniform | 5 | **5.80 ± 0.10** |" in results_table(rows(*TWO, ending))
@@ -87,10 +103,17 @@ def test_what_is_not_tuned_and_what_draws_noise_have_tables_of_their_own(tmp_pat
 def test_one_budget_makes_no_curve(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}")
     drawn = []
-    monkeypatch.setattr("tt_lib.figures.results.fd_against_nfe", lambda frame: drawn.append(frame) or fd_against_nfe(frame))
+    monkeypatch.setattr(
+        "tt_lib.figures.results.fd_against_nfe", lambda frame: drawn.append(frame) or fd_against_nfe(frame)
+    )
     ten, heun = ("ddim", "uniform", 10, "untuned", 8.0, 7.9, 8.1), ("heun", "uniform", 5, "untuned", 9.0, 8.9, 9.1)
     write_report(tmp_path, rows(*TWO, ten, heun, ("ddim", "uniform", 200, "untuned", 4.0, 3.9, 4.1)))
-    assert drawn[0][["solver", "timing", "nfe"]].to_numpy().tolist() == [["ddim", "untuned", 5], ["ddim", "consistency-parallel", 5], ["ddim", "untuned", 10], ["", "ceiling", 200]]
+    assert drawn[0][["solver", "timing", "nfe"]].to_numpy().tolist() == [
+        ["ddim", "untuned", 5],
+        ["ddim", "consistency-parallel", 5],
+        ["ddim", "untuned", 10],
+        ["", "ceiling", 200],
+    ]
     assert "heun" in (tmp_path / "README.md").read_text()
 
 

@@ -63,8 +63,11 @@ def test_rows_are_added_and_replaced(path):
     write(path, row("a", 5, 1.5), row("b", 5, 2.5))
     write(path, row("b", 5, 3.5), row("a", 10, 4.5))
     assert cells(path) == [
-        list(COLUMNS), ["a", "5", "1.5", "abc"], ["b", "5", "3.5", "abc"], ["a", "10", "4.5", "abc"],
-    ]  # fmt: skip
+        list(COLUMNS),
+        ["a", "5", "1.5", "abc"],
+        ["b", "5", "3.5", "abc"],
+        ["a", "10", "4.5", "abc"],
+    ]
     frame = read_rows(path, COLUMNS)
     assert frame.nfe.tolist() == [5, 5, 10] and frame.value.tolist() == [1.5, 3.5, 4.5]
     # Neither temporary files nor anything that git would take for a result.
@@ -144,7 +147,9 @@ def test_rows_with_other_columns(path, bad):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\x81", b'model,nfe,value,commit\na,"1', b"a,b\n1,2,3\n1,2,3,4\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00\x81", b'model,nfe,value,commit\na,"1', b"a,b\n1,2,3\n1,2,3,4\n"]
+)
 def test_damaged_file(path, content):
     path.parent.mkdir()
     path.write_bytes(content)

@@ -209,9 +209,7 @@ def test_other_bad_values():
     for pair in ((0.0, 20.0), (20.0, 0.1), (math.nan, 20.0)):
         with pytest.raises(BadValue, match="beta_0"):
             ContinuousLinearVP(*pair)
-    with pytest.raises(
-        BadValue, match="unknown schedule 'sigmoid'; choose one of: continuous-linear, cosine, linear"
-    ):
+    with pytest.raises(BadValue, match="unknown schedule 'sigmoid'; choose one of: continuous-linear, cosine, linear"):
         make_schedule("sigmoid")
 
 

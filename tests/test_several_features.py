@@ -49,7 +49,12 @@ def test_joined_features_are_split_again(yardsticks, sampler):  # noqa: F811
         alone = each.features(pixels)
         assert torch.equal(part, alone)
         expected = FeatureStatistics(alone.shape[1], "", "").update(alone)
-        assert (one.features, one.sha256, one.n, one.meta) == (each.features.name, each.features.sha256, 30, {"nfe": "3"})
+        assert (one.features, one.sha256, one.n, one.meta) == (
+            each.features.name,
+            each.features.sha256,
+            30,
+            {"nfe": "3"},
+        )
         for ours, theirs in ((one.mean, expected.mean), (one.covariance, expected.covariance)):
             assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12 * float(theirs.abs().max()))
 
@@ -133,8 +138,10 @@ def test_a_row_for_each_of_the_features(table_project, yardsticks):
 
     rows = table_project.run(also=also)
     assert [(row["timing"], row["features"]) for row in rows] == [
-        *((cell.timing, "digits-simclr") for cell in CELLS[:2]), (CELLS[2].timing, "digits-resnet"), (CELLS[2].timing, "digits-simclr")
-    ]  # fmt: skip
+        *((cell.timing, "digits-simclr") for cell in CELLS[:2]),
+        (CELLS[2].timing, "digits-resnet"),
+        (CELLS[2].timing, "digits-simclr"),
+    ]
     after = table_project.results.read_text().splitlines()
     assert after[: len(before)] == before and len(after) == 1 + 6
     assert not list((table_project.work / "sets").iterdir())
@@ -167,7 +174,10 @@ def test_more_is_measured_in_each(table_project, yardsticks):
     cells = (CELLS[0], replace(CELLS[0], timing="constant-0.95"))
     table = replace(TABLE, cells=cells, more=True)
     rows = table_project.run(table, bank=yardsticks[0].bank, also=yardsticks[1:])
-    plain = {name: {row["metric"]: row["value"] for row in rows if row["features"] == name and row["timing"] != "untuned"} for name in NAMES}
+    plain = {
+        name: {row["metric"]: row["value"] for row in rows if row["features"] == name and row["timing"] != "untuned"}
+        for name in NAMES
+    }
     untuned = {row["metric"]: row["value"] for row in rows if row["timing"] == "untuned"}
     for name in NAMES:
         metric = f"FD ({name})"
@@ -192,8 +202,12 @@ def test_a_cell_that_lacks_its_gain_is_measured_again(table_project, yardsticks,
     assert len(again) == 12 and {row["timing"] for row in again} == {"constant-0.95"}
     assert table_project.predictor.calls == (1 + (not kept)) * 10 * CELLS[0].nfe
     order = ["metric", "timing"]
-    assert table_project.rows().sort_values(order, ignore_index=True).equals(whole.sort_values(order, ignore_index=True))
-    assert replace(table, more=False).rival(cells[1]) is None and replace(table, cells=cells[1:]).rival(cells[1]) is None
+    assert (
+        table_project.rows().sort_values(order, ignore_index=True).equals(whole.sort_values(order, ignore_index=True))
+    )
+    assert (
+        replace(table, more=False).rival(cells[1]) is None and replace(table, cells=cells[1:]).rival(cells[1]) is None
+    )
 
 
 # Commands

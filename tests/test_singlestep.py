@@ -17,7 +17,15 @@ from tt_lib.toy import MixturePredictor, exact_flow, ring_2d, two_modes_1d
 
 LINEAR = make_schedule("linear")
 pytestmark = pytest.mark.usefixtures("one_thread")
-ORDERS = {"dpm-solver-2": 2, "dpm-solver-3": 3, "dpm-solver-fast": 3, "dpmpp-2s": 2, "heun": 2, "euler": 1, "dpm-solver-1": 1}
+ORDERS = {
+    "dpm-solver-2": 2,
+    "dpm-solver-3": 3,
+    "dpm-solver-fast": 3,
+    "dpmpp-2s": 2,
+    "heun": 2,
+    "euler": 1,
+    "dpm-solver-1": 1,
+}
 SEVERAL = ["dpm-solver-2", "dpm-solver-3", "dpm-solver-fast", "dpmpp-2s", "heun"]
 
 
@@ -80,7 +88,11 @@ def test_steps_of_first_order_are_ddims(name):
 @pytest.mark.parametrize("name", SEVERAL)
 def test_impossible_orders(name):
     x, grid = points(1), make_grid("uniform", 3, LINEAR)
-    for orders, message in (("11", "'11' are 2.*3 steps"), ("141", "digits from 1 to"), ("112", "clean data.*end them with 1")):
+    for orders, message in (
+        ("11", "'11' are 2.*3 steps"),
+        ("141", "digits from 1 to"),
+        ("112", "clean data.*end them with 1"),
+    ):
         with pytest.raises(BadValue, match=message):
             drive(make_solver(name, orders=orders)(x, grid, LINEAR), lambda x, t, tau: x)
 
@@ -141,9 +153,14 @@ def test_singlestep_solvers_are_diffusers_step_by_step(name, algorithm, order):
     phi, the ``heun`` form of their update of second order, and the third by its ``midpoint``: no one option has both."""
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DPMSolverSinglestepScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", algorithm_type=algorithm, solver_order=order,
-        lower_order_final=False, final_sigmas_type="sigma_min",
-    )  # fmt: skip
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        algorithm_type=algorithm,
+        solver_order=order,
+        lower_order_final=False,
+        final_sigmas_type="sigma_min",
+    )
     grid = Grid("mine", (0.9, 0.6, 0.3, 0.1))
     x = points(3, 6).reshape(3, 2, 3)
 

@@ -253,7 +253,9 @@ def test_diffusers_ddim_clips_x0_and_keeps_the_eps_that_no_longer_belongs_to_it(
     ours = drive(make_solver("ddim")(x, times, LINEAR), Clipped(lambda x, t, tau: eps, LINEAR)).x
     again = (x - alpha[0] * clipped) / sigma[0]
     assert torch.allclose(ours, alpha[1] * clipped + sigma[1] * again)
-    assert torch.allclose(scheduler.step(eps, 500, x).prev_sample, alpha[1] * clipped + sigma[1] * eps, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        scheduler.step(eps, 500, x).prev_sample, alpha[1] * clipped + sigma[1] * eps, rtol=1e-5, atol=1e-6
+    )
     rederived = scheduler.step(eps, 500, x, use_clipped_model_output=True).prev_sample
     assert torch.allclose(rederived, ours, rtol=1e-5, atol=1e-6) and not torch.allclose(eps, again, atol=0.1)
 
@@ -263,9 +265,14 @@ def test_diffusers_ddim_clips_x0_and_keeps_the_eps_that_no_longer_belongs_to_it(
 def test_2m_is_diffusers_dpm_solver_step_by_step(steps, spacing):
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DPMSolverMultistepScheduler(
-        **betas_of_ddpm(), algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint",
-        final_sigmas_type="zero", lower_order_final=True, timestep_spacing=spacing,
-    )  # fmt: skip
+        **betas_of_ddpm(),
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+        final_sigmas_type="zero",
+        lower_order_final=True,
+        timestep_spacing=spacing,
+    )
     scheduler.set_timesteps(steps)
     nodes = [(n + 1) / 1000 for n in scheduler.timesteps.tolist()]
     assert LINEAR.rho(torch.tensor(nodes)).numpy() == pytest.approx(scheduler.sigmas[:-1].numpy(), rel=1e-4)
@@ -414,16 +421,26 @@ def test_a_solver_is_spelled_with_its_options():
     assert solver.spelling == "unipc,order=2,variant=bh1" == make_solver("unipc", variant="bh1", order=2).spelling
     assert make_solver("unipc").spelling == "unipc" == make_solver("unipc,order=3").spelling, "a default says nothing"
     assert make_solver("ddim", eta=0.5).spelling == "ddim" == make_solver("ddim").for_nfe(5)[0].spelling
-    assert make_solver("dpm-solver-fast").for_nfe(7)[0].spelling == "dpm-solver-fast", "what follows from the budget is no choice"
+    assert make_solver("dpm-solver-fast").for_nfe(7)[0].spelling == "dpm-solver-fast", (
+        "what follows from the budget is no choice"
+    )
     assert make_solver("analytic-ddim,pixels=1.5").options == {"pixels": 1.5}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("unipc,order", "spelled name=value.*got 'order'"), ("unipc,=2", "spelled name=value"), ("unipc,order=4", "one of 1, 2, 3; got 4"),
-     ("unipc,order=two", "got 'two'"), ("unipc,order=2,order=2", "order cannot be given twice"), ("ddim,eta=1", "--eta is an option"),
-     ("heun,orders=2", "follow from NFE"), ("ddim,order=2", "takes no option 'order'"), ("eular,order=2", "unknown solver 'eular'")],
-)  # fmt: skip
+    [
+        ("unipc,order", "spelled name=value.*got 'order'"),
+        ("unipc,=2", "spelled name=value"),
+        ("unipc,order=4", "one of 1, 2, 3; got 4"),
+        ("unipc,order=two", "got 'two'"),
+        ("unipc,order=2,order=2", "order cannot be given twice"),
+        ("ddim,eta=1", "--eta is an option"),
+        ("heun,orders=2", "follow from NFE"),
+        ("ddim,order=2", "takes no option 'order'"),
+        ("eular,order=2", "unknown solver 'eular'"),
+    ],
+)
 def test_a_wrong_spelling_is_named(text, message):
     with pytest.raises(BadValue, match=message):
         make_solver(text)

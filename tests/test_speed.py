@@ -104,7 +104,11 @@ def pytorch_fid_by_hand(pngs: Path, npz: Path, device, weights, batch: int) -> f
     pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
     vectors = Vectors()(pixels).double().numpy()
     with np.load(npz) as reference:
-        return float(fid_score.calculate_frechet_distance(vectors.mean(0), np.cov(vectors, rowvar=False), reference["mu"], reference["sigma"]))
+        return float(
+            fid_score.calculate_frechet_distance(
+                vectors.mean(0), np.cov(vectors, rowvar=False), reference["mu"], reference["sigma"]
+            )
+        )
 
 
 def plant_features(patch) -> list[int]:
@@ -130,7 +134,9 @@ def fid_rows(bench, images, tmp_path_factory):
 def test_both_sides_measure_the_same_distance(fid_rows):
     row = by(fid_rows, "distance, evaluating")
     assert row["ours"] == pytest.approx(row["peer"], rel=1e-4) and row["ours"] > 0.01
-    assert row["ratio"] == pytest.approx(1, abs=1e-3) and "n 20, inception-2015 (random weights, float32)" in row["what"]
+    assert (
+        row["ratio"] == pytest.approx(1, abs=1e-3) and "n 20, inception-2015 (random weights, float32)" in row["what"]
+    )
 
 
 def test_float32_is_timed_beside_float16(bench, images, tmp_path, monkeypatch):
@@ -139,7 +145,10 @@ def test_float32_is_timed_beside_float16(bench, images, tmp_path, monkeypatch):
     monkeypatch.setattr(speed_fid, "make_fast", lambda features, size, compile: features)
     rows = speed_fid.measure_against_pytorch_fid(bench, images, tmp_path, cell=CELL, n=20, compiled=False, half=True)
     for writers in ("1 thread,", "8 threads,"):
-        fast, plain = (by(rows, f"(random weights, {precision}): peer PNG files by {writers}") for precision in ("float16", "float32"))
+        fast, plain = (
+            by(rows, f"(random weights, {precision}): peer PNG files by {writers}")
+            for precision in ("float16", "float32")
+        )
         assert fast["peer"] == plain["peer"] and plain["ours"] > 0 and plain["unit"] == "s"
     row = by(rows, "float16): peer ours in float32")
     assert row["ours"] == row["peer"] == by(rows, "float16): peer pytorch-fid's of the same samples")["ours"]
@@ -167,9 +176,14 @@ def test_png_files_hold_the_very_samples(bench, tmp_path):
 def unet_bench():
     torch.manual_seed(0)
     network = UNet2DModel(
-        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(32,),
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
     model = Model(network.eval().requires_grad_(False), make_schedule("linear"), (3, 8, 8), "unet")
     predictor = make_predictor(model)
     return Bench(model, Chunked(predictor, 8), predictor, CPU, 8)
@@ -193,7 +207,9 @@ def test_the_pipelines_files_are_its_images_and_what_ddim_samples(unet_bench, tm
     speed_fid.pipeline_to_png(pipeline, 11, 4, CPU, tmp_path / "png")
     found = np.stack([np.array(Image.open(tmp_path / "png" / f"{number:06d}.png")) for number in range(11)])
     generator = torch.Generator().manual_seed(0)
-    starts = [torch.randn(count, 3, 8, 8, generator=generator) for count in (4, 4, 4, 3)][1:]  # the first batch is not timed
+    starts = [torch.randn(count, 3, 8, 8, generator=generator) for count in (4, 4, 4, 3)][
+        1:
+    ]  # the first batch is not timed
     ends = [unet_bench.sampler(Cell("ddim", "uniform", 3))(range(len(start)), start=start).x for start in starts]
     expected = to_uint8(torch.cat(ends)).permute(0, 2, 3, 1).numpy()
     assert np.abs(found.astype(int) - expected).max() <= 1
@@ -204,7 +220,9 @@ def test_a_failing_pytorch_fid_is_an_error_with_its_last_words(tmp_path):
     with pytest.raises(BadValue, match=r"ended with code 1 and without a distance: RuntimeError: Invalid path: .*none"):
         speed_fid.run_pytorch_fid(tmp_path / "none", tmp_path / "none.npz", CPU, tmp_path / "weights.pth", 50)
     assert (tmp_path / "torch" / "hub" / "checkpoints" / FILE).resolve() == tmp_path / "weights.pth"
-    assert speed_fid._cache(tmp_path / "weights.pth", tmp_path / "torch") == tmp_path / "torch", "and it may be there already"
+    assert speed_fid._cache(tmp_path / "weights.pth", tmp_path / "torch") == tmp_path / "torch", (
+        "and it may be there already"
+    )
 
 
 def test_pytorch_fid_runs_where_sqrtm_has_lost_its_argument(tmp_path, monkeypatch, capsys):
@@ -226,7 +244,9 @@ def test_pytorch_fid_runs_where_sqrtm_has_lost_its_argument(tmp_path, monkeypatc
     old = linalg.sqrtm
     monkeypatch.setattr(linalg, "sqrtm", lambda A: old(A))
     monkeypatch.setattr(fid_score, "InceptionV3", Network)
-    monkeypatch.setattr(sys, "argv", ["pytorch-fid", str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), "--device", "cpu"])
+    monkeypatch.setattr(
+        sys, "argv", ["pytorch-fid", str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), "--device", "cpu"]
+    )
     exec(compile(speed_fid.RESTORED_SQRTM, "restored", "exec"), {})
     # |mu|^2 + tr(1 + 3 - 2 sqrt 3) of four dimensions.
     assert float(capsys.readouterr().out.split("FID:")[1]) == pytest.approx(16 + 4 * (4 - 2 * 3**0.5), rel=1e-6)
@@ -234,7 +254,9 @@ def test_pytorch_fid_runs_where_sqrtm_has_lost_its_argument(tmp_path, monkeypatc
 
 def test_grey_images_are_refused(tiny, tmp_path):
     with pytest.raises(BadValue, match="have 1 channels"):
-        speed_fid.measure_against_pytorch_fid(make_bench("tiny"), torch.zeros(2, 1, 8, 8), tmp_path, cell=CELL, n=20, compiled=False)
+        speed_fid.measure_against_pytorch_fid(
+            make_bench("tiny"), torch.zeros(2, 1, 8, 8), tmp_path, cell=CELL, n=20, compiled=False
+        )
 
 
 # Faster features
@@ -270,7 +292,14 @@ def test_faster_features_are_the_same_in_any_batch():
 def authors(bench, images):
     reference = FeatureStatistics(12, "inception-2015", FEATURES.sha256).update(Vectors()(to_uint8(images)))
     return speed_tuning.measure_against_authors(
-        bench, images[:6], "generated", cell=Cell("ddim", "uniform", 3), iterations=2, features=FEATURES, reference=reference, n=20
+        bench,
+        images[:6],
+        "generated",
+        cell=Cell("ddim", "uniform", 3),
+        iterations=2,
+        features=FEATURES,
+        reference=reference,
+        n=20,
     )
 
 
@@ -285,7 +314,9 @@ def test_tuning_rows_say_what_the_timings_are_worth(bench, images, authors):
         timing = bench.tune(cell, config, images[:3], "generated").timing
         for objective in ("consistency", "truncation"):
             row = by(authors, f"{objective} of 3 held-out images, ddim, uniform, {words}")
-            assert row[column] == pytest.approx(speed_tuning.held_out_loss(bench, cell, timing, held_out, objective), rel=1e-4)
+            assert row[column] == pytest.approx(
+                speed_tuning.held_out_loss(bench, cell, timing, held_out, objective), rel=1e-4
+            )
 
 
 def test_held_out_loss_is_the_loss_that_is_minimised(bench, images):
@@ -294,7 +325,9 @@ def test_held_out_loss_is_the_loss_that_is_minimised(bench, images):
     config = speed_tuning.TuneConfig(optimiser="search", seed=1)
     timing = bench.tune(cell, config, images[:4], "generated").timing
     losses = timing.tuning["loss_tuned"]
-    assert speed_tuning.held_out_loss(bench, cell, timing, images[:4], "consistency") == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert speed_tuning.held_out_loss(bench, cell, timing, images[:4], "consistency") == pytest.approx(
+        sum(losses) / len(losses), rel=1e-4
+    )
     with pytest.raises(BadValue, match="no step but the last"):
         speed_tuning.held_out_loss(bench, Cell("ddim", "uniform", 1), None, images[:2], "consistency")
     with pytest.raises(BadValue, match="at least 2 are needed, got 1"):
@@ -306,14 +339,36 @@ def test_held_out_loss_is_the_loss_that_is_minimised(bench, images):
 
 def test_two_processes_against_one_in_one_run(tiny):
     said = launch(
-        tiny, 2, "speed", "--against", "one-process", "--model", "tiny", "--features", "digits-resnet", "--source", "generated",
-        "--images", "12", "--samples", "20", "--batch", "1", "--nfe", "2", "--results", "runs/speed.csv",
-    )  # fmt: skip
+        tiny,
+        2,
+        "speed",
+        "--against",
+        "one-process",
+        "--model",
+        "tiny",
+        "--features",
+        "digits-resnet",
+        "--source",
+        "generated",
+        "--images",
+        "12",
+        "--samples",
+        "20",
+        "--batch",
+        "1",
+        "--nfe",
+        "2",
+        "--results",
+        "runs/speed.csv",
+    )
     rows = read_rows(tiny / "runs" / "speed.csv", SPEED_COLUMNS)
     assert len(rows) == 2 and set(rows["device"]) == {"2 x cpu (1 threads)"} and said.count("2 rows written") == 1
     assert rows["what"][0].endswith("2 processes, peer one") and rows["unit"][0] == "images/s"
     assert rows["ratio"][0] == pytest.approx(rows["ours"][0] / rows["peer"][0], rel=1e-2)
-    assert rows["what"][1].endswith("distance by 2 processes and by one, relative difference") and rows["unit"][1] == "share"
+    assert (
+        rows["what"][1].endswith("distance by 2 processes and by one, relative difference")
+        and rows["unit"][1] == "share"
+    )
     assert rows["ours"][1] < 1e-6 and np.isnan(rows["ratio"][1])
 
 
@@ -327,7 +382,10 @@ def test_distances_that_rounding_does_not_explain_are_refused(monkeypatch, bench
     options = {"cell": Cell("ddim", "uniform", 2), "n": 20, "how": "float32"}
     rows = speed_world.measure_against_one_process(bench, features, None, tmp_path, World(0, 2), **options)
     assert rows[1]["ours"] == pytest.approx(5e-7) and rows[1]["device"].startswith("2 x ")
-    with pytest.raises(BadValue, match=r"one process measured 2\.0 and 2 measured 2\.00001, which should be the same but for 1e-06; with --compile"):
+    with pytest.raises(
+        BadValue,
+        match=r"one process measured 2\.0 and 2 measured 2\.00001, which should be the same but for 1e-06; with --compile",
+    ):
         speed_world.measure_against_one_process(bench, features, None, tmp_path, World(0, 2), **options)
 
 

@@ -163,8 +163,12 @@ def diffusers_step(scheduler, k, answer, n, x):
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_ancestral_sampling_is_diffusers_step_by_step(variance):
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDPMScheduler(**BETAS, clip_sample=False, variance_type=f"fixed_{variance}", timestep_spacing="leading")
-    compare_with_diffusers(make_solver("ddpm", variance=variance), scheduler, noise_of(99, torch.zeros(3, 5, dtype=torch.float64)))
+    scheduler = diffusers.DDPMScheduler(
+        **BETAS, clip_sample=False, variance_type=f"fixed_{variance}", timestep_spacing="leading"
+    )
+    compare_with_diffusers(
+        make_solver("ddpm", variance=variance), scheduler, noise_of(99, torch.zeros(3, 5, dtype=torch.float64))
+    )
 
 
 def test_sde_2m_is_diffusers_step_by_step():

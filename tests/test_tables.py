@@ -120,10 +120,15 @@ def test_a_timing_names_its_frozen_steps(write):
 
 def test_options_in_a_name_override_the_table(write):
     name = "truncation-parallel,images=16,seed=5,source=real,substeps=3"
-    table = read_table(write(HEAD, TUNING, ONE_CELL.replace("untuned", name), ONE_CELL.replace("untuned", "truncation-parallel")))
+    table = read_table(
+        write(HEAD, TUNING, ONE_CELL.replace("untuned", name), ONE_CELL.replace("untuned", "truncation-parallel"))
+    )
     first, second = table.cells
     config = table.config(first)
-    assert (config.optimiser, config.seed, config.substeps) == ("search", 5, 3) and table.images_of(first) == ("real", 16)
+    assert (config.optimiser, config.seed, config.substeps) == ("search", 5, 3) and table.images_of(first) == (
+        "real",
+        16,
+    )
     config = table.config(second)
     assert (config.seed, config.substeps) == (0, 2) and table.images_of(second) == ("generated", 2)
     table = read_table(write(HEAD, ONE_CELL.replace("untuned", "end-joint,samples=30,tries=5")))
@@ -204,7 +209,9 @@ def test_every_shipped_table_can_be_run():
         assert len(set(table.cells)) == len(table.cells), f"{path.name} names a cell twice"
         for cell in table.cells:
             solver, steps = cell.make_solver().for_nfe(cell.nfe)
-            assert steps >= 1 and len(make_grid(cell.grid, steps, SCHEDULE).times) == steps + 1, f"{path.name}: {cell.label}"
+            assert steps >= 1 and len(make_grid(cell.grid, steps, SCHEDULE).times) == steps + 1, (
+                f"{path.name}: {cell.label}"
+            )
             config = table.config(cell)
             if isinstance(config, TuneConfig):
                 check_objective(solver, config.objective)
@@ -230,10 +237,16 @@ def test_study_holds_every_solver_and_budget():
     table = read_table(PACKAGE_ROOT / "data" / "tables" / "study.toml")
     assert table.n >= 10_000
     frozen = {cell for cell in table.cells if cell.timing == "consistency-parallel-freeze2" and "," in cell.solver}
-    assert frozen == {Cell("unipc,final=lower", grid, nfe, "consistency-parallel-freeze2") for grid in ("uniform", "quadratic") for nfe in (5, 10)}
+    assert frozen == {
+        Cell("unipc,final=lower", grid, nfe, "consistency-parallel-freeze2")
+        for grid in ("uniform", "quadratic")
+        for nfe in (5, 10)
+    }
     lowered = [cell for cell in table.cells if "," in cell.solver and cell not in frozen]
     assert {(cell.solver, cell.timing) for cell in lowered} == {
-        (f"{name},final=lower", timing) for name in ("unipc", "dpmpp-3m", "deis-tab") for timing in ("untuned", "truncation-parallel")
+        (f"{name},final=lower", timing)
+        for name in ("unipc", "dpmpp-3m", "deis-tab")
+        for timing in ("untuned", "truncation-parallel")
     }
     assert len(lowered) == 3 * 2 * 3 * 5 and {cell.nfe for cell in lowered} == {4, 5, 6, 8, 10}, "on three grids"
     solvers = {cell.solver for cell in table.cells if "," not in cell.solver}
@@ -241,7 +254,9 @@ def test_study_holds_every_solver_and_budget():
     missing = set()
     for name, nfe, grid in product(solvers, (4, 5, 6, 8, 10, 15, 20, 50), ("uniform", "quadratic", "logsnr")):
         tuned = ["consistency-parallel"] if SOLVERS[name].stochastic else ["truncation-parallel"]
-        tuned += ["consistency-parallel"] * (grid == "uniform" and (nfe <= 10 or name in ("ddim", "dpmpp-2m", "unipc", "heun")))
+        tuned += ["consistency-parallel"] * (
+            grid == "uniform" and (nfe <= 10 or name in ("ddim", "dpmpp-2m", "unipc", "heun"))
+        )
         wanted = {Cell(name, grid, nfe, timing) for timing in ("untuned", *tuned)}
         if not wanted <= set(table.cells):
             missing.add((name, nfe))
@@ -257,16 +272,34 @@ def test_ablations_hold_what_the_issue_names():
     assert {(cell.solver, cell.grid) for cell in table.cells} == {("ddim", "uniform")}
     names = {cell.timing for cell in table.cells if cell.nfe == 5}
     assert {table.images_of(Cell("ddim", "uniform", 5, name))[1] for name in names if name != "untuned"} >= {
-        1, 4, 16, 64, 256, 1024, 4096, 50_000
-    }  # fmt: skip
+        1,
+        4,
+        16,
+        64,
+        256,
+        1024,
+        4096,
+        50_000,
+    }
     configs = {name: table.config(Cell("ddim", "uniform", 5, name)) for name in names}
     tuned = [config for config in configs.values() if isinstance(config, TuneConfig)]
     for field, values in {
-        "objective": {"consistency", "truncation"}, "strategy": {"sequential", "parallel"}, "gate": {False, True},
-        "value": {"ratio", "offset"}, "freeze_last": {0, 1, 2}, "seed": {0, 1, 2, 3, 4}, "optimiser": {"adam", "search"},
-    }.items():  # fmt: skip
+        "objective": {"consistency", "truncation"},
+        "strategy": {"sequential", "parallel"},
+        "gate": {False, True},
+        "value": {"ratio", "offset"},
+        "freeze_last": {0, 1, 2},
+        "seed": {0, 1, 2, 3, 4},
+        "optimiser": {"adam", "search"},
+    }.items():
         assert {getattr(config, field) for config in tuned} == values, field
-    assert {"end-joint,tries=40", "constant-0.95", "epsilon-1.005", "time-shift", "truncation-parallel,source=generated"} <= names
+    assert {
+        "end-joint,tries=40",
+        "constant-0.95",
+        "epsilon-1.005",
+        "time-shift",
+        "truncation-parallel,source=generated",
+    } <= names
     assert len({config.lr for config in tuned}) > 2 and len({config.iterations for config in tuned}) > 2
 
 
@@ -362,8 +395,11 @@ def whole(tmp_path_factory, parts, one_thread):
 
 
 def test_options_of_a_solver_are_part_of_its_name(project):
-    cells = tuple(Cell(f"unipc,variant={variant},order=2", "uniform", 5, timing)
-                  for variant in ("bh1", "bh2") for timing in ("untuned", "truncation-parallel"))  # fmt: skip
+    cells = tuple(
+        Cell(f"unipc,variant={variant},order=2", "uniform", 5, timing)
+        for variant in ("bh1", "bh2")
+        for timing in ("untuned", "truncation-parallel")
+    )
     table = replace(TABLE, cells=(*cells, Cell("unipc", "uniform", 5)))
     rows = project.run(table)
     names = ["unipc,order=2,variant=bh1"] * 2 + ["unipc,order=2"] * 2 + ["unipc"]
@@ -534,10 +570,17 @@ def plant(cell: Cell, bench, weights: str, factor: float = 0.97) -> Timing:
     sampler = bench.sampler(cell)
     times = sampler.grid.times[:-1]
     timing = Timing(
-        name=cell.timing, taus=tuple(factor * t for t in times), times=times, model="tiny",
-        schedule=sampler.schedule.name, solver=cell.solver, options={}, grid=cell.grid,
-        grid_times=sampler.grid.times, weights=weights,
-    )  # fmt: skip
+        name=cell.timing,
+        taus=tuple(factor * t for t in times),
+        times=times,
+        model="tiny",
+        schedule=sampler.schedule.name,
+        solver=cell.solver,
+        options={},
+        grid=cell.grid,
+        grid_times=sampler.grid.times,
+        weights=weights,
+    )
     timing.save(timing_path("tiny", cell))
     return timing
 
@@ -654,7 +697,12 @@ def test_hold_lets_go(tmp_path):
 
 
 def test_options_and_gate_as_cells(project):
-    names = ["truncation-parallel", "truncation-parallel,images=4", "consistency-sequential,gate=true", "truncation-parallel,seed=1"]
+    names = [
+        "truncation-parallel",
+        "truncation-parallel,images=4",
+        "consistency-sequential,gate=true",
+        "truncation-parallel,seed=1",
+    ]
     cells = tuple(Cell("ddim", "uniform", 3, name) for name in names)
     table = replace(TABLE, cells=cells)
     assert [row["timing"] for row in project.run(table)] == names
@@ -674,5 +722,9 @@ def test_joint_tuning_of_a_cell(project):
     cell = Cell("ddim", "uniform", 2, "frechet-joint")
     (row,) = project.run(replace(TABLE, cells=(cell,), samples=20))
     timing = find_timing("tiny", cell)
-    assert (row["timing"], timing.name, timing.weights) == ("frechet-joint", "frechet-joint", project.bench.model.digest)
+    assert (row["timing"], timing.name, timing.weights) == (
+        "frechet-joint",
+        "frechet-joint",
+        project.bench.model.digest,
+    )
     assert timing.tuning["samples"] == 20 and timing.tuning["loss_tuned"] <= timing.tuning["loss_untuned"]

@@ -22,7 +22,12 @@ def lesson(source="import os, time; time.sleep(0.2); assert os.environ['TT_SCALE
 
 
 def row(name, scale, seconds, device):
-    return dict.fromkeys(SPEED_COLUMNS, "") | {"what": times.label(name, scale), "ours": seconds, "unit": "s", "device": device}
+    return dict.fromkeys(SPEED_COLUMNS, "") | {
+        "what": times.label(name, scale),
+        "ours": seconds,
+        "unit": "s",
+        "device": device,
+    }
 
 
 @pytest.fixture
@@ -48,18 +53,33 @@ def test_a_lesson_is_run_at_a_scale_and_has_a_row(tmp_path, results):
 def test_what_was_measured_is_told_behind_how_long_it_takes(results):
     book = lesson()
     assert times.told("01_a") == "" and not times.set_times(book, "01_a")
-    measured = [row("01_a", "full", 31.4, "NVIDIA H100 80GB HBM3"), row("01_a", "laptop", 250.0, "cpu (2 threads)"), row("02_b", "full", 9.0, "cpu (2 threads)")]
+    measured = [
+        row("01_a", "full", 31.4, "NVIDIA H100 80GB HBM3"),
+        row("01_a", "laptop", 250.0, "cpu (2 threads)"),
+        row("02_b", "full", 9.0, "cpu (2 threads)"),
+    ]
     write_rows(results, measured, SPEED_COLUMNS, SPEED_KEY)
     said = "`TT_SCALE=laptop` took 4 min on 2 CPU cores, `TT_SCALE=full` took 31 s on a machine with an NVIDIA H100 80GB HBM3."
     assert times.told("01_a") == said
     for changed in (True, False):
         assert times.set_times(book, "01_a") == changed
-        assert book.cells[0].source == f"# A\n\n**How long it takes.** A minute,\nor less.\n\n{times.HEADING} {said} <!-- constant -->\n\nMore."
+        assert (
+            book.cells[0].source
+            == f"# A\n\n**How long it takes.** A minute,\nor less.\n\n{times.HEADING} {said} <!-- constant -->\n\nMore."
+        )
     results.unlink()
     assert times.set_times(book, "01_a") and book.cells[0].source == FIRST
 
 
-@pytest.mark.parametrize("words, error", [(("huge",), "no notebook 'huge'"), (("laptop", "nowhere.ipynb"), "no notebook 'nowhere.ipynb'")])
+@pytest.mark.parametrize(
+    "words, error", [(("huge",), "no notebook 'huge'"), (("laptop", "nowhere.ipynb"), "no notebook 'nowhere.ipynb'")]
+)
 def test_the_command_names_what_is_wrong(words, error):
-    done = subprocess.run([sys.executable, "notebooks/tools/times.py", *words], capture_output=True, text=True, cwd=PACKAGE_ROOT, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, "notebooks/tools/times.py", *words],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE_ROOT,
+        env=os.environ,
+    )
     assert done.returncode == 1 and error in done.stderr

@@ -13,9 +13,16 @@ from tt_lib.files import PACKAGE_ROOT
 
 @pytest.mark.parametrize(
     "text, seconds",
-    [("About 30 seconds on 2 CPU cores.", [30]), ("A minute or two on a laptop CPU.", [60, 120]), ("half a minute", [30]),
-     ("1 to 2 minutes, 5 s on a GPU", [60, 120, 5]), ("1.5 min", [90]), ("Two minutes", [120]), ("10 steps, 4 s2, a mince", [])],
-)  # fmt: skip
+    [
+        ("About 30 seconds on 2 CPU cores.", [30]),
+        ("A minute or two on a laptop CPU.", [60, 120]),
+        ("half a minute", [30]),
+        ("1 to 2 minutes, 5 s on a GPU", [60, 120, 5]),
+        ("1.5 min", [90]),
+        ("Two minutes", [120]),
+        ("10 steps, 4 s2, a mince", []),
+    ],
+)
 def test_durations_are_read_from_a_sentence(text, seconds):
     assert budgets.durations(text) == seconds
 
@@ -56,9 +63,24 @@ def test_a_cell_over_its_budget_fails_under_nbval(tmp_path):
     budgets.save({"01_a.ipynb": [100.0, 0.0]}, tmp_path)
     plugin = "from tests.nbval_budgets import *; import times as b; b.LEAST = 0"
     (tmp_path / "impatient.py").write_text(plugin)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "impatient", "--nbval", path, "--nbval-budgets", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "impatient",
+        "--nbval",
+        path,
+        "--nbval-budgets",
+        tmp_path,
+    ]
     paths = os.pathsep.join([str(PACKAGE_ROOT), str(tmp_path)])
-    answer = subprocess.run(command, cwd=PACKAGE_ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    answer = subprocess.run(
+        command, cwd=PACKAGE_ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
     assert "1 failed, 1 passed" in answer.stdout, answer.stdout + answer.stderr
     assert "this cell took" in answer.stdout and "Cell 1" in answer.stdout
 

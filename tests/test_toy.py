@@ -168,9 +168,7 @@ def test_a_tau_that_starts_at_pure_noise_has_a_gradient():
     tau = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     x = points(mixture)
     (slope,) = torch.autograd.grad(mixture.eps(x, tau, LINEAR).square().sum(), tau)
-    below = (
-        mixture.eps(x, 1.0, LINEAR).square().sum() - mixture.eps(x, 1 - 1e-6, LINEAR).square().sum()
-    ) / 1e-6
+    below = (mixture.eps(x, 1.0, LINEAR).square().sum() - mixture.eps(x, 1 - 1e-6, LINEAR).square().sum()) / 1e-6
     assert slope.item() == pytest.approx(below.item(), rel=1e-3) and slope != 0
 
 
@@ -304,8 +302,7 @@ def test_closed_form_ddim_tends_to_the_flow_at_first_order():
     x = torch.tensor([[1.3]], dtype=torch.float64)
     exact = gaussian_flow(x, 0.9, 0.1, 0.5, 0.3, LINEAR)
     errors = [
-        (gaussian_ddim(x, torch.linspace(0.9, 0.1, n + 1), 0.5, 0.3, LINEAR) - exact).abs().item()
-        for n in (200, 400)
+        (gaussian_ddim(x, torch.linspace(0.9, 0.1, n + 1), 0.5, 0.3, LINEAR) - exact).abs().item() for n in (200, 400)
     ]
     assert errors[0] / errors[1] == pytest.approx(2.0, abs=0.05)
 

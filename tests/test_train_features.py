@@ -77,9 +77,7 @@ def test_features_are_pooled_over_places():
     assert 20 * moved < gone
 
 
-@pytest.mark.parametrize(
-    ("widths", "channels", "classes"), [((), 3, 10), ((8, 0), 3, 10), ((8,), 0, 10), ((8,), 3, 0)]
-)
+@pytest.mark.parametrize(("widths", "channels", "classes"), [((), 3, 10), ((8, 0), 3, 10), ((8,), 0, 10), ((8,), 3, 0)])
 def test_impossible_networks(widths, channels, classes):
     with pytest.raises(BadValue, match="1 or more"):
         FeatureNet(widths, channels, classes)
@@ -166,9 +164,7 @@ def test_learning_rate_rises_and_falls_to_nothing():
 def test_weight_decay_spares_norms_and_biases():
     network = FeatureNet((4, 8))
     optimizer = make_optimizer(network, Recipe("x", (4,), 1, 1, 0.1, 0, False))
-    decay = {
-        id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]
-    }
+    decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
     assert len(decay) == len(list(network.parameters()))
     for name, weight in network.named_parameters():
         spared = "norm" in name or name.endswith("bias")
@@ -200,9 +196,7 @@ def test_reported_accuracy_is_that_of_the_shipped_weights(trained, digits):
     network = load_features(folder)
     assert not network.training and not any(weight.requires_grad for weight in network.parameters())
     assert {value.dtype for value in network.parameters()} == {torch.float32}
-    assert accuracy(network, digits[1].pixels, digits[1].labels) == pytest.approx(
-        report["test_accuracy"], abs=1e-6
-    )
+    assert accuracy(network, digits[1].pixels, digits[1].labels) == pytest.approx(report["test_accuracy"], abs=1e-6)
     stored = load_file(folder / "model.safetensors")
     assert all(value.dtype == torch.float16 for value in stored.values() if value.ndim > 1)
 
@@ -279,9 +273,7 @@ def test_missing_parts(folder):
         load_features(folder)
 
 
-@pytest.mark.parametrize(
-    "change", [{"architecture": "vgg"}, {"widths": [8, 8]}, {"in_channels": 3}, {"sha256": None}]
-)
+@pytest.mark.parametrize("change", [{"architecture": "vgg"}, {"widths": [8, 8]}, {"in_channels": 3}, {"sha256": None}])
 def test_configuration_that_does_not_fit(folder, change):
     config = json.loads((folder / "config.json").read_text()) | change
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))

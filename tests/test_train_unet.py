@@ -44,10 +44,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def tiny_unet(dataset: str = "digits", width: int = 32, dropout: float = 0.0, attention: tuple = ()) -> UNet2DModel:
     """A network of 10,000 weights: a step takes 10 ms."""
     return UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
-        layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-        add_attention=False, dropout=dropout,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        add_attention=False,
+        dropout=dropout,
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -221,7 +228,9 @@ def test_processes_share_one_batch(world):
 
 
 def test_noise_levels_are_those_of_the_schedule():
-    x0, noise, alpha, sigma, index, weight = (torch.cat(parts) for parts in zip(*map(make_batches(), range(300)), strict=True))
+    x0, noise, alpha, sigma, index, weight = (
+        torch.cat(parts) for parts in zip(*map(make_batches(), range(300)), strict=True)
+    )
     assert x0.dtype == torch.uint8 and noise.shape == x0.shape and index.dtype == torch.float32
     assert (weight == 1).all() and index.min() >= 0 and index.max() <= 999 and torch.equal(index, index.round())
     # 4,800 draws of 1,000 levels: every tenth of them turns up 480 times, give or take 21.
@@ -362,7 +371,9 @@ def test_min_snr_weights_the_loss():
     """Hang et al. (2023): min(SNR, 5) / SNR for a network that predicts eps; every level alike without it."""
     x0, noise, alpha, sigma, index, weight = make_batches(min_snr=5.0)(0)
     snr = (alpha / sigma).square()
-    assert torch.allclose(weight, torch.minimum(snr, torch.tensor(5.0)) / snr) and weight.min() < 0.1 and weight.max() == 1
+    assert (
+        torch.allclose(weight, torch.minimum(snr, torch.tensor(5.0)) / snr) and weight.min() < 0.1 and weight.max() == 1
+    )
 
     class Off(torch.nn.Module):
         def forward(self, x, t):
@@ -372,7 +383,10 @@ def test_min_snr_weights_the_loss():
     assert loss.item() == pytest.approx((noise.square().mean((1, 2, 3)) * weight).mean().item())
 
 
-@pytest.mark.parametrize(("field", "value"), [("dropout", 1.0), ("dropout", -0.1), ("dropout", float("nan")), ("min_snr", -1.0), ("min_snr", float("nan"))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("dropout", 1.0), ("dropout", -0.1), ("dropout", float("nan")), ("min_snr", -1.0), ("min_snr", float("nan"))],
+)
 def test_what_no_run_can_have(field, value):
     with pytest.raises(BadValue, match=f"{field} must be .* got {value}"):
         replace(CONFIG, **{field: value})
@@ -566,13 +580,20 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
         port = probe.getsockname()[1]
     arguments = "train --dataset digits --images 512 --batch 64 --lr 1e-3 --out runs/digits --results log.csv"
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(PACKAGE_ROOT), "TT_DATA": str(tmp_path),
-    }  # fmt: skip
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(PACKAGE_ROOT),
+        "TT_DATA": str(tmp_path),
+    }
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), "-m", "tt_lib"]
     ended = subprocess.run(
         [sys.executable, *launch, *arguments.split()],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "model folder: runs/digits" in ended.stdout
 

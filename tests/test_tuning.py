@@ -313,15 +313,26 @@ def test_a_search_takes_the_lower_of_two_minima():
     assert search(problem, TuneConfig())[0].item() == pytest.approx(0.39, rel=1e-6)
 
 
-@pytest.mark.parametrize("data, name, objective", [("line", "ddim", "truncation"), ("ring", "dpmpp-2m", "truncation"), ("ring", "ddim", "consistency")])  # fmt: skip
+@pytest.mark.parametrize(
+    "data, name, objective",
+    [("line", "ddim", "truncation"), ("ring", "dpmpp-2m", "truncation"), ("ring", "ddim", "consistency")],
+)
 def test_adam_and_a_search_agree(data, name, objective):
     mixture, solver = MIXTURES[data], make_solver(name)
     found = {}
     for optimiser in OPTIMISERS:
         config = TuneConfig(
-            objective=objective, optimiser=optimiser, strategy="parallel", sweeps=1, iterations=120, lr=1e-2,
-            batch=48, search_range=(0.6, 1.4), bounds=(0.6, 1.4), substeps=8,
-        )  # fmt: skip
+            objective=objective,
+            optimiser=optimiser,
+            strategy="parallel",
+            sweeps=1,
+            iterations=120,
+            lr=1e-2,
+            batch=48,
+            search_range=(0.6, 1.4),
+            bounds=(0.6, 1.4),
+            substeps=8,
+        )
         found[optimiser] = tune(MixturePredictor(mixture, LINEAR), LINEAR, solver, GRID, images(mixture, 48), config)
     ratios = {key: result.timing.ratios for key, result in found.items()}
     assert ratios["adam"] == pytest.approx(ratios["search"], abs=0.01)
@@ -351,9 +362,14 @@ def test_the_last_steps_are_left_alone(optimiser, strategy, frozen):
 @pytest.mark.parametrize("value", ["ratio", "offset"])
 def test_bounds_hold(optimiser, value):
     result = run_tune(
-        objective="truncation", optimiser=optimiser, bounds=(0.9, 1.05), value=value, lr=0.05, iterations=10,
+        objective="truncation",
+        optimiser=optimiser,
+        bounds=(0.9, 1.05),
+        value=value,
+        lr=0.05,
+        iterations=10,
         freeze_last=0,
-    )  # fmt: skip
+    )
     tried = result.history.tau / result.history.t
     assert tried.min() >= 0.9 - 1e-12 and tried.max() <= 1.05 + 1e-12
     ratios = result.timing.ratios
@@ -713,9 +729,16 @@ def test_a_failed_write_leaves_the_state_of_before(tmp_path, monkeypatch):
 def test_the_state_of_another_tuning_is_refused(tmp_path, change):
     state = tmp_path / "run.state"
     mine = {
-        "predictor": PREDICTOR, "schedule": LINEAR, "solver": make_solver("ddim"), "grid": GRID,
-        "images": images(), "config": TuneConfig(iterations=4), "model": "ring", "weights": "ab", "state": state,
-    }  # fmt: skip
+        "predictor": PREDICTOR,
+        "schedule": LINEAR,
+        "solver": make_solver("ddim"),
+        "grid": GRID,
+        "images": images(),
+        "config": TuneConfig(iterations=4),
+        "model": "ring",
+        "weights": "ab",
+        "state": state,
+    }
     with pytest.raises(KeyboardInterrupt):
         tune(**mine, save_seconds=0, progress=Interruption(4))
     before = state.read_bytes()

@@ -91,9 +91,14 @@ def test_layout_numbers_steps_and_stages():
     t = grid.times
     between = [(a + b) / 2 for a, b in pairwise(t)]
     assert found == (
-        Evaluation(0, 0, t[0]), Evaluation(0, 1, between[0]), Evaluation(1, 0, t[1]), Evaluation(1, 1, between[1]),
-        Evaluation(2, 0, t[2]), Evaluation(2, 1, between[2]), Evaluation(3, 0, t[3]),
-    )  # fmt: skip
+        Evaluation(0, 0, t[0]),
+        Evaluation(0, 1, between[0]),
+        Evaluation(1, 0, t[1]),
+        Evaluation(1, 1, between[1]),
+        Evaluation(2, 0, t[2]),
+        Evaluation(2, 1, between[2]),
+        Evaluation(3, 0, t[3]),
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

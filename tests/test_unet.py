@@ -25,19 +25,37 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # What google/ddpm-cifar10-32 holds beside its weights (but for the comments, as on the Hub).
 GOOGLE_CONFIG = {
-    "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu", "attention_head_dim": None,
-    "block_out_channels": [128, 256, 256, 256], "center_input_sample": False,
+    "_class_name": "UNet2DModel",
+    "_diffusers_version": "0.0.4",
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "block_out_channels": [128, 256, 256, 256],
+    "center_input_sample": False,
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "in_channels": 3, "layers_per_block": 2,
-    "mid_block_scale_factor": 1, "norm_eps": 1e-06, "norm_num_groups": 32, "out_channels": 3, "sample_size": 32,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 32,
     "time_embedding_type": "positional",
     "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-}  # fmt: skip
+}
 GOOGLE_SCHEDULER = {
-    "_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear",
-    "beta_start": 0.0001, "clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None,
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.1.1",
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
     "variance_type": "fixed_large",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +333,10 @@ def test_networks_stored_in_half_precision_run_in_full(google):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"prediction_type": "flow_prediction"}, "'flow_prediction'.*epsilon, v_prediction, sample"), ({"beta_schedule": "no-such"}, "no-such")],
+    [
+        ({"prediction_type": "flow_prediction"}, "'flow_prediction'.*epsilon, v_prediction, sample"),
+        ({"beta_schedule": "no-such"}, "no-such"),
+    ],
 )
 def test_networks_that_cannot_be_used(google, change, message):
     """A network that predicts something else would be sampled as if it predicted eps, and give noise without a word."""

@@ -73,8 +73,12 @@ def launch(folder, processes: int, *arguments: str, program: tuple[str, ...] = (
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(PACKAGE_ROOT), "TT_DATA": "data", "TT_COMMIT": "test",
-    }  # fmt: skip
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(PACKAGE_ROOT),
+        "TT_DATA": "data",
+        "TT_COMMIT": "test",
+    }
     start = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port), *program]
     ended = subprocess.run(
         [sys.executable, *start, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
@@ -91,7 +95,17 @@ def tables(folder):
         shutil.rmtree(folder / "data" / "timings", ignore_errors=True)
         out = f"runs/{processes}.csv"
         printed = launch(
-            folder, processes, "table", "--config", "table.toml", "--batch", "2", "--results", out, "--work", f"runs/w{processes}"
+            folder,
+            processes,
+            "table",
+            "--config",
+            "table.toml",
+            "--batch",
+            "2",
+            "--results",
+            out,
+            "--work",
+            f"runs/w{processes}",
         )
         assert printed.count("6 rows written") == 1, "one process speaks"
         found[processes] = read_rows(folder / out, FD_COLUMNS)
@@ -106,7 +120,9 @@ def test_any_number_of_processes_gives_the_same_rows(tables, processes):
     for column in ("value", "low", "high"):
         assert several[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=1e-6, abs=2e-6), column
     assert set(several["device"]) == {f"{processes} x cpu (1 threads)"} and set(one["device"]) == {"cpu (1 threads)"}
-    assert all(command.startswith(f"torchrun --nproc_per_node {processes} -m tt_lib table") for command in several["command"])
+    assert all(
+        command.startswith(f"torchrun --nproc_per_node {processes} -m tt_lib table") for command in several["command"]
+    )
 
 
 def test_distances_differ_where_they_should(tables):
@@ -115,12 +131,36 @@ def test_distances_differ_where_they_should(tables):
 
 
 def test_evaluate_in_two_processes_gives_the_tables_row(folder, tables):
-    launch(folder, 2, "evaluate", "--model", "tiny", "--nfe", "2", "--dataset", "digits", "--features", "digits-resnet", "--samples",
-           "50", "--batch", "2", "--seed", "7", "--more", "--results", "runs/e.csv", "--work", "runs/e")  # fmt: skip
+    launch(
+        folder,
+        2,
+        "evaluate",
+        "--model",
+        "tiny",
+        "--nfe",
+        "2",
+        "--dataset",
+        "digits",
+        "--features",
+        "digits-resnet",
+        "--samples",
+        "50",
+        "--batch",
+        "2",
+        "--seed",
+        "7",
+        "--more",
+        "--results",
+        "runs/e.csv",
+        "--work",
+        "runs/e",
+    )
     rows, table = read_rows(folder / "runs" / "e.csv", FD_COLUMNS), tables[1]
     expected = table[(table["solver"] == "ddim") & (table["timing"] == "untuned")]
     assert rows["value"][0] == pytest.approx(expected["value"].iloc[0], rel=1e-6, abs=2e-6)
-    assert rows["metric"].tolist()[2:] == [f"{name} (digits-resnet)" for name in ("kernel distance", "precision", "recall")]
+    assert rows["metric"].tolist()[2:] == [
+        f"{name} (digits-resnet)" for name in ("kernel distance", "precision", "recall")
+    ]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -60,7 +60,9 @@ class EpsilonScaling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise BadValue(f"eps is divided by a positive number a little above 1, got {self.scale}; write {EPSILON}-1.005")
+            raise BadValue(
+                f"eps is divided by a positive number a little above 1, got {self.scale}; write {EPSILON}-1.005"
+            )
 
     @property
     def name(self) -> str:
@@ -97,7 +99,11 @@ class TimeShift:
 
     @property
     def name(self) -> str:
-        chosen = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) != field.default}
+        chosen = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        }
         return ",".join([SHIFT, *(f"{key}={value:g}" for key, value in sorted(chosen.items()))])
 
     def shifted(self, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
@@ -140,7 +146,9 @@ def read_correction(name: str) -> EpsilonScaling | TimeShift | None:
     for option in options:
         key, _, value = option.partition("=")
         if key not in TimeShift.names or key in values:
-            raise BadValue(f"timing {name!r}: {option!r} is no option or one twice; it takes {', '.join(TimeShift.names)}, once each")
+            raise BadValue(
+                f"timing {name!r}: {option!r} is no option or one twice; it takes {', '.join(TimeShift.names)}, once each"
+            )
         try:
             values[key] = TimeShift.names[key](value)
         except ValueError as error:

@@ -103,7 +103,9 @@ def read_record(path: Path | str, kind: type[T], format: str, tuples: Sequence[s
             content[name] = tuple(float(value) for value in content[name])
         return kind(**content)
     except (TypeError, KeyError, ValueError) as error:
-        raise CorruptFile(f"{path} is a damaged {what} ({error}); restore it or make it again with `{command}`") from error
+        raise CorruptFile(
+            f"{path} is a damaged {what} ({error}); restore it or make it again with `{command}`"
+        ) from error
 
 
 def file_hash(path: Path | str, algorithm: str = "sha256") -> str:

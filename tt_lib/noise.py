@@ -54,7 +54,9 @@ class StartNoise:
         return noise
 
 
-def drawn_ahead(parts: list[range], draw: Callable[[range], Tensor] | None) -> Generator[tuple[range, Tensor | None], None, None]:
+def drawn_ahead(
+    parts: list[range], draw: Callable[[range], Tensor] | None
+) -> Generator[tuple[range, Tensor | None], None, None]:
     """Each batch of seeds with its x_T: the CPU draws the next batch's while the GPU works on this one."""
     if draw is None or not parts:
         yield from ((part, None) for part in parts)

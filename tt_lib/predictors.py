@@ -75,7 +75,10 @@ class Chunked:
             each = [value[begin : begin + self.size] if value.ndim else value for value in (x, t, tau)]
             lacking = self.size - len(each[0]) if self.fill else 0
             if lacking:
-                each = [torch.cat([value, value[-1:].expand(lacking, *value.shape[1:])]) if value.ndim else value for value in each]
+                each = [
+                    torch.cat([value, value[-1:].expand(lacking, *value.shape[1:])]) if value.ndim else value
+                    for value in each
+                ]
             pieces.append(self.predictor(*each)[: len(x) - begin])
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
@@ -87,7 +90,7 @@ def _prediction(answer: Any) -> Tensor:
 
 # FOLDED tt_lib.predictors
 # What a network may predict, and how each becomes the noise eps: the algebra of ``x = alpha x0 + sigma eps``.
-# 
+#
 # ====== ============================================ =========================
 # kind   what the network predicts                    eps
 # ====== ============================================ =========================
@@ -96,7 +99,7 @@ def _prediction(answer: Any) -> Tensor:
 # v      ``alpha eps - sigma x0`` (Salimans & Ho 2022) ``alpha v + sigma x``
 # score  ``grad_x log p_t(x)`` (Song et al. 2021)     ``-sigma score``
 # ====== ============================================ =========================
-# 
+#
 
 
 KINDS = ("eps", "x0", "v", "score")
@@ -131,12 +134,12 @@ def to_x0(eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
 
 # FOLDED tt_lib.networks.unet
 # Networks: UNets of diffusers, made, saved and loaded with the schedule that they were trained on.
-# 
+#
 # A model folder is what diffusers itself writes (``config.json`` and
 # ``diffusion_pytorch_model.safetensors``), so anyone can load it with ``UNet2DModel.from_pretrained``,
 # plus ``tt_model.json``, which adds what diffusers does not say: the schedule, the data set, the
 # weights' hash and how they were trained.
-# 
+#
 
 
 PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}

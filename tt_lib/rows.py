@@ -26,24 +26,97 @@ from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.files import PACKAGE_ROOT, atomic_path, data_folder, locked
 
 FD_COLUMNS = (
-    "dataset", "model", "solver", "grid", "nfe", "eta", "timing", "metric", "features", "reference",
-    "n", "value", "low", "high", "seed", "device", "versions", "date", "commit", "command",
-)  # fmt: skip
+    "dataset",
+    "model",
+    "solver",
+    "grid",
+    "nfe",
+    "eta",
+    "timing",
+    "metric",
+    "features",
+    "reference",
+    "n",
+    "value",
+    "low",
+    "high",
+    "seed",
+    "device",
+    "versions",
+    "date",
+    "commit",
+    "command",
+)
 FD_KEY = (
-    "dataset", "model", "solver", "grid", "nfe", "eta", "timing", "metric", "features", "reference", "n", "seed",
-)  # fmt: skip
+    "dataset",
+    "model",
+    "solver",
+    "grid",
+    "nfe",
+    "eta",
+    "timing",
+    "metric",
+    "features",
+    "reference",
+    "n",
+    "seed",
+)
 TRAINING_COLUMNS = (
-    "run", "step", "images", "loss", "images_per_s", "devices", "elapsed_s", "versions", "date", "commit", "command",
-)  # fmt: skip
+    "run",
+    "step",
+    "images",
+    "loss",
+    "images_per_s",
+    "devices",
+    "elapsed_s",
+    "versions",
+    "date",
+    "commit",
+    "command",
+)
 DIRECTION_COLUMNS = (
-    "model", "solver", "grid", "nfe", "eta", "timing", "step", "t", "s", "angle", "angle_margin", "relative",
-    "relative_margin", "local", "local_margin", "accumulated", "accumulated_margin", "doubt", "n", "seed", "substeps",
-    "device", "versions", "date", "commit", "command",
-)  # fmt: skip
+    "model",
+    "solver",
+    "grid",
+    "nfe",
+    "eta",
+    "timing",
+    "step",
+    "t",
+    "s",
+    "angle",
+    "angle_margin",
+    "relative",
+    "relative_margin",
+    "local",
+    "local_margin",
+    "accumulated",
+    "accumulated_margin",
+    "doubt",
+    "n",
+    "seed",
+    "substeps",
+    "device",
+    "versions",
+    "date",
+    "commit",
+    "command",
+)
 DIRECTION_KEY = ("model", "solver", "grid", "nfe", "eta", "timing", "step", "n", "seed", "substeps")
 CORRELATION_COLUMNS = (
-    "what", "among", "cells", "spearman", "low", "high", "n", "substeps", "versions", "date", "commit", "command",
-)  # fmt: skip
+    "what",
+    "among",
+    "cells",
+    "spearman",
+    "low",
+    "high",
+    "n",
+    "substeps",
+    "versions",
+    "date",
+    "commit",
+    "command",
+)
 CORRELATION_KEY = ("what", "among", "n", "substeps")
 SPEED_COLUMNS = ("what", "ours", "peer", "ratio", "unit", "device", "versions", "date", "commit", "command")
 SPEED_KEY = ("what", "device")
@@ -71,8 +144,11 @@ def git_commit() -> str:
     try:
         answer = subprocess.run(
             ["git", "-C", str(PACKAGE_ROOT), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answer.stdout.strip()

@@ -67,9 +67,18 @@ class Sampler:
     def make_timing(self, name: str, taus: tuple[float, ...], times: tuple[float, ...], **more: Any) -> Timing:
         """A timing for just this sampler: ``taus`` at the nominal ``times`` of its evaluations; ``more`` as in Timing."""
         return Timing(
-            name=name, taus=taus, times=times, model=self.model, schedule=self.schedule.name, solver=self.solver.name,
-            options=self.solver.choices_made, grid=self.grid.name, grid_times=self.grid.times, weights=self.weights, **more,
-        )  # fmt: skip
+            name=name,
+            taus=taus,
+            times=times,
+            model=self.model,
+            schedule=self.schedule.name,
+            solver=self.solver.name,
+            options=self.solver.choices_made,
+            grid=self.grid.name,
+            grid_times=self.grid.times,
+            weights=self.weights,
+            **more,
+        )
 
     def __call__(self, seeds: Sequence[int], *, start: Tensor | None = None, keep: bool = False, progress=None) -> Run:
         """Sample one image for each seed; ``run.x`` is float32 [B, *shape] in about [-1, 1].
@@ -153,8 +162,6 @@ def end_distances(ends: Tensor, exact: Tensor) -> Tensor:
 # What a joint tuning is judged by: one number for the samples of a whole run, the lower the better.
 
 
-
-
 @torch.no_grad()
 def fine_end(sampler: Sampler, start: Tensor, steps: int = FINE_STEPS) -> Tensor:
     """The end [B, ...] of a fine run from ``start`` [B, ...] at the time where the sampler starts, untuned."""
@@ -164,22 +171,22 @@ def fine_end(sampler: Sampler, start: Tensor, steps: int = FINE_STEPS) -> Tensor
 
 # FOLDED tt_lib.tuning.objectives
 # What a tau is judged by.
-# 
+#
 # ``consistency`` is the paper's objective (Xia et al. 2024, eq. 5, and the authors' code):
-# 
+#
 #     ``L(tau) = E || sg[eps(x_t, t)] - eps(x_s(tau), s) ||^2``
-# 
+#
 # where ``x_s(tau)`` is one solver step from t to s made with ``eps(x_t, tau)``: after the step, the network
 # should still see the direction it saw before, as it would along a straight trajectory. The target itself
 # carries truncation error: true trajectories are curved.
-# 
+#
 # ``truncation`` measures what consistency stands in for:
-# 
+#
 #     ``L(tau) = E || x_s(tau) - x_s* ||^2``
-# 
+#
 # where ``x_s*`` is a fine solution of the same interval from the same ``x_t``. It needs no gradient through
 # a second evaluation. Both are sums over pixels and means over images.
-# 
+#
 
 
 def fine_solution(predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int) -> Tensor:
@@ -193,13 +200,13 @@ def fine_solution(predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor
 
 # FOLDED tt_lib.tuning.problems
 # One-step problems: the states on which a tau is judged, and the loss of a tau there.
-# 
+#
 # A problem holds one evaluation of each of S steps of the sampler, and P states for each. Its states, histories and targets are fixed when it is made; only the taus move. A sequential
 # tuning makes one problem after another with S = 1, a parallel one makes problems with all the steps that run alike.
-# 
+#
 # An evaluation is judged at the state for which the solver asks next: at the end of the step for its last evaluation, inside
 # the step for the others. What it is compared with always starts from the state at the beginning of the step.
-# 
+#
 
 
 @torch.no_grad()

@@ -27,7 +27,11 @@ class Page(HTMLParser):
 
 def dead(folder: Path) -> list[str]:
     """What is wrong, one line for each link."""
-    pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in folder.rglob("*.html") if "_static" not in path.parts}
+    pages = {
+        path.resolve(): Page(path.read_text(encoding="utf-8"))
+        for path in folder.rglob("*.html")
+        if "_static" not in path.parts
+    }
     found = []
     for path, page in pages.items():
         for address in page.addresses:

@@ -15,7 +15,14 @@ author = "The TimeTuner lessons authors"
 copyright = author
 root_doc = "README"
 extensions = ["myst_nb"]
-include_patterns = ["README.md", "data/README.md", "data/results/README.md", "notebooks/**.ipynb", "notebooks/**/*.ipynb", "notebooks/README.md"]
+include_patterns = [
+    "README.md",
+    "data/README.md",
+    "data/results/README.md",
+    "notebooks/**.ipynb",
+    "notebooks/**/*.ipynb",
+    "notebooks/README.md",
+]
 exclude_patterns = [".venv*", "build", "runs", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
@@ -27,7 +34,12 @@ html_title = project
 html_extra_path = ["extra"]
 html_static_path = ["static"]
 html_css_files = ["figures.css"]
-html_theme_options = {"repository_url": repository_url(), "use_repository_button": True, "show_toc_level": 2, "navbar_persistent": []}
+html_theme_options = {
+    "repository_url": repository_url(),
+    "use_repository_button": True,
+    "show_toc_level": 2,
+    "navbar_persistent": [],
+}
 
 
 def _contents() -> str:
@@ -39,7 +51,9 @@ def _contents() -> str:
         "Data": ["data/README", "data/results/README"] if (root / "data" / "README.md").exists() else [],
     }
     return "".join(
-        "\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```\n" for caption, pages in parts.items() if pages
+        "\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```\n"
+        for caption, pages in parts.items()
+        if pages
     )
 
 

@@ -117,9 +117,13 @@ def run(book: Any, folder: Path, scale: str = SCALES[0]) -> list[float]:
     paths = [str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment |= {"TT_SCALE": scale, "TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(paths)}
     client = NotebookClient(
-        book, timeout=TIMEOUT if scale == SCALES[0] else None, kernel_name="python3", record_timing=False, coalesce_streams=True,
+        book,
+        timeout=TIMEOUT if scale == SCALES[0] else None,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
-    )  # fmt: skip
+    )
     seconds = []
     with client.setup_kernel(env=environment):
         for index, cell in enumerate(book.cells):

@@ -21,8 +21,13 @@ from books import NOTEBOOKS, SOLVED, command, read, run, solutions, write
 from tt_lib.errors import BadValue
 from tt_lib.lessons.kit import TODO
 
-CODE = re.compile(r"^([ \t]*)# BEGIN SOLUTION[^\n]*\n(?:(?!^[ \t]*# (?:BEGIN|END) SOLUTION)[^\n]*\n)*[ \t]*# END SOLUTION[^\n]*$", re.M)
-PROSE = re.compile(r"^<!-- BEGIN SOLUTION -->\n(?:(?!<!-- (?:BEGIN|END) SOLUTION)[^\n]*\n)*<!-- END SOLUTION -->\n?", re.M)
+CODE = re.compile(
+    r"^([ \t]*)# BEGIN SOLUTION[^\n]*\n(?:(?!^[ \t]*# (?:BEGIN|END) SOLUTION)[^\n]*\n)*[ \t]*# END SOLUTION[^\n]*$",
+    re.M,
+)
+PROSE = re.compile(
+    r"^<!-- BEGIN SOLUTION -->\n(?:(?!<!-- (?:BEGIN|END) SOLUTION)[^\n]*\n)*<!-- END SOLUTION -->\n?", re.M
+)
 MARK = re.compile(r"\b(?:BEGIN|END) SOLUTION\b")
 TITLE = re.compile(r"[ ,:–—-]*\(?\b(?:with )?solutions?\b\)?(?: (?:to|of)(?: the)?\b)?", re.I)
 
@@ -83,7 +88,8 @@ def exercise(book: Any, name: str) -> Any:
 def same_sources(one: Any, other: Any) -> bool:
     """Whether two notebooks are the same but for their outputs."""
     parts = [
-        [(cell.id, cell.cell_type, cell.source, cell.metadata) for cell in book.cells] + [book.metadata] for book in (one, other)
+        [(cell.id, cell.cell_type, cell.source, cell.metadata) for cell in book.cells] + [book.metadata]
+        for book in (one, other)
     ]
     return parts[0] == parts[1]
 
@@ -98,7 +104,9 @@ def stale(folder: Path = NOTEBOOKS) -> list[str]:
         elif not same_sources(read(path), exercise(read(solved), solved.name)):
             found.append(f"{path.name} is not what {solved.name} gives")
     known = {exercise_path(solved) for solved in solutions(folder)} | set(solutions(folder))
-    return found + [f"{path.name} has no solutions" for path in sorted((folder / "exercises").glob("*.ipynb")) if path not in known]
+    return found + [
+        f"{path.name} has no solutions" for path in sorted((folder / "exercises").glob("*.ipynb")) if path not in known
+    ]
 
 
 def generate(folder: Path = NOTEBOOKS) -> list[Path]:

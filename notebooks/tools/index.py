@@ -70,9 +70,15 @@ def page(folder: Path = NOTEBOOKS) -> str:
     parts = [HEAD]
     for number, path in known.items():
         tt = facts(path)
-        needs = ", ".join(f"[{each}]({known[each].name})" if each in known else each for each in tt["needs"]) or "nothing before it"
+        needs = (
+            ", ".join(f"[{each}]({known[each].name})" if each in known else each for each in tt["needs"])
+            or "nothing before it"
+        )
         lines = [f"## [{number} {tt['title']}]({path.name})", "", colab_badge(path.name), "", tt["teaches"], ""]
-        lines += [f"- Needs: {needs}", f"- Time: {' '.join(filter(None, [minutes(tt['minutes_cpu']) + '.', told(path.stem)]))}"]
+        lines += [
+            f"- Needs: {needs}",
+            f"- Time: {' '.join(filter(None, [minutes(tt['minutes_cpu']) + '.', told(path.stem)]))}",
+        ]
         links = exercise_links(number, folder)
         parts.append("\n".join(lines + ([f"- Practice: {links}"] if links else [])) + "\n")
     return "\n".join(parts)
@@ -84,7 +90,9 @@ def block(folder: Path = NOTEBOOKS) -> str:
     for path in lessons(folder):
         tt = facts(path)
         links = exercise_links(tt["number"], folder, "notebooks/")
-        rows.append(f"| [{tt['number']} {tt['title']}](notebooks/{path.name}) | {tt['teaches']} | {minutes(tt['minutes_cpu'])} | {links} |")
+        rows.append(
+            f"| [{tt['number']} {tt['title']}](notebooks/{path.name}) | {tt['teaches']} | {minutes(tt['minutes_cpu'])} | {links} |"
+        )
     return "\n".join([BEGIN, *rows, END])
 
 
@@ -115,7 +123,11 @@ def wanted(folder: Path = NOTEBOOKS) -> Iterator[tuple[Path, str]]:
 
 def stale(folder: Path = NOTEBOOKS) -> list[tuple[Path, str]]:
     """The files that are not as they should be, with what they should hold."""
-    return [(path, content) for path, content in wanted(folder) if not path.exists() or path.read_text(encoding="utf-8") != content]
+    return [
+        (path, content)
+        for path, content in wanted(folder)
+        if not path.exists() or path.read_text(encoding="utf-8") != content
+    ]
 
 
 def main(arguments: list[str]) -> int:
@@ -138,14 +150,13 @@ def main(arguments: list[str]) -> int:
     return command(job)
 
 
-
 # ---- The top of every notebook: the badge that opens it on Colab, and the cell that installs the library there.
 
 MARK = 'find_spec("tt_lib") is None'
 """What tells an install cell from others."""
 
 
-_CELL = '''\
+_CELL = """\
 import importlib.metadata
 import importlib.util
 import subprocess
@@ -159,7 +170,7 @@ if importlib.util.find_spec("tt_lib") is None:
     # The torch that is here stays, whatever its version: pip stops rather than exchange it.
     kept = [f"torch=={{importlib.metadata.version('torch')}}"] if importlib.util.find_spec("torch") else []
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "./timetuner", *kept], check=True)
-    sys.path.insert(0, str(Path("timetuner").resolve()))'''
+    sys.path.insert(0, str(Path("timetuner").resolve()))"""
 
 
 def install_cell() -> str:
@@ -176,7 +187,9 @@ def set_links(book: Any, name: str) -> bool:
     """
     changed = False
     cells = [cell for cell in code(book) if MARK in cell.source]
-    for cell, wanted in [(cell, install_cell()) for cell in cells[:1]] + [(book.cells[0], _with_badge(book.cells[0].source, name))]:
+    for cell, wanted in [(cell, install_cell()) for cell in cells[:1]] + [
+        (book.cells[0], _with_badge(book.cells[0].source, name))
+    ]:
         changed |= cell.source != wanted
         cell.source = wanted
     return changed

@@ -55,8 +55,9 @@ def told(name: str) -> str:
     rows = read_rows(results_folder() / "speed.csv", SPEED_COLUMNS)
     parts = [
         f"`TT_SCALE={scale}` took {duration(float(row['ours']))} on {machine(str(row['device']))}"
-        for scale in SCALES for row in rows[rows["what"] == label(name, scale)].to_dict("records")
-    ]  # fmt: skip
+        for scale in SCALES
+        for row in rows[rows["what"] == label(name, scale)].to_dict("records")
+    ]
     return f"{', '.join(parts)}." if parts else ""
 
 
@@ -76,7 +77,11 @@ def set_times(book: Any, name: str) -> bool:
     cell, said = book.cells[0], told(name)
     bare = re.sub(rf"\n\n{re.escape(HEADING)}[^\n]*", "", cell.source)
     paragraph = re.compile(rf"{re.escape(_BEFORE)}.*?(?=\n\n|\Z)", re.S)
-    wanted = paragraph.sub(lambda found: f"{found[0]}\n\n{HEADING} {said} <!-- constant -->", bare, count=1) if said else bare
+    wanted = (
+        paragraph.sub(lambda found: f"{found[0]}\n\n{HEADING} {said} <!-- constant -->", bare, count=1)
+        if said
+        else bare
+    )
     changed = wanted != cell.source
     cell.source = wanted
     return changed
@@ -95,9 +100,21 @@ HEADER = f"""\
 # Seconds that each code cell takes at TT_SCALE=ci on {THREADS} CPU cores, in order; written by `python notebooks/tools/times.py`.
 # A test fails where a cell takes {MARGIN:g} times as long, and more than {LEAST:g} s.
 """
-_NUMBERS = {"a": 1.0, "an": 1.0, "one": 1.0, "two": 2.0, "three": 3.0, "four": 4.0, "five": 5.0, "ten": 10.0, "half": 0.5, "half a": 0.5}
+_NUMBERS = {
+    "a": 1.0,
+    "an": 1.0,
+    "one": 1.0,
+    "two": 2.0,
+    "three": 3.0,
+    "four": 4.0,
+    "five": 5.0,
+    "ten": 10.0,
+    "half": 0.5,
+    "half a": 0.5,
+}
 _DURATION = re.compile(
-    r"(?<![\w.])(\d+(?:\.\d+)?|half an?|an?|one|two|three|four|five|ten)(?: (?:or|to) (\w+))?[ -](s|seconds?|min|minutes?)\b", re.I
+    r"(?<![\w.])(\d+(?:\.\d+)?|half an?|an?|one|two|three|four|five|ten)(?: (?:or|to) (\w+))?[ -](s|seconds?|min|minutes?)\b",
+    re.I,
 )
 
 
@@ -109,7 +126,9 @@ def load(folder: Path = NOTEBOOKS) -> dict[str, list[float]]:
 
 def save(budgets: dict[str, list[float]], folder: Path = NOTEBOOKS) -> None:
     """Write the file."""
-    lines = [f'"{name}" = [{", ".join(f"{each:.1f}" for each in seconds)}]' for name, seconds in sorted(budgets.items())]
+    lines = [
+        f'"{name}" = [{", ".join(f"{each:.1f}" for each in seconds)}]' for name, seconds in sorted(budgets.items())
+    ]
     write_text(folder / FILE, HEADER + "\n" + "\n".join(lines) + "\n")
 
 
@@ -121,7 +140,9 @@ def allowed(seconds: float) -> float:
 def durations(text: str) -> list[float]:
     """The seconds that a text speaks of: "about 30 seconds" is 30, "a minute or two" and "1 to 2 minutes" are 60 and 120."""
     found = []
-    for first, second, unit in _DURATION.findall(re.sub(r"\b(an?|one) minute or two\b", r"\1 or two minutes", text, flags=re.I)):
+    for first, second, unit in _DURATION.findall(
+        re.sub(r"\b(an?|one) minute or two\b", r"\1 or two minutes", text, flags=re.I)
+    ):
         scale = 60.0 if unit.lower().startswith("min") else 1.0
         for word in (first, second):
             word = re.sub(r"^half an?$", "half", word.lower())

@@ -57,11 +57,27 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     # No setting, workspace or kernel of the user's own.
     environment = os.environ | {
-        "PYTHONPATH": paths, "TT_SCALE": "ci", "TQDM_DISABLE": "1", "JUPYTER_CONFIG_DIR": str(own), "JUPYTER_DATA_DIR": str(own / "data"),
-        "JUPYTER_PREFER_ENV_PATH": "1", "IPYTHONDIR": str(own / "ipython"), "JUPYTER_TOKEN": token,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.ip=127.0.0.1",
-               f"--ServerApp.root_dir={folder}", f"--LabApp.workspaces_dir={own / 'workspaces'}", "--LabApp.extension_manager=readonly"]  # fmt: skip
+        "PYTHONPATH": paths,
+        "TT_SCALE": "ci",
+        "TQDM_DISABLE": "1",
+        "JUPYTER_CONFIG_DIR": str(own),
+        "JUPYTER_DATA_DIR": str(own / "data"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "IPYTHONDIR": str(own / "ipython"),
+        "JUPYTER_TOKEN": token,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.root_dir={folder}",
+        f"--LabApp.workspaces_dir={own / 'workspaces'}",
+        "--LabApp.extension_manager=readonly",
+    ]
     log = folder / "server.log"
     with open(log, "wb") as stream:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT)
@@ -134,7 +150,9 @@ def main() -> int:
         return int(arguments.strict)
     start = time.monotonic()
     move_a_slider(arguments.notebook, arguments.screenshot)
-    print(f"{arguments.notebook.name} in {chromium()}: the slider moved and the figure changed ({time.monotonic() - start:.0f} s)")
+    print(
+        f"{arguments.notebook.name} in {chromium()}: the slider moved and the figure changed ({time.monotonic() - start:.0f} s)"
+    )
     return 0
 
 

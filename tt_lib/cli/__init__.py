@@ -13,5 +13,22 @@ from tt_lib.cli.speed import bench, speed
 from tt_lib.cli.study import correlate, demo, direction, floor, table
 
 app = make_app()
-for command in (demo, tune, analytic, sample, evaluate, table, floor, direction, correlate, speed, bench, train, features, stats, card, info):
+for command in (
+    demo,
+    tune,
+    analytic,
+    sample,
+    evaluate,
+    table,
+    floor,
+    direction,
+    correlate,
+    speed,
+    bench,
+    train,
+    features,
+    stats,
+    card,
+    info,
+):
     app.command()(command)

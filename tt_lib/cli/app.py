@@ -32,7 +32,10 @@ DataOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda or cuda:1.")]
 FastFeaturesOption = Annotated[
     bool,
-    typer.Option("--fast-features", help="Inception in float16, and compiled with --compile: several times faster on a GPU; its distance is a little different."),
+    typer.Option(
+        "--fast-features",
+        help="Inception in float16, and compiled with --compile: several times faster on a GPU; its distance is a little different.",
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a finished result.")]
 
@@ -138,9 +141,14 @@ def progress_bar(title: str) -> Iterator[Report]:
         yield _plain_lines(title)
     else:
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[message]}"),
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[message]}"),
+        )
         with Progress(*columns, console=console) as bars:
             task = bars.add_task(title, total=None, message="")
             yield lambda done, total, message: bars.update(task, completed=done, total=total, message=message)

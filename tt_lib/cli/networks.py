@@ -51,7 +51,8 @@ def train(
     ] = False,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
     results: Annotated[
-        Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place)
+        Path | None,
+        typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place),
     ] = None,
     stop_after: Annotated[
         int | None, typer.Option(help="Stop after this many steps, with a checkpoint to go on from.")
@@ -70,14 +71,29 @@ def train(
     from tt_lib.networks.train_unet import train as run
 
     choose("data set", dataset, DEFAULTS)
-    given: dict[str, Any] = {"images": images, "width": width, "batch": batch, "lr": lr, "seed": seed, "dropout": dropout, "min_snr": min_snr}
+    given: dict[str, Any] = {
+        "images": images,
+        "width": width,
+        "batch": batch,
+        "lr": lr,
+        "seed": seed,
+        "dropout": dropout,
+        "min_snr": min_snr,
+    }
     given["attention"] = read_sides(attention) if attention else None
     config = replace(DEFAULTS[dataset], **{key: value for key, value in given.items() if value is not None})
     with progress_bar(f"train {out.name}") as report:
         folder = run(
-            config, out, data=str(data) if data else None, compile=compile, checkpoint_seconds=checkpoint_seconds,
-            results=results, force=force, stop_after=stop_after, progress=report,
-        )  # fmt: skip
+            config,
+            out,
+            data=str(data) if data else None,
+            compile=compile,
+            checkpoint_seconds=checkpoint_seconds,
+            results=results,
+            force=force,
+            stop_after=stop_after,
+            progress=report,
+        )
     say(f"model folder: {folder}")
 
 
@@ -100,7 +116,8 @@ def features(
     seed: SeedOption = 0,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
     results: Annotated[
-        Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place)
+        Path | None,
+        typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place),
     ] = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -123,9 +140,15 @@ def features(
     options = (small if dataset == "digits" else {}) | {key: value for key, value in given.items() if value is not None}
     root = str(data) if data else None
     report = train_features(
-        load_dataset(dataset, "train", root), load_dataset(dataset, "test", root), out, **options, seed=seed,
-        compile=compile, device=pick_device(device), results=results or results_folder() / "training.csv",
-    )  # fmt: skip
+        load_dataset(dataset, "train", root),
+        load_dataset(dataset, "test", root),
+        out,
+        **options,
+        seed=seed,
+        compile=compile,
+        device=pick_device(device),
+        results=results or results_folder() / "training.csv",
+    )
     console.print(report, highlight=False)
 
 
@@ -144,7 +167,8 @@ def stats(
     ] = None,
     data: DataOption = None,
     bank: Annotated[
-        int | None, typer.Option(help="Keep the features of so many images, in place of mean and covariance of all: 10000.")
+        int | None,
+        typer.Option(help="Keep the features of so many images, in place of mean and covariance of all: 10000."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write [default: data/stats/...].")] = None,
     device: DeviceOption = "auto",

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 
 ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
-SolverOption = Annotated[str, typer.Option(help="ddim, dpmpp-2m, ...: `tt info` lists all; with options as in unipc,order=2,variant=bh1.")]
+SolverOption = Annotated[
+    str, typer.Option(help="ddim, dpmpp-2m, ...: `tt info` lists all; with options as in unipc,order=2,variant=bh1.")
+]
 GridOption = Annotated[str, typer.Option(help="uniform, uniform-trailing, quadratic, logsnr or karras.")]
 NfeOption = Annotated[int, typer.Option(help="Network evaluations for an image.")]
 EtaOption = Annotated[float, typer.Option(help="Share of ancestral noise (ddim): 0 is deterministic.")]
@@ -44,7 +46,10 @@ SamplesOption = Annotated[
     int, typer.Option("--n", "--samples", help="Samples, a multiple of 10: 50000 for a number to compare with.")
 ]
 TimingOption = Annotated[
-    str | None, typer.Option(help="A tuned timing (JSON), or the name of a correction: epsilon-1.005, time-shift; untuned without.")
+    str | None,
+    typer.Option(
+        help="A tuned timing (JSON), or the name of a correction: epsilon-1.005, time-shift; untuned without."
+    ),
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile the network: for many images on a GPU.")]
 
@@ -65,7 +70,10 @@ def tune(
         str, typer.Option(help="sequential (the paper's), parallel, or joint (frechet and end only).")
     ] = "sequential",
     optimiser: Annotated[
-        str, typer.Option(help="adam (the authors') or search (no gradients, much faster); joint: search (COBYQA) or cma-es.")
+        str,
+        typer.Option(
+            help="adam (the authors') or search (no gradients, much faster); joint: search (COBYQA) or cma-es."
+        ),
     ] = "adam",
     tries: Annotated[int, typer.Option(help="Timings judged for each step that may move, at most (joint only).")] = 120,
     iterations: Annotated[int, typer.Option(help="Adam's iterations for each step.")] = 500,
@@ -78,7 +86,10 @@ def tune(
         int | None, typer.Option(help="How many last steps keep tau = t; 0 tunes all. 1 if not given, with frechet 0.")
     ] = None,
     gate: Annotated[
-        bool, typer.Option("--gate", help="A step keeps its tau only if that is better on 256 other images, too (not joint).")
+        bool,
+        typer.Option(
+            "--gate", help="A step keeps its tau only if that is better on 256 other images, too (not joint)."
+        ),
     ] = False,
     images: Annotated[int, typer.Option(help="Images to tune on.")] = 256,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
@@ -89,7 +100,9 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="Timing to write [default: data/timings/<model>/<cell>.json].")
     ] = None,
-    history: Annotated[Path | None, typer.Option(help="CSV for loss and tau of every iteration.", callback=place)] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="CSV for loss and tau of every iteration.", callback=place)
+    ] = None,
     batch: BatchOption = 64,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -128,15 +141,28 @@ def tune(
     if joint:
         frozen = JointConfig.freeze_last if freeze_last is None else freeze_last
         config = JointConfig(
-            objective, samples=samples, bounds=bounds or JointConfig.bounds, freeze_last=frozen, tries=tries, seed=seed,
+            objective,
+            samples=samples,
+            bounds=bounds or JointConfig.bounds,
+            freeze_last=frozen,
+            tries=tries,
+            seed=seed,
             optimiser=searches[optimiser],
-        )  # fmt: skip
+        )
     else:
         config = TuneConfig(
-            objective=objective, strategy=strategy, optimiser=optimiser, iterations=iterations, batch=tune_batch, lr=lr,
-            value=value, bounds=bounds, freeze_last=TuneConfig.freeze_last if freeze_last is None else freeze_last,
-            seed=seed, gate=gate,
-        )  # fmt: skip
+            objective=objective,
+            strategy=strategy,
+            optimiser=optimiser,
+            iterations=iterations,
+            batch=tune_batch,
+            lr=lr,
+            value=value,
+            bounds=bounds,
+            freeze_last=TuneConfig.freeze_last if freeze_last is None else freeze_last,
+            seed=seed,
+            gate=gate,
+        )
     bench = make_bench(model, pick_device(device), batch=batch)
     cell = Cell(solver, grid, nfe, config.name, eta)
     path = out or timing_path(bench.model.name, cell)
@@ -236,10 +262,13 @@ def evaluate(
     n: SamplesOption = 50_000,
     batch: BatchOption = 500,
     seed: SeedOption = 0,
-    results: Annotated[Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].", callback=place)] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].", callback=place)
+    ] = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of an unfinished run.")] = Path("runs/evaluate"),
     more: Annotated[
-        bool, typer.Option("--more", help="Also distance at infinitely many samples, kernel distance, precision, recall.")
+        bool,
+        typer.Option("--more", help="Also distance at infinitely many samples, kernel distance, precision, recall."),
     ] = False,
     compile: CompileOption = False,
     fast_features: FastFeaturesOption = False,
@@ -261,22 +290,35 @@ def evaluate(
     names = features or ["cifar10-resnet"]
     check_names(names)
     if weights and len(names) > 1:
-        raise BadValue(f"--weights {weights} belong to one of the features; give one --features, or put them in their usual place")
+        raise BadValue(
+            f"--weights {weights} belong to one of the features; give one --features, or put them in their usual place"
+        )
     world, where = pick_devices(device)
     yardsticks = [load_yardstick(name, dataset, where, more=more, weights=weights) for name in names]
     bench = make_bench(model, where, batch=batch, compile=compile)
-    yardsticks = [dataclasses.replace(each, features=faster(each.features, fast_features, batch, compile)) for each in yardsticks]
+    yardsticks = [
+        dataclasses.replace(each, features=faster(each.features, fast_features, batch, compile)) for each in yardsticks
+    ]
     sampler, name = _asked_for(bench, Cell(solver, grid, nfe, eta=eta), timing, gamma)
     with progress_bar("evaluate") as report:
         measured = measure_all(
-            sampler, yardsticks, n, first_seed=seed, batch=batch, work=work, world=world, keep=SIZE if more else 0,
+            sampler,
+            yardsticks,
+            n,
+            first_seed=seed,
+            batch=batch,
+            work=work,
+            world=world,
+            keep=SIZE if more else 0,
             progress=report,
-        )  # fmt: skip
+        )
     if not world.main:
         return
     rows = []
     for by, found in zip(yardsticks, measured, strict=True):
-        row = fd_row(found, sampler, by.features, dataset=dataset, reference="train", n=n, seed=seed, timing=name, world=world)
+        row = fd_row(
+            found, sampler, by.features, dataset=dataset, reference="train", n=n, seed=seed, timing=name, world=world
+        )
         rows += [row, *(more_rows(row, found, by.reference, by.bank, by.features) if by.bank else [])]
     write_rows(results or results_folder() / "fd.csv", rows, FD_COLUMNS, FD_KEY)
     for by in yardsticks:
@@ -298,7 +340,9 @@ def info(
         console.print(dataclasses.asdict(load_timing(path)))
         return
     if path is not None:
-        console.print(read_json((find_model(str(path)) or path) / CARD, "give a model's folder or name, or a timing's .json"))
+        console.print(
+            read_json((find_model(str(path)) or path) / CARD, "give a model's folder or name, or a timing's .json")
+        )
         return
     import platform
 
@@ -371,9 +415,7 @@ def analytic(
     refuse_overwrite(path, force)
     pictures = bench.tuning_images(source, images, dataset, str(data) if data else None)
     with progress_bar("analytic") as report:
-        gamma = bench.measure_gamma(
-            Cell(solver, grid, nfe), tuned, pictures, source, seed=seed, progress=report
-        )
+        gamma = bench.measure_gamma(Cell(solver, grid, nfe), tuned, pictures, source, seed=seed, progress=report)
     gamma.save(path)
     say(f"{'t':>8} {'tau':>8} {'gamma':>10} {'error':>8} {'1 - gamma':>10} {'residual':>10}")
     for row in zip(gamma.times, gamma.taus, gamma.values, gamma.errors, gamma.residuals, strict=True):

@@ -32,18 +32,27 @@ def speed(
         ),
     ] = None,
     nfe: Annotated[int, typer.Option(help="Network evaluations for an image.")] = 10,
-    features: Annotated[str, typer.Option(help="Features of the evaluation (pytorch-fid's are inception-2015).")] = "cifar10-resnet",
+    features: Annotated[
+        str, typer.Option(help="Features of the evaluation (pytorch-fid's are inception-2015).")
+    ] = "cifar10-resnet",
     optimiser: Annotated[str, typer.Option(help="Of the tuning: adam (the authors') or search.")] = "search",
     iterations: Annotated[int, typer.Option(help="Of the authors' Adam, for each step.")] = 500,
     images: Annotated[
         int | None,
-        typer.Option(help="Images to tune on, and with --against authors as many held out [default: 256]; else those of the reference [default: 10000]."),
+        typer.Option(
+            help="Images to tune on, and with --against authors as many held out [default: 256]; else those of the reference [default: 10000]."
+        ),
     ] = None,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
     dataset: Annotated[str, typer.Option(help="Data set of the real images: cifar10 or digits.")] = "cifar10",
     data: DataOption = None,
     n: Annotated[
-        int | None, typer.Option("--n", "--samples", help="Samples to time [default: 10000; against pytorch-fid and one-process 50000; authors: 0, no distance].")
+        int | None,
+        typer.Option(
+            "--n",
+            "--samples",
+            help="Samples to time [default: 10000; against pytorch-fid and one-process 50000; authors: 0, no distance].",
+        ),
     ] = None,
     batch: BatchOption = 500,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
@@ -68,7 +77,9 @@ def speed(
         raise BadValue(f"iterations must be at least 1, got {iterations}")
     bench = make_bench(model, where, batch=batch, compile=compile)
     count = images or (256 if against in (None, "authors") else 10_000)
-    pictures = bench.tuning_images(source, 2 * count if against == "authors" else count, dataset, str(data) if data else None)
+    pictures = bench.tuning_images(
+        source, 2 * count if against == "authors" else count, dataset, str(data) if data else None
+    )
     cell = Cell("ddim", "uniform", nfe)
     with tempfile.TemporaryDirectory() as folder:
         if against == "pytorch-fid":
@@ -80,7 +91,9 @@ def speed(
         elif against == "authors":
             rows = _authors(bench, pictures, source, cell, iterations, features, dataset, n or 0)
         elif world is not None:
-            rows = _one_process(bench, pictures, cell, features, world, 50_000 if n is None else n, Path(folder), compile)
+            rows = _one_process(
+                bench, pictures, cell, features, world, 50_000 if n is None else n, Path(folder), compile
+            )
         else:
             rows = _own(bench, pictures, source, cell, optimiser, features, where, 10_000 if n is None else n)
     if not rows:
@@ -95,7 +108,14 @@ def speed(
 
 
 def _own(
-    bench: Bench, images: torch.Tensor, source: str, cell: Cell, optimiser: str, features: str, where: torch.device, n: int
+    bench: Bench,
+    images: torch.Tensor,
+    source: str,
+    cell: Cell,
+    optimiser: str,
+    features: str,
+    where: torch.device,
+    n: int,
 ) -> list[dict[str, Any]]:
     from tt_lib.metrics.features import load_feature_extractor
     from tt_lib.study.speed import measure_speed
@@ -144,13 +164,16 @@ def _one_process(
 def bench(
     model: Annotated[str, typer.Option(help="A model folder, a shipped model or its data set.")] = "cifar10",
     solver: Annotated[
-        list[str] | None, typer.Option(help="Solver whose overhead is measured; may be repeated [default: ddim, dpmpp-2m, unipc].")
+        list[str] | None,
+        typer.Option(help="Solver whose overhead is measured; may be repeated [default: ddim, dpmpp-2m, unipc]."),
     ] = None,
     nfe: Annotated[int, typer.Option(help="Network evaluations for an image.")] = 10,
     batch: BatchOption = 256,
     n: Annotated[int, typer.Option(help="Images that are sampled to compare with diffusers.")] = 1024,
     repeats: Annotated[int, typer.Option(help="Runs of each; the fastest counts.")] = 3,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile our network (diffusers' runs eagerly).")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile our network (diffusers' runs eagerly).")
+    ] = False,
     results: Annotated[
         Path | None, typer.Option(help="File to add the rows to [default: data/results/speed.csv].", callback=place)
     ] = None,

@@ -25,18 +25,28 @@ from tt_lib.cli.app import (
 )
 from tt_lib.cli.sampler import BatchOption
 
-ResultsOption = Annotated[Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].", callback=place)]
+ResultsOption = Annotated[
+    Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].", callback=place)
+]
 
 
 def table(
-    config: Annotated[Path, typer.Option(help="TOML file with the cells, or the name of a shipped one: spine, timings, paper.")],
+    config: Annotated[
+        Path, typer.Option(help="TOML file with the cells, or the name of a shipped one: spine, timings, paper.")
+    ],
     data: DataOption = None,
     results: ResultsOption = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of unfinished cells.")] = Path("runs/table"),
     batch: BatchOption = 500,
-    n: Annotated[int | None, typer.Option("--n", "--samples", help="Samples for each cell, in place of the file's.")] = None,
-    tune_only: Annotated[bool, typer.Option("--tune-only", help="Tune the timings that are not there yet, measure nothing.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells, which are done, and the evaluations of the others.")] = False,
+    n: Annotated[
+        int | None, typer.Option("--n", "--samples", help="Samples for each cell, in place of the file's.")
+    ] = None,
+    tune_only: Annotated[
+        bool, typer.Option("--tune-only", help="Tune the timings that are not there yet, measure nothing.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the cells, which are done, and the evaluations of the others.")
+    ] = False,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (on a GPU).")] = False,
     fast_features: FastFeaturesOption = False,
     device: DeviceOption = "auto",
@@ -79,7 +89,9 @@ def table(
         if world.size > 1:
             raise BadValue("--tune-only is one process's work; start it without torchrun, once for each GPU")
         with progress_bar(f"tuning {config.stem}") as report:
-            count = tune_table(spec, bench, features, reference, work, data=str(data) if data else None, progress=report)
+            count = tune_table(
+                spec, bench, features, reference, work, data=str(data) if data else None, progress=report
+            )
         say(f"{count} timings tuned")
         return
     also = [load_yardstick(name, spec.dataset, where, more=spec.more) for name in spec.also]
@@ -87,8 +99,18 @@ def table(
     path = results or results_folder() / "fd.csv"
     with progress_bar(f"table {config.stem}") as report:
         rows = run_table(
-            spec, bench, features, reference, path, work, data=str(data) if data else None, force=force, bank=bank, also=also,
-            world=world, progress=report,
+            spec,
+            bench,
+            features,
+            reference,
+            path,
+            work,
+            data=str(data) if data else None,
+            force=force,
+            bank=bank,
+            also=also,
+            world=world,
+            progress=report,
         )
     if not world.main:
         return
@@ -96,8 +118,10 @@ def table(
         console.print(
             f"{row['solver']} {row['grid']} {row['nfe']} {row['timing']}: "
             f"{row['metric']} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{published_beside(row)}",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     say(f"{len(rows)} rows written to {path}")
 
 
@@ -133,12 +157,17 @@ def floor(
 def correlate(
     features: Annotated[
         list[str] | None,
-        typer.Option(help="Features, two or more times; every pair is compared [default: cifar10-resnet and cifar10-simclr]."),
+        typer.Option(
+            help="Features, two or more times; every pair is compared [default: cifar10-resnet and cifar10-simclr]."
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help="Whose samplers; its name as the rows have it.")] = "cifar10-ddpm-w64",
     n: Annotated[int, typer.Option("--n", "--samples", help="Samples of the rows that are compared.")] = 50_000,
     results: Annotated[
-        Path | None, typer.Option(help="fd.csv to read; rows go to correlation.csv beside it [default: data/results/fd.csv].", callback=place)
+        Path | None,
+        typer.Option(
+            help="fd.csv to read; rows go to correlation.csv beside it [default: data/results/fd.csv].", callback=place
+        ),
     ] = None,
 ) -> None:
     """Compare the order in which different features put the samplers, as rows: Spearman's correlation with a 95 % interval.
@@ -245,7 +274,9 @@ PROFILE_CAPTION = (
     "the step begins, with 95 % intervals."
 )
 PROFILE_ALT = "Relative direction error and accumulated truncation error over the steps, a line for each timing."
-SCATTER_CAPTION = "Fréchet distance of each sampler against four measures of how far it strays from the true trajectory."
+SCATTER_CAPTION = (
+    "Fréchet distance of each sampler against four measures of how far it strays from the true trajectory."
+)
 SCATTER_ALT = "Four scatter plots, a point for each sampler, coloured by its timing."
 
 
@@ -272,7 +303,9 @@ def direction(
         Path | None, typer.Option(help="File to add the rows to [default: data/results/direction.csv].", callback=place)
     ] = None,
     device: DeviceOption = "auto",
-    work: Annotated[Path, typer.Option(help="Folder for the locks of samplers that are being measured.")] = Path("runs/direction"),
+    work: Annotated[Path, typer.Option(help="Folder for the locks of samplers that are being measured.")] = Path(
+        "runs/direction"
+    ),
     force: ForceOption = False,
 ) -> None:
     """Measure the direction error of each step of samplers: angle, relative, local and accumulated.
@@ -300,7 +333,9 @@ def direction(
     if spec:
         cells, untimed = measurable(bench, spec.cells, most_nfe)
         if untimed:
-            say(f"{untimed} samplers are left out: their timing is not there yet; `tt table --config {config}` tunes them")
+            say(
+                f"{untimed} samplers are left out: their timing is not there yet; `tt table --config {config}` tunes them"
+            )
     else:
         lists = (solver or ["ddim"], grid or ["uniform"], nfe or [10], timing or ["untuned"])
         cells = [Cell(*names) for names in product(*lists)]
@@ -333,4 +368,6 @@ def _compare(rows, spec, model: str, folder: Path, figure: Path) -> None:
         found = correlations(joined, distance="Fréchet distance" if features == spec.features else metric_of(features))
         write_rows(folder / "correlation.csv", found, CORRELATION_COLUMNS, CORRELATION_KEY)
         for row in found:
-            say(f"{row['what']}, {row['among']}: {row['spearman']} [{row['low']}, {row['high']}], {row['cells']} samplers")
+            say(
+                f"{row['what']}, {row['among']}: {row['spearman']} [{row['low']}, {row['high']}], {row['cells']} samplers"
+            )

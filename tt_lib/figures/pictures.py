@@ -13,15 +13,15 @@ from tt_lib.figures.style import STYLE, _text_width, style
 
 # FOLDED tt_lib.figures.style
 # Every figure of the project in one style: what a colour means is said once, here.
-# 
+#
 # The palette is Okabe and Ito's, which colour-blind readers can tell apart; each name has a marker and a
 # line style too, so that a figure also reads in grey. Backgrounds are opaque white, so that a figure reads
 # on a dark page. Pictures are drawn pixel by pixel, without smoothing.
-# 
+#
 # The functions return a :class:`matplotlib.figure.Figure` that pyplot knows nothing of: no window is opened,
 # no backend is chosen, nothing has to be closed. In a notebook end the cell with ``show(fig, alt)``, which
 # stores the figure with its text alternative; in a command use :func:`save_figure`.
-# 
+#
 
 
 # --------------------------------------------------------------------------------------------- pictures

@@ -62,9 +62,14 @@ def direction_profile(frame: pd.DataFrame, measures: tuple[str, ...] = ("relativ
                 rows = here[here["timing"] == timing].sort_values("t", ascending=False)
                 if len(rows):
                     handles[timing] = axes.errorbar(
-                        rows["t"], rows[measure], yerr=rows[f"{measure}_margin"].fillna(0), capsize=2, markersize=4.5,
-                        elinewidth=1.1, **look._asdict(),
-                    )  # fmt: skip
+                        rows["t"],
+                        rows[measure],
+                        yerr=rows[f"{measure}_margin"].fillna(0),
+                        capsize=2,
+                        markersize=4.5,
+                        elinewidth=1.1,
+                        **look._asdict(),
+                    )
             values = frame.loc[frame[measure] > 0, measure]
             _plain_log_axis(axes, "y", float(values.min()), float(values.max()))
             axes.set_xlim(1.04 * float(frame["t"].max()), -0.03)
@@ -109,15 +114,15 @@ def direction_against_distance(joined: pd.DataFrame, measures: tuple[str, ...] =
 
 # FOLDED tt_lib.figures.style
 # Every figure of the project in one style: what a colour means is said once, here.
-# 
+#
 # The palette is Okabe and Ito's, which colour-blind readers can tell apart; each name has a marker and a
 # line style too, so that a figure also reads in grey. Backgrounds are opaque white, so that a figure reads
 # on a dark page. Pictures are drawn pixel by pixel, without smoothing.
-# 
+#
 # The functions return a :class:`matplotlib.figure.Figure` that pyplot knows nothing of: no window is opened,
 # no backend is chosen, nothing has to be closed. In a notebook end the cell with ``show(fig, alt)``, which
 # stores the figure with its text alternative; in a command use :func:`save_figure`.
-# 
+#
 
 
 # ------------------------------------------------------------------------------------------------ plots

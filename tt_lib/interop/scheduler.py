@@ -75,9 +75,17 @@ class Adapted:
     ) -> Timing:
         """A timing for this sampler with the conditioning times ``taus``; by default untuned, tau = t."""
         return Timing(
-            name, tuple(taus or self.times), self.times, model, self.schedule.name, self.solver.name,
-            dict(self.solver.options), self.grid.name, self.grid.times, weights=weights,
-        )  # fmt: skip
+            name,
+            tuple(taus or self.times),
+            self.times,
+            model,
+            self.schedule.name,
+            self.solver.name,
+            dict(self.solver.options),
+            self.grid.name,
+            self.grid.times,
+            weights=weights,
+        )
 
 
 def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) -> Adapted:

@@ -21,7 +21,9 @@ def shipped_timings(model: str, solver: str | None = None, nfe: int | None = Non
     found = [load_timing(path) for path in sorted(folder.glob("*.json"))]
     if not found:
         raise MissingFile(f"no timing of {model!r} in {folder}; tune one with `tt tune` or `tt table`")
-    return [timing for timing in found if timing.solver == (solver or timing.solver) and timing.nfe == (nfe or timing.nfe)]
+    return [
+        timing for timing in found if timing.solver == (solver or timing.solver) and timing.nfe == (nfe or timing.nfe)
+    ]
 
 
 def timings_figure(timings: list[Timing]) -> Figure:

@@ -104,9 +104,9 @@ def calls_explorer() -> Any:
 
 # FOLDED tt_lib.lessons.diffusers
 # A network with a known answer: a Gaussian mixture that stands where a pipeline of diffusers expects a UNet.
-# 
+#
 # It is called as ``network(x, timestep).sample`` and answers exactly, so whatever a pipeline then gets wrong is the pipeline's.
-# 
+#
 
 
 WIDENED = 0.01

@@ -34,7 +34,9 @@ def toy_directions(solver: str, steps: int) -> pd.DataFrame:
     times = torch.linspace(BEGIN, END, steps + 1, dtype=torch.float64)
     start = torch.randn(SAMPLES, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     predictor = MixturePredictor(ring_2d(), schedule)
-    return measure_directions(predictor, schedule, make_solver(solver), Grid("even", tuple(times.tolist())), start).frame()
+    return measure_directions(
+        predictor, schedule, make_solver(solver), Grid("even", tuple(times.tolist())), start
+    ).frame()
 
 
 def direction_figure(steps: int) -> Figure:

@@ -54,7 +54,9 @@ def paths(steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     exact = exact_trajectory(mixture, start, fine, schedule)[..., 0] / schedule.alpha(fine)[:, None]
     stops = torch.linspace(BEGIN, END, steps + 1, dtype=torch.float64)
     run = drive(
-        make_solver("ddim")(start, Grid("even", tuple(stops.tolist())), schedule), MixturePredictor(mixture, schedule), keep=True
+        make_solver("ddim")(start, Grid("even", tuple(stops.tolist())), schedule),
+        MixturePredictor(mixture, schedule),
+        keep=True,
     )
     states = torch.stack([*(request.x for request in run.trajectory), run.x])[..., 0]
     return schedule.rho(fine), exact, schedule.rho(stops), states / schedule.alpha(stops)[:, None]
@@ -68,7 +70,14 @@ def paths_figure(steps: int) -> Figure:
         axes = figure.subplots()
         for k in range(exact.shape[1]):
             axes.plot(rho, exact[:, k], color=BLACK, linestyle="-", label="true trajectory" if k == 0 else None)
-            axes.plot(stops, made[:, k], color=VERMILLION, linestyle="--", marker="o", label=f"DDIM, {steps} steps" if k == 0 else None)
+            axes.plot(
+                stops,
+                made[:, k],
+                color=VERMILLION,
+                linestyle="--",
+                marker="o",
+                label=f"DDIM, {steps} steps" if k == 0 else None,
+            )
         axes.set(xlabel="rho = sigma / alpha (noise on the right, data on the left)", ylabel="y = x / alpha")
         axes.legend()
     return figure

@@ -43,7 +43,9 @@ def fact(file: str, column: str = "value", digits: int = 2, **where: Any) -> str
         rows = exact
     if len(rows) != 1:
         asked = ", ".join(f"{name}={value!r}" for name, value in where.items())
-        raise BadValue(f"{len(rows)} rows of {file}.csv fit {asked or 'no condition'}; name more columns, or measure the row first")
+        raise BadValue(
+            f"{len(rows)} rows of {file}.csv fit {asked or 'no condition'}; name more columns, or measure the row first"
+        )
     return f"{rows[column].iloc[0]:,.{digits}f}"
 
 
@@ -84,10 +86,10 @@ def check(name: str, test: Callable[[], None]) -> None:
 
 # FOLDED tt_lib.lessons.kit
 # One variable for the size of a lesson: the same cells run in a test, on a laptop and on a GPU.
-# 
+#
 # ``TT_SCALE`` is ``ci`` (seconds, for the tests; what the stored outputs are of), ``laptop`` (minutes on a CPU) or ``full`` (a GPU).
 # It changes sizes only, never what is computed.
-# 
+#
 
 
 SCALES = ("ci", "laptop", "full")

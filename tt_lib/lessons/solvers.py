@@ -49,8 +49,16 @@ LOOKS = [
     LineStyle(VERMILLION, "h", (0, (9, 1.5))),
 ]
 FIXED = {
-    "ddim": 0, "heun": 1, "dpmpp-2m": 2, "plms": 3, "ipndm-v": 4, "unipc": 5, "deis-tab": 6, "dpmpp-3m": 7, "dpmpp-3m,variant=exact": 8,
-}  # fmt: skip
+    "ddim": 0,
+    "heun": 1,
+    "dpmpp-2m": 2,
+    "plms": 3,
+    "ipndm-v": 4,
+    "unipc": 5,
+    "deis-tab": 6,
+    "dpmpp-3m": 7,
+    "dpmpp-3m,variant=exact": 8,
+}
 """A solver looks alike in every figure; others take what is free."""
 
 
@@ -102,7 +110,9 @@ def with_run_up(times: Tensor, schedule: Schedule) -> Tensor:
 def evaluations(solver: Solver, times: Tensor, schedule: Schedule) -> list[Request]:
     """The requests of one run, made with a network that answers nothing but zeros. (An analytic solver must have its gamma.)"""
     start = torch.zeros(1, 1, dtype=torch.float64)
-    return drive(solver(start, times, schedule, torch.zeros_like), lambda x, t, tau: torch.zeros_like(x), keep=True).trajectory
+    return drive(
+        solver(start, times, schedule, torch.zeros_like), lambda x, t, tau: torch.zeros_like(x), keep=True
+    ).trajectory
 
 
 def per_step(requests: Sequence[Request]) -> list[int]:
@@ -143,10 +153,16 @@ def registry_table(steps: int = 6) -> pd.DataFrame:
     for name, solver in SOLVERS.items():
         counts = per_step(evaluations(with_gamma(solver, steps), times, schedule))
         same = first.setdefault(solver.function, name)
-        rows.append({
-            "solver": name, "family": family(solver, counts), "each step": " ".join(map(str, counts)), "NFE": sum(counts),
-            "smallest NFE": smallest_budget(solver, schedule), "same as": "" if same == name else same,
-        })  # fmt: skip
+        rows.append(
+            {
+                "solver": name,
+                "family": family(solver, counts),
+                "each step": " ".join(map(str, counts)),
+                "NFE": sum(counts),
+                "smallest NFE": smallest_budget(solver, schedule),
+                "same as": "" if same == name else same,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -219,7 +235,15 @@ def draw_weights(axes: Axes, found: Weights, title: str) -> Any:
         for j, value in enumerate(row):
             if abs(value) >= 0.005:
                 colour = "white" if abs(value) > 0.6 * SATURATED else BLACK
-                axes.text(j, i, f"{value:.2f}".replace("-", "−"), ha="center", va="center", fontsize=9 if len(row) < 8 else 7, color=colour)
+                axes.text(
+                    j,
+                    i,
+                    f"{value:.2f}".replace("-", "−"),
+                    ha="center",
+                    va="center",
+                    fontsize=9 if len(row) < 8 else 7,
+                    color=colour,
+                )
     axes.set_yticks(range(len(found.table)), [str(k) for k in range(len(found.table))])
     axes.set_xticks(range(len(found.asked)), step_names(found.asked))
     axes.set(title=title, xlabel="evaluation", ylabel="step")
@@ -249,7 +273,9 @@ def weights_figure(names: Sequence[str], spacing: str, steps: int, of: str = "ep
             axes.set_visible(False)
         for axes, (name, weights) in zip(panels.flat, found.items(), strict=False):
             image = draw_weights(axes, weights, name)
-        figure.colorbar(image, ax=panels, extend="both", label=f"weight of {'an answer eps' if of == 'eps' else 'a prediction x0'}")
+        figure.colorbar(
+            image, ax=panels, extend="both", label=f"weight of {'an answer eps' if of == 'eps' else 'a prediction x0'}"
+        )
     return figure
 
 
@@ -286,13 +312,20 @@ def orders(errors: Sequence[float]) -> list[float]:
 
 
 def ladder_errors(
-    solvers: Sequence[str | Solver], spacing: str = SPACINGS[0], ladder: Sequence[int] = LADDER, start: float = START, run_up: bool = False
+    solvers: Sequence[str | Solver],
+    spacing: str = SPACINGS[0],
+    ladder: Sequence[int] = LADDER,
+    start: float = START,
+    run_up: bool = False,
 ) -> dict[str, list[float]]:
     """The largest error at :data:`END` of nine states of a mixture of two Gaussians, for each solver and each number of steps.
 
     ``run_up``: cut the first step, see :func:`with_run_up`. Solvers are the registry's, perhaps spelled with options, ``dpmpp-3m,variant=exact``, or your own, ``Solver("mine", function)``.
     """
-    named = {each if isinstance(each, str) else each.name: make_solver(each) if isinstance(each, str) else each for each in solvers}
+    named = {
+        each if isinstance(each, str) else each.name: make_solver(each) if isinstance(each, str) else each
+        for each in solvers
+    }
     mixture, schedule = two_modes_1d(scale=0.4), ContinuousLinearVP()
     x = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None]
     exact = exact_flow(mixture, x, start, END, schedule, rtol=1e-12)
@@ -311,7 +344,9 @@ def ladder_figure(panels: dict[str, dict[str, list[float]]], ladder: Sequence[in
     looks = looks_of(name for errors in panels.values() for name in errors)
     with style():
         figure = Figure(figsize=(0.8 + 4.4 * max(len(panels), 1.5), 5.2 if len(panels) == 1 else 4.4))
-        for axes, (title, errors) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True):
+        for axes, (title, errors) in zip(
+            figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
+        ):
             for name, values in errors.items():
                 axes.plot(ladder, values, label=f"{name}: {orders(values)[-1]:.1f}", **looks[name])
             axes.set(yscale="log", title=title)
@@ -376,7 +411,9 @@ def few_steps_figure(panels: dict[str, FewSteps]) -> Figure:
     looks = looks_of(name for found in panels.values() for name in found.errors)
     with style():
         figure = Figure(figsize=(0.8 + 4.0 * len(panels), 4.4))
-        for axes, (grid, found) in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True):
+        for axes, (grid, found) in zip(
+            figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
+        ):
             for name, values in found.errors.items():
                 axes.plot(found.nfes, values, label=name, **looks[name])
             axes.set(yscale="log", title=f"grid: {grid}")
@@ -399,7 +436,9 @@ class Moments:
     right_spread: float
 
 
-def gaussian_moments(solver: Solver, times: Tensor, schedule: Schedule, mean: float = 0.5, scale: float = 0.25) -> Moments:
+def gaussian_moments(
+    solver: Solver, times: Tensor, schedule: Schedule, mean: float = 0.5, scale: float = 0.25
+) -> Moments:
     """Exactly what a solver, noise and all, makes of N(mean, scale^2), without drawing a number.
 
     On one Gaussian eps is linear, so the end is a sum: of the start, of a constant and of every noise that is drawn. The state is the
@@ -407,7 +446,9 @@ def gaussian_moments(solver: Solver, times: Tensor, schedule: Schedule, mean: fl
     An analytic solver gets the gamma that is exact for these data.
     """
     if solver.needs_gamma:
-        solver = make_solver(solver.name, **{**solver.options, "gamma": tuple(_gamma(time, schedule, scale) for time in times[:-1])})
+        solver = make_solver(
+            solver.name, **{**solver.options, "gamma": tuple(_gamma(time, schedule, scale) for time in times[:-1])}
+        )
     units: Iterator[Tensor] = iter(torch.eye(2 + 2 * len(times), dtype=torch.float64)[2:, None])
     constant = torch.eye(2 + 2 * len(times), dtype=torch.float64)[1:2]
 
@@ -440,7 +481,9 @@ def spread_figure(solvers: dict[str, Solver], steps: Sequence[int], start: float
         axes = figure.subplots()
         axes.axhline(1, color=GREY, linewidth=1)
         for name, solver in solvers.items():
-            found = [gaussian_moments(solver, spaced("even in t", count, schedule, start, end), schedule) for count in steps]
+            found = [
+                gaussian_moments(solver, spaced("even in t", count, schedule, start, end), schedule) for count in steps
+            ]
             axes.plot(steps, [each.spread / each.right_spread for each in found], label=name, **looks[name])
         axes.set(ylabel="spread of the samples\n(1 = right)", ylim=(0, None))
         count_axis(axes, steps, "steps")

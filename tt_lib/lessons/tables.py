@@ -30,7 +30,9 @@ def ranking_explorer(rows: pd.DataFrame, timings: Sequence[str], most: int | Non
 
     # Only budgets that have an untuned row in each of the features: every choice has something to draw.
     tables = {str(name): own for name, own in rows.groupby("features", sort=False)}
-    shared = set.intersection(*({int(nfe) for nfe in own.loc[own["timing"] == timings[0], "nfe"]} for own in tables.values()))
+    shared = set.intersection(
+        *({int(nfe) for nfe in own.loc[own["timing"] == timings[0], "nfe"]} for own in tables.values())
+    )
     features = ipywidgets.Dropdown(options=list(tables), description="features")
     budget = ipywidgets.SelectionSlider(options=sorted(shared), description="NFE")
     tuned = ipywidgets.Checkbox(value=True, description="tuned ones, too")
@@ -48,9 +50,12 @@ def ranking_explorer(rows: pd.DataFrame, timings: Sequence[str], most: int | Non
 SATURATED = 0.4
 """Changes beyond this have the map's last colour: one ruined sampler must not hide what happens to the others."""
 KINDS = {
-    "untuned": "untuned", "consistency": "consistency-parallel", "truncation": "truncation-parallel", "frechet-joint": "frechet-joint",
+    "untuned": "untuned",
+    "consistency": "consistency-parallel",
+    "truncation": "truncation-parallel",
+    "frechet-joint": "frechet-joint",
     "constant": "constant",
-}  # fmt: skip
+}
 """How the kinds of timings are drawn: each as the timing of :data:`tt_lib.figures.style.LINE_STYLES` that stands for it."""
 OTHERS = "corrections and others"
 TICKS = (0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50, 100)
@@ -74,7 +79,9 @@ def gain_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
     return _heat_maps({timing: found[found["timing"] == timing] for timing in timings})
 
 
-def judges_map(frame: pd.DataFrame, timing: str, features: tuple[str, str], n: int, model: str, grids: Sequence[str]) -> Figure:
+def judges_map(
+    frame: pd.DataFrame, timing: str, features: tuple[str, str], n: int, model: str, grids: Sequence[str]
+) -> Figure:
     """What one kind of tuning changed by two judges: a panel for each kind of features, a line a solver and grid, a column an NFE.
 
     Args:
@@ -89,11 +96,20 @@ def judges_map(frame: pd.DataFrame, timing: str, features: tuple[str, str], n: i
     found = changes_in_both(frame, features, n, model)
     found = found[(found["timing"] == timing) & found["grid"].isin(grids)]
     if found.empty:
-        raise BadValue(f"no sampler with {timing} was measured in both {features[0]} and {features[1]}; measure some with `tt table`")
+        raise BadValue(
+            f"no sampler with {timing} was measured in both {features[0]} and {features[1]}; measure some with `tt table`"
+        )
     # Grid by grid: the grid decides more than the solver.
-    found = found.assign(sampler=found["solver"] + ", " + found["grid"], place=[grids.index(grid) for grid in found["grid"]])
+    found = found.assign(
+        sampler=found["solver"] + ", " + found["grid"], place=[grids.index(grid) for grid in found["grid"]]
+    )
     found = found.sort_values(["place", "solver"], kind="stable")
-    return _heat_maps({name: found.assign(change=found[f"change_{place}"]) for name, place in zip(features, ("first", "second"), strict=True)})
+    return _heat_maps(
+        {
+            name: found.assign(change=found[f"change_{place}"])
+            for name, place in zip(features, ("first", "second"), strict=True)
+        }
+    )
 
 
 def _heat_maps(panels: Mapping[str, pd.DataFrame]) -> Figure:
@@ -101,15 +117,30 @@ def _heat_maps(panels: Mapping[str, pd.DataFrame]) -> Figure:
     everything = pd.concat(panels.values())
     samplers, budgets = list(dict.fromkeys(everything["sampler"])), sorted(everything["nfe"].unique())
     with style():
-        figure = Figure(figsize=(2.2 + 1.0 * len(panels) * max(2.2, 0.75 * len(budgets)), 1.5 + (0.36 if len(samplers) < 12 else 0.28) * len(samplers)))
+        figure = Figure(
+            figsize=(
+                2.2 + 1.0 * len(panels) * max(2.2, 0.75 * len(budgets)),
+                1.5 + (0.36 if len(samplers) < 12 else 0.28) * len(samplers),
+            )
+        )
         drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for panel, (title, own) in zip(drawn, panels.items(), strict=True):
-            table = own.pivot_table(index="sampler", columns="nfe", values="change").reindex(index=samplers, columns=budgets)
+            table = own.pivot_table(index="sampler", columns="nfe", values="change").reindex(
+                index=samplers, columns=budgets
+            )
             image = panel.imshow(table, cmap="PuOr_r", vmin=-SATURATED, vmax=SATURATED, aspect="auto")
             for (i, j), value in np.ndenumerate(table.to_numpy()):
                 if np.isfinite(value):
                     dark = abs(value) > 0.7 * SATURATED
-                    panel.text(j, i, f"{100 * value:+.0f}", ha="center", va="center", fontsize=9, color="white" if dark else "black")
+                    panel.text(
+                        j,
+                        i,
+                        f"{100 * value:+.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=9,
+                        color="white" if dark else "black",
+                    )
             panel.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
             panel.set_yticks(range(len(samplers)), samplers)
             panel.set(title=title, xlabel="NFE")
@@ -125,7 +156,9 @@ def kind(timing: str) -> str:
 
 def _looks(kinds: pd.Series) -> dict[str, LineStyle]:
     """A style for each kind that occurs, in the order of :data:`KINDS`."""
-    fixed = {name: line_styles([stands])[stands] for name, stands in KINDS.items()} | {OTHERS: LineStyle(GREY, "*", "none")}
+    fixed = {name: line_styles([stands])[stands] for name, stands in KINDS.items()} | {
+        OTHERS: LineStyle(GREY, "*", "none")
+    }
     return {name: look for name, look in fixed.items() if (kinds == name).any()}
 
 
@@ -140,17 +173,30 @@ def features_scatter(frame: pd.DataFrame, features: tuple[str, str], n: int, mod
     """
     found = beside_each_other(frame, *features, model, n)
     if found.empty:
-        raise BadValue(f"no sampler of {model} has rows of {n} samples in both {features[0]} and {features[1]}; measure some with `tt table`")
+        raise BadValue(
+            f"no sampler of {model} has rows of {n} samples in both {features[0]} and {features[1]}; measure some with `tt table`"
+        )
     found = found.assign(kind=found["timing"].map(kind))
     with style():
         figure = Figure(figsize=(7.2, 5.6))
         axes = figure.subplots()
         for name, look in _looks(found["kind"]).items():
             own = found[found["kind"] == name]
-            axes.plot(own["first"], own["second"], color=look.color, marker=look.marker, linestyle="", markersize=5, alpha=0.7, label=name)
+            axes.plot(
+                own["first"],
+                own["second"],
+                color=look.color,
+                marker=look.marker,
+                linestyle="",
+                markersize=5,
+                alpha=0.7,
+                label=name,
+            )
         for which, values in (("x", found["first"]), ("y", found["second"])):
             _log_axis(axes, which, values, (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100))
-        axes.set(xlabel=f"Fréchet distance ({features[0]} features)", ylabel=f"Fréchet distance ({features[1]} features)")
+        axes.set(
+            xlabel=f"Fréchet distance ({features[0]} features)", ylabel=f"Fréchet distance ({features[1]} features)"
+        )
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -168,7 +214,9 @@ def judges_figure(frame: pd.DataFrame, features: tuple[str, str], n: int, model:
     """
     found = changes_in_both(frame, features, n, model)
     if found.empty:
-        raise BadValue(f"no tuned sampler of {model} has rows of {n} samples in both {features[0]} and {features[1]}; measure some with `tt table`")
+        raise BadValue(
+            f"no tuned sampler of {model} has rows of {n} samples in both {features[0]} and {features[1]}; measure some with `tt table`"
+        )
     found = found.assign(kind=found["timing"].map(kind), x=1 + found["change_first"], y=1 + found["change_second"])
     counts = found["together"].value_counts()
     with style():
@@ -183,16 +231,30 @@ def judges_figure(frame: pd.DataFrame, features: tuple[str, str], n: int, model:
             axes.plot(own.loc[unsure, "x"], own.loc[unsure, "y"], alpha=0.2, **drawn)
             axes.plot(own.loc[~unsure, "x"], own.loc[~unsure, "y"], alpha=0.85, label=name, **drawn)
         for which, values in (("x", found["x"]), ("y", found["y"])):
-            _log_axis(axes, which, pd.concat([values, pd.Series([0.7, 1.4])]), (0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20), margin=1.6)
+            _log_axis(
+                axes, which, pd.concat([values, pd.Series([0.7, 1.4])]), (0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20), margin=1.6
+            )
         for place, called in (
             ((0.02, 0.02), AGREED_BETTER),
             ((0.02, 0.98), f"better in {features[0]} only"),
             ((0.98, 0.02), f"better in {features[1]} only"),
             ((0.98, 0.98), AGREED_WORSE),
         ):
-            sides: dict[str, Any] = {"ha": "left" if place[0] < 0.5 else "right", "va": "bottom" if place[1] < 0.5 else "top"}
-            axes.text(*place, f"{called}: {counts.get(called, 0)}", transform=axes.transAxes, fontsize=10, bbox={"color": "white", "pad": 1}, **sides)
-        axes.set(xlabel=f"distance, tuned over untuned ({features[0]} features)", ylabel=f"the same ({features[1]} features)")
+            sides: dict[str, Any] = {
+                "ha": "left" if place[0] < 0.5 else "right",
+                "va": "bottom" if place[1] < 0.5 else "top",
+            }
+            axes.text(
+                *place,
+                f"{called}: {counts.get(called, 0)}",
+                transform=axes.transAxes,
+                fontsize=10,
+                bbox={"color": "white", "pad": 1},
+                **sides,
+            )
+        axes.set(
+            xlabel=f"distance, tuned over untuned ({features[0]} features)", ylabel=f"the same ({features[1]} features)"
+        )
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
@@ -213,7 +275,9 @@ def ranking(rows: pd.DataFrame, nfe: int, timings: Sequence[str]) -> pd.DataFram
     Raises:
         BadValue: no row of that budget.
     """
-    found = rows[(rows["nfe"] == nfe) & rows["timing"].isin(timings)].sort_values("value", kind="stable", ignore_index=True)
+    found = rows[(rows["nfe"] == nfe) & rows["timing"].isin(timings)].sort_values(
+        "value", kind="stable", ignore_index=True
+    )
     if found.empty:
         known = ", ".join(map(str, sorted(rows["nfe"].unique())))
         raise BadValue(f"no row of NFE {nfe}; choose one of {known}")

@@ -53,7 +53,9 @@ def step_losses(toy: str, t: float, s: float, points: int = 200) -> StepLosses:
     """
     choose("toy", toy, tuple(TOYS))
     if not LOWEST < s < t < 1:
-        raise BadValue(f"a step goes from a later time to an earlier one, between {LOWEST} and 1; got t = {t} and s = {s}")
+        raise BadValue(
+            f"a step goes from a later time to an earlier one, between {LOWEST} and 1; got t = {t} and s = {s}"
+        )
     mixture, schedule = TOYS[toy], linear_betas()
     predictor = MixturePredictor(mixture, schedule)
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +75,10 @@ def step_losses(toy: str, t: float, s: float, points: int = 200) -> StepLosses:
 def losses_figure(toy: str, t: float, s: float) -> Figure:
     """:func:`step_losses` drawn, each as a share of its value at tau = t, with its minimum."""
     found = step_losses(toy, t, s)
-    looks = {"truncation": (found.truncation, BLUE, "-", "D"), "consistency": (found.consistency, VERMILLION, "--", "^")}
+    looks = {
+        "truncation": (found.truncation, BLUE, "-", "D"),
+        "consistency": (found.consistency, VERMILLION, "--", "^"),
+    }
     with style():
         figure = Figure(figsize=(7, 4))
         axes = figure.subplots()
@@ -84,7 +89,13 @@ def losses_figure(toy: str, t: float, s: float) -> Figure:
             axes.plot(found.taus, share, color=colour, linestyle=line, label=name)
             lowest = int(share.argmin())
             axes.plot(found.taus[lowest], share[lowest], color=colour, marker=marker, markersize=9, linestyle="none")
-        axes.set(xlabel="tau, the time that is told", ylabel="loss of the step\n(1 = untuned)", ylim=(0, 2), xlim=(0, 1), title=toy)
+        axes.set(
+            xlabel="tau, the time that is told",
+            ylabel="loss of the step\n(1 = untuned)",
+            ylim=(0, 2),
+            xlim=(0, 1),
+            title=toy,
+        )
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -95,5 +106,7 @@ def tuner_explorer() -> Any:
 
     toy = ipywidgets.Dropdown(options=list(TOYS), value="two modes", description="data")
     t = ipywidgets.FloatSlider(value=0.42, min=0.2, max=0.9, step=0.02, description="t", continuous_update=False)
-    length = ipywidgets.FloatSlider(value=0.16, min=0.02, max=0.6, step=0.02, description="t - s", continuous_update=False)
+    length = ipywidgets.FloatSlider(
+        value=0.16, min=0.02, max=0.6, step=0.02, description="t - s", continuous_update=False
+    )
     return explorer([toy, t, length], lambda toy, t, length: losses_figure(toy, t, max(t - length, 2 * LOWEST)))

@@ -71,7 +71,9 @@ class Directions:
             for name in MEASURES:
                 values = getattr(self, name)[k]
                 row[name] = values.mean().item()
-                row[f"{name}_margin"] = 1.96 * values.std().item() / len(values) ** 0.5 if len(values) > 1 else float("nan")
+                row[f"{name}_margin"] = (
+                    1.96 * values.std().item() / len(values) ** 0.5 if len(values) > 1 else float("nan")
+                )
             rows.append(row | {"doubt": self.doubt[k].mean().item()})
         return pd.DataFrame(rows)
 
@@ -118,10 +120,15 @@ def measure_directions(
         target = flow(states[k], t, s)
         doubt = torch.zeros(len(x)).double() if exact else _rms(coarse(states[k], t, s) - target)
         used, true = (_direction(schedule, states[k], end, t, s) for end in (states[k + 1], target))
-        rows.append((
-            _angle(used, true), _length(used - true) / _length(true).square().mean().sqrt(), _rms(states[k + 1] - target),
-            _rms(states[k + 1] - whole[k + 1]), doubt,
-        ))  # fmt: skip
+        rows.append(
+            (
+                _angle(used, true),
+                _length(used - true) / _length(true).square().mean().sqrt(),
+                _rms(states[k + 1] - target),
+                _rms(states[k + 1] - whole[k + 1]),
+                doubt,
+            )
+        )
         if progress:
             progress(k + 1, grid.steps, f"interval {k + 1} of {grid.steps}")
     return Directions(grid.times, *(torch.stack(column).cpu() for column in zip(*rows, strict=True)))
@@ -157,9 +164,7 @@ def _flows(predictor: Predictor, schedule: Schedule, substeps: int) -> tuple[Flo
         raise BadValue(f"substeps must be even and at least 2, got {substeps}")
     if isinstance(predictor, MixturePredictor) and _is_exact(predictor, schedule):
         return (lambda x, t, s: exact_flow(predictor, x, t, s, schedule),) * 2
-    return tuple(
-        lambda x, t, s, n=n: fine_solution(predictor, schedule, x, t, s, n) for n in (substeps, substeps // 2)
-    )  # type: ignore[return-value]
+    return tuple(lambda x, t, s, n=n: fine_solution(predictor, schedule, x, t, s, n) for n in (substeps, substeps // 2))  # type: ignore[return-value]
 
 
 def _direction(schedule: Schedule, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Tensor:

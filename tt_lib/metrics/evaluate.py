@@ -83,9 +83,13 @@ def drawing(sampler: Sampler, start: StartNoise | None = None) -> StartNoise | N
 
 
 def _statistics(
-    sampler: Sampler, features: Features, drawn: Iterable[tuple[range, Tensor | None]], world: World,
-    collect: Callable[[int, Tensor], None] | None, progress: Callable[[int], None] | None,
-) -> tuple[FeatureStatistics, int]:  # fmt: skip
+    sampler: Sampler,
+    features: Features,
+    drawn: Iterable[tuple[range, Tensor | None]],
+    world: World,
+    collect: Callable[[int, Tensor], None] | None,
+    progress: Callable[[int], None] | None,
+) -> tuple[FeatureStatistics, int]:
     """:func:`sample_statistics` of this process's batches, each with its x_T."""
     found = empty_statistics(features)
     nfe = 0
@@ -102,9 +106,7 @@ def _statistics(
     return found.joined(world), max(world.gather(nfe))
 
 
-def measure(
-    sampler: Sampler, features: Features, reference: FeatureStatistics, n: int, **options: Any
-) -> Measured:
+def measure(sampler: Sampler, features: Features, reference: FeatureStatistics, n: int, **options: Any) -> Measured:
     """The Fréchet distance of ``n`` samples from the reference: :func:`measure_all` with one yardstick and the same options."""
     return measure_all(sampler, [Yardstick(features, reference)], n, **options)[0]
 
@@ -123,7 +125,10 @@ def measure_all(
     """
     found = sample_sets(sampler, yardsticks, n, world=world, **options)
     nfe = int(found[0][-1][0].meta["nfe"])
-    return [_measured(sets, each.reference.to(each.features.device), nfe, world) for sets, each in zip(found, yardsticks, strict=True)]
+    return [
+        _measured(sets, each.reference.to(each.features.device), nfe, world)
+        for sets, each in zip(found, yardsticks, strict=True)
+    ]
 
 
 def sample_sets(
@@ -158,11 +163,17 @@ def sample_sets(
     """
     check_n(n)
     size, share, done = n // SETS, min(n, keep) // SETS, 0
-    paths = list(zip(*(set_files(sampler, each.features, n, first_seed, work) if work else [None] * SETS for each in yardsticks), strict=True))
+    paths = list(
+        zip(
+            *(set_files(sampler, each.features, n, first_seed, work) if work else [None] * SETS for each in yardsticks),
+            strict=True,
+        )
+    )
     sets = world.decide([_found(of_set, share) for of_set in paths] if world.main else [])
     lacking = [[number for number in range(len(yardsticks)) if number not in found] for found in sets]
     plans = [
-        world.share(list(batches(first_seed + index * size, size, batch))) if numbers else [] for index, numbers in enumerate(lacking)
+        world.share(list(batches(first_seed + index * size, size, batch))) if numbers else []
+        for index, numbers in enumerate(lacking)
     ]
     # Noise is drawn ahead across the sets, and a finished set is written while the next is sampled: the device need not wait.
     drawn = drawn_ahead([part for plan in plans for part in plan], drawing(sampler, start))
@@ -203,9 +214,13 @@ def _finish(writing: list[Future]) -> None:
 
 
 def _take(
-    sampler: Sampler, features: JoinedFeatures, drawn: Iterable[tuple[range, Tensor | None]], first: _First, world: World,
+    sampler: Sampler,
+    features: JoinedFeatures,
+    drawn: Iterable[tuple[range, Tensor | None]],
+    first: _First,
+    world: World,
     tell: Callable[[int], None],
-) -> list[_Set]:  # fmt: skip
+) -> list[_Set]:
     """What a set is like in each of the joined features, the NFE in the statistics' ``meta``."""
     joined, nfe = _statistics(sampler, features, drawn, world, first if first.count else None, tell)
     joined.meta = {"nfe": str(nfe)}
@@ -320,12 +335,24 @@ def fd_row(
 ) -> dict[str, Any]:
     """A row of ``fd.csv``."""
     return {
-        "dataset": dataset, "model": sampler.model, "solver": sampler.solver.spelling, "grid": sampler.grid.name,
-        "nfe": measured.nfe, "eta": sampler.solver.eta, "timing": timing, "metric": features.metric,
-        "features": features.name, "reference": reference, "n": n, "value": round(measured.value, 6),
-        "low": round(measured.low, 6), "high": round(measured.high, 6), "seed": seed,
-        "device": device_name(sampler.device, world.size), **provenance(),
-    }  # fmt: skip
+        "dataset": dataset,
+        "model": sampler.model,
+        "solver": sampler.solver.spelling,
+        "grid": sampler.grid.name,
+        "nfe": measured.nfe,
+        "eta": sampler.solver.eta,
+        "timing": timing,
+        "metric": features.metric,
+        "features": features.name,
+        "reference": reference,
+        "n": n,
+        "value": round(measured.value, 6),
+        "low": round(measured.low, 6),
+        "high": round(measured.high, 6),
+        "seed": seed,
+        "device": device_name(sampler.device, world.size),
+        **provenance(),
+    }
 
 
 def floor_row(
@@ -335,13 +362,29 @@ def floor_row(
     value, low, high = jackknife_interval(sets, reference)
     n = sum(part.n for part in sets)
     return {
-        "dataset": dataset, "model": "test images", "solver": "floor", "grid": "", "nfe": 0, "eta": 0.0, "timing": "floor",
-        "metric": features.metric, "features": features.name, "reference": "train", "n": n, "value": round(value, 6),
-        "low": round(low, 6), "high": round(high, 6), "seed": 0, "device": device_name(features.device), **provenance(),
-    }  # fmt: skip
+        "dataset": dataset,
+        "model": "test images",
+        "solver": "floor",
+        "grid": "",
+        "nfe": 0,
+        "eta": 0.0,
+        "timing": "floor",
+        "metric": features.metric,
+        "features": features.name,
+        "reference": "train",
+        "n": n,
+        "value": round(value, 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
+        "seed": 0,
+        "device": device_name(features.device),
+        **provenance(),
+    }
 
 
-def more_rows(row: dict[str, Any], measured: Measured, reference: FeatureStatistics, bank: FeatureBank, features: Features) -> list[dict[str, Any]]:
+def more_rows(
+    row: dict[str, Any], measured: Measured, reference: FeatureStatistics, bank: FeatureBank, features: Features
+) -> list[dict[str, Any]]:
     """Rows for what a Fréchet distance does not say, of the same samples as its own ``row``.
 
     ``FD-infinity`` (:func:`tt_lib.metrics.frechet.extrapolated_interval`), ``kernel distance`` (``KID`` in Inception's features),

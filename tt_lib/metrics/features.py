@@ -146,10 +146,10 @@ def _statistics(pixels: Tensor, features: Features, batch: int, meta: dict[str, 
 
 # FOLDED tt_lib.metrics.features
 # Inception-2015 features as fast as a GPU gives them: float16, channels last, compiled, batches of one size.
-# 
+#
 # A distance may be taken in them where it is measured to agree with the distance in float32 (`tt speed --against pytorch-fid`
 # writes both). float16 and not bfloat16: it has eight times its precision at the same speed, and the activations fit its range.
-# 
+#
 
 
 class FastNetwork(nn.Module):

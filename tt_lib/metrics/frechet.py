@@ -88,7 +88,10 @@ def jackknife_interval(
 
 
 def paired_interval(
-    before: Sequence[FeatureStatistics], after: Sequence[FeatureStatistics], reference: FeatureStatistics, level: float = 0.95
+    before: Sequence[FeatureStatistics],
+    after: Sequence[FeatureStatistics],
+    reference: FeatureStatistics,
+    level: float = 0.95,
 ) -> tuple[float, float, float]:
     """How much lower the distance is after a change than before it, with a confidence interval: (gain, low, high).
 

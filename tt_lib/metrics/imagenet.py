@@ -48,6 +48,8 @@ class ImageNetFeatures(nn.Module):
             BadValue: pixels of another type or shape.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise BadValue(f"ImageNet features are of uint8 pixels [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+            raise BadValue(
+                f"ImageNet features are of uint8 pixels [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}"
+            )
         images = F.interpolate((pixels.float() - 127) / 128, (SIDE, SIDE), mode="bilinear", align_corners=False)
         return self.network.extract_features(images).mean((2, 3))

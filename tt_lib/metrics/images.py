@@ -32,7 +32,9 @@ def beside_fine(x: Tensor, fine: Tensor) -> dict[str, float]:
         BadValue: other shapes.
     """
     if x.shape != fine.shape or x.dim() != 4:
-        raise BadValue(f"images and fine solutions must have one shape [N, C, H, W], got {list(x.shape)} and {list(fine.shape)}")
+        raise BadValue(
+            f"images and fine solutions must have one shape [N, C, H, W], got {list(x.shape)} and {list(fine.shape)}"
+        )
     own, there = finest_detail(x), finest_detail(fine)
     size = there.norm(dim=1)
     shared = (own * there).sum(1) / size.square()

@@ -72,12 +72,12 @@ def check_pair(samples: Tensor, reference: Tensor) -> None:
 
 # FOLDED tt_lib.metrics.kernel
 # Precision and recall of samples: how many look real, and how much of what is real they reach.
-# 
+#
 # Kynkäänniemi et al. 2019 (arXiv 1904.06991): the manifold of a set of features is the union of balls, one around each vector, that
 # reach to its k-th nearest neighbour in the set. Precision is the share of samples within the manifold of the real images, recall the
 # share of real images within that of the samples. A Fréchet distance mixes the two; here a sampler that gives few, but good images
 # (or all kinds, but poor ones) is told apart.
-# 
+#
 
 
 NEIGHBOURS = 3
@@ -99,17 +99,21 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = NEIGHBOURS) ->
     """
     check_pair(samples, reference)
     if k < 1 or min(len(samples), len(reference)) <= k:
-        raise BadValue(f"the {k}-th neighbour needs more than {k} vectors on both sides, got {len(samples)} and {len(reference)}")
+        raise BadValue(
+            f"the {k}-th neighbour needs more than {k} vectors on both sides, got {len(samples)} and {len(reference)}"
+        )
     return _share_inside(samples, reference, k), _share_inside(reference, samples, k)
 
 
 def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
     """The share of ``points`` that lie in the ball of any of the ``centres``."""
-    radii = torch.cat([
-        # A vector's nearest is itself, so its k-th neighbour is the (k + 1)-th smallest distance.
-        torch.cdist(part.double(), centres.double()).kthvalue(k + 1, dim=1).values
-        for part in centres.split(ROWS)
-    ])  # fmt: skip
+    radii = torch.cat(
+        [
+            # A vector's nearest is itself, so its k-th neighbour is the (k + 1)-th smallest distance.
+            torch.cdist(part.double(), centres.double()).kthvalue(k + 1, dim=1).values
+            for part in centres.split(ROWS)
+        ]
+    )
     inside = sum(
         int((torch.cdist(part.double(), centres.double()) <= radii).any(1).sum()) for part in points.split(ROWS)
     )

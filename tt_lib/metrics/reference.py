@@ -78,7 +78,11 @@ class FeatureBank:
 
         header = {**self.meta, **(meta or {}), "format": FORMAT, "features": self.features, "sha256": self.sha256}
         with atomic_path(path) as temporary:
-            save_file({"vectors": self.vectors.cpu().contiguous()}, temporary, {key: str(value) for key, value in header.items()})
+            save_file(
+                {"vectors": self.vectors.cpu().contiguous()},
+                temporary,
+                {key: str(value) for key, value in header.items()},
+            )
         return Path(path)
 
 
@@ -101,7 +105,9 @@ def load_bank(path: Path | str) -> FeatureBank:
             raise ValueError(f"its format is not {FORMAT!r}")
         return FeatureBank(vectors, header.pop("features"), header.pop("sha256"), header)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise CorruptFile(f"{path} holds no bank of features ({error}); make it again with `tt stats --bank {SIZE}`") from error
+        raise CorruptFile(
+            f"{path} holds no bank of features ({error}); make it again with `tt stats --bank {SIZE}`"
+        ) from error
 
 
 def bank_path(dataset: str, split: str, features: str) -> Path:
@@ -119,7 +125,9 @@ def load_reference_bank(dataset: str, split: str, features: Features) -> Feature
     path = bank_path(dataset, split, features.name)
     command = f"`tt stats --dataset {dataset} --split {split} --features {features.name} --bank {SIZE}`"
     if not path.exists():
-        raise MissingFile(f"no bank of the {dataset} {split} images in {features.name} features at {path}; make it with {command}")
+        raise MissingFile(
+            f"no bank of the {dataset} {split} images in {features.name} features at {path}; make it with {command}"
+        )
     bank = load_bank(path)
     if bank.sha256 != features.sha256:
         raise BadValue(f"{path} was made with other weights of {features.name}; make it again with {command} --force")
@@ -137,7 +145,9 @@ def collect_bank(images: Images, features: Features, count: int, seed: int = 0, 
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
     vectors = [features(images.pixels[part]).half().cpu() for part in rows.split(batch)]
     dataset, _, split = images.name.partition("-")
-    return FeatureBank(torch.cat(vectors), features.name, features.sha256, {"dataset": dataset, "split": split or "all"})
+    return FeatureBank(
+        torch.cat(vectors), features.name, features.sha256, {"dataset": dataset, "split": split or "all"}
+    )
 
 
 # FOLDED tt_lib.metrics.reference

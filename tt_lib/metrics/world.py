@@ -85,7 +85,9 @@ def join_world(device: str = "auto") -> tuple[World, torch.device] | None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return None
     if device not in ("auto", "cuda", "cpu"):
-        raise BadValue(f"{device} is one device for {os.environ['WORLD_SIZE']} processes; leave --device out, or give cuda or cpu")
+        raise BadValue(
+            f"{device} is one device for {os.environ['WORLD_SIZE']} processes; leave --device out, or give cuda or cpu"
+        )
     from accelerate import PartialState
 
     on_cpu = device == "cpu" or not torch.cuda.is_available()

@@ -157,11 +157,11 @@ def architectures() -> dict[str, type[FeatureNetwork]]:
 
 # FOLDED tt_lib.networks.feature_nets
 # A compact residual classifier whose pooled features the Fréchet distances are taken in.
-# 
+#
 # Pre-activation residual blocks (He et al. 2016, arXiv 1603.05027): 3x3 stem, one stage of two blocks for
 # each width, stride 2 from the second stage on, then norm, ReLU, global average pooling and a linear layer.
 # With the default widths it has 5.2 M parameters.
-# 
+#
 
 
 WIDTHS = (64, 128, 256, 256)
@@ -239,10 +239,10 @@ def accuracy(network: FeatureNet, pixels: Tensor, labels: Tensor, batch: int = 1
 
 # FOLDED tt_lib.networks.feature_nets
 # The network of the features that were learnt without labels, by SimCLR (Chen et al. 2020, arXiv 2002.05709).
-# 
+#
 # Nothing is shared with :mod:`tt_lib.networks.feature_nets`: no labels, no residual connections, norms that look at
 # one image alone (GroupNorm, Wu & He 2018, arXiv 1803.08494), GELU for ReLU, max pooling for strides.
-# 
+#
 
 
 PLAIN_WIDTHS = (64, 128, 256, 384)

@@ -130,9 +130,7 @@ class TrainingRun(ABC):
 
     # What is the same for all
 
-    def advance(
-        self, checkpoint: Path, results: Path | None, every: float, stop_after: int | None, log: Log
-    ) -> None:
+    def advance(self, checkpoint: Path, results: Path | None, every: float, stop_after: int | None, log: Log) -> None:
         """Make steps up to the end, or ``stop_after`` of them; a checkpoint each ``every`` seconds."""
         begun = saved = time.monotonic()
         before, first = self.seconds, self.step
@@ -146,7 +144,11 @@ class TrainingRun(ABC):
             loss = self.make_step(drawn, place)
             self.seconds = before + time.monotonic() - begun
             if place == self.epoch_steps - 1 and ((epoch + 1) % log_epochs == 0 or self.step == self.steps):
-                log(self.report(epoch + 1, loss, (self.step - first) / (time.monotonic() - begun), checkpoint.parent.name))
+                log(
+                    self.report(
+                        epoch + 1, loss, (self.step - first) / (time.monotonic() - begun), checkpoint.parent.name
+                    )
+                )
             if time.monotonic() - saved > every:
                 self.save(checkpoint, results)
                 saved = time.monotonic()
@@ -178,11 +180,18 @@ class TrainingRun(ABC):
         if not bool(loss.isfinite()):
             raise NotFinite(f"the loss is {value} after {epoch} epochs; lower lr (now {self.recipe.lr})")
         images = self.step * self.recipe.batch
-        self.rows.append({
-            "run": name, "step": self.step, "images": images, "loss": round(value, 6),
-            "images_per_s": round(rate * self.recipe.batch, 1), "devices": f"1 x {device_name(self.device)}",
-            "elapsed_s": round(self.seconds, 1), **provenance(),
-        })  # fmt: skip
+        self.rows.append(
+            {
+                "run": name,
+                "step": self.step,
+                "images": images,
+                "loss": round(value, 6),
+                "images_per_s": round(rate * self.recipe.batch, 1),
+                "devices": f"1 x {device_name(self.device)}",
+                "elapsed_s": round(self.seconds, 1),
+                **provenance(),
+            }
+        )
         left = (self.steps - self.step) / rate
         return (
             f"epoch {epoch}/{self.recipe.epochs}: loss {value:.3f}, {self.judge()}{rate * self.recipe.batch:,.0f} images/s, "

@@ -14,10 +14,10 @@ from tt_lib.predictors import EpsPredictor, _prediction
 
 # FOLDED tt_lib.predictors
 # Predictors: a network as ``(x, t, tau) -> eps``, the one place where the two times differ.
-# 
+#
 # The network is conditioned on ``tau``; the state ``x`` is at noise level ``t``, so conversions between
 # eps, x0, v and score use ``t``. TimeTuner changes only ``tau``.
-# 
+#
 
 
 def cast_weights(network: nn.Module) -> nn.Module:

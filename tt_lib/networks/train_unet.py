@@ -101,9 +101,7 @@ class NoisePrediction(nn.Module):
         self.network = network
         self.bf16 = bf16
 
-    def forward(
-        self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, index: Tensor, weight: Tensor
-    ) -> Tensor:
+    def forward(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         x0 = to_float(x0)
         x = alpha.view(-1, 1, 1, 1) * x0 + sigma.view(-1, 1, 1, 1) * noise
         context = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
@@ -239,7 +237,9 @@ def train(
     images = images if images is not None else load_dataset(config.dataset, "train", data)
     schedule = make_schedule("linear")
     torch.manual_seed(config.seed)
-    network = make_unet(config.dataset, config.width, config.dropout, config.attention).to(device, memory_format=torch.channels_last)
+    network = make_unet(config.dataset, config.width, config.dropout, config.attention).to(
+        device, memory_format=torch.channels_last
+    )
     loss_module: Any = NoisePrediction(network, bf16)
     if compile:
         # One graph for the whole network: the all-reduce of 36 MB is not worth splitting it for overlap.

@@ -78,21 +78,33 @@ def make_unet(dataset: str = "cifar10", width: int = 64, dropout: float = 0.0, a
     if set(attention) - set(sides):
         raise BadValue(f"attention must be at some of the sides {sides}, got {list(attention)}")
     common = {
-        "sample_size": side, "norm_eps": 1e-6, "attention_head_dim": 32, "flip_sin_to_cos": False, "freq_shift": 1,
+        "sample_size": side,
+        "norm_eps": 1e-6,
+        "attention_head_dim": 32,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
         "dropout": dropout,
         "down_block_types": tuple("AttnDownBlock2D" if each in attention else "DownBlock2D" for each in sides),
         "up_block_types": tuple("AttnUpBlock2D" if each in attention else "UpBlock2D" for each in reversed(sides)),
-    }  # fmt: skip
+    }
     if dataset == "cifar10":
         return UNet2DModel(
-            in_channels=3, out_channels=3, block_out_channels=(width, 2 * width, 2 * width, 2 * width), downsample_padding=0,
-            layers_per_block=2, **common,
-        )  # fmt: skip
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(width, 2 * width, 2 * width, 2 * width),
+            downsample_padding=0,
+            layers_per_block=2,
+            **common,
+        )
     if dataset == "digits":
         return UNet2DModel(
-            in_channels=1, out_channels=1, block_out_channels=(width, 2 * width), layers_per_block=1, norm_num_groups=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(width, 2 * width),
+            layers_per_block=1,
+            norm_num_groups=8,
             **common,
-        )  # fmt: skip
+        )
     raise BadValue(f"no network is defined for data set {dataset!r}; choose cifar10 or digits")
 
 
@@ -187,7 +199,9 @@ def _from_pretrained(source: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError) as error:
         if Path(source).is_dir():
-            raise CorruptFile(f"{source} is not a model folder of diffusers: {str(error).rstrip('.')}; give one, or restore its files (git checkout, git lfs pull)") from error
+            raise CorruptFile(
+                f"{source} is not a model folder of diffusers: {str(error).rstrip('.')}; give one, or restore its files (git checkout, git lfs pull)"
+            ) from error
         raise MissingFile(
             f"cannot load {source!r} from the Hub ({str(error).splitlines()[0]}); check the name and the network, "
             "or download the repository and give its folder"

@@ -52,9 +52,15 @@ They are the authors' for Analytic-DDPM on CIFAR-10. Their script for Analytic-D
 
 
 def analytic_ddim(
-    x: Tensor, times: Tensor, schedule: Schedule, noise, *,
-    gamma: Sequence[float] = (), pixels: float | None = None, half_range: float = 1.0,
-) -> Solution:  # fmt: skip
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    noise,
+    *,
+    gamma: Sequence[float] = (),
+    pixels: float | None = None,
+    half_range: float = 1.0,
+) -> Solution:
     """DDIM's mean with the best variance for it: the module's formula with ``lambda^2 = 0``.
 
     Args:
@@ -69,9 +75,15 @@ def analytic_ddim(
 
 
 def analytic_ddpm(
-    x: Tensor, times: Tensor, schedule: Schedule, noise, *,
-    gamma: Sequence[float] = (), pixels: float | None = None, half_range: float = 1.0,
-) -> Solution:  # fmt: skip
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    noise,
+    *,
+    gamma: Sequence[float] = (),
+    pixels: float | None = None,
+    half_range: float = 1.0,
+) -> Solution:
     """The mean of ancestral sampling with the best variance for it: ``lambda^2`` is the posterior's variance.
 
     Arguments and errors are those of :func:`analytic_ddim`.
@@ -80,9 +92,15 @@ def analytic_ddpm(
 
 
 def _analytic(
-    x: Tensor, times: Tensor, schedule: Schedule, noise, ancestral: bool,
-    gamma: Sequence[float], pixels: float | None, half_range: float,
-) -> Solution:  # fmt: skip
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    noise,
+    ancestral: bool,
+    gamma: Sequence[float],
+    pixels: float | None,
+    half_range: float,
+) -> Solution:
     _check(gamma, len(times) - 1, pixels, half_range)
     last_noise = noise_bound(schedule, pixels)
     for (t, s), gamma_t in zip(pairwise(times), gamma, strict=True):
@@ -116,7 +134,9 @@ def _check(gamma: Sequence[float], steps: int, pixels: float | None, half_range:
             "for this model, grid, NFE and timing, or give gamma=estimate_gamma(...).values (tt_lib.tuning.gamma)"
         )
     if len(gamma) != steps:
-        raise BadValue(f"gamma needs one entry for each step: {len(gamma)} entries, {steps} steps; estimate it for this grid")
+        raise BadValue(
+            f"gamma needs one entry for each step: {len(gamma)} entries, {steps} steps; estimate it for this grid"
+        )
     if not all(math.isfinite(value) for value in gamma):
         raise BadValue(f"gamma must be finite, got {tuple(gamma)}; estimate it again")
     if not half_range > 0 or not (pixels is None or pixels >= 0):

@@ -58,9 +58,15 @@ VARIANTS = {"published": 1.0, "exact": 2.0}
 
 
 def dpmpp_3m(
-    x: Tensor, times: Tensor, schedule: Schedule, noise,
-    *, variant: str = "published", final: str = "full", after: int = 0,
-) -> Solution:  # fmt: skip
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    noise,
+    *,
+    variant: str = "published",
+    final: str = "full",
+    after: int = 0,
+) -> Solution:
     """DPM-Solver++(3M): the data prediction and its two divided differences in lambda, one evaluation a step.
 
     From t to s, with ``x0_i`` and ``lambda_i`` of the last three evaluations (0 the newest),

@@ -99,9 +99,15 @@ def ipndm_v(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int =
 
 
 def deis_tab(
-    x: Tensor, times: Tensor, schedule: Schedule, noise,
-    *, order: int = 3, final: str = "full", after: int = 0,
-) -> Solution:  # fmt: skip
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    noise,
+    *,
+    order: int = 3,
+    final: str = "full",
+    after: int = 0,
+) -> Solution:
     """tAB-DEIS: eps is a polynomial in t through the last answers, the rest of the ODE is integrated exactly.
 
     ``x_s = Psi(s, t) x_t + sum_j C_j eps_j``, with the paper's coefficients ``C_ij``, here for VP,

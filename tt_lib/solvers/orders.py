@@ -85,14 +85,14 @@ def read_orders(orders: str, times: Tensor, highest: int) -> list[int]:
 
 # FOLDED tt_lib.solvers.multistep
 # What multistep solvers share: the orders of their steps and, in the noise prediction, a loop and its polynomials.
-# 
+#
 # In ``y = x / alpha`` and ``rho = sigma / alpha`` the probability-flow ODE is ``dy = eps d rho``. A linear multistep
 # solver puts a mixture of the last answers in place of the integral: with the newest answer ``eps_0``,
-# 
+#
 # ``x_s = alpha_s (x_t / alpha_t + sum_j C_j eps_j)``,  ``sum_j C_j = rho_s - rho_t``.
-# 
+#
 # The solvers differ only in the weights ``C_j``.
-# 
+#
 
 
 FINAL = ("full", "lower")

@@ -114,9 +114,10 @@ class Solver:
     def spelling(self) -> str:
         """Its name with the options that were chosen, as :func:`make_solver` reads it: ``unipc,order=2,variant=bh1``."""
         chosen = {
-            key: value for key, value in self.options.items()
+            key: value
+            for key, value in self.options.items()
             if key not in (*STEPWISE, *PLACED, "eta") and value != self.defaults.get(key)
-        }  # fmt: skip
+        }
         return ",".join([self.name, *(f"{key}={value}" for key, value in sorted(chosen.items()))])
 
     @property
@@ -208,9 +209,15 @@ def _read_spelling(text: str) -> tuple[str, dict[str, Any]]:
     for part in parts:
         key, equals, value = part.partition("=")
         if not (key and equals and value):
-            raise BadValue(f"solver {text!r}: an option is spelled name=value, as in unipc,order=2,variant=bh1; got {part!r}")
+            raise BadValue(
+                f"solver {text!r}: an option is spelled name=value, as in unipc,order=2,variant=bh1; got {part!r}"
+            )
         if key in (*STEPWISE, "eta") or key in options:
-            why = "twice" if key in options else "here; --eta is an option of its own, and the others follow from NFE and model"
+            why = (
+                "twice"
+                if key in options
+                else "here; --eta is an option of its own, and the others follow from NFE and model"
+            )
             raise BadValue(f"solver {text!r}: {key} cannot be given {why}")
         options[key] = _number(value)
     return name, options

@@ -17,9 +17,16 @@ VARIANTS = ("bh1", "bh2")
 
 
 def unipc(
-    x: Tensor, times: Tensor, schedule: Schedule, noise,
-    *, order: int = 3, variant: str = "bh2", final: str = "full", after: int = 0,
-) -> Solution:  # fmt: skip
+    x: Tensor,
+    times: Tensor,
+    schedule: Schedule,
+    noise,
+    *,
+    order: int = 3,
+    variant: str = "bh2",
+    final: str = "full",
+    after: int = 0,
+) -> Solution:
     """UniPC-p, the predictor UniP-p and the corrector UniC-p in the data prediction, one evaluation a step.
 
     From t to s, with ``h = lambda_s - lambda_t``, the data prediction ``m_0`` at t and others ``m_i`` at times of

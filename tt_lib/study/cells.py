@@ -25,9 +25,19 @@ from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig
 IMAGE_SOURCES = ("real", "generated")
 SWITCH = {"true": True, "false": False}
 TUNED_OPTIONS: dict[str, type] = {
-    "batch": int, "freeze_last": int, "gate": bool, "images": int, "iterations": int, "learning_rate": float, "optimiser": str,
-    "seed": int, "source": str, "substeps": int, "sweeps": int, "value": str,
-}  # fmt: skip
+    "batch": int,
+    "freeze_last": int,
+    "gate": bool,
+    "images": int,
+    "iterations": int,
+    "learning_rate": float,
+    "optimiser": str,
+    "seed": int,
+    "source": str,
+    "substeps": int,
+    "sweeps": int,
+    "value": str,
+}
 """The options that a name may carry, with their types: fields of TuneConfig, and where how many images come from."""
 JOINT_OPTIONS: dict[str, type] = {"freeze_last": int, "optimiser": str, "samples": int, "seed": int, "tries": int}
 FIELDS = {"learning_rate": "lr"}
@@ -45,7 +55,9 @@ def parse_timing(name: str) -> dict[str, Any]:
     found = re.fullmatch(rf"({'|'.join(plains)})(?:-freeze(\d+))?", plain)
     if not found:
         names = ", ".join([UNTUNED, "constant-0.95", "epsilon-1.005", "time-shift", *plains])
-        raise BadValue(f"unknown timing {name!r}; choose one of: {names} (-freeze2 at the end leaves the last 2 steps alone)")
+        raise BadValue(
+            f"unknown timing {name!r}; choose one of: {names} (-freeze2 at the end leaves the last 2 steps alone)"
+        )
     objective, strategy = found[1].split("-")
     named: dict[str, Any] = {"objective": objective, "strategy": strategy}
     if found[2]:
@@ -79,14 +91,20 @@ def spell_timing(name: str) -> str:
     frozen = named.pop("freeze_last", None)
     if frozen is not None and frozen != (JointConfig if joint else TuneConfig).freeze_last:
         plain += f"-freeze{frozen}"
-    options = {option: named[FIELDS.get(option, option)] for option in (*TUNED_OPTIONS, *JOINT_OPTIONS) if FIELDS.get(option, option) in named}
+    options = {
+        option: named[FIELDS.get(option, option)]
+        for option in (*TUNED_OPTIONS, *JOINT_OPTIONS)
+        if FIELDS.get(option, option) in named
+    }
     return ",".join([plain, *(f"{option}={_spell(value)}" for option, value in sorted(options.items()))])
 
 
 def _read_option(name: str, text: str, known: dict[str, type]) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if key not in known or not equals:
-        raise BadValue(f"timing {name!r}: {text!r} is no option; write name=value with one of: {', '.join(sorted(known))}")
+        raise BadValue(
+            f"timing {name!r}: {text!r} is no option; write name=value with one of: {', '.join(sorted(known))}"
+        )
     kind = known[key]
     try:
         return key, SWITCH[value] if kind is bool else kind(value)

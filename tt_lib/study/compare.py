@@ -24,10 +24,16 @@ SAMPLER = ["solver", "grid", "nfe", "eta"]
 BETTER, WORSE, SAME = "better", "worse", "the intervals overlap"
 AGREED_BETTER, AGREED_WORSE, UNDECIDED = "better in both", "worse in both", "not told apart in both"
 FAMILIES = {
-    "gate": "A gate for each step", "source": "Real images or the network's own", "images": "Number of images",
-    "freeze_last": "Steps at the end that keep their own time", "value": "Ratio or offset", "seed": "Seeds of the tuning",
-    "optimiser": "Adam, its iterations and learning rate", "samples": "Samples of a joint tuning", "tries": "Tries of a joint tuning",
-}  # fmt: skip
+    "gate": "A gate for each step",
+    "source": "Real images or the network's own",
+    "images": "Number of images",
+    "freeze_last": "Steps at the end that keep their own time",
+    "value": "Ratio or offset",
+    "seed": "Seeds of the tuning",
+    "optimiser": "Adam, its iterations and learning rate",
+    "samples": "Samples of a joint tuning",
+    "tries": "Tries of a joint tuning",
+}
 """What an option of a timing's name is a question of."""
 JOINT_SEARCH = "How a joint tuning searches"
 PLAIN, CORRECTED, CONSTANT = "Objective and strategy", "Corrections without tuning", "One constant ratio for all steps"
@@ -74,7 +80,10 @@ def changes(rows: pd.DataFrame) -> pd.DataFrame:
     tuned = rows[rows["timing"] != UNTUNED]
     both = tuned.merge(untuned[[*SAMPLER, "value", "low", "high"]], on=SAMPLER, suffixes=("", "_untuned"))
     found = both[[*SAMPLER, "timing"]].assign(
-        untuned=both["value_untuned"], tuned=both["value"], change=both["value"] / both["value_untuned"] - 1, verdict=SAME
+        untuned=both["value_untuned"],
+        tuned=both["value"],
+        change=both["value"] / both["value_untuned"] - 1,
+        verdict=SAME,
     )
     found.loc[both["high"] < both["low_untuned"], "verdict"] = BETTER
     found.loc[both["low"] > both["high_untuned"], "verdict"] = WORSE
@@ -129,17 +138,23 @@ def paired_gains(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.D
     gains = frame[(frame["metric"] == gain_of(features)) & (frame["n"] == n) & (frame["model"] == model)]
     found = gains[[*key, "value", "low", "high"]].rename(columns={"value": "gain"})
     found = found.merge(plain[[*key, "half"]], on=key).rename(columns={"half": "half_tuned"})
-    found = found.merge(plain.loc[plain["timing"] == UNTUNED, [*SAMPLER, "half"]], on=SAMPLER).rename(columns={"half": "half_untuned"})
-    found = found.assign(half=(found["high"] - found["low"]) / 2, unpaired=np.hypot(found.pop("half_tuned"), found.pop("half_untuned")))
-    return found.assign(sure=(found["low"] > 0) | (found["high"] < 0), sure_unpaired=found["gain"].abs() > found["unpaired"])
+    found = found.merge(plain.loc[plain["timing"] == UNTUNED, [*SAMPLER, "half"]], on=SAMPLER).rename(
+        columns={"half": "half_untuned"}
+    )
+    found = found.assign(
+        half=(found["high"] - found["low"]) / 2, unpaired=np.hypot(found.pop("half_tuned"), found.pop("half_untuned"))
+    )
+    return found.assign(
+        sure=(found["low"] > 0) | (found["high"] < 0), sure_unpaired=found["gain"].abs() > found["unpaired"]
+    )
 
 
 # FOLDED tt_lib.study.compare
 # Whether two kinds of features put samplers in the same order, as rows of ``correlation.csv``.
-# 
+#
 # One network may be fooled, the more so where a timing was tuned by a distance in its features. What is said of samplers should hold
 # in features that share nothing with it.
-# 
+#
 
 
 def beside_each_other(distances: pd.DataFrame, first: str, second: str, model: str, n: int) -> pd.DataFrame:
@@ -159,7 +174,9 @@ def beside_each_other(distances: pd.DataFrame, first: str, second: str, model: s
     return found[0].merge(found[1], on=same)
 
 
-def agreement(distances: pd.DataFrame, first: str, second: str, model: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
+def agreement(
+    distances: pd.DataFrame, first: str, second: str, model: str, n: int, seed: int = 0
+) -> list[dict[str, Any]]:
     """Spearman's rank correlation of the distances in two features: among all samplers, the untuned and the tuned.
 
     Args:
@@ -186,10 +203,19 @@ def agreement(distances: pd.DataFrame, first: str, second: str, model: str, n: i
     for among, group in parts.items():
         if len(group) >= FEWEST:
             value, low, high = spearman_interval(group["first"].to_numpy(), group["second"].to_numpy(), seed)
-            rows.append({
-                "what": f"{first}, {second}, {model}", "among": among, "cells": len(group), "spearman": value, "low": low,
-                "high": high, "n": n, "substeps": None, **provenance(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "what": f"{first}, {second}, {model}",
+                    "among": among,
+                    "cells": len(group),
+                    "spearman": value,
+                    "low": low,
+                    "high": high,
+                    "n": n,
+                    "substeps": None,
+                    **provenance(),
+                }
+            )
     return rows
 
 
@@ -226,7 +252,9 @@ def beside_distances(directions: pd.DataFrame, distances: pd.DataFrame) -> pd.Da
     repeated = distances[distances.duplicated(JOINED)]
     if len(repeated):
         row = repeated.iloc[0]
-        raise BadValue(f"several distances of {row['solver']}, {row['grid']}, NFE {row['nfe']}, {row['timing']}; keep one of them")
+        raise BadValue(
+            f"several distances of {row['solver']}, {row['grid']}, NFE {row['nfe']}, {row['timing']}; keep one of them"
+        )
     return summarise(directions).merge(distances[[*JOINED, "value"]], on=JOINED)
 
 
@@ -249,10 +277,19 @@ def correlations(joined: pd.DataFrame, seed: int = 0, distance: str = "Fréchet 
             continue
         for name in MEASURES:
             value, low, high = spearman_interval(group[name].to_numpy(), group["value"].to_numpy(), seed)
-            rows.append({
-                "what": f"{name}, {distance}", "among": among, "cells": len(group), "spearman": value, "low": low,
-                "high": high, "n": int(group["n"].iloc[0]), "substeps": int(group["substeps"].iloc[0]), **provenance(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "what": f"{name}, {distance}",
+                    "among": among,
+                    "cells": len(group),
+                    "spearman": value,
+                    "low": low,
+                    "high": high,
+                    "n": int(group["n"].iloc[0]),
+                    "substeps": int(group["substeps"].iloc[0]),
+                    **provenance(),
+                }
+            )
     return rows
 
 

@@ -94,9 +94,13 @@ def demo(
     tell(1, tuning)
     own = bench.tuning_images("generated", images, "", None)
     timing = bench.tune(
-        cell, config, own, "generated", state,
+        cell,
+        config,
+        own,
+        "generated",
+        state,
         lambda done, of, what: tell(2, f"{tuning}: {what}", done / of) if done else None,
-    ).timing  # fmt: skip
+    ).timing
     tell(3, "tuned: the same noise again")
     ends["tuned"] = sample_floats(bench.sampler(cell, timing), n, bench.batch)
     tell(4, f"fine solution of {fine} images in {FINE_STEPS} evaluations")
@@ -113,9 +117,15 @@ def _row(name: str, cell: Cell, end: Tensor, exact: Tensor, features: Features, 
     value, low, high = jackknife_interval(disjoint_sets(to_uint8(end), features), reference)
     mean = distances.mean().item()
     return {
-        "sampler": name, "nfe": cell.nfe, "distance": mean, "distance_low": mean - margin, "distance_high": mean + margin,
-        "fd": value, "fd_low": low, "fd_high": high,
-    }  # fmt: skip
+        "sampler": name,
+        "nfe": cell.nfe,
+        "distance": mean,
+        "distance_low": mean - margin,
+        "distance_high": mean + margin,
+        "fd": value,
+        "fd_low": low,
+        "fd_high": high,
+    }
 
 
 def write_demo(result: Demo, folder: Path) -> list[Path]:
@@ -132,13 +142,15 @@ def write_demo(result: Demo, folder: Path) -> list[Path]:
     few = {name: pixels[:shown] for name, pixels in result.pixels.items()}
     nfe = result.timing.nfe
     save_figure(
-        compare_rows(few), samples,
+        compare_rows(few),
+        samples,
         f"The same noise, sampled in {nfe} evaluations untuned and tuned, and solved finely.",
         f"Three rows of {shown} small images: untuned, tuned and fine solution of the same noise.",
-    )  # fmt: skip
+    )
     save_figure(
-        timing_plot({result.timing.name: (result.timing.times, result.timing.taus)}), times,
+        timing_plot({result.timing.name: (result.timing.times, result.timing.taus)}),
+        times,
         f"Tuned conditioning times of DDIM in {nfe} steps, as ratios to the nominal times.",
         "A line of tau over t against time, from noise to data; untuned would be 1 everywhere.",
-    )  # fmt: skip
+    )
     return [table, folder / "timing.json", samples, times]

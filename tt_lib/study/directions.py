@@ -84,16 +84,24 @@ def run_directions(
     # All is looked at before anything is measured: a missing timing is not found out after an hour.
     samplers = {cell: bench.sampler(cell, _timing(bench, cell)) for cell in cells}
     known = read_rows(results, DIRECTION_COLUMNS)
-    to_do = {cell: sampler for cell, sampler in samplers.items() if force or _rows_of(known, bench.model.name, cell, protocol).empty}
+    to_do = {
+        cell: sampler
+        for cell, sampler in samplers.items()
+        if force or _rows_of(known, bench.model.name, cell, protocol).empty
+    }
     total, done = sum(sampler.grid.steps for sampler in to_do.values()), 0
     x = SampleNoise(range(protocol.seed, protocol.seed + protocol.n)).start(bench.model.shape).to(bench.device)
     kept: tuple[tuple[float, ...], tuple[Tensor, ...]] | None = None
     for cell, sampler in to_do.items():
         with hold(work / f"{cell.label}.lock") if work else contextlib.nullcontext(True) as mine:
-            if mine and (force or _rows_of(read_rows(results, DIRECTION_COLUMNS), bench.model.name, cell, protocol).empty):
+            if mine and (
+                force or _rows_of(read_rows(results, DIRECTION_COLUMNS), bench.model.name, cell, protocol).empty
+            ):
                 if kept is None or kept[0] != sampler.grid.times:
                     with torch.no_grad():
-                        truth = reference_trajectory(bench.predictor, sampler.schedule, sampler.grid, x, protocol.substeps)
+                        truth = reference_trajectory(
+                            bench.predictor, sampler.schedule, sampler.grid, x, protocol.substeps
+                        )
                     kept = sampler.grid.times, truth
 
                 def tell(step: int, _: int, message: str, base: int = done, of: int = total, cell: Cell = cell) -> None:
@@ -102,10 +110,16 @@ def run_directions(
 
                 with torch.no_grad():
                     found = measure_directions(
-                        bench.predictor, sampler.schedule, sampler.solver, sampler.grid, x,
-                        sampler.timing.taus if sampler.timing else None, substeps=protocol.substeps, reference=kept[1],
+                        bench.predictor,
+                        sampler.schedule,
+                        sampler.solver,
+                        sampler.grid,
+                        x,
+                        sampler.timing.taus if sampler.timing else None,
+                        substeps=protocol.substeps,
+                        reference=kept[1],
                         progress=tell,
-                    )  # fmt: skip
+                    )
                 write_rows(results, _rows(found.frame(), bench, cell, protocol), DIRECTION_COLUMNS, DIRECTION_KEY)
                 done += sampler.grid.steps
             else:
@@ -136,25 +150,46 @@ def measurable(bench: Bench, cells: Sequence[Cell], most_nfe: int) -> tuple[list
 
 def _timing(bench: Bench, cell: Cell) -> Timing | None:
     if cell.make_solver().stochastic:
-        raise BadValue(f"{cell.solver} draws noise and follows no trajectory; leave it out, its direction error is not defined")
+        raise BadValue(
+            f"{cell.solver} draws noise and follows no trajectory; leave it out, its direction error is not defined"
+        )
     if read_correction(cell.timing) is not None:
-        raise BadValue(f"{cell.timing} corrects the network while it samples and has no timing; leave it out of a study of directions")
+        raise BadValue(
+            f"{cell.timing} corrects the network while it samples and has no timing; leave it out of a study of directions"
+        )
     return require_timing(bench.model.name, cell)
 
 
 def _rows(frame: pd.DataFrame, bench: Bench, cell: Cell, protocol: Protocol) -> list[dict[str, Any]]:
     facts = {
-        "model": bench.model.name, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe, "eta": cell.eta,
-        "timing": cell.timing, "n": protocol.n, "seed": protocol.seed, "substeps": protocol.substeps,
-        "device": device_name(bench.device), **provenance(),
-    }  # fmt: skip
-    rounded = frame.apply(lambda column: column if column.name == "step" else column.map(lambda value: float(f"{value:.6g}")))
+        "model": bench.model.name,
+        "solver": cell.solver,
+        "grid": cell.grid,
+        "nfe": cell.nfe,
+        "eta": cell.eta,
+        "timing": cell.timing,
+        "n": protocol.n,
+        "seed": protocol.seed,
+        "substeps": protocol.substeps,
+        "device": device_name(bench.device),
+        **provenance(),
+    }
+    rounded = frame.apply(
+        lambda column: column if column.name == "step" else column.map(lambda value: float(f"{value:.6g}"))
+    )
     return [{**facts, **row, "step": int(row["step"])} for row in rounded.to_dict("records")]
 
 
 def _rows_of(rows: pd.DataFrame, model: str, cell: Cell, protocol: Protocol) -> pd.DataFrame:
     wanted = {
-        "model": model, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe, "eta": cell.eta, "timing": cell.timing,
-        "n": protocol.n, "seed": protocol.seed, "substeps": protocol.substeps,
-    }  # fmt: skip
+        "model": model,
+        "solver": cell.solver,
+        "grid": cell.grid,
+        "nfe": cell.nfe,
+        "eta": cell.eta,
+        "timing": cell.timing,
+        "n": protocol.n,
+        "seed": protocol.seed,
+        "substeps": protocol.substeps,
+    }
     return rows[matching(rows, wanted)].sort_values("step")

@@ -90,7 +90,9 @@ def results_table(frame: pd.DataFrame, features: str = FEATURES) -> str:
         for row in rows[ceiling].itertuples()
     ]
     if not notes:
-        notes = ["The network's ceiling was not measured with so many samples in these features, so *of the gap* is empty."]
+        notes = [
+            "The network's ceiling was not measured with so many samples in these features, so *of the gap* is empty."
+        ]
     notes += [
         f"The floor, {row.n:,} test images: {_value(row)}."
         for row in frame[(frame["solver"] == "floor") & (frame["features"] == features)].itertuples()
@@ -148,7 +150,10 @@ def both_table(frame: pd.DataFrame, features: tuple[str, str] = (FEATURES, OTHER
     """
     asked = study(frame)[["solver", "grid", "nfe", "timing"]]
     timings = [timing for timing in dict.fromkeys(asked["timing"]) if timing != UNTUNED]
-    found = {n: [changes(study(frame, n=n, features=each)).set_index([*CELL, "timing"]) for each in features] for n in (README_N, BOTH_N)}
+    found = {
+        n: [changes(study(frame, n=n, features=each)).set_index([*CELL, "timing"]) for each in features]
+        for n in (README_N, BOTH_N)
+    }
     lines = [f"| sampler | NFE | n | {' | '.join(timings)} |", f"| --- | ---: | ---: |{' ---: |' * len(timings)}"]
     for sampler in asked.sort_values(CELL, kind="stable")[CELL].drop_duplicates().itertuples(index=False, name=None):
         cells = [(*sampler, timing) for timing in timings]
@@ -280,7 +285,9 @@ TOLD = 0.02
 LOWER, AS_IT_WAS, HIGHER = "lower", "the same", "higher"
 
 
-def direction_section(directions: pd.DataFrame, frame: pd.DataFrame, model: str, features: Sequence[str], n: int) -> Iterator[str]:
+def direction_section(
+    directions: pd.DataFrame, frame: pd.DataFrame, model: str, features: Sequence[str], n: int
+) -> Iterator[str]:
     """The section of the page: what tuning does to error and distance, and a line for each sampler and timing; nothing without rows.
 
     Args:
@@ -325,7 +332,9 @@ def _doubt(measured: pd.DataFrame) -> str:
     return f"{high} %" if low == high else f"{low} to {high} %, depending on the budget,"
 
 
-def errors_and_distances(directions: pd.DataFrame, frame: pd.DataFrame, model: str, features: Sequence[str], n: int) -> pd.DataFrame:
+def errors_and_distances(
+    directions: pd.DataFrame, frame: pd.DataFrame, model: str, features: Sequence[str], n: int
+) -> pd.DataFrame:
     """Direction errors of each sampler and timing (:func:`tt_lib.study.compare.summarise`), with its distances.
 
     Args:
@@ -341,11 +350,15 @@ def errors_and_distances(directions: pd.DataFrame, frame: pd.DataFrame, model: s
         return pd.DataFrame(columns=[*JOINED, *features, "tuned"])
     found = summarise(directions).sort_values("n", kind="stable")
     for each in features:
-        found = found.merge(distances(frame, each, n, model)[[*JOINED, "value"]].rename(columns={"value": each}), on=JOINED, how="left")
+        found = found.merge(
+            distances(frame, each, n, model)[[*JOINED, "value"]].rename(columns={"value": each}), on=JOINED, how="left"
+        )
     return found.dropna(subset=list(features), how="all").assign(tuned=lambda rows: rows["timing"] != UNTUNED)
 
 
-def what_tuning_did(measured: pd.DataFrame, frame: pd.DataFrame, model: str, features: Sequence[str], n: int) -> pd.DataFrame:
+def what_tuning_did(
+    measured: pd.DataFrame, frame: pd.DataFrame, model: str, features: Sequence[str], n: int
+) -> pd.DataFrame:
     """What each timing did to the error at the end of the run, and to the distance.
 
     Args:
@@ -359,7 +372,11 @@ def what_tuning_did(measured: pd.DataFrame, frame: pd.DataFrame, model: str, fea
     """
     same = [*SAMPLER, "n", "substeps"]
     plain = measured.loc[~measured["tuned"], [*same, "accumulated"]]
-    pairs = measured[measured["tuned"]].merge(plain, on=same, suffixes=("", "_untuned")).drop_duplicates(JOINED, keep="last")
+    pairs = (
+        measured[measured["tuned"]]
+        .merge(plain, on=same, suffixes=("", "_untuned"))
+        .drop_duplicates(JOINED, keep="last")
+    )
     change = pairs["accumulated"] / pairs["accumulated_untuned"] - 1
     pairs = pairs.assign(objective=pairs["timing"].str.split("-").str[0], went=AS_IT_WAS).drop(columns=list(features))
     pairs.loc[change < -TOLD, "went"], pairs.loc[change > TOLD, "went"] = LOWER, HIGHER
@@ -376,10 +393,14 @@ def rank_correlations(measured: pd.DataFrame, features: Sequence[str]) -> pd.Dat
         measured: of :func:`errors_and_distances`, not empty.
         features: the judges.
     """
-    return pd.DataFrame({
-        (nfe, judge): [group[measure].corr(group[judge], method="spearman") for measure in MEASURES]
-        for nfe, group in measured.groupby("nfe") for judge in features
-    }, index=list(MEASURES))  # fmt: skip
+    return pd.DataFrame(
+        {
+            (nfe, judge): [group[measure].corr(group[judge], method="spearman") for measure in MEASURES]
+            for nfe, group in measured.groupby("nfe")
+            for judge in features
+        },
+        index=list(MEASURES),
+    )
 
 
 def rank_table(measured: pd.DataFrame, features: Sequence[str]) -> str:
@@ -400,11 +421,17 @@ def verdict_table(pairs: pd.DataFrame, features: Sequence[str], by: str = "objec
         pairs: of :func:`what_tuning_did`.
         by: the column; its values come sorted, those of categories in their own order.
     """
-    lines = [f"| {by} | error at the end | timings | {' | '.join(features)} |", f"| --- | --- | ---: |{' ---: |' * len(features)}"]
+    lines = [
+        f"| {by} | error at the end | timings | {' | '.join(features)} |",
+        f"| --- | --- | ---: |{' ---: |' * len(features)}",
+    ]
     for value, of_value in pairs.groupby(by, observed=True):
         for went in (LOWER, AS_IT_WAS, HIGHER):
             group = of_value[of_value["went"] == went]
-            cells = [" / ".join(str((group[each] == verdict).sum()) for verdict in (BETTER, SAME, WORSE)) for each in features]
+            cells = [
+                " / ".join(str((group[each] == verdict).sum()) for verdict in (BETTER, SAME, WORSE))
+                for each in features
+            ]
             if len(group):
                 lines.append(f"| {value} | {went} | {len(group)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -439,7 +466,9 @@ def published_beside(row: Mapping[str, Any]) -> str:
     rows = read_rows(data_folder() / "tables" / "published.csv", COLUMNS)
     for name in ("dataset", "metric", "solver", "grid", "nfe", "eta"):
         rows = rows[rows[name] == row[name]]
-    return "".join(f"; published {value:g} ({source})" for value, source in zip(rows["value"], rows["source"], strict=True))
+    return "".join(
+        f"; published {value:g} ({source})" for value, source in zip(rows["value"], rows["source"], strict=True)
+    )
 
 
 # FOLDED tt_lib.study.page
@@ -489,7 +518,14 @@ def results_page(frame: pd.DataFrame, correlation: pd.DataFrame, directions: pd.
         correlation: rows of ``correlation.csv``.
         directions: rows of ``direction.csv``.
     """
-    parts = [HEAD, *_main_tables(frame), *_studies(frame), *_verdicts(frame), *_ablations(frame), *_agreement(correlation)]
+    parts = [
+        HEAD,
+        *_main_tables(frame),
+        *_studies(frame),
+        *_verdicts(frame),
+        *_ablations(frame),
+        *_agreement(correlation),
+    ]
     beside = direction_section(directions, frame, MODEL, (FEATURES, OTHERS), BOTH_N)
     return "\n".join([*parts, *beside, *_more(frame), _floor(frame), NOT_COMPARABLE])
 
@@ -513,7 +549,9 @@ def _main_tables(frame: pd.DataFrame) -> Iterator[str]:
 def _studies(frame: pd.DataFrame) -> Iterator[str]:
     """A table for each grid: every solver against NFE, untuned and its best timing."""
     for features, n, rows in _groups(frame):
-        plain = rows[[timing == UNTUNED or (family(timing) == PLAIN and "," not in timing) for timing in rows["timing"]]]
+        plain = rows[
+            [timing == UNTUNED or (family(timing) == PLAIN and "," not in timing) for timing in rows["timing"]]
+        ]
         # A sampler whose untuned row is yet to come has nothing to be compared with.
         plain = plain.merge(plain.loc[plain["timing"] == UNTUNED, SAMPLER], on=SAMPLER)
         if n == README_N or plain.empty:
@@ -538,7 +576,11 @@ def _solver_table(rows: pd.DataFrame) -> str:
 
 def _solver_cell(rows: pd.DataFrame, best: float) -> str:
     def text(row: pd.Series) -> str:
-        return f"**{row['value']:.2f} ± {(row['high'] - row['low']) / 2:.2f}**" if row["value"] == best else f"{row['value']:.2f}"
+        return (
+            f"**{row['value']:.2f} ± {(row['high'] - row['low']) / 2:.2f}**"
+            if row["value"] == best
+            else f"{row['value']:.2f}"
+        )
 
     plain, tuned = rows[rows["timing"] == UNTUNED], rows[rows["timing"] != UNTUNED]
     shown = [text(plain.iloc[0])] if len(plain) else []
@@ -563,7 +605,9 @@ def _verdicts(frame: pd.DataFrame) -> Iterator[str]:
             yield f"The largest losses:\n\n{_list(worse[:MOST])}"
             if len(worse) > MOST:
                 yield _folded(f"The other {len(worse) - MOST} losses", _list(worse[MOST:]))
-            yield "What is thought to be behind some of them (the others have no explanation here):\n\n" + "".join(f"- {WHY[reason]}\n" for reason in _reasons(worse))
+            yield "What is thought to be behind some of them (the others have no explanation here):\n\n" + "".join(
+                f"- {WHY[reason]}\n" for reason in _reasons(worse)
+            )
 
 
 def _list(found: pd.DataFrame) -> str:
@@ -616,11 +660,16 @@ def _ablation(rows: pd.DataFrame, question: str) -> str:
     mine |= {base_name(timing) for timing in mine}
     shown = rows[rows["timing"].isin(mine)]
     shown = shown.assign(half=(shown["high"] - shown["low"]) / 2)
-    table, halves = (shown.pivot_table(index="timing", columns="column", values=name, sort=False) for name in ("value", "half"))
+    table, halves = (
+        shown.pivot_table(index="timing", columns="column", values=name, sort=False) for name in ("value", "half")
+    )
     lines = [f"| timing | {' | '.join(table.columns)} |", f"| --- |{' ---: |' * len(table.columns)}"]
     best = table.min()
     for timing, values in table.iterrows():
-        cells = [_number(value, halves.loc[timing, column] if value == best[column] else None) for column, value in values.items()]
+        cells = [
+            _number(value, halves.loc[timing, column] if value == best[column] else None)
+            for column, value in values.items()
+        ]
         lines.append(f"| {timing} | {' | '.join(cells)} |")
     if "seed" in question.lower():
         plain = table.drop(UNTUNED, errors="ignore")
@@ -649,8 +698,9 @@ def _agreement(correlation: pd.DataFrame) -> Iterator[str]:
     yield (
         f"## Rank correlations\n\nOf the two features with each other, over samplers and timings with distances of n samples. And of measures of the direction error of n samples with the distance "
         f"(*Fréchet distance* is that in `{FEATURES}`): errors of 256 samples are of the README's samplers, of 64 of the study's. The intervals are from drawing samplers again, with replacement.\n\n"
-        + "\n".join(lines) + "\n"
-    )  # fmt: skip
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 def _more(frame: pd.DataFrame) -> Iterator[str]:
@@ -666,12 +716,19 @@ def _more(frame: pd.DataFrame) -> Iterator[str]:
     for features, group in rows.groupby("features", sort=False):
         group = group.assign(metric=group["metric"].str.replace(f" ({features})", "", regex=False))
         metrics = list(dict.fromkeys(group["metric"]))
-        lines = [f"| sampler | NFE | timing | {' | '.join(metrics)} |", f"| --- | ---: | --- |{' ---: |' * len(metrics)}"]
+        lines = [
+            f"| sampler | NFE | timing | {' | '.join(metrics)} |",
+            f"| --- | ---: | --- |{' ---: |' * len(metrics)}",
+        ]
         for (solver, grid, nfe, timing), cell in group.groupby([*SAMPLER[:3], "timing"], sort=False):
             found = cell.drop_duplicates("metric", keep="last").set_index("metric")
             values = [_with_interval(found.loc[metric]) if metric in found.index else "" for metric in metrics]
             lines.append(f"| {solver}, {grid} | {nfe} | {timing} | {' | '.join(values)} |")
-        yield f"In `{features}`, {', '.join(f'{n:,}' for n in sorted(group['n'].unique()))} samples:\n\n" + "\n".join(lines) + "\n"
+        yield (
+            f"In `{features}`, {', '.join(f'{n:,}' for n in sorted(group['n'].unique()))} samples:\n\n"
+            + "\n".join(lines)
+            + "\n"
+        )
 
 
 def _with_interval(row: pd.Series) -> str:
@@ -685,5 +742,7 @@ def _folded(title: str, text: str) -> str:
 def _floor(frame: pd.DataFrame) -> str:
     lines = ["## The floor\n", "What real images that the reference does not hold are away from it:\n"]
     for row in frame[frame["solver"] == "floor"].to_dict("records"):
-        lines.append(f"- {row['metric']}, {row['n']:,} test images: {row['value']:.3f} ± {(row['high'] - row['low']) / 2:.3f}")
+        lines.append(
+            f"- {row['metric']}, {row['n']:,} test images: {row['value']:.3f} ± {(row['high'] - row['low']) / 2:.3f}"
+        )
     return "\n".join(lines) + "\n"

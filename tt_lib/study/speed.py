@@ -58,7 +58,14 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def warm_up(sampler: Sampler, features: Features, reference: FeatureStatistics, batch: int, first_seed: int, world: World = ALONE) -> None:
+def warm_up(
+    sampler: Sampler,
+    features: Features,
+    reference: FeatureStatistics,
+    batch: int,
+    first_seed: int,
+    world: World = ALONE,
+) -> None:
     """Run all of an evaluation once, with a whole batch and with few samples, from ``first_seed`` on: compiling, tuning of kernels, caches."""
     sample_statistics(sampler, features, range(first_seed, first_seed + batch), batch=batch)
     measure(sampler, features, reference, 2 * SETS, first_seed=first_seed + batch, batch=batch, world=world)
@@ -140,22 +147,29 @@ def speed_row(what: str, ours: float, peer: float | None, unit: str, device: tor
     if peer is not None:
         ratio = round(peer / ours if unit in LESS_IS_BETTER else ours / peer, 3)
     return {
-        "what": what, "ours": float(f"{ours:.5g}"), "peer": "" if peer is None else float(f"{peer:.5g}"), "ratio": ratio,
-        "unit": unit, "device": device_name(device), **provenance(),
-    }  # fmt: skip
+        "what": what,
+        "ours": float(f"{ours:.5g}"),
+        "peer": "" if peer is None else float(f"{peer:.5g}"),
+        "ratio": ratio,
+        "unit": unit,
+        "device": device_name(device),
+        **provenance(),
+    }
 
 
 # FOLDED tt_lib.study.speed
 # What the library itself costs: solver and engine beside the network, and sampling beside diffusers' own pipeline.
-# 
+#
 # Rows of ``speed.csv``, as in :mod:`tt_lib.study.speed`. The two sides of a row run in one process, on one device, with one network.
-# 
+#
 
 
 REPEATS = 3
 
 
-def measure_overhead(bench: Bench, cells: Sequence[Cell], *, compiled: bool = False, repeats: int = REPEATS, tell: Tell | None = None) -> list[dict[str, Any]]:
+def measure_overhead(
+    bench: Bench, cells: Sequence[Cell], *, compiled: bool = False, repeats: int = REPEATS, tell: Tell | None = None
+) -> list[dict[str, Any]]:
     """Seconds of one batch beside those of the same evaluations of the network alone: two rows for each cell.
 
     - The whole run. Its ratio is the network's share: 0.98 is an overhead of 2 %. The CPU prepares a solver's next step while a
@@ -191,7 +205,14 @@ def measure_overhead(bench: Bench, cells: Sequence[Cell], *, compiled: bool = Fa
 
 
 def measure_against_diffusers(
-    bench: Bench, *, steps: int = 10, n: int = 256, bf16: bool, compiled: bool, repeats: int = REPEATS, tell: Tell | None = None
+    bench: Bench,
+    *,
+    steps: int = 10,
+    n: int = 256,
+    bf16: bool,
+    compiled: bool,
+    repeats: int = REPEATS,
+    tell: Tell | None = None,
 ) -> list[dict[str, Any]]:
     """Images a second of DDIM, from seeds to uint8 on the CPU, beside diffusers' DDIMPipeline on the same network.
 
@@ -234,8 +255,12 @@ def ddim_pipeline(bench: Bench, steps: int, *, bf16: bool) -> Callable[..., Any]
     """
     network = bench.model.network
     if not isinstance(network, UNet2DModel):
-        raise BadValue(f"diffusers' DDIMPipeline samples a UNet2DModel, {bench.model.name} is a {type(network).__name__}")
-    pipeline: Any = DDIMPipeline(network, DDIMScheduler(num_train_timesteps=bench.model.schedule.levels, clip_sample=False))
+        raise BadValue(
+            f"diffusers' DDIMPipeline samples a UNet2DModel, {bench.model.name} is a {type(network).__name__}"
+        )
+    pipeline: Any = DDIMPipeline(
+        network, DDIMScheduler(num_train_timesteps=bench.model.schedule.levels, clip_sample=False)
+    )
     pipeline.set_progress_bar_config(disable=True)
 
     def run(count: int, **options: Any) -> Any:
@@ -260,12 +285,12 @@ def fastest(repeats: int, jobs: Sequence[Callable[[], Any]], device: torch.devic
 
 # FOLDED tt_lib.study.speed
 # An evaluation of ours beside the usual way: sample to PNG files, then run pytorch-fid's command on the folder.
-# 
+#
 # Both sides sample the same images with the same network at the same settings, take Inception-2015 features, and compare them
 # with one reference whose statistics are there already. They end with a distance each, and the two distances must agree: that
 # too is a row. Where the official weights of Inception are not at hand random ones of its architecture serve, since the time does
 # not depend on their values; a distance in them means nothing but that both sides have computed the same.
-# 
+#
 
 
 # pytorch-fid 0.3.0 asks scipy.linalg.sqrtm for disp=False, which SciPy 1.18 no longer knows: its users then give it back, as here.
@@ -301,7 +326,15 @@ def statistics_of(images: Tensor, features: NetworkFeatures, batch: int) -> Feat
 
 
 def measure_against_pytorch_fid(
-    bench: Bench, images: Tensor, folder: Path, *, cell: Cell, n: int, compiled: bool, half: bool | None = None, tell: Tell | None = None
+    bench: Bench,
+    images: Tensor,
+    folder: Path,
+    *,
+    cell: Cell,
+    n: int,
+    compiled: bool,
+    half: bool | None = None,
+    tell: Tell | None = None,
 ) -> list[dict[str, Any]]:
     """Rows for ``speed.csv``: the whole evaluation of both sides, the parts of both, and the two distances.
 
@@ -327,7 +360,9 @@ def measure_against_pytorch_fid(
     tell = tell or (lambda message: None)
     check_n(n)
     if bench.model.shape[0] != 3:
-        raise BadValue(f"Inception takes colour images, those of {bench.model.name} have {bench.model.shape[0]} channels; choose another model")
+        raise BadValue(
+            f"Inception takes colour images, those of {bench.model.name} have {bench.model.shape[0]} channels; choose another model"
+        )
     device, sampler = bench.device, bench.sampler(cell)
     weights, which = inception_weights(folder)
     half = device.type == "cuda" if half is None else half
@@ -342,7 +377,9 @@ def measure_against_pytorch_fid(
     warm_up(sampler, features, reference, bench.batch, n)
     tell(f"ours: {n} samples")
     found = []
-    ours = seconds(lambda: found.append(measure(sampler, features, reference, n, batch=bench.batch, work=folder / "ours")), device)
+    ours = seconds(
+        lambda: found.append(measure(sampler, features, reference, n, batch=bench.batch, work=folder / "ours")), device
+    )
 
     how = f"{'float16' if half else 'float32'}{', compiled' if compiled else ''}"
     where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}"
@@ -352,12 +389,22 @@ def measure_against_pytorch_fid(
     for seeds in batches(0, n, bench.batch):
         start(seeds)
     samplers: list[tuple[str, Callable[[Path], tuple[float, float]], int]] = [
-        (f"PNG files by {writers} thread{'s' * (writers > 1)}", partial(sample_to_png, sampler, n, bench.batch, start, writers=writers), fid_batch)
+        (
+            f"PNG files by {writers} thread{'s' * (writers > 1)}",
+            partial(sample_to_png, sampler, n, bench.batch, start, writers=writers),
+            fid_batch,
+        )
         for writers, fid_batch in ((1, 50), (8, 500))
     ]
     if _is_the_pipelines(bench, cell):
         pipeline = ddim_pipeline(bench, cell.nfe, bf16=half)
-        samplers.append(("PNG files of diffusers' DDIMPipeline, eager", partial(pipeline_to_png, pipeline, n, bench.batch, device), 50))
+        samplers.append(
+            (
+                "PNG files of diffusers' DDIMPipeline, eager",
+                partial(pipeline_to_png, pipeline, n, bench.batch, device),
+                50,
+            )
+        )
     for number, (files, sample, fid_batch) in enumerate(samplers):
         peer = f"{files}, pytorch-fid with batch {fid_batch}"
         tell(f"peer: {peer}")
@@ -372,10 +419,17 @@ def measure_against_pytorch_fid(
             speed_row(f"{peer}, {where}: {part}, peer the whole", one, wholes[peer], "s of all", device)
             for part, one in parts.items()
         ]
-    rows.append(speed_row(f"distance, {what}: peer pytorch-fid's of the same samples", found[0].value, distances[0], "FD", device))
+    rows.append(
+        speed_row(
+            f"distance, {what}: peer pytorch-fid's of the same samples", found[0].value, distances[0], "FD", device
+        )
+    )
     if half:
         tell("the same with features in float32, which give pytorch-fid's distance")
-        taken = seconds(lambda: found.append(measure(sampler, exact, reference, n, batch=bench.batch, work=folder / "float32")), device)
+        taken = seconds(
+            lambda: found.append(measure(sampler, exact, reference, n, batch=bench.batch, work=folder / "float32")),
+            device,
+        )
         rows += [speed_row(f"{plain}: peer {peer}", taken, whole, "s", device) for peer, whole in wholes.items()]
         rows.append(speed_row(f"distance, {what}: peer ours in float32", found[0].value, found[1].value, "FD", device))
     return rows
@@ -402,7 +456,9 @@ def _is_the_pipelines(bench: Bench, cell: Cell) -> bool:
     return isinstance(bench.model.network, UNet2DModel) and cell == Cell("ddim", "uniform", cell.nfe)
 
 
-def pipeline_to_png(pipeline: Callable[..., Any], n: int, batch: int, device: torch.device, folder: Path) -> tuple[float, float]:
+def pipeline_to_png(
+    pipeline: Callable[..., Any], n: int, batch: int, device: torch.device, folder: Path
+) -> tuple[float, float]:
     """Sample n images with a pipeline of diffusers and write each as a PNG file; returns the seconds of both. One batch runs first, untimed."""
     generator = torch.Generator(device).manual_seed(0)
 
@@ -414,7 +470,12 @@ def pipeline_to_png(pipeline: Callable[..., Any], n: int, batch: int, device: to
 
 
 def _to_png(
-    sample: Callable[[range], Iterable[Any]], save: Callable[[Any, Path], None], n: int, batch: int, folder: Path, writers: int
+    sample: Callable[[range], Iterable[Any]],
+    save: Callable[[Any, Path], None],
+    n: int,
+    batch: int,
+    folder: Path,
+    writers: int,
 ) -> tuple[float, float]:
     """Write the images of the seeds 0 .. n - 1 to ``folder``, batch by batch; returns the seconds of sampling and of writing."""
     folder.mkdir(parents=True)
@@ -452,7 +513,11 @@ def run_pytorch_fid(pngs: Path, reference: Path, device: torch.device, weights: 
 
 def _distance(arguments: Sequence[str], home: Path) -> float:
     ended = subprocess.run(
-        [sys.executable, *arguments], env=os.environ | {"TORCH_HOME": str(home)}, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        env=os.environ | {"TORCH_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     printed = re.search(r"FID:\s+(\S+)", ended.stdout)
     if ended.returncode or not printed:
@@ -472,12 +537,12 @@ def _cache(weights: Path, home: Path) -> Path:
 
 # FOLDED tt_lib.study.speed
 # Tuning in one batch beside the authors' procedure, with what both timings are worth.
-# 
+#
 # The peer is the paper's own way with the defaults of the authors' code (:class:`tt_lib.tuning.TuneConfig`): consistency, one step
 # after another on the states of the tuned sampler, 500 iterations of Adam each. Ours is the same objective for all steps in one
 # batch by a search without gradients. Being faster says nothing unless the timings are as good, so both, and no timing at
 # all, are judged in the same way on images that neither was tuned on.
-# 
+#
 
 
 AUTHORS = TuneConfig()
@@ -485,9 +550,17 @@ OURS = TuneConfig(strategy="parallel", optimiser="search")
 
 
 def measure_against_authors(
-    bench: Bench, images: Tensor, source: str, *, cell: Cell, iterations: int = AUTHORS.iterations,
-    features: Features | None = None, reference: FeatureStatistics | None = None, n: int = 0, tell: Tell | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    bench: Bench,
+    images: Tensor,
+    source: str,
+    *,
+    cell: Cell,
+    iterations: int = AUTHORS.iterations,
+    features: Features | None = None,
+    reference: FeatureStatistics | None = None,
+    n: int = 0,
+    tell: Tell | None = None,
+) -> list[dict[str, Any]]:
     """Rows for ``speed.csv``: seconds of both tunings; both objectives on held-out images, ours and untuned beside the authors'.
 
     Args:
@@ -521,7 +594,15 @@ def measure_against_authors(
         taken[name] = seconds(job, bench.device)
     peer = f"peer the authors' procedure (sequential, Adam, {iterations} iterations a step)"
     where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, {len(mine)} {source} images"
-    rows = [speed_row(f"tuning {where}, consistency, parallel, search: {peer}", taken["parallel"], taken["authors"], "s", bench.device)]
+    rows = [
+        speed_row(
+            f"tuning {where}, consistency, parallel, search: {peer}",
+            taken["parallel"],
+            taken["authors"],
+            "s",
+            bench.device,
+        )
+    ]
 
     tell("what the timings are worth")
     for objective in OBJECTIVES:
@@ -585,9 +666,17 @@ ROUNDING = 1e-6
 
 
 def measure_against_one_process(
-    bench: Bench, features: NetworkFeatures, reference: FeatureStatistics, folder: Path, world: World, *, cell: Cell, n: int,
-    how: str, tell: Tell | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    bench: Bench,
+    features: NetworkFeatures,
+    reference: FeatureStatistics,
+    folder: Path,
+    world: World,
+    *,
+    cell: Cell,
+    n: int,
+    how: str,
+    tell: Tell | None = None,
+) -> list[dict[str, Any]]:
     """Two rows: images a second of all processes together, beside those of the main one while the others wait, and how far
     their distances lie apart.
 
@@ -602,7 +691,9 @@ def measure_against_one_process(
         BadValue: there is only one process, or rounding does not explain how far the distances lie apart.
     """
     if world.size == 1:
-        raise BadValue("there is one process only; start it with torchrun --nproc_per_node 2 -m tt_lib speed --against one-process ...")
+        raise BadValue(
+            "there is one process only; start it with torchrun --nproc_per_node 2 -m tt_lib speed --against one-process ..."
+        )
     tell = tell if tell and world.main else (lambda message: None)
     sampler = bench.sampler(cell)
 
@@ -626,9 +717,17 @@ def measure_against_one_process(
             f"one process measured {values[0]} and {world.size} measured {values[1]}, which should be the same but for {ROUNDING:g}; "
             f"with --compile on a GPU that takes torch 2.10 or newer, and this is {torch.__version__}"
         )
-    what = f"evaluating {cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}, {features.name} ({how})"
+    what = (
+        f"evaluating {cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}, {features.name} ({how})"
+    )
     rows = [
         speed_row(f"{what}: {world.size} processes, peer one", n / together, n / alone, "images/s", bench.device),
-        speed_row(f"{what}: distance by {world.size} processes and by one, relative difference", apart, None, "share", bench.device),
+        speed_row(
+            f"{what}: distance by {world.size} processes and by one, relative difference",
+            apart,
+            None,
+            "share",
+            bench.device,
+        ),
     ]
     return [{**row, "device": device_name(bench.device, world.size)} for row in rows]

@@ -85,7 +85,9 @@ class Table:
             return None
         named = {key: value for key, value in parse_timing(cell.timing).items() if key not in ("images", "source")}
         if named["strategy"] == JOINT:
-            return JointConfig(**{"samples": self.samples, **{key: value for key, value in named.items() if key != "strategy"}})
+            return JointConfig(
+                **{"samples": self.samples, **{key: value for key, value in named.items() if key != "strategy"}}
+            )
         return TuneConfig(**{**self.tuning, **named})
 
     def images_of(self, cell: Cell) -> tuple[str, int]:
@@ -135,7 +137,9 @@ def read_table(path: Path | str) -> Table:
         head["features"], head["also"] = names[0], tuple(names[1:])
     named = sorted({"objective", "strategy", "freeze_last"} & set(tuning))
     if named:
-        raise BadValue(f"{path}: [tuning] may not hold {', '.join(named)}: a cell's timing names them, as consistency-parallel-freeze2")
+        raise BadValue(
+            f"{path}: [tuning] may not hold {', '.join(named)}: a cell's timing names them, as consistency-parallel-freeze2"
+        )
     try:
         cells = tuple(cell for block in content.get("cells", []) for cell in _cells(block))
         table = Table(**head, cells=cells, tuning=tuning, images=images, source=source, samples=samples)
@@ -219,16 +223,28 @@ def run_table(
                 # The others wait here until the main process has tuned and written what the cell needs.
                 timing = world.decide(timing)
 
-                def tell(done: int, _: int, message: str, base: int = spent, of: int = total, cell: Cell = cell) -> None:
+                def tell(
+                    done: int, _: int, message: str, base: int = spent, of: int = total, cell: Cell = cell
+                ) -> None:
                     if progress:
                         progress(base + done * cell.nfe, of, cell.label)
 
                 sampler = bench.sampler(cell, timing)
-                samples: dict[str, Any] = {"first_seed": table.seed, "batch": bench.batch, "work": work / "sets", "start": start, "world": world}
-                measured = measure_all(sampler, lacking, table.n, keep=SIZE if lacking[0].bank else 0, progress=tell, **samples)
+                samples: dict[str, Any] = {
+                    "first_seed": table.seed,
+                    "batch": bench.batch,
+                    "work": work / "sets",
+                    "start": start,
+                    "world": world,
+                }
+                measured = measure_all(
+                    sampler, lacking, table.n, keep=SIZE if lacking[0].bank else 0, progress=tell, **samples
+                )
                 rival = table.rival(cell)
                 # Its sets were kept when it was measured, and are read. Where they are not there it is sampled again.
-                rivals = sample_sets(bench.sampler(rival), lacking, table.n, **samples) if rival else [[] for _ in lacking]
+                rivals = (
+                    sample_sets(bench.sampler(rival), lacking, table.n, **samples) if rival else [[] for _ in lacking]
+                )
                 for each, one, other in zip(lacking, measured, rivals, strict=True):
                     found = cell_rows(one, [part for part, _ in other], each, sampler, table, cell, world)
                     if world.main:
@@ -247,13 +263,26 @@ def run_table(
 
 
 def cell_rows(
-    measured: Measured, rival: Sequence[FeatureStatistics], by: Yardstick, sampler: Sampler, table: Table, cell: Cell, world: World
+    measured: Measured,
+    rival: Sequence[FeatureStatistics],
+    by: Yardstick,
+    sampler: Sampler,
+    table: Table,
+    cell: Cell,
+    world: World,
 ) -> list[dict[str, Any]]:
     """The rows of a cell in one of its features, a gain over its rival's sets if there are any; the processes beside the main one make only the first."""
     row = fd_row(
-        measured, sampler, by.features, dataset=table.dataset, reference="train", n=table.n, seed=table.seed,
-        timing=cell.timing, world=world,
-    )  # fmt: skip
+        measured,
+        sampler,
+        by.features,
+        dataset=table.dataset,
+        reference="train",
+        n=table.n,
+        seed=table.seed,
+        timing=cell.timing,
+        world=world,
+    )
     if not (by.bank and world.main):
         return [row]
     more = more_rows(row, measured, by.reference, by.bank, by.features)
@@ -276,10 +305,18 @@ def dry_run(table: Table, model: str, results: Path) -> Iterator[str]:
     yield f"{len(left)} of {len(table.cells)} cells to do, {sum(left):,} evaluations for their samples"
 
 
-def gain_row(row: dict[str, Any], measured: Measured, rival: Sequence[FeatureStatistics], by: Yardstick) -> dict[str, Any]:
+def gain_row(
+    row: dict[str, Any], measured: Measured, rival: Sequence[FeatureStatistics], by: Yardstick
+) -> dict[str, Any]:
     """How much lower a distance is than that of a rival's sets, from the same seeds (:func:`paired_interval`)."""
     gain, low, high = paired_interval(rival, measured.sets, by.reference)
-    return {**row, "metric": gain_of(by.features.name), "value": round(gain, 6), "low": round(low, 6), "high": round(high, 6)}
+    return {
+        **row,
+        "metric": gain_of(by.features.name),
+        "value": round(gain, 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
+    }
 
 
 def tune_table(
@@ -310,9 +347,17 @@ def tune_table(
 
 
 def cell_timing(
-    table: Table, bench: Bench, cell: Cell, features: Features | None, reference: FeatureStatistics | None, work: Path,
-    data: str | None, progress: Progress | None = None, spent: int = 0, total: int = 1,
-) -> Timing | None:  # fmt: skip
+    table: Table,
+    bench: Bench,
+    cell: Cell,
+    features: Features | None,
+    reference: FeatureStatistics | None,
+    work: Path,
+    data: str | None,
+    progress: Progress | None = None,
+    spent: int = 0,
+    total: int = 1,
+) -> Timing | None:
     """The timing of a cell: the shipped one, or one that is tuned now and saved where the shipped ones are."""
     if not _has_timing(cell):
         return None
@@ -367,9 +412,21 @@ def has_row(rows: pd.DataFrame, table: Table, model: str, features: str, cell: C
 
     A row has the model's name and not its weights' hash, so one of other weights under that name counts, too.
     """
-    metrics = [f"FD-infinity ({features})", *([gain_of(features)] if table.rival(cell) else [])] if table.more else [metric_of(features)]
+    metrics = (
+        [f"FD-infinity ({features})", *([gain_of(features)] if table.rival(cell) else [])]
+        if table.more
+        else [metric_of(features)]
+    )
     wanted = {
-        "dataset": table.dataset, "model": model, "solver": cell.solver, "grid": cell.grid, "nfe": cell.nfe,
-        "eta": cell.eta, "timing": cell.timing, "features": features, "n": table.n, "seed": table.seed,
-    }  # fmt: skip
+        "dataset": table.dataset,
+        "model": model,
+        "solver": cell.solver,
+        "grid": cell.grid,
+        "nfe": cell.nfe,
+        "eta": cell.eta,
+        "timing": cell.timing,
+        "features": features,
+        "n": table.n,
+        "seed": table.seed,
+    }
     return all(bool(matching(rows, {**wanted, "metric": metric}).any()) for metric in metrics)

@@ -66,7 +66,9 @@ class Bench:
         sampler, model = self._without_gamma(cell, timing), self.model
         if not sampler.solver.needs_gamma:
             if gamma is not None:
-                raise BadValue(f"solver {cell.solver} takes no gamma; leave it out, or choose analytic-ddim or analytic-ddpm")
+                raise BadValue(
+                    f"solver {cell.solver} takes no gamma; leave it out, or choose analytic-ddim or analytic-ddpm"
+                )
             return sampler
         path = gamma_path(model.name, cell.grid, cell.nfe, timing)
         gamma = load_gamma(path) if gamma is None and path.exists() else gamma
@@ -79,9 +81,15 @@ class Bench:
         return replace(sampler, solver=replace(sampler.solver, options=options))
 
     def measure_gamma(
-        self, cell: Cell, timing: Timing | None, images: Tensor, source: str, *, seed: int = 0,
+        self,
+        cell: Cell,
+        timing: Timing | None,
+        images: Tensor,
+        source: str,
+        *,
+        seed: int = 0,
         progress: Callable[[int, int, str], None] | None = None,
-    ) -> Gamma:  # fmt: skip
+    ) -> Gamma:
         """Measure gamma for a cell's sampler, at its taus (see :mod:`tt_lib.tuning.gamma`).
 
         Raises:
@@ -91,18 +99,34 @@ class Bench:
         if not sampler.solver.needs_gamma:
             raise BadValue(f"solver {cell.solver} takes no gamma; choose analytic-ddim or analytic-ddpm")
         gamma = estimate_gamma(
-            self.tuner_predictor, model.schedule, sampler.grid.times[:-1], images,
-            taus=timing.taus if timing else None, seed=seed, batch=self.batch, progress=progress,
-        )  # fmt: skip
+            self.tuner_predictor,
+            model.schedule,
+            sampler.grid.times[:-1],
+            images,
+            taus=timing.taus if timing else None,
+            seed=seed,
+            batch=self.batch,
+            progress=progress,
+        )
         return name_gamma(
-            gamma, model=model.name, weights=model.digest, schedule=model.schedule.name, grid=sampler.grid, timing=timing,
-            source=source, provenance=provenance(),
-        )  # fmt: skip
+            gamma,
+            model=model.name,
+            weights=model.digest,
+            schedule=model.schedule.name,
+            grid=sampler.grid,
+            timing=timing,
+            source=source,
+            provenance=provenance(),
+        )
 
     def ensure_gamma(
-        self, cell: Cell, timing: Timing | None, images: Callable[[], Tensor], source: str,
+        self,
+        cell: Cell,
+        timing: Timing | None,
+        images: Callable[[], Tensor],
+        source: str,
         progress: Callable[[int, int, str], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Measure and store gamma for a cell's sampler unless it needs none or its own is stored.
 
         Args:
@@ -122,10 +146,17 @@ class Bench:
         model = self.model
         solver, steps = cell.make_solver().for_nfe(cell.nfe)
         return Sampler(
-            self.predictor, model.schedule, solver,
-            make_grid(cell.grid, steps, model.schedule), model.shape, timing, model.name, self.device, model.digest,
+            self.predictor,
+            model.schedule,
+            solver,
+            make_grid(cell.grid, steps, model.schedule),
+            model.shape,
+            timing,
+            model.name,
+            self.device,
+            model.digest,
             read_correction(cell.timing),
-        )  # fmt: skip
+        )
 
     def tuning_images(self, source: str, count: int, dataset: str, data: str | None) -> Tensor:
         """``count`` images [count, C, H, W] in [-1, 1] on the device: real training images, or the network's own.
@@ -171,23 +202,43 @@ class Bench:
         return generate_images(self.predictor, make_solver("dpmpp-2m"), times, schedule, noise.to(self.device))
 
     def tune(
-        self, cell: Cell, config: TuneConfig, images: Tensor, source: str,
-        state: Path | None = None, progress: Callable[[int, int, str], None] | None = None, held_out: Tensor | None = None,
-    ) -> TuneResult:  # fmt: skip
+        self,
+        cell: Cell,
+        config: TuneConfig,
+        images: Tensor,
+        source: str,
+        state: Path | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+        held_out: Tensor | None = None,
+    ) -> TuneResult:
         """Tune the timing of a cell's sampler; ``held_out`` are the images of a gate (see :meth:`held_out_images`)."""
         sampler = self.sampler(cell)
         # A search needs no gradient, so it may use the fast predictor.
         predictor = self.predictor if config.optimiser == "search" else self.tuner_predictor
         return tune(
-            predictor, self.model.schedule, sampler.solver, sampler.grid, images, config,
-            model=self.model.name, weights=self.model.digest, source=source, held_out=held_out, state=state,
+            predictor,
+            self.model.schedule,
+            sampler.solver,
+            sampler.grid,
+            images,
+            config,
+            model=self.model.name,
+            weights=self.model.digest,
+            source=source,
+            held_out=held_out,
+            state=state,
             progress=progress,
-        )  # fmt: skip
+        )
 
     def tune_joint(
-        self, cell: Cell, features: Features | None, reference: FeatureStatistics | None, config: JointConfig | None = None,
-        state: Path | None = None, progress: Callable[[int, int, str], None] | None = None,
-    ) -> TuneResult:  # fmt: skip
+        self,
+        cell: Cell,
+        features: Features | None,
+        reference: FeatureStatistics | None,
+        config: JointConfig | None = None,
+        state: Path | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> TuneResult:
         """Tune all the times of a cell's sampler at once, by what its samples are like."""
         return tune_joint(
             self.sampler(cell), features, reference, config, batch=self.batch, state=state, progress=progress

@@ -191,20 +191,39 @@ def estimate_gamma(
             progress(begin + len(x0), len(images), "gamma")
     values, errors = moments.controlled()
     return Gamma(
-        values=tuple(values.tolist()), errors=tuple(errors.tolist()), residuals=tuple(moments.mean[:, 2].tolist()),
-        times=tuple(t.tolist()), taus=tuple(tau.tolist()), images=len(images), seed=seed,
-    )  # fmt: skip
+        values=tuple(values.tolist()),
+        errors=tuple(errors.tolist()),
+        residuals=tuple(moments.mean[:, 2].tolist()),
+        times=tuple(t.tolist()),
+        taus=tuple(tau.tolist()),
+        images=len(images),
+        seed=seed,
+    )
 
 
 def name_gamma(
-    gamma: Gamma, *, model: str, weights: str, schedule: str, grid: Grid, timing: Timing | None, source: str,
+    gamma: Gamma,
+    *,
+    model: str,
+    weights: str,
+    schedule: str,
+    grid: Grid,
+    timing: Timing | None,
+    source: str,
     provenance: dict[str, str],
-) -> Gamma:  # fmt: skip
+) -> Gamma:
     """gamma with the names of the sampler that it was measured for."""
     return replace(
-        gamma, model=model, weights=weights, schedule=schedule, grid=grid.name, grid_times=grid.times,
-        timing=timing.name if timing else UNTUNED, source=source, provenance=provenance,
-    )  # fmt: skip
+        gamma,
+        model=model,
+        weights=weights,
+        schedule=schedule,
+        grid=grid.name,
+        grid_times=grid.times,
+        timing=timing.name if timing else UNTUNED,
+        source=source,
+        provenance=provenance,
+    )
 
 
 def _squares(

@@ -102,7 +102,9 @@ class JointConfig:
 class _Trials:
     """The loss as a function of the ratios tau / t of the steps that may move, and what was found of it."""
 
-    def __init__(self, loss: Loss, times: Sequence[float], tuned: int, bounds: tuple[float, float], t_min: float) -> None:
+    def __init__(
+        self, loss: Loss, times: Sequence[float], tuned: int, bounds: tuple[float, float], t_min: float
+    ) -> None:
         self.loss, self.times, self.tuned, self.bounds, self.t_min = loss, times, tuned, bounds, t_min
         self.rows: list[Row] = []
         self.best: tuple[float, tuple[float, ...], list[float]] = (math.inf, tuple(times), [1.0] * tuned)
@@ -195,10 +197,17 @@ def _evolve(judge: _Trials, tries: int, seed: int) -> None:
     start, spent = _best_line(judge) if _line_pays(judge, tries) else ([1.0] * tuned, 0)
     while tries - spent >= generation:
         strategy = cma.CMAEvolutionStrategy(
-            start, RADIUS,
+            start,
+            RADIUS,
             # Its own numbers: NumPy's global generator stays as it is.
-            {"bounds": list(judge.bounds), "popsize": generation, "seed": math.nan, "randn": lambda *size: draw.standard_normal(size), "verbose": -9},
-        )  # fmt: skip
+            {
+                "bounds": list(judge.bounds),
+                "popsize": generation,
+                "seed": math.nan,
+                "randn": lambda *size: draw.standard_normal(size),
+                "verbose": -9,
+            },
+        )
         while not strategy.stop() and tries - spent >= generation:
             cloud = strategy.ask()
             strategy.tell(cloud, [judge(ratios) for ratios in cloud])
@@ -206,11 +215,20 @@ def _evolve(judge: _Trials, tries: int, seed: int) -> None:
         start = judge.best[2]
 
 
-def _descend(judged: Callable[[Sequence[float]], float], start: list[float], bounds: tuple[float, float], radius: float, most: int) -> Any:
+def _descend(
+    judged: Callable[[Sequence[float]], float],
+    start: list[float],
+    bounds: tuple[float, float],
+    radius: float,
+    most: int,
+) -> Any:
     return minimize(
-        judged, start, method="COBYQA", bounds=[bounds] * len(start),
+        judged,
+        start,
+        method="COBYQA",
+        bounds=[bounds] * len(start),
         options={"maxfev": most, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION},
-    )  # fmt: skip
+    )
 
 
 def _line_pays(judge: _Trials, tries: int) -> bool:
@@ -275,13 +293,20 @@ def tune_joint(
             progress(done, total, f"timing {done} of at most {total}")
         return known.losses[taus]
 
-    taus, rows = search(loss, times, tuned, config.bounds, sampler.schedule.t_min, tuned * config.tries, config.optimiser, config.seed)
+    taus, rows = search(
+        loss, times, tuned, config.bounds, sampler.schedule.t_min, tuned * config.tries, config.optimiser, config.seed
+    )
     losses = [row[2] for row in rows]
     tuning: dict[str, Any] = {
-        "strategy": JOINT, **asdict(config), **judge.facts,
-        "first_seed": seeds.start, "source": "samples", "seconds": round(known.seconds(), 2),
-        "loss_untuned": [losses[0]], "loss_tuned": [min(losses)],
-    }  # fmt: skip
+        "strategy": JOINT,
+        **asdict(config),
+        **judge.facts,
+        "first_seed": seeds.start,
+        "source": "samples",
+        "seconds": round(known.seconds(), 2),
+        "loss_untuned": [losses[0]],
+        "loss_tuned": [min(losses)],
+    }
     known.remove()
     timing = replace(untuned, taus=taus, tuning=tuning, provenance=provenance())
     return TuneResult(timing, pd.DataFrame(rows, columns=list(HISTORY_COLUMNS)))

@@ -121,7 +121,9 @@ class Problem:
     @torch.no_grad()
     def answer_at(self, tau: float) -> Tensor:
         """The answer of a sequential problem's evaluation at its final tau, for the history of the next ones."""
-        return self._tuned(torch.tensor(tau, dtype=torch.float64), torch.arange(len(self.x), device=self.x.device), len(self.x))[0]
+        return self._tuned(
+            torch.tensor(tau, dtype=torch.float64), torch.arange(len(self.x), device=self.x.device), len(self.x)
+        )[0]
 
 
 def _each(values: Tensor, count: int) -> Tensor:
@@ -172,9 +174,16 @@ def sequential_problem(setting: Setting, index: int, x: Tensor, answers: list[Te
     after = evaluations[index + 1].t if index + 1 < len(evaluations) else float(times[-1])
     s = torch.tensor([after], dtype=torch.float64)
     return _with_target(
-        setting, setting.solver, [index], x, times[:, None], answers, (state(index), t, s), (state(begins), t_step),
+        setting,
+        setting.solver,
+        [index],
+        x,
+        times[:, None],
+        answers,
+        (state(index), t, s),
+        (state(begins), t_step),
         noise,
-    )  # fmt: skip
+    )
 
 
 def parallel_problem(
@@ -216,7 +225,8 @@ def parallel_problem(
     def tau_of(at: int) -> Tensor:
         # A multistep solver may warm up at a window's start with evaluations that the whole run has not: those are untuned.
         known = [
-            tuned_at.get((k - history + row[at].step, row[at].stage), row[at].t) for k, row in zip(steps, rows, strict=True)
+            tuned_at.get((k - history + row[at].step, row[at].stage), row[at].t)
+            for k, row in zip(steps, rows, strict=True)
         ]
         return torch.tensor(known, dtype=torch.float64)
 
@@ -231,9 +241,16 @@ def parallel_problem(
                 answers.append(setting.predictor(request.x, request.t, _each(tau_of(at), count)))
     indices = {(e.step, e.stage): i for i, e in enumerate(setting.evaluations)}
     return _with_target(
-        setting, solver, [indices[k, stage] for k in steps], x, windows, answers,
-        (states[index], column(index), column(index + 1)), (states[begins], column(begins)), draws,
-    )  # fmt: skip
+        setting,
+        solver,
+        [indices[k, stage] for k in steps],
+        x,
+        windows,
+        answers,
+        (states[index], column(index), column(index + 1)),
+        (states[begins], column(begins)),
+        draws,
+    )
 
 
 def _with_target(setting, solver, steps, x, times, answers, tuned, begin, noise) -> Problem:

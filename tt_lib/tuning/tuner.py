@@ -86,9 +86,20 @@ def tune(
         NotFinite: the network answered NaN or infinity.
     """
     return _Tuning(
-        predictor, schedule, solver, grid, images, config or TuneConfig(), model, weights, source, held_out, state,
-        save_seconds, progress,
-    ).run()  # fmt: skip
+        predictor,
+        schedule,
+        solver,
+        grid,
+        images,
+        config or TuneConfig(),
+        model,
+        weights,
+        source,
+        held_out,
+        state,
+        save_seconds,
+        progress,
+    ).run()
 
 
 def check_objective(solver: Solver, objective: str) -> None:
@@ -112,7 +123,20 @@ class _Tuning:
     """One tuning run: its inputs, and its state as far as it got."""
 
     def __init__(
-        self, predictor, schedule, solver, grid, images, config, model, weights, source, held_out, state, save_seconds, progress
+        self,
+        predictor,
+        schedule,
+        solver,
+        grid,
+        images,
+        config,
+        model,
+        weights,
+        source,
+        held_out,
+        state,
+        save_seconds,
+        progress,
     ):
         check_objective(solver, config.objective)
         if len(images) < 1:
@@ -122,9 +146,15 @@ class _Tuning:
         self.times = torch.tensor(grid.times, dtype=torch.float64)
         self.noise = _noise(images, config.seed)
         self.setting = Setting(
-            solver, schedule, predictor, config.objective, config.substeps, self.times,
-            layout(solver, self.times, schedule), config.seed,
-        )  # fmt: skip
+            solver,
+            schedule,
+            predictor,
+            config.objective,
+            config.substeps,
+            self.times,
+            layout(solver, self.times, schedule),
+            config.seed,
+        )
         self.held_out, self.held_noise, self.judged = self._held_out(held_out)
         self.taus = [each.t for each in self.setting.evaluations]
         self.records: list[dict[str, Any]] = []
@@ -170,9 +200,13 @@ class _Tuning:
         if not self.config.gate:
             return None, None, judged
         if self.solver.stochastic:
-            raise BadValue(f"there is no gate for {self.solver.name}: it draws noise and has no truncation error; leave gate out")
+            raise BadValue(
+                f"there is no gate for {self.solver.name}: it draws noise and has no truncation error; leave gate out"
+            )
         if images is None or len(images) < 2:
-            raise BadValue("a gate judges by images that are held out: give at least 2 of them, other than those tuned on")
+            raise BadValue(
+                "a gate judges by images that are held out: give at least 2 of them, other than those tuned on"
+            )
         return images, _noise(images, derive_seed(self.config.seed, HELD_OUT_NOISE)), judged
 
     def _gate(self, held: list[tuple[Problem, _Group]]) -> None:
@@ -272,10 +306,16 @@ class _Tuning:
         if not self.state:
             return
         content = {
-            "fingerprint": self._fingerprint(), "taus": self.taus, "done_stages": self.done_stages,
-            "rows": self.rows, "partial": self.partial, "ticks": self.ticks, "elapsed": self._elapsed(),
-            "records": self.records, "losses": self.losses,
-        }  # fmt: skip
+            "fingerprint": self._fingerprint(),
+            "taus": self.taus,
+            "done_stages": self.done_stages,
+            "rows": self.rows,
+            "partial": self.partial,
+            "ticks": self.ticks,
+            "elapsed": self._elapsed(),
+            "records": self.records,
+            "losses": self.losses,
+        }
         with atomic_path(self.state) as temporary:
             torch.save(content, temporary)
 
@@ -302,15 +342,28 @@ class _Tuning:
     def _timing(self) -> Timing:
         losses = [pair for _, pair in sorted((_first_and_last(self.rows) | self.losses).items())]
         tuning = {
-            **asdict(self.config), "images": len(self.images), "source": self.source, "seconds": round(self._elapsed(), 2),
-            "loss_untuned": [first for first, _ in losses], "loss_tuned": [last for _, last in losses],
+            **asdict(self.config),
+            "images": len(self.images),
+            "source": self.source,
+            "seconds": round(self._elapsed(), 2),
+            "loss_untuned": [first for first, _ in losses],
+            "loss_tuned": [last for _, last in losses],
             **({"gated": self.records, "gate_images": len(self.held_out)} if self.held_out is not None else {}),
-        }  # fmt: skip
+        }
         return Timing(
-            name=self.config.name, taus=tuple(self.taus), times=tuple(each.t for each in self.setting.evaluations),
-            model=self.model, schedule=self.schedule.name, solver=self.solver.name, options=self.solver.choices_made,
-            grid=self.grid.name, grid_times=self.grid.times, tuning=tuning, provenance=provenance(), weights=self.weights,
-        )  # fmt: skip
+            name=self.config.name,
+            taus=tuple(self.taus),
+            times=tuple(each.t for each in self.setting.evaluations),
+            model=self.model,
+            schedule=self.schedule.name,
+            solver=self.solver.name,
+            options=self.solver.choices_made,
+            grid=self.grid.name,
+            grid_times=self.grid.times,
+            tuning=tuning,
+            provenance=provenance(),
+            weights=self.weights,
+        )
 
 
 def _noise(images: Tensor, seed: int) -> Tensor:
@@ -336,12 +389,12 @@ def _first_and_last(rows: Rows) -> dict[int, tuple[float, float]]:
 
 # FOLDED tt_lib.tuning.tuner
 # The gate: a step keeps its tuned tau only if that is better than tau = t beyond noise, on images it was not tuned on.
-# 
+#
 # Whatever the objective was, better means a lower truncation error of the step: the squared distance of its end from a fine
 # solution's (see :mod:`tt_lib.tuning.objectives`). The images and the noise on them are held out. Each image is tried with
 # both times, and a one-sided paired t-test over the images asks whether the mean of the differences lies below 0, at the level
 # :data:`LEVEL` for each evaluation by itself (no correction for their number). A tau that is refused goes back to t.
-# 
+#
 
 
 LEVEL = 0.05
@@ -368,10 +421,17 @@ def judge(problem: Problem, taus: Sequence[float]) -> list[dict[str, Any]]:
         problem.steps, problem.t.tolist(), taus, untuned, tuned, strict=True
     ):
         p = lower(with_tau, with_t)
-        records.append({
-            "evaluation": evaluation, "t": t, "tau": tau, "loss_untuned": float(with_t.mean()),
-            "loss_tuned": float(with_tau.mean()), "p": p, "kept": p < LEVEL,
-        })  # fmt: skip
+        records.append(
+            {
+                "evaluation": evaluation,
+                "t": t,
+                "tau": tau,
+                "loss_untuned": float(with_t.mean()),
+                "loss_tuned": float(with_tau.mean()),
+                "p": p,
+                "kept": p < LEVEL,
+            }
+        )
     return records
 
 
