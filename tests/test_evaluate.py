@@ -1,9 +1,11 @@
-"""Measuring a sampler: against a direct computation, and what an interrupted measurement keeps and what it does not."""
+"""Measuring a sampler: against a direct computation, by several metrics at once, interrupted and resumed, and its rows."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +20,21 @@ from tt_lib.datasets import load_dataset, to_float, to_uint8
 from tt_lib.engine import Request
 from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
-from tt_lib.metrics.evaluate import SETS, fd_row, floor_row, measure, sample_statistics
-from tt_lib.metrics.features import disjoint_sets, load_feature_extractor, reference_statistics
-from tt_lib.metrics.frechet import frechet_distance
-from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.metrics.evaluate import (
+    SETS,
+    Measured,
+    fd_rows,
+    floor_row,
+    forget_sets,
+    measure,
+    measure_all,
+    sample_sets,
+    sample_statistics,
+)
+from tt_lib.metrics.features import disjoint_sets, load_features, statistics_of
+from tt_lib.metrics.frechet import extrapolated_interval, frechet_distance
+from tt_lib.metrics.kernel import kernel_distance, precision_recall
+from tt_lib.metrics.reference import Metric, collect_bank
 from tt_lib.networks.feature_nets import FeatureNet, PlainNet, save_features
 from tt_lib.networks.unet import save_model
 from tt_lib.noise import SampleNoise, StartNoise
@@ -130,12 +143,27 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def features(data):
-    return load_feature_extractor("digits-resnet", data / "pretrained" / "digits-resnet")
+    return load_features("digits-resnet", weights=data / "pretrained" / "digits-resnet")
 
 
 @pytest.fixture(scope="session")
 def reference(features):
-    return reference_statistics(load_dataset("digits", "train"), features)
+    return statistics_of(load_dataset("digits", "train").pixels, features)
+
+
+@pytest.fixture(scope="session")
+def metric(features, reference):
+    return Metric(features, reference)
+
+
+@pytest.fixture(scope="session")
+def metrics(data):
+    """Two metrics with banks."""
+    pixels, made = load_dataset("digits", "train").pixels, []
+    for name in ("digits-resnet", "digits-simclr"):
+        own = load_features(name, weights=data / "pretrained" / name)
+        made.append(Metric(own, statistics_of(pixels, own), collect_bank(pixels, own, 40)))
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -184,11 +212,9 @@ def a_timing(sampler: Sampler, factor: float = 0.9) -> Timing:
     )
 
 
-def directly(sampler: Sampler, features, reference, seeds: range) -> float:
+def directly(sampler: Sampler, metric: Metric, seeds: range) -> float:
     """The distance of all samples at once."""
-    found = FeatureStatistics(features.dimension, features.name, features.sha256)
-    found.update(features(to_uint8(sampler(seeds).x)))
-    return frechet_distance(found, reference)
+    return frechet_distance(statistics_of(to_uint8(sampler(seeds).x), metric.features), metric.reference)
 
 
 # The value and its interval
@@ -196,36 +222,37 @@ def directly(sampler: Sampler, features, reference, seeds: range) -> float:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("first", [0, 1000])
-def test_equals_the_direct_computation(features, reference, eta, first):
+def test_equals_the_direct_computation(metric, eta, first):
     sampler = make_sampler(grid="quadratic", eta=eta)
-    found = measure(sampler, features, reference, N, first_seed=first)
-    expected = directly(sampler, features, reference, range(first, first + N))
+    found = measure(sampler, metric, N, first_seed=first)
+    expected = directly(sampler, metric, range(first, first + N))
     assert found.value == pytest.approx(expected, rel=1e-6) and found.value > 0.1
-    other = directly(sampler, features, reference, range(first + 1, first + 1 + N))
-    assert found.value != pytest.approx(other, rel=1e-4)
+    assert found.value != pytest.approx(directly(sampler, metric, range(first + 1, first + 1 + N)), rel=1e-4)
+    whole = sample_statistics(sampler, metric.features, range(first, first + N), batch=7)
+    assert frechet_distance(whole, metric.reference) == pytest.approx(expected, rel=1e-6)
 
 
-def test_does_not_depend_on_the_batch(data, features, reference):
+def test_does_not_depend_on_the_batch(data, metric):
     """Rounding in a real network differs with the batch, and may move a pixel from one level to the next."""
     bench = make_bench(str(data / "pretrained" / "tiny"), batch=50)
     sampler = bench.sampler(Cell("ddim", "uniform", 2))
-    small, large = (measure(sampler, features, reference, 100, batch=size) for size in (3, 500))
+    small, large = (measure(sampler, metric, 100, batch=size) for size in (3, 500))
     for name in ("value", "low", "high"):
         assert getattr(small, name) == pytest.approx(getattr(large, name), abs=1e-4 * large.value)
 
 
-def test_interval_encloses_the_value_and_shrinks(sampler, features, reference):
-    few, many = (measure(sampler, features, reference, n) for n in (N, 10 * N))
+def test_interval_encloses_the_value_and_shrinks(sampler, metric):
+    few, many = (measure(sampler, metric, n) for n in (N, 10 * N))
     for found in (few, many):
         assert 0 <= found.low < found.value < found.high
     assert many.high - many.low < 0.7 * (few.high - few.low)
 
 
-def test_tuned_and_untuned_start_from_the_same_noise(sampler, features, reference):
+def test_tuned_and_untuned_start_from_the_same_noise(sampler, metric):
     runs = {}
     for name, timing in (("untuned", None), ("same", a_timing(sampler, 1.0)), ("tuned", a_timing(sampler))):
         watched, predictor = counted(replace(sampler, timing=timing))
-        runs[name] = measure(watched, features, reference, N), predictor.starts
+        runs[name] = measure(watched, metric, N), predictor.starts
     # The first of three evaluations sees x_T.
     starts = {name: torch.cat(states[::3]) for name, (_, states) in runs.items()}
     assert torch.equal(starts["untuned"], starts["tuned"])
@@ -234,58 +261,72 @@ def test_tuned_and_untuned_start_from_the_same_noise(sampler, features, referenc
     assert runs["tuned"][0].value != pytest.approx(runs["untuned"][0].value, rel=1e-3)
 
 
-@pytest.mark.parametrize("n", [45, 10, 0, -20, 19])
-def test_samples_that_do_not_divide_into_sets(sampler, features, reference, n):
+@pytest.mark.parametrize("n", [45, 10, 0, -20])
+def test_samples_that_do_not_divide_into_sets(sampler, metric, n):
     watched, predictor = counted(sampler)
     with pytest.raises(BadValue, match=f"multiple of 10 and at least 20 .*got {n}$"):
-        measure(watched, features, reference, n)
+        measure(watched, metric, n)
     assert predictor.calls == 0
 
 
-def test_progress_counts_samples(sampler, features, reference):
+def test_progress_counts_samples(sampler, metric):
     seen = []
-    measure(sampler, features, reference, N, batch=3, progress=lambda *report: seen.append(report))
+    measure(sampler, metric, N, batch=3, progress=lambda *report: seen.append(report))
     assert [done for done, _, _ in seen] == [4 * k + part for k in range(SETS) for part in (3, 4)]
     assert {(total, message) for _, total, message in seen} == {(N, "ddim, uniform, 3 steps")}
+
+
+@pytest.mark.parametrize(("eta", "kept"), [(0.0, N), (1.0, 0)])
+def test_kept_noise_gives_the_same_numbers(metric, eta, kept):
+    """A stochastic solver draws start and steps from one stream: it takes no kept start."""
+    sampler = make_sampler(eta=eta)
+    start = StartNoise(sampler.shape, "cpu")
+    expected = measure(sampler, metric, N)
+    for _ in range(2):
+        assert measure(sampler, metric, N, start=start) == expected
+    assert sum(map(len, start.kept)) == kept
+
+
+def test_noise_is_drawn_once(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(tt_lib.noise, "SampleNoise", lambda seeds: drawn.append(seeds) or SampleNoise(seeds))
+    noise = StartNoise((1, 2, 2), "cpu", most=5)
+    for seeds in (range(3), range(3), range(3, 6), range(3, 6), range(6, 8), range(6, 8)):
+        assert torch.equal(noise(seeds), SampleNoise(seeds).start((1, 2, 2)))
+    # The second range does not fit beside the first and is drawn each time; the third does.
+    assert drawn == [range(3), range(3, 6), range(3, 6), range(6, 8)]
 
 
 # Interrupted and resumed
 
 
-@pytest.mark.parametrize(("stop", "finished"), [(4, 0), (20, 4), (N, 9)])
-def test_interrupted_and_resumed_is_uninterrupted(sampler, features, reference, tmp_path, stop, finished):
-    whole, uninterrupted = counted(sampler)
-    expected = measure(whole, features, reference, N)
-    assert uninterrupted.calls == SETS * 3
-
-    def interrupt(done, total, message):
-        if done >= stop:
+def interrupt(after: int):
+    def progress(done, total, message):
+        if done >= after:
             raise KeyboardInterrupt
 
+    return progress
+
+
+@pytest.mark.parametrize(("stop", "finished"), [(4, 0), (20, 4), (N, 9)])
+def test_interrupted_and_resumed_is_uninterrupted(sampler, metric, tmp_path, stop, finished):
+    whole, uninterrupted = counted(sampler)
+    expected = measure(whole, metric, N)
+    assert uninterrupted.calls == SETS * 3
     with pytest.raises(KeyboardInterrupt):
-        measure(sampler, features, reference, N, work=tmp_path, progress=interrupt)
+        measure(sampler, metric, N, work=tmp_path, progress=interrupt(stop))
     assert len(list(tmp_path.iterdir())) == finished
 
     watched, predictor = counted(sampler)
     seen = []
-    found = measure(watched, features, reference, N, work=tmp_path, progress=lambda *report: seen.append(report[0]))
-    assert found == expected
+    assert measure(watched, metric, N, work=tmp_path, progress=lambda *report: seen.append(report[0])) == expected
     assert predictor.calls == (SETS - finished) * 3  # finished sets are not computed again
     assert seen == [4 * (k + 1) for k in range(finished, SETS)]
-
-
-def test_finished_measurement_needs_no_network(sampler, features, reference, tmp_path):
-    expected = measure(sampler, features, reference, N, work=tmp_path)
-    watched, predictor = counted(sampler)
-    assert measure(watched, features, reference, N, work=tmp_path) == expected
-    assert predictor.calls == 0
-
-
-def with_features(features, reference, sha256: str):
-    """The same features under other weights' hash, and a reference that fits them."""
-    twin = reference.copy()
-    twin.sha256 = sha256
-    return replace(features, sha256=sha256), twin
+    # The batch does not change the samples, so another one finds all sets.
+    assert measure(watched, metric, N, work=tmp_path, batch=2) == expected
+    assert predictor.calls == (SETS - finished) * 3
+    forget_sets(sampler, metric.features, N, 0, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 CHANGES = {
@@ -301,15 +342,17 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", [*CHANGES, "one tau", "features", "seed", "n"])
-def test_sets_of_another_measurement_are_not_used(sampler, features, reference, tmp_path, change):
+def test_sets_of_another_measurement_are_not_used(sampler, metric, tmp_path, change):
     sampler = replace(sampler, timing=a_timing(sampler)) if change == "one tau" else sampler
-    before = measure(sampler, features, reference, 20, work=tmp_path)
-    changed, options, n = sampler, {}, 20
+    before = measure(sampler, metric, 20, work=tmp_path)
+    changed, by, options, n = sampler, metric, {}, 20
     if change == "one tau":
         timing = sampler.timing
         changed = replace(sampler, timing=replace(timing, taus=(*timing.taus[:-1], timing.taus[-1] * (1 + 1e-6))))
     elif change == "features":
-        features, reference = with_features(features, reference, "other")
+        other = copy(metric.reference)
+        other.sha256 = "other"
+        by = Metric(replace(metric.features, sha256="other"), other)
     elif change == "seed":
         options = {"first_seed": 1}
     elif change == "n":
@@ -317,53 +360,71 @@ def test_sets_of_another_measurement_are_not_used(sampler, features, reference, 
     else:
         changed = CHANGES[change](sampler)
     watched, predictor = counted(changed)
-    found = measure(watched, features, reference, n, work=tmp_path, **options)
+    found = measure(watched, by, n, work=tmp_path, **options)
     assert predictor.calls == SETS * changed.grid.steps
-    assert found == measure(changed, features, reference, n, **options)
+    assert found == measure(changed, by, n, **options)
     # and the old sets are still there
-    if change != "features":
-        watched, predictor = counted(sampler)
-        assert measure(watched, features, reference, 20, work=tmp_path) == before and predictor.calls == 0
-
-
-def test_other_batch_uses_the_sets(sampler, features, reference, tmp_path):
-    """The batch does not change the samples, so it does not throw finished sets away."""
-    measure(sampler, features, reference, 20, work=tmp_path, batch=1)
     watched, predictor = counted(sampler)
-    measure(watched, features, reference, 20, work=tmp_path, batch=2)
-    assert predictor.calls == 0
+    assert measure(watched, metric, 20, work=tmp_path) == before and predictor.calls == 0
 
 
-# The start noise
+# Several metrics, and the vectors that are kept for their banks
 
 
-def test_kept_noise_is_the_samples_own():
-    noise = StartNoise((1, 8, 8), "cpu")
-    for seeds in (range(3), range(3, 7), range(3)):
-        assert torch.equal(noise(seeds), SampleNoise(seeds).start((1, 8, 8)))
+def approximately(measured: Measured):
+    return pytest.approx((measured.value, measured.low, measured.high), rel=1e-9)
 
 
-def test_noise_is_drawn_once(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(tt_lib.noise, "SampleNoise", lambda seeds: drawn.append(seeds) or SampleNoise(seeds))
-    noise = StartNoise((1, 2, 2), "cpu", most=5)
-    for seeds in (range(3), range(3), range(3, 6), range(3, 6), range(6, 8), range(6, 8)):
-        noise(seeds)
-    # The second range does not fit beside the first and is drawn each time; the third does.
-    assert drawn == [range(3), range(3, 6), range(3, 6), range(6, 8)]
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_each_is_measured_as_if_alone_and_the_samples_are_made_once(metrics, eta):
+    watched, predictor = counted(make_sampler(eta=eta))
+    both = measure_all(watched, metrics, N, first_seed=5, batch=3)
+    assert predictor.calls == SETS * 2 * 3, "two batches a set, three evaluations each"
+    for metric, found in zip(metrics, both, strict=True):
+        alone = measure(watched, metric, N, first_seed=5, batch=3)
+        assert (found.value, found.low, found.high) == approximately(alone)
+        for one, other in zip(found.sets, alone.sets, strict=True):
+            assert torch.equal(one.vectors, other.vectors)
+    assert both[0].value != pytest.approx(both[1].value, rel=0.01)
 
 
-@pytest.mark.parametrize(("eta", "kept"), [(0.0, N), (1.0, 0)])
-def test_start_noise_gives_the_same_numbers(features, reference, eta, kept):
-    sampler = make_sampler(eta=eta)
-    start = StartNoise(sampler.shape, "cpu")
-    expected = measure(sampler, features, reference, N)
-    for _ in range(2):
-        assert measure(sampler, features, reference, N, start=start) == expected
-    # A stochastic solver draws start and steps from one stream: it takes no kept start.
-    assert sum(map(len, start.kept)) == kept
-    with pytest.raises(BadValue, match="give seeds, not start"):
-        make_sampler(eta=1.0)(range(2), start=torch.zeros(2, 1, 8, 8))
+@pytest.mark.parametrize("banks", [True, False])
+def test_only_what_is_missing_is_measured(metrics, sampler, tmp_path, banks):
+    metrics = metrics if banks else [replace(each, bank=None) for each in metrics]
+    expected = measure_all(sampler, metrics, N)
+    first = measure(sampler, metrics[0], N, work=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with pytest.raises(KeyboardInterrupt):
+        measure_all(sampler, metrics, N, work=tmp_path, progress=interrupt(20))
+    watched, predictor = counted(sampler)
+    found = measure_all(watched, metrics, N, work=tmp_path)
+    assert predictor.calls == 6 * 3, "the sets of the second metric that were not finished; of the first, none"
+    assert found[0] == first and {path: path.stat().st_mtime_ns for path in before} == before
+    for one, other in zip(found, expected, strict=True):
+        assert (one.value, one.low, one.high) == approximately(other)
+    assert measure_all(watched, metrics, N, work=tmp_path) == found and predictor.calls == 6 * 3
+
+
+@pytest.mark.parametrize("batch", [1, 3, 500])
+def test_the_first_samples_of_each_set_are_kept_whatever_the_batch(sampler, metrics, monkeypatch, batch):
+    monkeypatch.setattr(tt_lib.metrics.evaluate, "BANK_SIZE", 20)
+    features = metrics[0].features
+    [sets] = sample_sets(sampler, metrics[:1], N, first_seed=5, batch=batch)
+    seeds = [5 + 4 * i + j for i in range(SETS) for j in range(2)]
+    expected = torch.cat([features(to_uint8(sampler([seed]).x)).half() for seed in seeds])
+    vectors = torch.cat([part.vectors for part in sets])
+    assert vectors.shape == (20, features.dimension)
+    assert torch.allclose(vectors.float(), expected.float(), rtol=2e-3, atol=2e-3)
+
+
+def test_sets_with_too_few_vectors_are_measured_again(sampler, metrics, monkeypatch, tmp_path):
+    watched, predictor = counted(sampler)
+    for size, vectors, calls in ((20, 2, 30), (40, 4, 60), (20, 2, 60)):
+        monkeypatch.setattr(tt_lib.metrics.evaluate, "BANK_SIZE", size)
+        [sets] = sample_sets(watched, metrics[:1], N, work=tmp_path)
+        assert {len(part.vectors) for part in sets} == {vectors} and predictor.calls == calls
+    [sets] = sample_sets(watched, [replace(metrics[0], bank=None)], N, work=tmp_path)
+    assert {part.vectors for part in sets} == {None} and predictor.calls == 60
 
 
 # Rows
@@ -382,23 +443,20 @@ def heun(x, times, schedule, noise):
     return x
 
 
-def test_evaluations_are_counted_not_computed(sampler, features, reference, tmp_path):
-    sampler = replace(sampler, solver=Solver("heun-test", heun))
-    _, nfe = sample_statistics(sampler, features, range(4))
-    assert nfe == 5
-    for _ in range(2):  # the second time all sets come from the work folder
-        watched, predictor = counted(sampler)
-        found = measure(watched, features, reference, N, work=tmp_path)
-        row = fd_row(found, sampler, features, dataset="digits", reference="train", n=N, seed=0, timing="untuned")
-        assert found.nfe == row["nfe"] == 5
-    assert predictor.calls == 0
+def rows_of(measured: Measured, sampler: Sampler, metric: Metric, **options):
+    return fd_rows(measured, sampler, metric, dataset="digits", seed=7, timing="untuned", **options)
 
 
-def test_row(sampler, features, reference, tmp_path):
+def test_evaluations_are_counted_not_computed(sampler, metric):
+    watched, predictor = counted(replace(sampler, solver=Solver("heun-test", heun)))
+    [row] = rows_of(measure(watched, metric, N), watched, metric)
+    assert row["nfe"] == 5 and predictor.calls == 5 * SETS
+
+
+def test_row(sampler, metric, tmp_path):
     sampler = replace(sampler, solver=make_solver("ddim", eta=0.5))
-    found = measure(sampler, features, reference, N, first_seed=7)
-    row = fd_row(found, sampler, features, dataset="digits", reference="train", n=N, seed=7, timing="untuned")
-    assert tuple(row) == FD_COLUMNS
+    found = measure(sampler, metric, N, first_seed=7)
+    [row] = rows_of(found, sampler, metric)
     expected = {
         "dataset": "digits",
         "model": "tiny",
@@ -425,12 +483,37 @@ def test_row(sampler, features, reference, tmp_path):
     assert read_rows(tmp_path / "fd.csv", FD_COLUMNS).to_dict("records") == [row]
 
 
-def test_floor(features, reference, sampler):
-    images = load_dataset("digits", "test")
-    row = floor_row(features, reference, "digits", disjoint_sets(images.pixels, features, SETS))
-    assert tuple(row) == FD_COLUMNS
-    expected = frechet_distance(reference_statistics(images, features), reference)
+def test_rows_of_a_metric_with_a_bank_and_of_a_gain(sampler, metrics, monkeypatch):
+    monkeypatch.setattr(tt_lib.metrics.evaluate, "BANK_SIZE", 30)
+    metric, tuned = metrics[0], replace(sampler, timing=a_timing(sampler))
+    before, after = (measure(each, metric, 60, first_seed=7) for each in (sampler, tuned))
+    rows = {
+        row["metric"].removesuffix(" (digits-resnet)"): row
+        for row in rows_of(after, tuned, metric, baseline=before.sets)
+    }
+    assert [*rows] == ["FD", "FD-infinity", "kernel distance", "precision", "recall", "gain of FD"]
+    assert all(set(row) == set(FD_COLUMNS) for row in rows.values())
+    assert [row["n"] for row in rows.values()] == [60, 60, 30, 30, 30, 60]
+    samples, real = torch.cat([part.vectors for part in after.sets]).float(), metric.bank.float()
+    assert len(samples) == 30
+    for name, expected in {
+        "FD-infinity": extrapolated_interval(after.sets, metric.reference),
+        "kernel distance": kernel_distance(samples, real),
+    }.items():
+        assert [rows[name][key] for key in ("value", "low", "high")] == pytest.approx(expected, abs=1e-6)
+    shares = rows["precision"]["value"], rows["recall"]["value"]
+    assert shares == pytest.approx(precision_recall(samples, real), abs=1e-6)
+    assert math.isnan(rows["precision"]["low"])
+    gain = rows["gain of FD"]
+    assert gain["value"] == pytest.approx(before.value - after.value, abs=2e-6) and gain["low"] < gain["value"]
+
+
+def test_floor(metric, sampler):
+    pixels = load_dataset("digits", "test").pixels
+    row = floor_row(metric, "digits", disjoint_sets(pixels, metric.features, SETS))
+    assert set(row) == set(FD_COLUMNS)
+    expected = frechet_distance(statistics_of(pixels, metric.features), metric.reference)
     assert row["value"] == pytest.approx(expected, abs=6e-7) and row["low"] <= row["value"] <= row["high"]
     assert (row["n"], row["nfe"], row["solver"], row["timing"], row["dataset"]) == (297, 0, "floor", "floor", "digits")
     assert row["metric"] == "FD (digits-resnet)" and row["features"] == "digits-resnet"
-    assert row["value"] < 0.1 * measure(sampler, features, reference, 290).value
+    assert row["value"] < 0.1 * measure(sampler, metric, 290).value

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and files checked by hash.
+"""Files written whole or not at all, files checked by hash, and locks.
 
 Every file of this library is written under a temporary name in the folder where it will lie and then
 renamed: a reader, or a run that was killed, sees the old file or the new one and never half of one.
@@ -7,14 +7,15 @@ renamed: a reader, or a run that was killed, sees the old file or the new one an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
 
 from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, MissingFile
 
@@ -109,12 +110,9 @@ def read_record(path: Path | str, kind: type[T], format: str, tuples: Sequence[s
 
 
 def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
-    """Hex digest of a file, read in blocks of 1 MiB."""
-    digest = hashlib.new(algorithm)
+    """Hex digest of a file."""
     with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def check_hash(path: Path | str, expected: str, algorithm: str = "sha256", remedy: str = "restore it") -> None:
@@ -123,13 +121,12 @@ def check_hash(path: Path | str, expected: str, algorithm: str = "sha256", remed
     Raises:
         MissingFile, CorruptFile
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise MissingFile(f"no file at {path}; {remedy}")
-    found = file_hash(path, algorithm)
-    if found != expected:
+    digest = file_hash(path, algorithm)
+    if digest != expected:
         raise CorruptFile(
-            f"{path} has {algorithm} {found}, expected {expected}: it is damaged or another file; {remedy}"
+            f"{path} has {algorithm} {digest}, expected {expected}: it is damaged or another file; {remedy}"
         )
 
 
@@ -139,45 +136,41 @@ def check_png(path: Path | str) -> None:
         raise BadValue(f"figures are PNG files, got {path}; give a path that ends in .png")
 
 
+def check_writable(path: Path | str) -> None:
+    """Raise :class:`BadValue` if there is no place for ``path``: now, and not when hours of work are done."""
+    parent = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise BadValue(f"cannot write {path}: {parent} is no folder to write to; choose another output folder")
+
+
 def refuse_overwrite(path: Path | str, force: bool) -> None:
-    """Raise :class:`AlreadyDone` if ``path`` exists and ``force`` is false."""
+    """:func:`check_writable`, and raise :class:`AlreadyDone` if ``path`` exists and ``force`` is false."""
     if Path(path).exists() and not force:
         raise AlreadyDone(f"{path} exists; give --force to replace it or choose another --out")
     check_writable(path)
 
 
-def check_writable(path: Path | str) -> None:
-    """Raise :class:`BadValue` if there is no place for ``path``: now, and not when hours of work are done."""
-    there = next(folder for folder in Path(path).absolute().parents if folder.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise BadValue(f"cannot write {path}: {there} is no folder to write to; choose another output folder")
-
-
 @contextlib.contextmanager
-def locked(path: Path | str) -> Iterator[None]:
-    """Hold an exclusive lock for ``path`` (a hidden file beside it) while the block runs, once whoever has it lets go."""
-    path = Path(path)
-    with _lock_file(path.parent / f".{path.name}.lock", path, "output folder") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+def hold(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file while the block runs; yields whether it is ours, which with ``wait`` it always is in the end.
 
+    The lock is let go when the process ends, however it ends. The file stays.
 
-@contextlib.contextmanager
-def hold(path: Path) -> Iterator[bool]:
-    """Try to hold a lock file; yields whether it is ours. It lets go when the process ends, however it ends."""
-    with _lock_file(path, path, "--work folder") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
-
-
-def _lock_file(lock: Path, path: Path, other: str) -> IO[str]:
-    """An open lock file, for whoever is about to write ``path``; closing it lets go."""
+    Raises:
+        BadValue: the folder cannot be made or written to.
+    """
+    lock = FileLock(path)
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        return open(lock, "w")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
     except OSError as error:
-        raise BadValue(f"cannot write {path}: {error.strerror}; choose another {other}") from error
+        raise BadValue(
+            f"cannot write to {path.parent}: {error.strerror}; choose another output folder or --work folder"
+        ) from error
+    try:
+        yield True
+    finally:
+        lock.release()

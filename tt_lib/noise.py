@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+# Samples that are measured have the seeds from 0 on. What they must not share noise with begins far above:
+GENERATED_FIRST_SEED = 1_000_000_000
+"""Images that the network makes for tuning."""
+HELD_OUT_FIRST_SEED = 1_500_000_000
+"""Images that the network makes for a gate, which decides whether a tuned time is kept."""
+JOINT_FIRST_SEED = 2_000_000_000
+"""Samples that a joint tuning judges a timing by; its ``seed`` is added."""
+GAMMA_FIRST_SEED = 3_000_000_000
+"""Noise on the images that gamma is measured on; its ``seed`` and the image's number are added."""
+HELD_OUT_NOISE = 777_777
+"""Counter of :func:`derive_seed` for the noise on a gate's images."""
 
 
 class SampleNoise:
@@ -52,22 +63,6 @@ class StartNoise:
         if sum(map(len, self.kept)) + len(seeds) <= self.most:
             self.kept[seeds] = noise
         return noise
-
-
-def drawn_ahead(
-    parts: list[range], draw: Callable[[range], Tensor] | None
-) -> Generator[tuple[range, Tensor | None], None, None]:
-    """Each batch of seeds with its x_T: the CPU draws the next batch's while the GPU works on this one."""
-    if draw is None or not parts:
-        yield from ((part, None) for part in parts)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(draw, parts[0])
-        for part, after in zip(parts, [*parts[1:], None], strict=True):
-            noise = coming.result()
-            if after is not None:
-                coming = thread.submit(draw, after)
-            yield part, noise
 
 
 def derive_seed(seed: int, counter: int) -> int:

@@ -23,103 +23,23 @@ import pandas as pd
 import torch
 
 from tt_lib.errors import BadValue, CorruptFile
-from tt_lib.files import PACKAGE_ROOT, atomic_path, data_folder, locked
+from tt_lib.files import PACKAGE_ROOT, atomic_path, data_folder, hold
 
-FD_COLUMNS = (
-    "dataset",
-    "model",
-    "solver",
-    "grid",
-    "nfe",
-    "eta",
-    "timing",
-    "metric",
-    "features",
-    "reference",
-    "n",
-    "value",
-    "low",
-    "high",
-    "seed",
-    "device",
-    "versions",
-    "date",
-    "commit",
-    "command",
-)
-FD_KEY = (
-    "dataset",
-    "model",
-    "solver",
-    "grid",
-    "nfe",
-    "eta",
-    "timing",
-    "metric",
-    "features",
-    "reference",
-    "n",
-    "seed",
-)
-TRAINING_COLUMNS = (
-    "run",
-    "step",
-    "images",
-    "loss",
-    "images_per_s",
-    "devices",
-    "elapsed_s",
-    "versions",
-    "date",
-    "commit",
-    "command",
-)
+PROVENANCE = ("versions", "date", "commit", "command")
+"""The columns that :func:`provenance` fills in."""
+_CELL = ("solver", "grid", "nfe", "eta", "timing")
+"""The columns of a cell: which sampler of a model it is."""
+FD_KEY = ("dataset", "model", *_CELL, "metric", "features", "reference", "n", "seed")
+FD_COLUMNS = (*FD_KEY[:-1], "value", "low", "high", "seed", "device", *PROVENANCE)
+TRAINING_COLUMNS = ("run", "step", "images", "loss", "images_per_s", "devices", "elapsed_s", *PROVENANCE)
+DIRECTION_KEY = ("model", *_CELL, "step", "n", "seed", "substeps")
+_MEANS = tuple(name + end for name in ("angle", "relative", "local", "accumulated") for end in ("", "_margin"))
 DIRECTION_COLUMNS = (
-    "model",
-    "solver",
-    "grid",
-    "nfe",
-    "eta",
-    "timing",
-    "step",
-    "t",
-    "s",
-    "angle",
-    "angle_margin",
-    "relative",
-    "relative_margin",
-    "local",
-    "local_margin",
-    "accumulated",
-    "accumulated_margin",
-    "doubt",
-    "n",
-    "seed",
-    "substeps",
-    "device",
-    "versions",
-    "date",
-    "commit",
-    "command",
+    *("model", *_CELL, "step", "t", "s", *_MEANS, "doubt"),
+    *("n", "seed", "substeps", "device", *PROVENANCE),
 )
-DIRECTION_KEY = ("model", "solver", "grid", "nfe", "eta", "timing", "step", "n", "seed", "substeps")
-CORRELATION_COLUMNS = (
-    "what",
-    "among",
-    "cells",
-    "spearman",
-    "low",
-    "high",
-    "n",
-    "substeps",
-    "versions",
-    "date",
-    "commit",
-    "command",
-)
-CORRELATION_KEY = ("what", "among", "n", "substeps")
-SPEED_COLUMNS = ("what", "ours", "peer", "ratio", "unit", "device", "versions", "date", "commit", "command")
 SPEED_KEY = ("what", "device")
+SPEED_COLUMNS = ("what", "ours", "peer", "ratio", "unit", "device", *PROVENANCE)
 
 
 def results_folder() -> Path:
@@ -187,41 +107,35 @@ def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> pd.Data
     """The rows of a results file; an empty table with ``columns`` where there is no file.
 
     Raises:
-        CorruptFile: the file is no CSV or lacks a column.
+        CorruptFile: as in :func:`write_rows`.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         return pd.DataFrame(columns=list(columns or ()))
-    try:
-        # A commit such as 61e5298 is no number, whatever it looks like.
-        words = dict.fromkeys(("versions", "date", "commit", "command"), str)
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=words)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise CorruptFile(f"{path} is not a results file ({error}); restore it from git") from error
-    missing = [name for name in columns or () if name not in frame.columns]
-    if missing:
-        raise CorruptFile(f"{path} lacks the columns {missing}; restore it from git or move it away")
-    return frame
+    _read_text(path, columns)
+    # A commit such as 61e5298 is no number, whatever it looks like.
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(PROVENANCE, str))
 
 
-def matching(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> np.ndarray:
-    """Which rows have these values in these columns, [N] bool. One mask: cutting the frame column by column takes five times as long."""
-    return np.logical_and.reduce([rows[column].to_numpy() == value for column, value in wanted.items()])
+def matching(rows: pd.DataFrame, values: Mapping[str, Any]) -> np.ndarray:
+    """Which rows have these values in these columns, [N] bool."""
+    # One mask: cutting the frame column by column takes five times as long.
+    return np.logical_and.reduce([rows[column].to_numpy() == value for column, value in values.items()])
 
 
 def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], key: Sequence[str]) -> None:
     """Add ``rows`` to a results file; a row with the same ``key`` as an old one takes its place.
 
     Raises:
-        BadValue: a row lacks a column or has an unknown one.
+        BadValue: a row lacks a column or has an unknown one, or the file cannot be written.
+        CorruptFile: the file that is there is no CSV, has other columns, or is cut.
     """
-    new = list(rows)
+    path, new = Path(path), list(rows)
     for row in new:
         if set(row) != set(columns):
             raise BadValue(f"a row of {path} needs exactly the columns {list(columns)}, got {sorted(row)}")
-    with locked(path):
+    with hold(path.parent / f".{path.name}.lock", wait=True):
         # As text, not as numbers: rows that are not replaced keep every digit they were written with.
-        table = {_key(row, key): row for row in _read_text(Path(path), columns)}
+        table = {_key(row, key): row for row in (_read_text(path, columns) if path.exists() else [])}
         for row in new:
             text = {name: _text(row[name]) for name in columns}
             table[_key(text, key)] = text
@@ -231,21 +145,21 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Seq
             writer.writerows(table.values())
 
 
-def _read_text(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a results file as text, in which nothing stands for None."""
-    if not path.exists():
-        return []
+def _read_text(path: Path | str, columns: Sequence[str] | None) -> list[dict[str, str]]:
+    """The rows of a results file as text. pandas alone would fill up short lines and take a cut number for a number."""
     try:
         with open(path, newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            rows, found = list(reader), list(reader.fieldnames or ())
-    except (csv.Error, UnicodeDecodeError) as error:
+            lines = stream.readlines()
+        header, *rows = csv.reader(lines, strict=True)
+    except (csv.Error, ValueError) as error:
         raise CorruptFile(f"{path} is not a results file ({error}); restore it from git") from error
-    if set(found) != set(columns) or any(None in row or None in row.values() for row in rows):
+    if columns and set(header) != set(columns):
         raise CorruptFile(
-            f"{path} has the columns {found} where {list(columns)} are needed; restore it from git or move it"
+            f"{path} has the columns {header} where {list(columns)} are needed; restore it from git or move it away"
         )
-    return rows
+    if not lines[-1].endswith("\n") or any(len(row) != len(header) for row in rows):
+        raise CorruptFile(f"{path} has a line that is cut or has too many cells; restore it from git")
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def _text(value: Any) -> str:

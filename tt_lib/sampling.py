@@ -1,27 +1,33 @@
-"""Sampling images: a predictor, a solver, a grid and perhaps a timing, over as many seeds as wanted."""
+"""Sampling images: a predictor, a solver, a grid and perhaps a timing, over as many seeds as wanted.
+
+Beside few-step samplers there are accurate ones to compare with: :func:`fine_sampler` over a whole run,
+:func:`fine_solution` over one interval.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tt_lib.baselines import Correction
-from tt_lib.datasets import to_uint8
 from tt_lib.engine import Run, drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import Grid, make_grid
-from tt_lib.noise import SampleNoise, StartNoise, drawn_ahead
+from tt_lib.noise import SampleNoise, StartNoise
 from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule
 from tt_lib.solvers.dpmpp import dpmpp_2m
+from tt_lib.solvers.layout import Evaluation, layout
 from tt_lib.solvers.registry import Solver, make_solver
 from tt_lib.timing import Timing
 
 FINE_STEPS = 20
+"""Steps of :func:`fine_sampler`."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,11 @@ class Sampler:
         model: the model's name, which a timing is checked against.
         device: where to run.
         weights: sha256 of the model's weights, if they come from a file.
-        correction: what is done to the network's questions or answers while sampling; it takes the place of a timing.
+        correction: what is done to the network's inputs or answers while sampling; it takes the place of a timing.
+
+    Raises:
+        BadValue: a timing and a correction, or a solver that cannot end where the grid does.
+        TimingMismatch: the timing belongs to another sampler.
     """
 
     predictor: Predictor
@@ -55,7 +65,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.timing is not None and self.correction is not None:
             raise BadValue(
-                f"a sampler has a timing or a correction, not both: got {self.timing.name} and {self.correction.name}; leave one out"
+                f"a sampler has a timing or a correction, not both: got {self.timing.name} and {self.correction.name}; "
+                "leave one out"
             )
         if self.timing is not None:
             self.timing.check(
@@ -64,12 +75,17 @@ class Sampler:
         if self.grid.times[-1] == 0 and not self.solver.ends_at_zero:
             raise BadValue(f"solver {self.solver.name} cannot end at t = 0; make the grid with end > 0")
 
-    def make_timing(self, name: str, taus: tuple[float, ...], times: tuple[float, ...], **more: Any) -> Timing:
-        """A timing for just this sampler: ``taus`` at the nominal ``times`` of its evaluations; ``more`` as in Timing."""
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        """The network evaluations of a run, in order; their number is the NFE."""
+        return layout(self.solver, torch.tensor(self.grid.times, dtype=torch.float64), self.schedule)
+
+    def make_timing(self, name: str, taus: Sequence[float], **more: Any) -> Timing:
+        """A timing for just this sampler, a tau for each of its evaluations; ``more`` as in Timing."""
         return Timing(
             name=name,
-            taus=taus,
-            times=times,
+            taus=tuple(taus),
+            times=tuple(each.t for each in self.evaluations),
             model=self.model,
             schedule=self.schedule.name,
             solver=self.solver.name,
@@ -110,83 +126,54 @@ def batches(first: int, count: int, size: int) -> Iterator[range]:
         yield range(begin, min(begin + size, first + count))
 
 
-def sample_pixels(
+def run_batches(
+    sampler: Sampler, parts: Sequence[range], start: StartNoise | None = None
+) -> Generator[tuple[range, Run], None, None]:
+    """Run a sampler on one batch of seeds after another: yields (seeds, run).
+
+    The CPU draws the next batch's x_T while the device works on this one. To leave the generator early, close it.
+
+    Args:
+        start: where to take x_T from. A stochastic solver draws its own, from the stream of its steps.
+    """
+    if sampler.solver.stochastic or not parts:
+        yield from ((seeds, sampler(seeds)) for seeds in parts)
+        return
+    draw = start or StartNoise(sampler.shape, sampler.device, most=0)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(draw, parts[0])
+        for seeds, following in zip(parts, [*parts[1:], None], strict=True):
+            x = coming.result()
+            if following is not None:
+                coming = thread.submit(draw, following)
+            yield seeds, sampler(seeds, start=x)
+
+
+def sample_images(
     sampler: Sampler,
     count: int,
     *,
     first_seed: int = 0,
     batch: int = 64,
-    start: Callable[[range], Tensor] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Tensor:
-    """Sample ``count`` images as uint8 [count, C, H, W] on the CPU, rounded to nearest.
+    """The samples of ``count`` seeds as float32 [count, C, H, W] on the CPU.
 
     Args:
-        start: gives x_T of a range of seeds, where it is kept from an earlier run; else it is drawn here.
         progress: called with (images done, count, message).
     """
-    parts: list[Tensor] = []
-    draw = None if sampler.solver.stochastic else start or StartNoise(sampler.shape, sampler.device, most=0)
-    for seeds, noise in drawn_ahead(list(batches(first_seed, count, batch)), draw):
-        run = sampler(seeds, start=noise)
-        parts.append(to_uint8(run.x).cpu())
+    images: list[Tensor] = []
+    for seeds, run in run_batches(sampler, list(batches(first_seed, count, batch))):
+        images.append(run.x.cpu())
         if progress:
-            progress(seeds[-1] + 1 - first_seed, count, f"{run.nfe} evaluations an image")
-    return torch.cat(parts)
+            progress(seeds.stop - first_seed, count, f"{run.nfe} evaluations an image")
+    return torch.cat(images)
 
 
-# FOLDED tt_lib.study.demo
-# The main job in a few minutes on a CPU: sample, tune, sample again from the same noise, measure both.
-
-
-def sample_floats(sampler: Sampler, n: int, batch: int) -> Tensor:
-    """The samples of seeds 0 .. n - 1 as float32 [n, C, H, W] on the CPU."""
-    return torch.cat([sampler(seeds).x.cpu() for seeds in batches(0, n, batch)])
-
-
-def fine_ends(sampler: Sampler, n: int, batch: int, steps: int = FINE_STEPS) -> Tensor:
-    """The ends of fine runs from the noise of seeds 0 .. n - 1, started at the time where the sampler starts."""
-    parts = []
-    for seeds in batches(0, n, batch):
-        start = SampleNoise(seeds).start(sampler.shape).to(sampler.device)
-        parts.append(fine_end(sampler, start, steps).cpu())
-    return torch.cat(parts)
-
-
-def end_distances(ends: Tensor, exact: Tensor) -> Tensor:
-    """Root mean square difference of each image's end from its fine solution: [n, ...] -> [n]."""
-    return (ends[: len(exact)] - exact).square().flatten(1).mean(1).sqrt()
-
-
-# FOLDED tt_lib.tuning.joint
-# What a joint tuning is judged by: one number for the samples of a whole run, the lower the better.
-
-
-@torch.no_grad()
-def fine_end(sampler: Sampler, start: Tensor, steps: int = FINE_STEPS) -> Tensor:
-    """The end [B, ...] of a fine run from ``start`` [B, ...] at the time where the sampler starts, untuned."""
+def fine_sampler(sampler: Sampler, steps: int = FINE_STEPS) -> Sampler:
+    """An untuned sampler of ``steps`` steps of DPM-Solver++(2M) that starts from the same noise at the same time."""
     grid = make_grid("karras", steps, sampler.schedule, start=sampler.grid.times[0])
-    return drive(make_solver("dpmpp-2m")(start, grid, sampler.schedule), sampler.predictor).x
-
-
-# FOLDED tt_lib.tuning.objectives
-# What a tau is judged by.
-#
-# ``consistency`` is the paper's objective (Xia et al. 2024, eq. 5, and the authors' code):
-#
-#     ``L(tau) = E || sg[eps(x_t, t)] - eps(x_s(tau), s) ||^2``
-#
-# where ``x_s(tau)`` is one solver step from t to s made with ``eps(x_t, tau)``: after the step, the network
-# should still see the direction it saw before, as it would along a straight trajectory. The target itself
-# carries truncation error: true trajectories are curved.
-#
-# ``truncation`` measures what consistency stands in for:
-#
-#     ``L(tau) = E || x_s(tau) - x_s* ||^2``
-#
-# where ``x_s*`` is a fine solution of the same interval from the same ``x_t``. It needs no gradient through
-# a second evaluation. Both are sums over pixels and means over images.
-#
+    return replace(sampler, solver=make_solver("dpmpp-2m"), grid=grid, timing=None, correction=None)
 
 
 def fine_solution(predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int) -> Tensor:
@@ -198,18 +185,6 @@ def fine_solution(predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor
     return drive(dpmpp_2m(x, times, schedule, None), predictor).x
 
 
-# FOLDED tt_lib.tuning.problems
-# One-step problems: the states on which a tau is judged, and the loss of a tau there.
-#
-# A problem holds one evaluation of each of S steps of the sampler, and P states for each. Its states, histories and targets are fixed when it is made; only the taus move. A sequential
-# tuning makes one problem after another with S = 1, a parallel one makes problems with all the steps that run alike.
-#
-# An evaluation is judged at the state for which the solver asks next: at the end of the step for its last evaluation, inside
-# the step for the others. What it is compared with always starts from the state at the beginning of the step.
-#
-
-
-@torch.no_grad()
-def generate_images(predictor: Predictor, solver: Solver, times: Tensor, schedule: Schedule, noise: Tensor) -> Tensor:
-    """Images [P, ...] that the network itself makes from ``noise``, for tuning without a data set."""
-    return drive(solver(noise, times, schedule), predictor).x.clamp(-1, 1)
+def end_distances(ends: Tensor, exact: Tensor) -> Tensor:
+    """Root mean square difference of each image from the accurate one of the same noise: [n, ...] -> [n]."""
+    return (ends[: len(exact)] - exact).square().flatten(1).mean(1).sqrt()

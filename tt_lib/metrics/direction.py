@@ -1,7 +1,7 @@
 """The direction error: how far the direction that a sampler uses over an interval is from the one that it should use.
 
-In ``y = x / alpha`` and ``rho = sigma / alpha`` the probability flow is ``dy / drho = eps(x, t)``. A step from t to s, whatever
-the solver, moves along one direction,
+In ``y = x / alpha`` and ``rho = sigma / alpha`` the probability flow is ``dy / drho = eps(x, t)``. A step from t to s,
+whatever the solver, moves along one direction,
 
     ``d = (y_s - y_t) / (rho_s - rho_t)``,
 
@@ -11,8 +11,8 @@ and the true trajectory through the same state moves along the mean of eps,
 
 Everything is measured on the states that the sampler itself reaches, so it means the same for every solver:
 
-- **angle** between d and d*, in degrees, and **relative** distance, ``|d - d*|`` over the root mean square of ``|d*|`` over
-  the samples (a sample that happens to stand still has a mean direction of length 0, and must not count for all others);
+- **angle** between d and d*, in degrees, and **relative** distance, ``|d - d*|`` over the root mean square of ``|d*|``
+  over the samples (a sample that stands still has a mean direction of length 0, and must not count for all others);
 - **local** truncation error: the distance of the step's result from the flow through the state before it;
 - **accumulated** truncation error: its distance from the flow that started at the same noise.
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pandas as pd
 import torch
@@ -35,7 +36,6 @@ from tt_lib.grids import Grid
 from tt_lib.predictors import Predictor
 from tt_lib.sampling import fine_solution
 from tt_lib.schedules import Schedule, along
-from tt_lib.solvers.layout import layout
 from tt_lib.solvers.registry import Solver
 from tt_lib.toy import MixturePredictor, exact_flow
 
@@ -65,17 +65,13 @@ class Directions:
 
     def frame(self) -> pd.DataFrame:
         """A row for each step: t, s, the mean over samples of each measure, and half of its 95 % interval."""
-        rows = []
-        for k, (t, s) in enumerate(zip(self.times[:-1], self.times[1:], strict=True)):
-            row: dict[str, float] = {"step": k, "t": t, "s": s}
-            for name in MEASURES:
-                values = getattr(self, name)[k]
-                row[name] = values.mean().item()
-                row[f"{name}_margin"] = (
-                    1.96 * values.std().item() / len(values) ** 0.5 if len(values) > 1 else float("nan")
-                )
-            rows.append(row | {"doubt": self.doubt[k].mean().item()})
-        return pd.DataFrame(rows)
+        steps = len(self.times) - 1
+        columns: dict[str, Any] = {"step": range(steps), "t": self.times[:-1], "s": self.times[1:]}
+        for name in MEASURES:
+            values = getattr(self, name)
+            columns[name] = values.mean(1).numpy()
+            columns[f"{name}_margin"] = 1.96 * values.std(1).numpy() / values.shape[1] ** 0.5
+        return pd.DataFrame(columns | {"doubt": self.doubt.mean(1).numpy()})
 
 
 def measure_directions(
@@ -93,14 +89,13 @@ def measure_directions(
     """Compare each step of a sampler with the true flow.
 
     Args:
-        predictor: ``(x, t, tau) -> eps``. A :class:`~tt_lib.toy.MixturePredictor` has an exact flow; for a network the
-            flow is a fine solution, ``substeps`` steps of DPM-Solver++(2M) for each interval, and its error is estimated.
+        predictor: ``(x, t, tau) -> eps``. A :class:`~tt_lib.toy.MixturePredictor` has an exact flow; for a network it is
+            taken in ``substeps`` steps of DPM-Solver++(2M) for each interval, and its error is estimated.
         solver: deterministic.
         x: the start [B, ...] at ``grid.times[0]``.
         taus: the conditioning times, untuned if None.
-        substeps: of the fine solution; even, at least 2.
-        reference: what :func:`reference_trajectory` gave for the same start, grid and substeps, to save its work
-            where several samplers share a grid.
+        substeps: steps of the flow in each interval; even, at least 2.
+        reference: :func:`reference_trajectory` of the same start, grid and substeps, where several samplers share it.
         progress: called with (intervals done, of all, message).
 
     Raises:
@@ -109,37 +104,30 @@ def measure_directions(
     """
     if solver.stochastic:
         raise BadValue(f"{solver.name} draws noise and follows no trajectory; its direction error is not defined")
-    exact = _is_exact(predictor, schedule)
     flow, coarse = _flows(predictor, schedule, substeps)
-    whole = reference_trajectory(predictor, schedule, grid, x, substeps) if reference is None else reference
-    states = _states(predictor, schedule, solver, grid, x, taus)
+    trajectory = reference_trajectory(predictor, schedule, grid, x, substeps) if reference is None else reference
+    run = drive(solver(x, grid, schedule), predictor, taus, keep=True)
+    # The K + 1 states where the sampler begins a step, and where it ends.
+    states = [*(request.x for request in run.trajectory if request.stage == 0), run.x]
     times = torch.tensor(grid.times, dtype=torch.float64)
     rows = []
     for k in range(grid.steps):
         t, s = times[k], times[k + 1]
         target = flow(states[k], t, s)
-        doubt = torch.zeros(len(x)).double() if exact else _rms(coarse(states[k], t, s) - target)
+        doubt = _rms(coarse(states[k], t, s) - target) if coarse else torch.zeros(len(x)).double()
         used, true = (_direction(schedule, states[k], end, t, s) for end in (states[k + 1], target))
         rows.append(
             (
                 _angle(used, true),
                 _length(used - true) / _length(true).square().mean().sqrt(),
                 _rms(states[k + 1] - target),
-                _rms(states[k + 1] - whole[k + 1]),
+                _rms(states[k + 1] - trajectory[k + 1]),
                 doubt,
             )
         )
         if progress:
             progress(k + 1, grid.steps, f"interval {k + 1} of {grid.steps}")
     return Directions(grid.times, *(torch.stack(column).cpu() for column in zip(*rows, strict=True)))
-
-
-def _states(predictor, schedule, solver, grid, x, taus) -> list[Tensor]:
-    """The sampler's states at the K + 1 nominal times: where it begins each step, and where it ends."""
-    run = drive(solver(x, grid, schedule), predictor, taus, keep=True)
-    evaluations = layout(solver, torch.tensor(grid.times, dtype=torch.float64), schedule)
-    begins = [request.x for request, each in zip(run.trajectory, evaluations, strict=True) if each.stage == 0]
-    return [*begins, run.x]
 
 
 def reference_trajectory(
@@ -154,17 +142,17 @@ def reference_trajectory(
     return tuple(states)
 
 
-def _is_exact(predictor: Predictor, schedule: Schedule) -> bool:
-    return isinstance(predictor, MixturePredictor) and predictor.schedule is schedule
-
-
-def _flows(predictor: Predictor, schedule: Schedule, substeps: int) -> tuple[Flow, Flow]:
-    """The flow, and one with half the substeps, that tells how good the first is."""
+def _flows(predictor: Predictor, schedule: Schedule, substeps: int) -> tuple[Flow, Flow | None]:
+    """The flow, and one with half the substeps to estimate its error by; None if the flow is exact."""
     if substeps < 2 or substeps % 2:
         raise BadValue(f"substeps must be even and at least 2, got {substeps}")
-    if isinstance(predictor, MixturePredictor) and _is_exact(predictor, schedule):
-        return (lambda x, t, s: exact_flow(predictor, x, t, s, schedule),) * 2
-    return tuple(lambda x, t, s, n=n: fine_solution(predictor, schedule, x, t, s, n) for n in (substeps, substeps // 2))  # type: ignore[return-value]
+    if isinstance(predictor, MixturePredictor) and predictor.schedule is schedule:
+        return lambda x, t, s: exact_flow(predictor, x, t, s, schedule), None
+
+    def flow(steps: int) -> Flow:
+        return lambda x, t, s: fine_solution(predictor, schedule, x, t, s, steps)
+
+    return flow(substeps), flow(substeps // 2)
 
 
 def _direction(schedule: Schedule, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -182,6 +170,6 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _angle(a: Tensor, b: Tensor) -> Tensor:
-    """In degrees, [B]. From the lengths of sum and difference of the unit vectors: exact for small angles, unlike acos."""
+    """In degrees, [B]. From sum and difference of the unit vectors: exact for small angles, as acos is not."""
     a, b = (v.flatten(1) / _length(v)[:, None] for v in (a, b))
     return 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1)).rad2deg()

@@ -1,4 +1,4 @@
-"""The Fréchet distance between Gaussians fitted to features, and how uncertain it is.
+"""The Fréchet distance between Gaussians fitted to features, how uncertain it is, and how far too large.
 
 ``|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2)`` (Dowson & Landau 1982, J. Multivariate
 Analysis 12, 450-455; Heusel et al. 2017, arXiv 1706.08500). It is called FID only where the features are
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,16 +44,16 @@ def _distance(a: FeatureStatistics, b: FeatureStatistics, root_b: Tensor) -> flo
     covariance = a.covariance.to(root_b.device)
     shift = a.mean.to(root_b.device) - b.mean.to(root_b.device)
     product = root_b @ covariance @ root_b
-    # The eigenvalues of S_b^1/2 S_a S_b^1/2 are those of S_a S_b, whose root's trace is wanted.
+    # The eigenvalues of S_b^1/2 S_a S_b^1/2 are those of S_a S_b.
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
     distance = shift.square().sum() + covariance.trace() + b.covariance.to(root_b.device).trace() - 2 * cross
     return max(0.0, distance.item())
 
 
 def jackknife_interval(
-    sets: Sequence[FeatureStatistics], reference: FeatureStatistics, level: float = 0.95, world: World = ALONE
+    sets: Sequence[FeatureStatistics], reference: FeatureStatistics, world: World = ALONE
 ) -> tuple[float, float, float]:
-    """The distance of a whole sample from the reference, with a confidence interval: (value, low, high).
+    """The distance of a whole sample from the reference, with a 95 % confidence interval: (value, low, high).
 
     The sample comes in m >= 5 disjoint sets of equal size, for example 50,000 images as 10 sets of 5,000.
 
@@ -73,141 +74,111 @@ def jackknife_interval(
     Args:
         sets: statistics of disjoint sets of one sample.
         reference: what the distance is taken from.
-        level: the confidence, in (0, 1).
         world: processes that all hold the same sets and share the work; each gets the result.
 
     Raises:
-        BadValue: fewer than 5 sets, unequal sets, different features, or a level outside (0, 1).
+        BadValue: fewer than 5 sets, unequal sets, or different features.
     """
-    _check_sets(sets, level)
-    root = square_root(reference.covariance)
-    require_same_features(sets[0], reference)
-    return _jackknife(
-        lambda keep: _distance(merge_all([sets[i] for i in keep]), reference, root), len(sets), level, world=world
-    )
+    return _jackknife(_distance_of(sets, reference), len(sets), world=world)
 
 
 def paired_interval(
-    before: Sequence[FeatureStatistics],
-    after: Sequence[FeatureStatistics],
-    reference: FeatureStatistics,
-    level: float = 0.95,
+    before: Sequence[FeatureStatistics], after: Sequence[FeatureStatistics], reference: FeatureStatistics
 ) -> tuple[float, float, float]:
-    """How much lower the distance is after a change than before it, with a confidence interval: (gain, low, high).
+    """How much lower the distance is after a change than before it, with a 95 % interval: (gain, low, high).
 
-    For two samplers that start from the same seeds, in the same sets. What is peculiar to the seeds is in both distances and
-    drops out of their difference, so its interval is narrower than the two distances' own would let one think: two intervals may
-    overlap where the gain is sure. The jackknife leaves the same set out on both sides. A gain below 0 is a loss.
+    For two samplers that start from the same seeds, in the same sets. What is peculiar to the seeds is in both
+    distances and drops out of their difference, so its interval is narrower than the two distances' own: two intervals
+    may overlap where the gain is sure. The jackknife leaves the same set out on both sides. A gain below 0 is a loss.
 
     Args:
         before, after: statistics of disjoint sets, the i-th of both from the same seeds.
-        reference, level: as in :func:`jackknife_interval`.
+        reference: as in :func:`jackknife_interval`.
 
     Raises:
         BadValue: as in :func:`jackknife_interval`, or not the same sets on both sides.
     """
-    for sets in (before, after):
-        _check_sets(sets, level)
-        require_same_features(sets[0], reference)
     sizes = [[one.n for one in sets] for sets in (before, after)]
     if sizes[0] != sizes[1]:
         raise BadValue(f"a paired comparison needs the same sets on both sides, got sizes {sizes[0]} and {sizes[1]}")
-    root = square_root(reference.covariance)
-
-    def gain(keep: Sequence[int]) -> float:
-        first, second = (_distance(merge_all([sets[i] for i in keep]), reference, root) for sets in (before, after))
-        return first - second
-
-    return _jackknife(gain, len(before), level, floor=-math.inf)
+    first, second = _distance_of(before, reference), _distance_of(after, reference)
+    return _jackknife(lambda keep: first(keep) - second(keep), len(before), floor=-math.inf)
 
 
 def extrapolated_interval(
-    sets: Sequence[FeatureStatistics], reference: FeatureStatistics, level: float = 0.95
+    sets: Sequence[FeatureStatistics], reference: FeatureStatistics
 ) -> tuple[float, float, float]:
-    """The distance that infinitely many samples would have, with a confidence interval: (value, low, high).
+    """The distance that infinitely many samples would have, with a 95 % interval: (value, low, high).
 
-    The bias of a distance of n samples is proportional to 1/n (Chong & Forsyth 2020, arXiv 1911.07023), and differs from
-    sampler to sampler. So distances of parts of the sample are fitted by a line in 1/n, and its value at 0 is taken. The parts are
-    about a fifth, a half and all of the sets, each averaged over the runs of consecutive sets of that length; the interval is
-    the jackknife's. The reference keeps the bias of its own number of images.
+    The bias of a distance of n samples is proportional to 1/n (Chong & Forsyth 2020, arXiv 1911.07023), and differs
+    from sampler to sampler. So distances of parts of the sample are fitted by a line in 1/n, and its value at 0 is
+    taken. The parts are about a fifth, a half and all of the sets, each averaged over the runs of consecutive sets of
+    that length. The interval is the jackknife's. The reference keeps the bias of its own number of images.
 
     Args:
-        sets, reference, level: as in :func:`jackknife_interval`.
+        sets, reference: as in :func:`jackknife_interval`.
 
     Raises:
         BadValue: as in :func:`jackknife_interval`.
     """
-    _check_sets(sets, level)
-    require_same_features(sets[0], reference)
-    root = square_root(reference.covariance)
+    distance = _distance_of(sets, reference)
 
     def limit(keep: Sequence[int]) -> float:
         count = len(keep)
-        points = []
+        inverse, distances = [], []
         for length in sorted({max(1, count // 5), count // 2, count}):
             starts = range(count if length < count else 1)
-            runs = [merge_all([sets[keep[(i + j) % count]] for j in range(length)]) for i in starts]
-            distances = [_distance(one, reference, root) for one in runs]
-            points.append((1 / (sum(one.n for one in runs) / len(runs)), sum(distances) / len(distances)))
-        return _intercept(points)
+            runs = [[keep[(i + j) % count] for j in range(length)] for i in starts]
+            inverse.append(1 / np.mean([sum(sets[i].n for i in run) for run in runs]))
+            distances.append(np.mean([distance(run) for run in runs]))
+        return float(np.polyfit(inverse, distances, 1)[1])
 
-    return _jackknife(limit, len(sets), level)
+    return _jackknife(limit, len(sets))
 
 
-def _intercept(points: Sequence[tuple[float, float]]) -> float:
-    """The value at 0 of the line of least squares through (x, y)."""
-    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
-    return mean_y - slope * mean_x
+def _distance_of(sets: Sequence[FeatureStatistics], reference: FeatureStatistics) -> Callable[[Sequence[int]], float]:
+    """The distance from the reference of some of the sets, given by their numbers; all sets are checked."""
+    if len(sets) < FEWEST_SETS:
+        raise BadValue(f"an interval needs at least {FEWEST_SETS} disjoint sets, got {len(sets)}; split it further")
+    sizes = [one.n for one in sets]
+    if max(sizes) > 1.05 * min(sizes):
+        # The bias depends on n: with unequal sets it would not drop out of the spread.
+        raise BadValue(f"the sets must be of equal size (within 5 %), got {sizes}")
+    require_same_features(sets[0], reference)
+    root = square_root(reference.covariance)
+    return lambda keep: _distance(merge_all(sets[i] for i in keep), reference, root)
 
 
 def _jackknife(
-    statistic: Callable[[Sequence[int]], float], count: int, level: float, floor: float = 0.0, world: World = ALONE
+    statistic: Callable[[Sequence[int]], float], count: int, floor: float = 0.0, world: World = ALONE
 ) -> tuple[float, float, float]:
     """A statistic of ``count`` sets, given by their numbers, with its delete-one interval, which ends at ``floor``."""
     from scipy.stats import t as student
 
     # Nothing is left out of the last.
-    kept = [[j for j in range(count) if j != i] for i in range(count + 1)]
-    mine = {i: statistic(kept[i]) for i in world.share(range(count + 1))}
-    found = {i: one for part in world.gather(mine) for i, one in part.items()}
-    *left_out, value = (found[i] for i in range(count + 1))
+    subsets = [[j for j in range(count) if j != i] for i in range(count + 1)]
+    parts = world.gather([statistic(subset) for subset in world.share(subsets)])
+    # Process r had every size-th subset from the r-th on.
+    *left_out, value = (parts[i % len(parts)][i // len(parts)] for i in range(count + 1))
     mean = sum(left_out) / count
     error = math.sqrt((count - 1) / count * sum((one - mean) ** 2 for one in left_out))
-    margin = float(student.ppf((1 + level) / 2, count - 1)) * error
+    margin = float(student.ppf(0.975, count - 1)) * error
     return value, max(floor, value - margin), value + margin
 
 
-def _check_sets(sets: Sequence[FeatureStatistics], level: float) -> None:
-    if len(sets) < FEWEST_SETS:
-        raise BadValue(f"an interval needs at least {FEWEST_SETS} disjoint sets, got {len(sets)}; split it further")
-    if not 0 < level < 1:
-        raise BadValue(f"level must lie between 0 and 1, got {level}")
-    sizes = [one.n for one in sets]
-    if max(sizes) > 1.05 * min(sizes):
-        # The bias depends on n: with unequal sets it would not drop out of the spread.
-        raise BadValue(f"the sets must be of equal size (within 5 %), got {sizes}")
-
-
-# FOLDED tt_lib.metrics.frechet
-# How far too large a Fréchet distance of few samples is: the leading term of its bias.
-
-
 def leading_bias(covariance: Tensor, n: float) -> float:
-    """The mean distance of ``n`` samples of a Gaussian from that Gaussian itself, to leading order in 1/n.
+    """How far too large a Fréchet distance of few samples is, in the features' units squared.
 
-    The mean of n samples is off by ``tr(S) / n``. Their covariance is off by a matrix E, which costs ``sum_ij E_ij^2 / (2 (l_i +
-    l_j))`` in the basis of eigenvectors of S (second order of the root), and ``E_ij^2`` is ``l_i l_j / n`` on average, twice that on the
-    diagonal. So the bias is ``c / n``. The next orders matter where n is not much larger than the dimension. Features that are not
-    Gaussian have another spread of E; on those that ship the formula is right within
-    about a quarter.
+    It is the mean distance of ``n`` samples of a Gaussian from that Gaussian itself, to leading order in 1/n. The mean of
+    n samples is off by ``tr(S) / n``. Their covariance is off by a matrix E, which costs
+    ``sum_ij E_ij^2 / (2 (l_i + l_j))`` in the basis of eigenvectors of S (second order of the root), and ``E_ij^2`` is
+    ``l_i l_j / n`` on average, twice that on the diagonal. So the bias is ``c / n``. The next orders matter where n is
+    not much larger than the dimension. Features that are not Gaussian have another spread of E; on those that ship the
+    formula is right within about a quarter.
 
     Args:
         covariance: S, float64 [D, D], symmetric.
         n: samples, above 0. For a sample of n and a reference of m, both estimated, take n m / (n + m).
-
-    Returns:
-        The bias in the features' units squared.
 
     Raises:
         BadValue: no square matrix, or n not above 0.

@@ -3,24 +3,27 @@
 The network is pytorch-fid's port of the TensorFlow graph of 2015-12-05 (Heusel et al. 2017). Its weights
 (91 MB) are not part of this project and are never fetched by it: they are used where they are at hand.
 
-Images are scaled to 299x299 as pytorch-fid scales them: bilinear, without antialiasing, on floats. clean-fid (Parmar et al. 2022,
-arXiv 2104.11222) scales with Pillow's antialiased bicubic filter: its numbers and its references are on another scale, so
-statistics are read only from files of this project, which name the features that they are of.
+Images are scaled to 299x299 as pytorch-fid scales them: bilinear, without antialiasing, on floats. clean-fid (Parmar
+et al. 2022, arXiv 2104.11222) scales with Pillow's antialiased bicubic filter: its numbers and its references are on
+another scale, so statistics are read only from files of this project, which name the features that they are of.
+
+On a GPU the same network is several times faster in float16, channels last and compiled. float16 has eight times the
+precision of bfloat16 at the same speed, and the activations fit its range.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import atomic_path, file_hash
+from tt_lib.networks.running import compile_network
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
@@ -31,18 +34,28 @@ DIMENSION = 2048
 
 
 class InceptionFeatures(nn.Module):
-    """pytorch-fid's Inception-2015 as a function of uint8 images.
+    """pytorch-fid's Inception-2015 as a function of uint8 images, in eval mode.
+
+    Args:
+        weights: a file of weights of this architecture, official or not.
 
     Attributes:
         sha256: hash of the weights' file.
+
+    Raises:
+        CorruptFile: a damaged file, or weights of another network.
     """
 
     def __init__(self, weights: Path) -> None:
+        from pytorch_fid import inception
+
         super().__init__()
         self.sha256 = file_hash(weights)
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-            self.network = _build(state)
+            # pytorch-fid knows only how to download its weights: it gets those we have read.
+            with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
+                self.network = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[DIMENSION]])
         except (RuntimeError, OSError, EOFError, ValueError, TypeError, pickle.UnpicklingError) as error:
             raise CorruptFile(f"{weights} holds no Inception weights ({error}); fetch {URL} again") from error
         self.eval().requires_grad_(False)
@@ -56,6 +69,31 @@ class InceptionFeatures(nn.Module):
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             raise BadValue(f"Inception takes uint8 pixels [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
         return self.network(pixels.float() / 255)[0].flatten(1)
+
+
+class FastInception(nn.Module):
+    """A network of uint8 pixels in float16 under autocast, for batches of ``size``; a smaller last one is filled up.
+
+    Args:
+        network: :class:`InceptionFeatures`; it is changed in place.
+        size: images at a time.
+        compile: compile it for that size.
+    """
+
+    def __init__(self, network: nn.Module, size: int, compile: bool) -> None:
+        super().__init__()
+        self.size = size
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.run = compile_network(self.network) if compile else self.network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features = []
+        for part in pixels.split(self.size):
+            rows = torch.arange(self.size, device=part.device).clamp(max=len(part) - 1)
+            filled = part[rows].contiguous(memory_format=torch.channels_last)
+            with torch.autocast(part.device.type, dtype=torch.float16):
+                features.append(self.run(filled)[: len(part)].float())
+        return torch.cat(features)
 
 
 def find_inception(path: Path | str | None = None) -> Path:
@@ -77,38 +115,33 @@ def find_inception(path: Path | str | None = None) -> Path:
     return place
 
 
-def load_inception(
-    path: Path | str | None = None, device: torch.device | str = "cpu", verify: bool = True
-) -> InceptionFeatures:
-    """The Inception-2015 features, in eval mode.
+def load_inception(path: Path | str | None = None) -> InceptionFeatures:
+    """The official Inception-2015 features.
 
     Args:
         path: the weights, see :func:`find_inception`.
-        verify: check that the SHA-256 begins with the digits in the official file's name.
 
     Raises:
         MissingFile: no weights.
         CorruptFile: other weights than the official ones, or a damaged file.
     """
-    place = find_inception(path)
-    if verify:
-        found = file_hash(place)
-        if not found.startswith(HASH_PREFIX):
-            raise CorruptFile(
-                f"{place} has sha256 {found}, which should begin with {HASH_PREFIX}: "
-                f"it is damaged or another file; fetch {URL} again"
-            )
-    return InceptionFeatures(place).to(device)
+    network = InceptionFeatures(find_inception(path))
+    if not network.sha256.startswith(HASH_PREFIX):
+        raise CorruptFile(
+            f"{find_inception(path)} has sha256 {network.sha256}, which should begin with {HASH_PREFIX}: "
+            f"it is damaged or another file; fetch {URL} again"
+        )
+    return network
 
 
 def plant_random_inception(home: Path | str, seed: int = 0) -> Path:
-    """Write random weights of the true architecture where torch hub, with ``TORCH_HOME = home``, looks for the official ones.
+    """Write random weights of the true architecture where torch hub looks for the official ones; returns the file.
 
-    For measuring speed where the official weights are not at hand, and for tests: distances in such features mean nothing.
-    The convolutions are drawn so that activations keep their size (He et al. 2015), as those of a trained network do.
+    For measuring speed where the official weights are not at hand, and for tests: distances in such features mean
+    nothing. The convolutions are drawn so that activations keep their size (He et al. 2015), as in a trained network.
 
-    Returns:
-        The file.
+    Args:
+        home: what ``TORCH_HOME`` is set to.
     """
     from pytorch_fid import inception
 
@@ -123,22 +156,3 @@ def plant_random_inception(home: Path | str, seed: int = 0) -> Path:
     with atomic_path(place) as temporary:
         torch.save(network.state_dict(), temporary)
     return place
-
-
-def _build(state: dict[str, Tensor]) -> nn.Module:
-    """pytorch-fid's network with the given weights."""
-    from pytorch_fid import inception
-
-    with _in_place_of_download(inception, state):
-        return inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[DIMENSION]])
-
-
-@contextmanager
-def _in_place_of_download(module, state: dict[str, Tensor]) -> Iterator[None]:
-    """Let pytorch-fid, which knows only how to download its weights, have those we read."""
-    before = module.load_state_dict_from_url
-    module.load_state_dict_from_url = lambda *_, **__: state
-    try:
-        yield
-    finally:
-        module.load_state_dict_from_url = before

@@ -6,9 +6,11 @@ own mean and the scatter about it, so no large squares are subtracted from one a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from functools import reduce
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
 from tt_lib.files import atomic_path
 from tt_lib.metrics.world import World
 
+T = TypeVar("T")
 FORMAT = "tt feature statistics 1"
 
 
@@ -27,27 +30,25 @@ class FeatureStatistics:
         dimension: D, the length of a feature vector.
         features: the features' name; distances are refused between statistics of different ones.
         sha256: hash of the weights that the features come from.
-        meta: what else should be saved, such as ``dataset`` and ``split``; strings.
         device: where the sums are kept. The features may come from any device.
+
+    Attributes:
+        n: the number of samples.
+        mean: the mean, float64 [D].
+        scatter: sum over the samples of the outer product of their deviation from the mean, float64 [D, D].
+        vectors: float16 [V, D], the features of the first samples, if they were kept. They are saved, too.
+        meta: what a file says beside, such as ``dataset`` and ``split``.
     """
 
-    def __init__(
-        self,
-        dimension: int,
-        features: str,
-        sha256: str = "",
-        meta: Mapping[str, str] | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, dimension: int, features: str, sha256: str = "", device: torch.device | str = "cpu") -> None:
         if dimension < 1:
             raise BadValue(f"the dimension of the features must be 1 or more, got {dimension}")
         self.dimension, self.features, self.sha256 = dimension, features, sha256
-        self.meta = dict(meta or {})
         self.n = 0
         self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
-        """The mean, float64 [D]."""
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
-        """Sum over the samples of the outer product of their deviation from the mean, float64 [D, D]."""
+        self.vectors: Tensor | None = None
+        self.meta: dict[str, str] = {}
 
     @property
     def covariance(self) -> Tensor:
@@ -89,92 +90,75 @@ class FeatureStatistics:
         return self
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """The statistics of both sets of samples, as new statistics with this one's ``meta``.
+        """The statistics of both sets of samples, as new statistics without vectors, on this one's device.
 
         Raises:
             BadValue: the two are of different features.
         """
         require_same_features(self, other)
-        both = self.copy()
+        both = copy(self)
+        both.vectors = None
         both._join(other.n, other.mean.to(self.mean.device), other.scatter.to(self.mean.device))
         return both
 
     def joined(self, world: World) -> FeatureStatistics:
-        """The statistics of all processes' samples together, in every process, as new statistics on the same device."""
+        """The statistics of all processes' samples together, in every process and on the same device."""
         if world.size == 1:
             return self
-        n = int(world.total(torch.tensor([float(self.n)], dtype=torch.float64, device=self.mean.device)).item())
-        twin = self.copy()
-        twin.mean = world.total(self.n * self.mean) / max(n, 1)
-        shift = self.mean - twin.mean
-        twin.scatter, twin.n = world.total(self.scatter + self.n * torch.outer(shift, shift)), n
-        return twin
-
-    def copy(self) -> FeatureStatistics:
-        """Independent statistics with the same content."""
-        twin = FeatureStatistics(self.dimension, self.features, self.sha256, self.meta, self.mean.device)
-        twin.n, twin.mean, twin.scatter = self.n, self.mean.clone(), self.scatter.clone()
-        return twin
+        n = int(world.total(torch.tensor(float(self.n), dtype=torch.float64, device=self.mean.device)).item())
+        both = copy(self)
+        both.mean = world.total(self.n * self.mean) / max(n, 1)
+        shift = self.mean - both.mean
+        both.scatter, both.n = world.total(self.scatter + self.n * torch.outer(shift, shift)), n
+        return both
 
     def to(self, device: torch.device | str) -> FeatureStatistics:
-        """Independent statistics with the same content on another device."""
-        twin = self.copy()
-        twin.mean, twin.scatter = twin.mean.to(device), twin.scatter.to(device)
+        """The same statistics on another device, as new ones."""
+        twin = copy(self)
+        twin.mean, twin.scatter = self.mean.to(device), self.scatter.to(device)
         return twin
 
-    def save(self, path: Path | str, meta: Mapping[str, str] | None = None) -> Path:
+    def save(self, path: Path | str, meta: Mapping[str, object] | None = None) -> Path:
         """Write a safetensors file, whole or not at all; ``meta`` is added to the own one.
 
         Raises:
             BadValue: the path cannot be written.
         """
-        from safetensors.torch import save_file
-
-        header = {**self.meta, **(meta or {}), "format": FORMAT}
-        header |= {"features": self.features, "sha256": self.sha256, "n": str(self.n)}
-        tensors = {"mean": self.mean.cpu().contiguous(), "scatter": self.scatter.cpu().contiguous()}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {key: str(value) for key, value in header.items()})
-        return Path(path)
+        header = {**self.meta, **(meta or {}), "features": self.features, "sha256": self.sha256, "n": self.n}
+        tensors = {"mean": self.mean, "scatter": self.scatter}
+        return save_tensors(
+            path, tensors if self.vectors is None else {**tensors, "vectors": self.vectors}, FORMAT, header
+        )
 
     @classmethod
-    def load(cls, path: Path | str) -> FeatureStatistics:
-        """Statistics as they were saved, on the CPU.
+    def load(cls, path: Path | str, command: str = "tt stats") -> FeatureStatistics:
+        """Statistics as they were saved, on the CPU; ``command`` makes them, for errors.
 
         Raises:
             MissingFile: no such file.
             BadValue: the statistics of another tool.
             CorruptFile: not a file that :meth:`save` wrote.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise MissingFile(f"no feature statistics at {path}; make them with `tt stats`")
-        if path.suffix == ".npz":
-            # A mean and a covariance alone: whether of pytorch-fid's resizing or clean-fid's, nothing in the file tells.
+        if Path(path).is_file() and Path(path).suffix == ".npz":
+            # A mean and a covariance alone: nothing in the file tells pytorch-fid's resizing from clean-fid's.
             raise BadValue(
-                f"{path} is of another tool (pytorch-fid, clean-fid, ...) and does not say how its images were resized, so nothing can be "
-                "compared with it; make the reference from the images with `tt stats`"
+                f"{path} is of another tool (pytorch-fid, clean-fid, ...) and does not say how its images were resized; "
+                "make the reference from the images with `tt stats`"
             )
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = dict(file.metadata() or {})
-                tensors = {key: file.get_tensor(key) for key in ("mean", "scatter")}
-            if header.pop("format", None) != FORMAT:
-                raise ValueError(f"its format is not {FORMAT!r}")
+
+        def build(tensors: dict[str, Tensor], header: dict[str, str]) -> FeatureStatistics:
             mean, scatter = tensors["mean"], tensors["scatter"]
             if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
                 raise ValueError(f"mean {list(mean.shape)} and scatter {list(scatter.shape)} do not fit")
             loaded = cls(len(mean), header.pop("features"), header.pop("sha256"))
-            loaded.n = int(header.pop("n"))
-        except (SafetensorError, ValueError, KeyError, OSError) as error:
-            raise CorruptFile(f"{path} does not hold feature statistics ({error}); make them again") from error
-        loaded.mean, loaded.scatter, loaded.meta = mean, scatter, header
-        return loaded
+            loaded.n, loaded.mean, loaded.scatter = int(header.pop("n")), mean, scatter
+            loaded.vectors, loaded.meta = tensors.get("vectors"), header
+            return loaded
+
+        return load_tensors(path, FORMAT, build, "feature statistics", command)
 
     def _join(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        """Chan's update: add ``n`` samples with this mean and scatter."""
+        """Chan's update: add ``n`` samples with this mean and scatter. The old tensors, which copies share, stay."""
         total = self.n + n
         if not n:
             return
@@ -206,3 +190,44 @@ def require_same_features(a: FeatureStatistics, b: FeatureStatistics) -> None:
             f"statistics of different features cannot be compared or merged: {a.identity} and {b.identity}; "
             "take both with the same features"
         )
+
+
+def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], format: str, header: Mapping[str, object]) -> Path:
+    """Write a safetensors file, whole or not at all, with ``format`` and ``header`` (as text) in its metadata.
+
+    Raises:
+        BadValue: the path cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {key: str(value) for key, value in {**header, "format": format}.items()}
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    return Path(path)
+
+
+def load_tensors(
+    path: Path | str, format: str, build: Callable[[dict[str, Tensor], dict[str, str]], T], what: str, command: str
+) -> T:
+    """What ``build`` makes of the tensors (on the CPU) and the header of a file of :func:`save_tensors`.
+
+    Args:
+        what, command: what such a file holds and what makes it, for errors.
+
+    Raises:
+        MissingFile: no such file.
+        CorruptFile: another format, or ``build`` raised a ValueError or a KeyError.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise MissingFile(f"no {what} at {path}; make it with `{command}`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        if header.pop("format", None) != format:
+            raise ValueError(f"its format is not {format!r}")
+        return build(tensors, header)
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise CorruptFile(f"{path} does not hold {what} ({error}); make it again with `{command}`") from error

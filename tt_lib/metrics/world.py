@@ -1,7 +1,7 @@
 """The processes of a run: one for each GPU, started by torchrun or ``accelerate launch``, or just this one.
 
 Work is shared in whole batches, and every batch holds the same samples whoever computes it, so any number of processes
-gives the same numbers. One process, the main one, decides and writes; the others are told.
+gives the same numbers. One process, the main one, decides and writes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import datetime
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,10 +25,10 @@ PATIENCE = datetime.timedelta(hours=6)
 
 @dataclass(frozen=True)
 class World:
-    """One process among ``size``.
+    """One process among ``size``. Every process must call :meth:`gather`, :meth:`total` and :meth:`decide`.
 
     Attributes:
-        rank: which one, from 0; 0 is the main one.
+        rank: which one, from 0; 0 is the main one, which decides and writes.
         size: how many there are.
     """
 
@@ -37,7 +37,6 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that decides and writes."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
@@ -45,7 +44,7 @@ class World:
         return list(items[self.rank :: self.size])
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, by rank; every process must call it, and gets all of them."""
+        """The values of all processes, by rank, in every process."""
         if self.size == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -53,21 +52,20 @@ class World:
         return gather_object([value])
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of all processes' tensors, in every process; every process must call it. It stays on the device."""
+        """The sum of all processes' tensors, in every process. It stays on the device."""
         if self.size == 1:
             return value
-        summed = value.clone()
-        torch.distributed.all_reduce(summed)
-        return summed
+        from accelerate.utils import reduce
+
+        return reduce(value, "sum")
 
     def decide(self, value: T) -> T:
-        """The main process's value, in every process; every process must call it."""
+        """The main process's value, in every process."""
         if self.size == 1:
             return value
         from accelerate.utils import broadcast_object_list
 
-        box: list[Any] = [value if self.main else None]
-        return broadcast_object_list(box, from_process=0)[0]
+        return broadcast_object_list([value])[0]
 
 
 ALONE = World()
