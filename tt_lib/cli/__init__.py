@@ -7,28 +7,11 @@ and never overwrite a finished result without ``--force``. An error that the use
 from __future__ import annotations
 
 from tt_lib.cli.app import make_app
-from tt_lib.cli.networks import card, features, stats, train
-from tt_lib.cli.sampler import analytic, evaluate, info, sample, tune
-from tt_lib.cli.speed import bench, speed
-from tt_lib.cli.study import correlate, demo, direction, floor, table
+from tt_lib.cli.networks import features, info, stats, train
+from tt_lib.cli.sampler import evaluate, sample, tune
+from tt_lib.cli.speed import speed
+from tt_lib.cli.study import card, demo, direction, floor, table
 
 app = make_app()
-for command in (
-    demo,
-    tune,
-    analytic,
-    sample,
-    evaluate,
-    table,
-    floor,
-    direction,
-    correlate,
-    speed,
-    bench,
-    train,
-    features,
-    stats,
-    card,
-    info,
-):
+for command in (demo, tune, sample, evaluate, table, floor, direction, speed, train, features, stats, card, info):
     app.command()(command)

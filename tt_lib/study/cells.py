@@ -1,18 +1,19 @@
-"""Names of timings, as tables, rows, files and commands spell them: read here and nowhere else.
+"""Cells: samplers by names, with the one grammar of a timing's name for tables, rows, files and the command line.
 
-``untuned``, ``constant-0.95`` (one ratio for all steps), ``epsilon-1.005`` and ``time-shift`` (corrections, see
-:mod:`tt_lib.baselines`), or objective and strategy of a tuning, ``truncation-parallel``. Options stand behind such a name as
-they do behind a solver's: ``truncation-parallel,images=16,seed=3``. Each overrides what a table's [tuning] says, and
-what a name does not say is not part of it. How many last steps keep tau = t has a spelling of its own:
-``consistency-parallel-freeze2``, which ``freeze_last=2`` is read as.
+A timing is ``untuned``, ``constant-0.95`` (one ratio for all steps), ``epsilon-1.005`` or ``time-shift``
+(corrections, see :mod:`tt_lib.baselines`), or it is named by the objective and the strategy of its tuning:
+``truncation-parallel``. Options of the tuning may follow, as they do behind a solver's name:
+``truncation-parallel,images=16,seed=3``. They override a table's [tuning]. The number of last steps that keep tau = t
+has a spelling of its own, ``consistency-parallel-freeze2``, which ``freeze_last=2`` is read as.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tt_lib.baselines import CONSTANT, read_constant, read_correction
 from tt_lib.errors import BadValue, MissingFile, choose
@@ -22,61 +23,57 @@ from tt_lib.timing import UNTUNED, Timing, load_timing
 from tt_lib.tuning.config import OBJECTIVES, STRATEGIES, TuneConfig
 from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig
 
-IMAGE_SOURCES = ("real", "generated")
-SWITCH = {"true": True, "false": False}
-TUNED_OPTIONS: dict[str, type] = {
-    "batch": int,
-    "freeze_last": int,
-    "gate": bool,
-    "images": int,
-    "iterations": int,
-    "learning_rate": float,
-    "optimiser": str,
-    "seed": int,
-    "source": str,
-    "substeps": int,
-    "sweeps": int,
-    "value": str,
-}
-"""The options that a name may carry, with their types: fields of TuneConfig, and where how many images come from."""
-JOINT_OPTIONS: dict[str, type] = {"freeze_last": int, "optimiser": str, "samples": int, "seed": int, "tries": int}
+IMAGE_SOURCES, IMAGES = ("real", "generated"), 256
+"""Where images to tune on come from, and how many there are where nothing is said; the first source is the default."""
+NAMES = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), *(f"{o}-{JOINT}" for o in JOINT_OBJECTIVES)]
 FIELDS = {"learning_rate": "lr"}
-"""What an option sets, where that is spelled otherwise."""
+"""The field of the configuration that an option sets, where that is spelled otherwise."""
+SWITCH = {"true": True, "false": False}
+KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
-def parse_timing(name: str) -> dict[str, Any]:
-    """``truncation-parallel,images=16`` -> objective, strategy and the options that are named (``learning_rate`` as ``lr``).
+class Recipe(NamedTuple):
+    """How a timing is tuned: the configuration, how many images, and whether they are ``real`` or ``generated``."""
+
+    config: TuneConfig | JointConfig
+    images: int = IMAGES
+    source: str = IMAGE_SOURCES[0]
+
+
+def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that a timing's name stands for.
+
+    Args:
+        name: objective and strategy, and options: the numbers, words and switches of :class:`TuneConfig`, ``images``
+            and ``source``; for a joint tuning those of :class:`JointConfig`.
+        defaults: what holds where the name says nothing, as in a table's [tuning]: fields of TuneConfig, ``images`` and
+            ``source``, and ``samples`` of JointConfig.
 
     Raises:
-        BadValue: not of that form, an option that is unknown or named twice, or a value that it cannot have.
+        BadValue: no such name, an option that is unknown or named twice, or a value that it cannot have.
     """
-    plain, *options = name.split(",")
-    plains = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), *(f"{o}-{JOINT}" for o in JOINT_OBJECTIVES)]
-    found = re.fullmatch(rf"({'|'.join(plains)})(?:-freeze(\d+))?", plain)
-    if not found:
-        names = ", ".join([UNTUNED, "constant-0.95", "epsilon-1.005", "time-shift", *plains])
-        raise BadValue(
-            f"unknown timing {name!r}; choose one of: {names} (-freeze2 at the end leaves the last 2 steps alone)"
-        )
-    objective, strategy = found[1].split("-")
-    named: dict[str, Any] = {"objective": objective, "strategy": strategy}
-    if found[2]:
-        named["freeze_last"] = int(found[2])
-    known = JOINT_OPTIONS if strategy == JOINT else TUNED_OPTIONS
-    for option in options:
-        key, value = _read_option(name, option, known)
-        if FIELDS.get(key, key) in named:
-            raise BadValue(f"timing {name!r}: {key} is given twice; give it once")
-        named[FIELDS.get(key, key)] = value
-    _check(name, named)
-    return named
+    options, given = _read(name), {FIELDS.get(key, key): value for key, value in (defaults or {}).items()}
+    samples = {"samples": given.pop("samples")} if "samples" in given else {}
+    try:
+        if options["strategy"] == JOINT:
+            del options["strategy"]
+            return Recipe(JointConfig(**{**samples, **options}))
+        options = {**given, **options}
+        images = {key: options.pop(key) for key in ("images", "source") if key in options}
+        recipe = Recipe(TuneConfig(**options), **images)
+        choose("source of images", recipe.source, IMAGE_SOURCES)
+        if recipe.images < 1:
+            raise BadValue(f"images must be at least 1, got {recipe.images}")
+        return recipe
+    except BadValue as error:
+        raise BadValue(f"timing {name!r}: {error}") from error
 
 
 def spell_timing(name: str) -> str:
-    """The one spelling of a timing's name: options sorted, the frozen steps as ``-freezeN`` and only where N is not the default.
+    """The one spelling of a name: options sorted, frozen steps as ``-freezeN`` and only where N is not the default.
 
     Raises:
-        BadValue: unknown, see :func:`parse_timing`.
+        BadValue: see :func:`parse_timing`.
     """
     if name == UNTUNED:
         return name
@@ -85,47 +82,58 @@ def spell_timing(name: str) -> str:
         return correction.name
     if ratio is not None:
         return f"{CONSTANT}-{ratio:g}"
-    named = parse_timing(name)
-    joint = named["strategy"] == JOINT
-    plain = f"{named.pop('objective')}-{named.pop('strategy')}"
-    frozen = named.pop("freeze_last", None)
-    if frozen is not None and frozen != (JointConfig if joint else TuneConfig).freeze_last:
-        plain += f"-freeze{frozen}"
-    options = {
-        option: named[FIELDS.get(option, option)]
-        for option in (*TUNED_OPTIONS, *JOINT_OPTIONS)
-        if FIELDS.get(option, option) in named
+    parse_timing(name)
+    options = _read(name)
+    plain = f"{options.pop('objective')}-{options['strategy']}"
+    default = (JointConfig if options.pop("strategy") == JOINT else TuneConfig).freeze_last
+    frozen = options.pop("freeze_last", default)
+    spelled = {field: option for option, field in FIELDS.items()}
+    words = sorted(f"{spelled.get(key, key)}={_spell(value)}" for key, value in options.items())
+    return ",".join([plain if frozen == default else f"{plain}-freeze{frozen}", *words])
+
+
+def _options_of(config: type) -> dict[str, type]:
+    """The options of a configuration with their types: its numbers, words and switches."""
+    spelled = {field: option for option, field in FIELDS.items()}
+    kinds = {spelled.get(field.name, field.name): type(field.default) for field in fields(config)}
+    plain = (bool, int, float, str)
+    return {
+        name: kind for name, kind in sorted(kinds.items()) if kind in plain and name not in ("objective", "strategy")
     }
-    return ",".join([plain, *(f"{option}={_spell(value)}" for option, value in sorted(options.items()))])
 
 
-def _read_option(name: str, text: str, known: dict[str, type]) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if key not in known or not equals:
+OPTIONS = dict(sorted({**_options_of(TuneConfig), "images": int, "source": str}.items()))
+JOINT_OPTIONS = _options_of(JointConfig)
+
+
+def _read(name: str) -> dict[str, Any]:
+    """``truncation-parallel,images=16`` -> objective, strategy and the options that are named, as fields."""
+    plain, *words = name.split(",")
+    match = re.fullmatch(rf"({'|'.join(NAMES)})(?:-freeze(\d+))?", plain)
+    if not match:
+        names = ", ".join([UNTUNED, "constant-0.95", "epsilon-1.005", "time-shift", *NAMES])
         raise BadValue(
-            f"timing {name!r}: {text!r} is no option; write name=value with one of: {', '.join(sorted(known))}"
+            f"unknown timing {name!r}; choose one of: {names} (-freeze2 at the end leaves the last 2 steps alone)"
         )
-    kind = known[key]
-    try:
-        return key, SWITCH[value] if kind is bool else kind(value)
-    except (ValueError, KeyError) as error:
-        wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise BadValue(f"timing {name!r}: {key} must be {wanted}, got {value!r}") from error
-
-
-def _check(name: str, named: dict[str, Any]) -> None:
-    """What a name says must be a possible tuning, whatever a table adds."""
-    fields = {key: value for key, value in named.items() if key not in ("images", "source")}
-    try:
-        if named["strategy"] == JOINT:
-            JointConfig(**{key: value for key, value in fields.items() if key != "strategy"})
-        else:
-            TuneConfig(**fields)
-        choose("source of images", named.get("source", IMAGE_SOURCES[0]), IMAGE_SOURCES)
-        if named.get("images", 1) < 1:
-            raise BadValue(f"images must be at least 1, got {named['images']}")
-    except BadValue as error:
-        raise BadValue(f"timing {name!r}: {error}") from error
+    objective, strategy = match[1].split("-")
+    values: dict[str, Any] = {"objective": objective, "strategy": strategy}
+    if match[2]:
+        values["freeze_last"] = int(match[2])
+    options = JOINT_OPTIONS if strategy == JOINT else OPTIONS
+    for word in words:
+        key, equals, text = word.partition("=")
+        if key not in options or not equals:
+            raise BadValue(
+                f"timing {name!r}: {word!r} is no option; write name=value with one of: {', '.join(options)}"
+            )
+        if FIELDS.get(key, key) in values:
+            raise BadValue(f"timing {name!r}: {key} is given twice; give it once")
+        kind = options[key]
+        try:
+            values[FIELDS.get(key, key)] = SWITCH[text] if kind is bool else kind(text)
+        except (ValueError, KeyError) as error:
+            raise BadValue(f"timing {name!r}: {key} must be {KINDS[kind]}, got {text!r}") from error
+    return values
 
 
 def _spell(value: Any) -> str:
@@ -134,13 +142,17 @@ def _spell(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# FOLDED tt_lib.study.workbench
-# A workbench: one loaded model with all that tuning and measuring it takes, and samplers made from it by name.
-
-
 @dataclass(frozen=True)
 class Cell:
-    """One sampler of a table, by names: :attr:`timing` is ``untuned``, or see :mod:`tt_lib.study.cells`."""
+    """One sampler of a table, by names.
+
+    Attributes:
+        solver: a name of :mod:`tt_lib.solvers.registry`, with options as in ``unipc,order=2``.
+        grid: a name of :mod:`tt_lib.grids`.
+        nfe: number of network evaluations.
+        timing: see the module's text.
+        eta: share of ancestral noise, for solvers that take it.
+    """
 
     solver: str
     grid: str

@@ -1,69 +1,38 @@
-"""What tuning did to each sampler, from the rows of ``fd.csv``: every tuned row beside the untuned one of its sampler, and in two features."""
+"""What the rows say of each other: tuned and untuned, two kinds of features, direction errors and distances."""
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from tt_lib.baselines import read_constant, read_correction
 from tt_lib.errors import BadValue
 from tt_lib.metrics.direction import MEASURES
 from tt_lib.metrics.features import gain_of, metric_of
-from tt_lib.rows import (
-    provenance,
-)
-from tt_lib.study.cells import parse_timing
 from tt_lib.timing import UNTUNED
-from tt_lib.tuning.joint import END, JOINT
 
 SAMPLER = ["solver", "grid", "nfe", "eta"]
+JOINED = ["model", *SAMPLER, "timing"]
+"""Columns that name a sampler in ``fd.csv`` and in ``direction.csv``."""
 BETTER, WORSE, SAME = "better", "worse", "the intervals overlap"
 AGREED_BETTER, AGREED_WORSE, UNDECIDED = "better in both", "worse in both", "not told apart in both"
-FAMILIES = {
-    "gate": "A gate for each step",
-    "source": "Real images or the network's own",
-    "images": "Number of images",
-    "freeze_last": "Steps at the end that keep their own time",
-    "value": "Ratio or offset",
-    "seed": "Seeds of the tuning",
-    "optimiser": "Adam, its iterations and learning rate",
-    "samples": "Samples of a joint tuning",
-    "tries": "Tries of a joint tuning",
-}
-"""What an option of a timing's name is a question of."""
-JOINT_SEARCH = "How a joint tuning searches"
-PLAIN, CORRECTED, CONSTANT = "Objective and strategy", "Corrections without tuning", "One constant ratio for all steps"
+BOOTSTRAPS = 1000
+FEWEST = 5
+"""Samplers that a rank correlation is taken of, at least."""
+SAME_ERROR = 0.02
+"""Errors that differ by less than this share count as the same."""
+LOWER, AS_IT_WAS, HIGHER = "lower", "the same", "higher"
+
+
+# Distances
 
 
 def distances(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.DataFrame:
     """Rows of plain Fréchet distances: of one network's samples, in one kind of features, from ``n`` samples."""
     plain = (frame["features"] == features) & (frame["metric"] == metric_of(features))
     return frame[plain & (frame["n"] == n) & (frame["model"] == model)]
-
-
-def family(timing: str) -> str:
-    """Which question of the ablations a timing answers: one of :data:`FAMILIES`, or of the three plain kinds."""
-    if read_correction(timing) is not None:
-        return CORRECTED
-    if read_constant(timing) is not None:
-        return CONSTANT
-    named = parse_timing(timing)
-    if named["objective"] == END:
-        # An objective of its own, however long it searches.
-        return PLAIN
-    if named["strategy"] == JOINT and "optimiser" in named:
-        return JOINT_SEARCH
-    options = [FAMILIES[option] for option in ("optimiser", *FAMILIES) if option in named]
-    return options[0] if options else PLAIN
-
-
-def base_name(timing: str) -> str:
-    """The timing without its options: ``truncation-parallel`` of ``truncation-parallel-freeze2,images=16``."""
-    return re.sub(r"-freeze\d+$", "", timing.split(",")[0])
 
 
 def changes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -73,25 +42,25 @@ def changes(rows: pd.DataFrame) -> pd.DataFrame:
         rows: of :func:`distances`.
 
     Returns:
-        Columns of :data:`SAMPLER`, ``timing``, ``untuned``, ``tuned``, ``change`` (tuned / untuned - 1) and ``verdict``:
-        :data:`BETTER` or :data:`WORSE` where the 95 % intervals do not overlap.
+        Columns of :data:`SAMPLER`, ``timing``, ``untuned``, ``tuned``, ``change`` (tuned / untuned - 1) and
+        ``verdict``: :data:`BETTER` or :data:`WORSE` where the 95 % intervals do not overlap. The largest gain comes
+        first.
     """
-    untuned = rows[rows["timing"] == UNTUNED]
-    tuned = rows[rows["timing"] != UNTUNED]
+    untuned, tuned = rows[rows["timing"] == UNTUNED], rows[rows["timing"] != UNTUNED]
     both = tuned.merge(untuned[[*SAMPLER, "value", "low", "high"]], on=SAMPLER, suffixes=("", "_untuned"))
     found = both[[*SAMPLER, "timing"]].assign(
         untuned=both["value_untuned"],
         tuned=both["value"],
         change=both["value"] / both["value_untuned"] - 1,
-        verdict=SAME,
+        verdict=np.select(
+            [both["high"] < both["low_untuned"], both["low"] > both["high_untuned"]], [BETTER, WORSE], SAME
+        ),
     )
-    found.loc[both["high"] < both["low_untuned"], "verdict"] = BETTER
-    found.loc[both["low"] > both["high_untuned"], "verdict"] = WORSE
     return found.sort_values("change", kind="stable", ignore_index=True)
 
 
 def changes_in_both(frame: pd.DataFrame, features: tuple[str, str], n: int, model: str) -> pd.DataFrame:
-    """What tuning did by two judges: :func:`changes` in one kind of features beside those in another.
+    """:func:`changes` in one kind of features beside those in another.
 
     Args:
         frame: rows of ``fd.csv``.
@@ -99,26 +68,26 @@ def changes_in_both(frame: pd.DataFrame, features: tuple[str, str], n: int, mode
         n, model: see :func:`distances`.
 
     Returns:
-        A row for each tuned sampler that has all four rows. Columns of :data:`SAMPLER`, ``timing``, ``change_first``, ``verdict_first``,
-        ``change_second``, ``verdict_second`` and ``together``: :data:`AGREED_BETTER`, :data:`AGREED_WORSE`, ``better in <features> only`` where the
-        other judge calls it worse, and :data:`UNDECIDED` where the intervals overlap in one of the two.
+        A row for each tuned sampler that has all four rows. Columns of :data:`SAMPLER`, ``timing``, ``change_first``,
+        ``verdict_first``, ``change_second``, ``verdict_second`` and ``together``: :data:`AGREED_BETTER`,
+        :data:`AGREED_WORSE`, ``better in <features> only`` where it is worse in the other, and :data:`UNDECIDED` where
+        the intervals overlap in one of the two.
 
     Raises:
         BadValue: one and the same features.
     """
-    if features[0] == features[1]:
-        raise BadValue(f"two different features are compared, got {features[0]!r} twice")
+    _check_different(features)
     key = [*SAMPLER, "timing"]
     first, second = (changes(distances(frame, each, n, model))[[*key, "change", "verdict"]] for each in features)
-    found = first.merge(second, on=key, suffixes=("_first", "_second")).assign(together=UNDECIDED)
-    for one, other, called in (
-        (BETTER, BETTER, AGREED_BETTER),
-        (WORSE, WORSE, AGREED_WORSE),
-        (BETTER, WORSE, f"better in {features[0]} only"),
-        (WORSE, BETTER, f"better in {features[1]} only"),
-    ):
-        found.loc[(found["verdict_first"] == one) & (found["verdict_second"] == other), "together"] = called
-    return found
+    both = first.merge(second, on=key, suffixes=("_first", "_second"))
+    words = {
+        (BETTER, BETTER): AGREED_BETTER,
+        (WORSE, WORSE): AGREED_WORSE,
+        (BETTER, WORSE): f"better in {features[0]} only",
+        (WORSE, BETTER): f"better in {features[1]} only",
+    }
+    pairs = zip(both["verdict_first"], both["verdict_second"], strict=True)
+    return both.assign(together=[words.get(pair, UNDECIDED) for pair in pairs])
 
 
 def paired_gains(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.DataFrame:
@@ -129,175 +98,205 @@ def paired_gains(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.D
         features, n, model: see :func:`distances`.
 
     Returns:
-        Columns of :data:`SAMPLER`, ``timing``, ``gain``, ``low``, ``high``; ``half``, half of the paired interval; ``unpaired``, the same from the
-        intervals of the two rows, whose variances add up where nothing is paired; ``sure`` and ``sure_unpaired``: whether 0 lies outside.
+        Columns of :data:`SAMPLER`, ``timing``, ``gain``, ``low``, ``high``; ``half``, half of the paired interval;
+        ``unpaired``, the same from the intervals of the two rows, whose variances add up where nothing is paired;
+        ``sure`` and ``sure_unpaired``: whether 0 lies outside.
     """
     key = [*SAMPLER, "timing"]
     plain = distances(frame, features, n, model)
-    plain = plain.assign(half=(plain["high"] - plain["low"]) / 2)
+    half = plain[key].assign(half=(plain["high"] - plain["low"]) / 2)
+    untuned = half.loc[half["timing"] == UNTUNED].drop(columns="timing")
     gains = frame[(frame["metric"] == gain_of(features)) & (frame["n"] == n) & (frame["model"] == model)]
-    found = gains[[*key, "value", "low", "high"]].rename(columns={"value": "gain"})
-    found = found.merge(plain[[*key, "half"]], on=key).rename(columns={"half": "half_tuned"})
-    found = found.merge(plain.loc[plain["timing"] == UNTUNED, [*SAMPLER, "half"]], on=SAMPLER).rename(
-        columns={"half": "half_untuned"}
-    )
-    found = found.assign(
-        half=(found["high"] - found["low"]) / 2, unpaired=np.hypot(found.pop("half_tuned"), found.pop("half_untuned"))
-    )
-    return found.assign(
-        sure=(found["low"] > 0) | (found["high"] < 0), sure_unpaired=found["gain"].abs() > found["unpaired"]
+    gains = gains[[*key, "value", "low", "high"]].rename(columns={"value": "gain"})
+    gains = gains.merge(half, on=key).merge(untuned, on=SAMPLER, suffixes=("_tuned", "_untuned"))
+    unpaired = np.hypot(gains.pop("half_tuned"), gains.pop("half_untuned"))
+    return gains.assign(
+        half=(gains["high"] - gains["low"]) / 2,
+        unpaired=unpaired,
+        sure=(gains["low"] > 0) | (gains["high"] < 0),
+        sure_unpaired=gains["gain"].abs() > unpaired,
     )
 
 
-# FOLDED tt_lib.study.compare
-# Whether two kinds of features put samplers in the same order, as rows of ``correlation.csv``.
-#
-# One network may be fooled, the more so where a timing was tuned by a distance in its features. What is said of samplers should hold
-# in features that share nothing with it.
-#
-
-
-def beside_each_other(distances: pd.DataFrame, first: str, second: str, model: str, n: int) -> pd.DataFrame:
+def beside_each_other(frame: pd.DataFrame, first: str, second: str, model: str, n: int) -> pd.DataFrame:
     """The samplers that were measured in both features, from the same seeds: their distances ``first`` and ``second``.
 
     Args:
-        distances: rows of ``fd.csv``.
+        frame: rows of ``fd.csv``.
         first, second: names of the features.
-        model, n: of which network, and from how many samples.
-    """
-    rows = distances[(distances["model"] == model) & (distances["n"] == n)]
-    same = ["dataset", *JOINED, "reference", "seed"]
-    found = []
-    for name, features in (("first", first), ("second", second)):
-        own = rows[(rows["features"] == features) & (rows["metric"] == metric_of(features))]
-        found.append(own[[*same, "value"]].rename(columns={"value": name}))
-    return found[0].merge(found[1], on=same)
-
-
-def agreement(
-    distances: pd.DataFrame, first: str, second: str, model: str, n: int, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Spearman's rank correlation of the distances in two features: among all samplers, the untuned and the tuned.
-
-    Args:
-        distances, first, second, model, n: see :func:`beside_each_other`.
-        seed: of the interval's draws, see :func:`tt_lib.study.compare.spearman_interval`.
-
-    Returns:
-        Rows of ``correlation.csv``, one for each group of five samplers or more.
+        model, n: see :func:`distances`.
 
     Raises:
-        BadValue: one and the same features, or fewer than five samplers that were measured in both.
+        BadValue: one and the same features.
     """
-    if first == second:
-        raise BadValue(f"two different features are compared, got {first!r} twice")
-    joined = beside_each_other(distances, first, second, model, n)
-    if len(joined) < FEWEST:
-        raise BadValue(
-            f"{len(joined)} samplers of {model} have rows of {n} samples in both {first} and {second}, at least {FEWEST} are "
-            "needed; measure more with `tt table`"
-        )
-    tuned = joined["timing"] != UNTUNED
-    parts = dict(zip(GROUPS, (joined, joined[~tuned], joined[tuned]), strict=True))
-    rows = []
-    for among, group in parts.items():
-        if len(group) >= FEWEST:
-            value, low, high = spearman_interval(group["first"].to_numpy(), group["second"].to_numpy(), seed)
-            rows.append(
-                {
-                    "what": f"{first}, {second}, {model}",
-                    "among": among,
-                    "cells": len(group),
-                    "spearman": value,
-                    "low": low,
-                    "high": high,
-                    "n": n,
-                    "substeps": None,
-                    **provenance(),
-                }
-            )
-    return rows
+    _check_different((first, second))
+    same = ["dataset", *JOINED, "reference", "seed"]
+    one, other = (
+        distances(frame, features, n, model)[[*same, "value"]].rename(columns={"value": name})
+        for name, features in (("first", first), ("second", second))
+    )
+    return one.merge(other, on=same)
 
 
-# FOLDED tt_lib.study.directions
-# Direction errors of many samplers as rows of ``direction.csv``, and whether they predict the Fréchet distance.
+def _check_different(features: tuple[str, str]) -> None:
+    if features[0] == features[1]:
+        raise BadValue(f"two different features are compared, got {features[0]!r} twice")
 
 
-JOINED = ["model", "solver", "grid", "nfe", "eta", "timing"]
-GROUPS = ("all", "untuned", "tuned")
-BOOTSTRAPS = 1000
-FEWEST = 5
-"""Samplers that a rank correlation is taken of."""
+# Direction errors
 
 
 def summarise(directions: pd.DataFrame) -> pd.DataFrame:
-    """One row for each sampler: means over its steps of angle, relative and local error, the error at the end, and the largest doubt of a step."""
-    if directions.empty:
-        raise BadValue("no rows of directions; measure some with `tt direction`")
+    """One row for each sampler and protocol, from rows of ``direction.csv``.
+
+    Returns:
+        Means over the steps of angle, relative and local error, the accumulated error at the end, and the largest
+        ``doubt`` of a step. Of several protocols of one sampler that of most samples comes last.
+    """
     groups = directions.sort_values("step").groupby([*JOINED, "n", "seed", "substeps"], sort=False)
     means = groups[["angle", "relative", "local"]].mean()
-    return means.assign(accumulated=groups["accumulated"].last(), doubt=groups["doubt"].max()).reset_index()
+    means = means.assign(accumulated=groups["accumulated"].last(), doubt=groups["doubt"].max())
+    return means.reset_index().sort_values("n", kind="stable", ignore_index=True)
 
 
-def beside_distances(directions: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """:func:`summarise`, with the Fréchet distance (``value``) of each sampler that has one; the others are left out.
+def errors_and_distances(
+    directions: pd.DataFrame, frame: pd.DataFrame, features: Sequence[str], n: int, model: str
+) -> pd.DataFrame:
+    """Direction errors of each sampler and timing (:func:`summarise`), with its distances.
 
     Args:
-        directions: rows of ``direction.csv``.
-        distances: rows of ``fd.csv`` of one kind of features and one number of samples.
+        directions, frame: rows of ``direction.csv`` and of ``fd.csv``.
+        features: a column for each; a sampler with none of these distances is left out.
+        n, model: see :func:`distances`.
 
     Raises:
         BadValue: two distances of one sampler.
     """
-    repeated = distances[distances.duplicated(JOINED)]
-    if len(repeated):
-        row = repeated.iloc[0]
-        raise BadValue(
-            f"several distances of {row['solver']}, {row['grid']}, NFE {row['nfe']}, {row['timing']}; keep one of them"
-        )
-    return summarise(directions).merge(distances[[*JOINED, "value"]], on=JOINED)
+    errors = summarise(directions[directions["model"] == model])
+    for each in features:
+        rows = distances(frame, each, n, model)
+        repeated = rows[rows.duplicated(JOINED)]
+        if len(repeated):
+            row = repeated.iloc[0]
+            raise BadValue(
+                f"several distances of {row['solver']}, {row['grid']}, NFE {row['nfe']}, {row['timing']} in {each}; "
+                "keep one of them"
+            )
+        errors = errors.merge(rows[[*JOINED, "value"]].rename(columns={"value": each}), on=JOINED, how="left")
+    return errors.dropna(subset=list(features), how="all")
 
 
-def correlations(joined: pd.DataFrame, seed: int = 0, distance: str = "Fréchet distance") -> list[dict[str, Any]]:
-    """Spearman's rank correlation of each measure with the distance, as rows of ``correlation.csv``.
-
-    Among all samplers, among the untuned and among the tuned; low and high bound 95 % of the correlations of
-    :data:`BOOTSTRAPS` samples of the samplers with replacement. Groups of fewer than five samplers are left out.
+def what_tuning_did(
+    errors: pd.DataFrame, frame: pd.DataFrame, features: Sequence[str], n: int, model: str
+) -> pd.DataFrame:
+    """What each timing did to the error at the end of the run, and to the distance.
 
     Args:
-        joined: what :func:`beside_distances` gives.
-        seed: of those draws.
-        distance: what the rows call the distance.
+        errors: of :func:`errors_and_distances`.
+        frame, features, n, model: see there.
+
+    Returns:
+        A row for each tuned timing whose errors and whose untuned sampler's were measured on the same samples: its
+        ``objective``, where the error ``went`` (:data:`LOWER`, :data:`AS_IT_WAS` or :data:`HIGHER`), and a column for
+        each of the features with the verdict of :func:`changes`.
     """
-    rows = []
-    for among in GROUPS:
-        tuned = joined["timing"] != UNTUNED
-        group = joined if among == "all" else joined[tuned if among == "tuned" else ~tuned]
-        if len(group) < FEWEST:
-            continue
-        for name in MEASURES:
-            value, low, high = spearman_interval(group[name].to_numpy(), group["value"].to_numpy(), seed)
-            rows.append(
-                {
-                    "what": f"{name}, {distance}",
-                    "among": among,
-                    "cells": len(group),
-                    "spearman": value,
-                    "low": low,
-                    "high": high,
-                    "n": int(group["n"].iloc[0]),
-                    "substeps": int(group["substeps"].iloc[0]),
-                    **provenance(),
-                }
-            )
-    return rows
+    same, untuned = [*SAMPLER, "n", "substeps"], errors["timing"] == UNTUNED
+    pairs = errors[~untuned].drop(columns=list(features))
+    pairs = pairs.merge(errors.loc[untuned, [*same, "accumulated"]], on=same, suffixes=("", "_untuned"))
+    pairs = pairs.drop_duplicates(JOINED, keep="last")
+    change = pairs["accumulated"] / pairs["accumulated_untuned"] - 1
+    pairs = pairs.assign(
+        objective=pairs["timing"].str.split("-").str[0],
+        went=np.select([change < -SAME_ERROR, change > SAME_ERROR], [LOWER, HIGHER], AS_IT_WAS),
+    )
+    for each in features:
+        verdicts = changes(distances(frame, each, n, model))[[*SAMPLER, "timing", "verdict"]]
+        pairs = pairs.merge(verdicts.rename(columns={"verdict": each}), on=[*SAMPLER, "timing"], how="left")
+    return pairs
 
 
-def spearman_interval(a: np.ndarray, b: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Spearman's rank correlation of two columns, and what bounds 95 % of those of :data:`BOOTSTRAPS` draws of rows."""
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(len(a), size=(BOOTSTRAPS, len(a)))
-    # A draw of one sampler over and over has no ranks to compare.
-    again = [spearmanr(a[pick], b[pick]).statistic for pick in picks if len(set(pick)) > 2]
-    low, high = np.nanquantile(again, [0.025, 0.975])
-    return tuple(round(float(value), 3) for value in (spearmanr(a, b).statistic, low, high))  # type: ignore[return-value]
+def verdict_table(pairs: pd.DataFrame, features: Sequence[str], by: str) -> str:
+    """As Markdown, how many timings are better / not told apart / worse: a line for each value of a column and each way
+    the error went.
+
+    Args:
+        pairs: of :func:`what_tuning_did`.
+        by: the column; its values come sorted, those of categories in their own order.
+    """
+    went = pd.Categorical(pairs["went"], [LOWER, AS_IT_WAS, HIGHER])
+    groups = pairs.assign(went=went).groupby([by, "went"], observed=True)
+    table = groups.size().rename("timings").to_frame()
+    for each in features:
+        table[each] = groups[each].agg(
+            lambda own: " / ".join(str((own == word).sum()) for word in (BETTER, SAME, WORSE))
+        )
+    table = table.reset_index().rename(columns={"went": "error at the end"})
+    align = ["left", "left", *["right"] * (1 + len(features))]
+    return table.to_markdown(index=False, colalign=align, disable_numparse=True)
+
+
+# Rank correlations
+
+
+def rank_correlation(rows: pd.DataFrame, a: str, b: str, seed: int = 0) -> pd.DataFrame:
+    """Spearman's rank correlation of two columns, among all samplers, the untuned and the tuned.
+
+    Args:
+        rows: of :func:`beside_each_other` or :func:`errors_and_distances`; those with both columns count.
+        a, b: the columns.
+        seed: of the interval's draws.
+
+    Returns:
+        A row for each group of at least :data:`FEWEST` samplers, ``all``, ``untuned`` and ``tuned``. Columns
+        ``samplers``, ``spearman``, and ``low`` and ``high``, which bound 95 % of the correlations of
+        :data:`BOOTSTRAPS` draws of samplers with replacement.
+    """
+    rows = rows.dropna(subset=[a, b])
+    untuned = rows["timing"] == UNTUNED
+    table = {}
+    for name, group in {"all": rows, "untuned": rows[untuned], "tuned": rows[~untuned]}.items():
+        if len(group) >= FEWEST:
+            x, y = group[a].to_numpy(), group[b].to_numpy()
+            picks = np.random.default_rng(seed).integers(len(x), size=(BOOTSTRAPS, len(x)))
+            # A draw of one sampler over and over has no ranks to compare.
+            draws = [spearmanr(x[pick], y[pick]).statistic for pick in picks if len(set(pick)) > 2]
+            table[name] = [len(group), spearmanr(x, y).statistic, *np.nanquantile(draws, [0.025, 0.975])]
+    return pd.DataFrame.from_dict(table, orient="index", columns=["samplers", "spearman", "low", "high"])
+
+
+def rank_correlations_by_nfe(errors: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame:
+    """Spearman's rank correlation of each error with the distance among the samplers of one NFE.
+
+    Args:
+        errors: of :func:`errors_and_distances`.
+        features: whose distances.
+
+    Returns:
+        A line for each of :data:`tt_lib.metrics.direction.MEASURES`, a column for each (NFE, features).
+    """
+    return pd.DataFrame(
+        {
+            (nfe, each): [group[measure].corr(group[each], method="spearman") for measure in MEASURES]
+            for nfe, group in errors.groupby("nfe")
+            for each in features
+        },
+        index=list(MEASURES),
+    )
+
+
+def rank_table(errors: pd.DataFrame, features: Sequence[str]) -> str:
+    """:func:`rank_correlations_by_nfe` as Markdown: a column for each NFE, the features side by side in its cells."""
+    ranks, counts = rank_correlations_by_nfe(errors, features), errors.groupby("nfe").size()
+    table = pd.DataFrame(
+        {
+            nfe: [
+                " / ".join("-" if pd.isna(value) else f"{value:.2f}" for value in line)
+                for line in ranks[nfe].to_numpy()
+            ]
+            for nfe in counts.index
+        },
+        index=list(MEASURES),
+    )
+    table.loc["samplers and timings"] = counts.astype(str)
+    align = ["left", *["right"] * len(counts)]
+    return table.rename_axis("NFE").to_markdown(colalign=align, disable_numparse=True)

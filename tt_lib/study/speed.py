@@ -1,4 +1,8 @@
-"""What things cost: seconds of tuning, images a second of sampling and of evaluating, as rows of ``speed.csv``."""
+"""What things cost: seconds of tuning, images a second of sampling and of evaluating, as rows of ``speed.csv``.
+
+A row has our time and, where there is one, that of a peer, which runs in the same process, on the same device and
+with the same network. Everything runs once before it is timed, so no side pays for compiling.
+"""
 
 from __future__ import annotations
 
@@ -7,142 +11,80 @@ import os
 import re
 import subprocess
 import sys
-import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 from torch import Tensor
+from torch.utils.benchmark import timer
 
 from tt_lib.datasets import to_uint8
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, MissingFile
 from tt_lib.metrics.evaluate import SETS, check_n, measure, sample_statistics
-from tt_lib.metrics.features import INCEPTION, Features, NetworkFeatures, empty_statistics, make_fast
-from tt_lib.metrics.inception import DIMENSION, FILE, find_inception, load_inception, plant_random_inception
-from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.metrics.features import INCEPTION, Features, make_fast, statistics_of
+from tt_lib.metrics.inception import DIMENSION, FILE, InceptionFeatures, find_inception, plant_random_inception
+from tt_lib.metrics.reference import Metric
 from tt_lib.metrics.world import ALONE, World
 from tt_lib.noise import SampleNoise, StartNoise
 from tt_lib.rows import device_name, provenance
-from tt_lib.sampling import Sampler, batches, sample_pixels
-from tt_lib.solvers.layout import layout
+from tt_lib.sampling import Sampler, batches, run_batches, sample_images
 from tt_lib.study.cells import Cell
+from tt_lib.study.run_cells import Row
 from tt_lib.study.workbench import Bench
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import OBJECTIVES, STRATEGIES, TuneConfig
-from tt_lib.tuning.problems import Setting, sequential_problem
+from tt_lib.tuning.problems import Problems
 
+T = TypeVar("T")
 Tell = Callable[[str], None]
 LESS_IS_BETTER = ("s", "loss")
+REPEATS = 5
+OVERHEAD = ("ddim", "dpmpp-2m", "unipc")
+"""Solvers whose own time is measured."""
+AUTHORS, OURS = TuneConfig(), TuneConfig(strategy="parallel", optimiser="search")
+ROUNDING = 1e-6
+"""The largest relative difference of two distances of the same samples that is put down to rounding."""
+RESTORED_SQRTM = """
+import runpy
+from scipy import linalg
+plain = linalg.sqrtm
+linalg.sqrtm = lambda a, disp=True: plain(a) if disp else (plain(a), 0.0)
+runpy.run_module("pytorch_fid", run_name="__main__")
+"""
+"""pytorch-fid 0.3.0 calls scipy.linalg.sqrtm with disp=False, which SciPy 1.18 no longer knows: this gives it back."""
 
 
-def seconds(job: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock time of a job, with all that it left running on the device."""
-    wait(device)
-    begun = time.perf_counter()
-    job()
-    wait(device)
-    return time.perf_counter() - begun
+def timed(job: Callable[[], T]) -> tuple[float, T]:
+    """Wall-clock seconds of a job, with all that it left running on the device, and what it returned."""
+    begun = timer()
+    value = job()
+    return timer() - begun, value
 
 
-def wait(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def fastest(*jobs: Callable[[], Any]) -> list[float]:
+    """The least seconds of :data:`REPEATS` runs of each job, after one that is not timed.
 
-
-def warm_up(
-    sampler: Sampler,
-    features: Features,
-    reference: FeatureStatistics,
-    batch: int,
-    first_seed: int,
-    world: World = ALONE,
-) -> None:
-    """Run all of an evaluation once, with a whole batch and with few samples, from ``first_seed`` on: compiling, tuning of kernels, caches."""
-    sample_statistics(sampler, features, range(first_seed, first_seed + batch), batch=batch)
-    measure(sampler, features, reference, 2 * SETS, first_seed=first_seed + batch, batch=batch, world=world)
-
-
-def measure_speed(
-    bench: Bench,
-    features: Features,
-    images: torch.Tensor,
-    source: str,
-    *,
-    cell: Cell = Cell("ddim", "uniform", 10),
-    n: int = 10_000,
-    optimiser: str = "search",
-    tell: Tell | None = None,
-) -> list[dict[str, Any]]:
-    """Rows for ``speed.csv``: tuning (parallel against sequential), sampling (tuned against untuned), evaluating.
-
-    Everything runs once before it is timed, so that compiling is not counted.
-
-    Args:
-        images: to tune on, [P, C, H, W] in [-1, 1].
-        source: where they come from, ``real`` or ``generated``.
-        cell: solver, grid and NFE.
-        n: samples that are timed.
-        optimiser: of the tuning.
-        tell: called with what is measured next.
-
-    Raises:
-        BadValue: fewer than two samples.
+    The jobs take turns, so that a device that slows down while it warms up slows them all.
     """
-    if n < 2:
-        raise BadValue(f"n must be at least 2, got {n}")
-    tell = tell or (lambda message: None)
-    where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps"
-    tell("first runs, which are not timed (compiling, if asked for, takes a minute)")
-    tuned_cell = Cell(cell.solver, cell.grid, cell.nfe, "consistency-parallel", cell.eta)
-    quick = TuneConfig(strategy="parallel", optimiser="search")
-    timing = bench.tune(tuned_cell, quick, images, source).timing
-    samplers = {UNTUNED: bench.sampler(cell), "tuned": bench.sampler(cell, timing)}
-    start = StartNoise(bench.model.shape, bench.device)
-    sample_statistics(samplers[UNTUNED], features, range(n), batch=bench.batch, start=start)
-
-    spent = {}
-    for strategy in STRATEGIES:
-        tell(f"tuning, consistency, {strategy}, {optimiser}")
-        config = TuneConfig(strategy=strategy, optimiser=optimiser)
-        spent[strategy] = seconds(partial(bench.tune, tuned_cell, config, images, source), bench.device)
-    what = f"tuning {where}, consistency, {optimiser}, {len(images)} images: parallel, peer sequential"
-    rows = [speed_row(what, spent["parallel"], spent["sequential"], "s", bench.device)]
-
-    rates = {}
-    for name, sampler in samplers.items():
-        tell(f"sampling, {name}")
-
-        def job(sampler=sampler) -> None:
-            for seeds in batches(0, n, bench.batch):
-                sampler(seeds, start=start(seeds))
-
-        rates[name] = n / seconds(job, bench.device)
-    rows.append(
-        speed_row(f"sampling {where}: tuned, peer untuned", rates["tuned"], rates[UNTUNED], "images/s", bench.device)
-    )
-
-    tell("evaluating: sampling, features and statistics in one stream")
-    taken = seconds(
-        lambda: sample_statistics(samplers["tuned"], features, range(n), batch=bench.batch, start=start), bench.device
-    )
-    rows.append(speed_row(f"evaluating {where}, {features.name}", n / taken, None, "images/s", bench.device))
-    return rows
+    for job in jobs:
+        job()
+    rounds = [[timed(job)[0] for job in jobs] for _ in range(REPEATS)]
+    return [min(column) for column in zip(*rounds, strict=True)]
 
 
-def speed_row(what: str, ours: float, peer: float | None, unit: str, device: torch.device) -> dict[str, Any]:
-    """A row of ``speed.csv``, to five digits; the ratio is how many times better ours is: fewer seconds or more images a second.
-
-    Where neither is better (a distance, a share), it is ours over the peer.
-    """
+def speed_row(what: str, ours: float, peer: float | None, unit: str, device: torch.device) -> Row:
+    """A row of ``speed.csv``, to five digits. The ratio is how many times better ours is: fewer seconds, more images a
+    second. Where neither is better (a distance, a share), it is ours over the peer."""
     ratio: float | str = ""
     if peer is not None:
         ratio = round(peer / ours if unit in LESS_IS_BETTER else ours / peer, 3)
@@ -157,98 +99,121 @@ def speed_row(what: str, ours: float, peer: float | None, unit: str, device: tor
     }
 
 
-# FOLDED tt_lib.study.speed
-# What the library itself costs: solver and engine beside the network, and sampling beside diffusers' own pipeline.
-#
-# Rows of ``speed.csv``, as in :mod:`tt_lib.study.speed`. The two sides of a row run in one process, on one device, with one network.
-#
+# Our own speeds
 
 
-REPEATS = 3
-
-
-def measure_overhead(
-    bench: Bench, cells: Sequence[Cell], *, compiled: bool = False, repeats: int = REPEATS, tell: Tell | None = None
-) -> list[dict[str, Any]]:
+def measure_overhead(bench: Bench, cells: Sequence[Cell], compiled: bool, tell: Tell) -> list[Row]:
     """Seconds of one batch beside those of the same evaluations of the network alone: two rows for each cell.
 
-    - The whole run. Its ratio is the network's share: 0.98 is an overhead of 2 %. The CPU prepares a solver's next step while a
-      GPU works on the last, so this is less than the sum of both.
-    - Solver and engine alone, with the network's answer there already. The ratio says how many times the network takes that.
+    - The whole run. Its ratio is the network's share: 0.98 is an overhead of 2 %. The CPU prepares a solver's next step
+      while a GPU works on the last, so this is less than the sum of both.
+    - Solver and engine alone, with the network's answer there already.
     """
     rows = []
     for cell in cells:
-        if tell:
-            tell(f"overhead of {cell.label}, batch {bench.batch}")
-        sampler = bench.sampler(cell)
-        noise = SampleNoise(range(bench.batch)) if sampler.solver.stochastic else None
-        start = SampleNoise(range(bench.batch)).start(sampler.shape).to(bench.device)
+        tell(f"overhead of {cell.label}, batch {bench.batch}")
+        sampler, t = bench.sampler(cell), torch.tensor(0.5, dtype=torch.float64)
+        noise = SampleNoise(range(bench.batch))
+        start = noise.start(sampler.shape).to(bench.device)
         answer = torch.zeros_like(start)
 
-        def around(sampler: Sampler = sampler, start: Tensor = start, noise=noise, answer: Tensor = answer) -> None:
-            drive(sampler.solver(start, sampler.grid, sampler.schedule, noise), lambda x, t, tau: answer)
+        def run(predictor, sampler: Sampler = sampler, start: Tensor = start, noise: SampleNoise = noise) -> None:
+            drive(sampler.solver(start, sampler.grid, sampler.schedule, noise), predictor)
 
-        def run(sampler: Sampler = sampler, start: Tensor = start, noise=noise) -> None:
-            drive(sampler.solver(start, sampler.grid, sampler.schedule, noise), sampler.predictor)
+        @torch.no_grad()
+        def network(sampler: Sampler = sampler, start: Tensor = start, t: Tensor = t, nfe: int = cell.nfe) -> None:
+            for _ in range(nfe):
+                sampler.predictor(start, t, t)
 
-        def network(sampler: Sampler = sampler, start: Tensor = start, nfe: int = cell.nfe) -> None:
-            t = torch.tensor(0.5, dtype=torch.float64)
-            with torch.no_grad():
-                for _ in range(nfe):
-                    sampler.predictor(start, t, t)
-
-        whole, ours, peer = fastest(repeats, (run, around, network), bench.device)
-        how = f"{cell.solver}, {cell.grid}, NFE {cell.nfe}, batch {bench.batch}{', compiled' if compiled else ''}: peer the network"
-        rows.append(speed_row(f"whole run, {how}", whole, peer, "s", bench.device))
-        rows.append(speed_row(f"solver and engine, {how}", ours, peer, "s", bench.device))
+        whole, around, alone = fastest(
+            partial(run, sampler.predictor), partial(run, lambda x, t, tau, answer=answer: answer), network
+        )
+        how = f"{cell.solver}, {cell.grid}, NFE {cell.nfe}, batch {bench.batch}{', compiled' if compiled else ''}"
+        for what, ours in (("whole run", whole), ("solver and engine", around)):
+            rows.append(speed_row(f"{what}, {how}: peer the network", ours, alone, "s", bench.device))
     return rows
 
 
-def measure_against_diffusers(
-    bench: Bench,
-    *,
-    steps: int = 10,
-    n: int = 256,
-    bf16: bool,
-    compiled: bool,
-    repeats: int = REPEATS,
-    tell: Tell | None = None,
-) -> list[dict[str, Any]]:
+def measure_own(
+    bench: Bench, features: Features, images: Tensor, source: str, *, cell: Cell, n: int, compiled: bool, tell: Tell
+) -> list[Row]:
+    """Rows of the overhead beside the network, of tuning (parallel against sequential), sampling (tuned against
+    untuned) and evaluating.
+
+    Args:
+        images: to tune on, [P, C, H, W] in [-1, 1].
+        source: where they come from, ``real`` or ``generated``.
+        n: samples that are timed, at least two.
+    """
+    if n < 2:
+        raise BadValue(f"n must be at least 2, got {n}")
+    rows = measure_overhead(bench, [replace(cell, solver=solver) for solver in OVERHEAD], compiled, tell)
+    where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps"
+    tell("first runs, which are not timed (compiling, if asked for, takes a minute)")
+    timing = bench.tune(cell, OURS, images, source).timing
+    samplers = {UNTUNED: bench.sampler(cell), "tuned": bench.sampler(cell, timing)}
+    start = StartNoise(bench.model.shape, bench.device)
+    sample_statistics(samplers[UNTUNED], features, range(n), batch=bench.batch, start=start)
+
+    spent, rates = {}, {}
+    for strategy in STRATEGIES:
+        tell(f"tuning, consistency, {strategy}")
+        config = replace(OURS, strategy=strategy)
+        spent[strategy], _ = timed(partial(bench.tune, cell, config, images, source))
+    for name, sampler in samplers.items():
+        tell(f"sampling, {name}")
+        runs = run_batches(sampler, list(batches(0, n, bench.batch)), start)
+        rates[name] = n / timed(partial(deque, runs, maxlen=0))[0]
+    tell("evaluating: sampling, features and statistics in one stream")
+    job = partial(sample_statistics, samplers["tuned"], features, range(n), batch=bench.batch, start=start)
+    rates["evaluating"] = n / timed(job)[0]
+    what = f"tuning {where}, consistency, search, {len(images)} images: parallel, peer sequential"
+    return [
+        *rows,
+        speed_row(what, spent["parallel"], spent["sequential"], "s", bench.device),
+        speed_row(f"sampling {where}: tuned, peer untuned", rates["tuned"], rates[UNTUNED], "images/s", bench.device),
+        speed_row(f"evaluating {where}, {features.name}", rates["evaluating"], None, "images/s", bench.device),
+    ]
+
+
+# Against diffusers
+
+
+def measure_against_diffusers(bench: Bench, *, steps: int, n: int, compiled: bool, tell: Tell) -> list[Row]:
     """Images a second of DDIM, from seeds to uint8 on the CPU, beside diffusers' DDIMPipeline on the same network.
 
     Args:
-        bench: its predictor is ours; the pipeline runs the same network in eager mode.
         steps: of DDIM.
         n: images, in batches of ``bench.batch``.
-        bf16, compiled: what the bench's predictor is; the pipeline runs in the same precision.
+        compiled: whether our network is; the pipeline runs it in eager mode.
 
     Raises:
         BadValue: the network is not a diffusers UNet2DModel.
     """
-    run = ddim_pipeline(bench, steps, bf16=bf16)
-    if tell:
-        tell(f"DDIM in {steps} steps, {n} images, ours against diffusers' DDIMPipeline")
+    run, sampler = ddim_pipeline(bench, steps), bench.sampler(Cell("ddim", "uniform", steps))
+    tell(f"DDIM in {steps} steps, {n} images, ours against diffusers' DDIMPipeline")
 
     def theirs() -> None:
         generator = torch.Generator(bench.device).manual_seed(0)
         for seeds in batches(0, n, bench.batch):
             run(len(seeds), generator=generator, output_type="np")
 
-    sampler = bench.sampler(Cell("ddim", "uniform", steps))
-    ours = partial(sample_pixels, sampler, n, batch=bench.batch)
-    taken = fastest(repeats, (ours, theirs), bench.device)
-    how = f"{'bfloat16' if bf16 else 'float32'}, {'compiled' if compiled else 'eager'}"
+    ours, peer = fastest(lambda: to_uint8(sample_images(sampler, n, batch=bench.batch)), theirs)
+    how = f"{'bfloat16' if on_gpu(bench) else 'float32'}, {'compiled' if compiled else 'eager'}"
     what = f"sampling ddim, uniform, {steps} steps, batch {bench.batch}, {how}: peer diffusers' DDIMPipeline, eager"
-    return [speed_row(what, n / taken[0], n / taken[1], "images/s", bench.device)]
+    return [speed_row(what, n / ours, n / peer, "images/s", bench.device)]
 
 
-def ddim_pipeline(bench: Bench, steps: int, *, bf16: bool) -> Callable[..., Any]:
-    """diffusers' DDIMPipeline in eager mode on the bench's own network: called with a number of images and the pipeline's options.
+def on_gpu(bench: Bench) -> bool:
+    """Whether sampling runs in bfloat16, and Inception in float16."""
+    return bench.device.type == "cuda"
 
-    It samples what ``ddim`` samples on the grid ``uniform``.
 
-    Args:
-        bf16: under autocast, as the bench's own predictor on a GPU.
+def ddim_pipeline(bench: Bench, steps: int) -> Callable[..., Any]:
+    """diffusers' DDIMPipeline in eager mode on the bench's own network, in the same precision.
+
+    It samples what ``ddim`` samples on the grid ``uniform``; it is called with a number of images and the pipeline's
+    options.
 
     Raises:
         BadValue: the network is not a diffusers UNet2DModel.
@@ -258,49 +223,111 @@ def ddim_pipeline(bench: Bench, steps: int, *, bf16: bool) -> Callable[..., Any]
         raise BadValue(
             f"diffusers' DDIMPipeline samples a UNet2DModel, {bench.model.name} is a {type(network).__name__}"
         )
-    pipeline: Any = DDIMPipeline(
-        network, DDIMScheduler(num_train_timesteps=bench.model.schedule.levels, clip_sample=False)
-    )
+    scheduler = DDIMScheduler(num_train_timesteps=bench.model.schedule.levels, clip_sample=False)
+    pipeline: Any = DDIMPipeline(network, scheduler)
     pipeline.set_progress_bar_config(disable=True)
 
     def run(count: int, **options: Any) -> Any:
-        with torch.autocast(bench.device.type, dtype=torch.bfloat16) if bf16 else nullcontext():
+        with torch.autocast(bench.device.type, dtype=torch.bfloat16) if on_gpu(bench) else nullcontext():
             return pipeline(count, num_inference_steps=steps, **options)
 
     return run
 
 
-def fastest(repeats: int, jobs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
-    """The least seconds of several runs of each job, after one that is not timed (compiling, tuning of kernels, caches).
+# Against pytorch-fid
 
-    The jobs take turns, so that a device that slows down while it warms up slows them all.
+
+def measure_against_pytorch_fid(
+    bench: Bench, images: Tensor, folder: Path, *, cell: Cell, n: int, compiled: bool, tell: Tell
+) -> list[Row]:
+    """A whole evaluation of ours beside the usual way: sample to PNG files, then run pytorch-fid's command.
+
+    Both sides take Inception-2015 features and compare with one reference whose statistics are there already. They end
+    with a distance each, and the two must agree: that too is a row. Where the official weights are not at hand random
+    ones serve, since the time does not depend on their values.
+
+    Ours begins with seeds and ends with the distance and its interval, keeping its state on disk as `tt evaluate`
+    does. The peer begins with its noise drawn already and samples as ours does. Its PNG files are written one at a
+    time (for the second row by eight threads), and pytorch-fid is a process of its own with a batch of 50, its
+    default (of 500). A third row has diffusers' DDIMPipeline in eager mode for a peer, as most people sample. On a
+    GPU ours takes features in float16, and for further rows in float32, as pytorch-fid does.
+
+    Args:
+        images: [P, 3, H, W] in [-1, 1], whose statistics are the reference; more than 2,048 for an ordinary covariance.
+        folder: an empty folder for all that is written.
+        cell: the sampler, DDIM on the uniform grid.
+        n: samples, a multiple of 10.
+        compiled: what the bench's network is; ours compiles Inception too.
+
+    Raises:
+        BadValue: images that are not in colour, or pytorch-fid ended with an error.
     """
-    if repeats < 1:
-        raise BadValue(f"repeats must be at least 1, got {repeats}")
-    for job in jobs:
-        job()
-    turns = [[seconds(job, device) for job in jobs] for _ in range(repeats)]
-    return [min(taken) for taken in zip(*turns, strict=True)]
+    check_n(n)
+    if bench.model.shape[0] != 3:
+        raise BadValue(
+            f"Inception takes colour images, those of {bench.model.name} have {bench.model.shape[0]} channels; choose "
+            "another model"
+        )
+    device, sampler, half = bench.device, bench.sampler(cell), on_gpu(bench)
+    weights, which = inception_weights(folder)
+    exact = inception_features(weights, device)
+    tell(f"reference: {len(images)} images, {which} of Inception")
+    reference = statistics_of(to_uint8(images), exact, bench.batch)
+    npz = folder / "reference.npz"
+    np.savez(npz, mu=reference.mean.cpu().numpy(), sigma=reference.covariance.cpu().numpy())
+    ours = {f"float32{', compiled' if compiled and not half else ''}": Metric(exact, reference)}
+    if half:
+        fast = make_fast(inception_features(weights, device), bench.batch, compiled)
+        ours = {f"float16{', compiled' if compiled else ''}": Metric(fast, reference), **ours}
+    start = StartNoise(bench.model.shape, device, most=n)
+    for seeds in batches(0, n, bench.batch):
+        start(seeds)
 
+    spent, values = {}, {}
+    for precision, metric in ours.items():
+        tell(f"ours in {precision}: first runs, which are not timed, and {n} samples")
+        warm_up(sampler, metric, bench.batch, n)
+        spent[precision], measured = timed(
+            partial(measure, sampler, metric, n, batch=bench.batch, work=folder / precision)
+        )
+        values[precision] = measured.value
+    pipeline = ddim_pipeline(bench, cell.nfe)
+    pipeline(min(bench.batch, n))
+    generator = torch.Generator(device).manual_seed(0)
 
-# FOLDED tt_lib.study.speed
-# An evaluation of ours beside the usual way: sample to PNG files, then run pytorch-fid's command on the folder.
-#
-# Both sides sample the same images with the same network at the same settings, take Inception-2015 features, and compare them
-# with one reference whose statistics are there already. They end with a distance each, and the two distances must agree: that
-# too is a row. Where the official weights of Inception are not at hand random ones of its architecture serve, since the time does
-# not depend on their values; a distance in them means nothing but that both sides have computed the same.
-#
+    def own(seeds: range) -> list[Image.Image]:
+        pixels = to_uint8(sampler(seeds, start=start(seeds)).x).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(each) for each in pixels]
 
+    def diffusers(seeds: range) -> list[Image.Image]:
+        return pipeline(len(seeds), generator=generator).images
 
-# pytorch-fid 0.3.0 asks scipy.linalg.sqrtm for disp=False, which SciPy 1.18 no longer knows: its users then give it back, as here.
-RESTORED_SQRTM = """
-import runpy
-from scipy import linalg
-plain = linalg.sqrtm
-linalg.sqrtm = lambda a, disp=True: plain(a) if disp else (plain(a), 0.0)
-runpy.run_module("pytorch_fid", run_name="__main__")
-"""
+    peers: dict[str, float] = {}
+    for files, sample, writers, batch in (
+        ("PNG files by 1 thread", own, 1, 50),
+        ("PNG files by 8 threads", own, 8, 500),
+        ("PNG files of diffusers' DDIMPipeline, eager", diffusers, 1, 50),
+    ):
+        peer = f"{files}, pytorch-fid with batch {batch}"
+        tell(f"peer: {peer}")
+        pngs = folder / f"png-{len(peers)}"
+        writing, _ = timed(partial(write_png, sample, n, bench.batch, pngs, writers))
+        comparing, values[peer] = timed(partial(run_pytorch_fid, pngs, npz, device, weights, batch))
+        peers[peer] = writing + comparing
+    where = f"evaluating {cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}, {INCEPTION}"
+    what = {precision: f"{where} ({which}, {precision})" for precision in ours}
+    rows = [
+        speed_row(f"{what[precision]}: peer {peer}", spent[precision], taken, "s", device)
+        for precision in ours
+        for peer, taken in peers.items()
+    ]
+    first, last, peer = next(iter(ours)), list(ours)[-1], next(iter(peers))
+    others = {"pytorch-fid's of the same samples": values[peer]} | ({"ours in float32": values[last]} if half else {})
+    rows += [
+        speed_row(f"distance, {what[first]}: peer {name}", values[first], value, "FD", device)
+        for name, value in others.items()
+    ]
+    return rows
 
 
 def inception_weights(home: Path) -> tuple[Path, str]:
@@ -311,192 +338,33 @@ def inception_weights(home: Path) -> tuple[Path, str]:
         return plant_random_inception(home), "random weights"
 
 
-def inception_features(weights: Path, device: torch.device) -> NetworkFeatures:
+def inception_features(weights: Path, device: torch.device) -> Features:
     """Inception's features with just these weights, official or not."""
-    network = load_inception(weights, device, verify=False)
-    return NetworkFeatures(INCEPTION, network, DIMENSION, network.sha256, "FID", device)
+    network = InceptionFeatures(weights).to(device)
+    return Features(INCEPTION, network, DIMENSION, network.sha256, device)
 
 
-def statistics_of(images: Tensor, features: NetworkFeatures, batch: int) -> FeatureStatistics:
-    """Statistics of images [P, C, H, W] in [-1, 1], as a reference."""
-    found = empty_statistics(features)
-    for part in images.split(batch):
-        found.update(features(to_uint8(part)))
-    return found
+def warm_up(sampler: Sampler, metric: Metric, batch: int, first_seed: int, world: World = ALONE) -> None:
+    """Run all of an evaluation once, with a whole batch and with few samples, from ``first_seed`` on."""
+    sample_statistics(sampler, metric.features, range(first_seed, first_seed + batch), batch=batch)
+    measure(sampler, metric, 2 * SETS, first_seed=first_seed + batch, batch=batch, world=world)
 
 
-def measure_against_pytorch_fid(
-    bench: Bench,
-    images: Tensor,
-    folder: Path,
-    *,
-    cell: Cell,
-    n: int,
-    compiled: bool,
-    half: bool | None = None,
-    tell: Tell | None = None,
-) -> list[dict[str, Any]]:
-    """Rows for ``speed.csv``: the whole evaluation of both sides, the parts of both, and the two distances.
-
-    Ours begins with seeds and ends with the distance and its interval, keeping its state on disk as `tt evaluate` does. The peer
-    begins with its noise drawn already and samples as ours does; its PNG files are written one at a time (and, for the second row,
-    by eight threads), and pytorch-fid is a process of its own with a batch of 50, its default (and of 500), and as many workers as it
-    likes. Where the cell is what diffusers' DDIMPipeline samples, a third row has that for a peer, in eager mode, as most people
-    sample: its images are its own, of the same network in as many steps. Before the clock starts everything has run once, so no side
-    pays for compiling.
+def write_png(sample: Callable[[range], Iterable[Image.Image]], n: int, batch: int, folder: Path, writers: int) -> None:
+    """Write the images of the seeds 0 .. n - 1 to ``folder``, batch by batch.
 
     Args:
-        images: [P, 3, H, W] in [-1, 1], whose statistics are the reference; more than 2,048 for an ordinary covariance.
-        folder: an empty folder for all that is written.
-        cell: the sampler.
-        n: samples, a multiple of 10.
-        compiled: what the bench's network is; ours compiles Inception too.
-        half: ours takes features in float16, and for further rows in float32, as pytorch-fid does. By default on a GPU only: on a CPU
-            float16 is slower than float32, so there ours stays what `tt evaluate` has.
-
-    Raises:
-        BadValue: images that are not in colour, or pytorch-fid ended with an error.
-    """
-    tell = tell or (lambda message: None)
-    check_n(n)
-    if bench.model.shape[0] != 3:
-        raise BadValue(
-            f"Inception takes colour images, those of {bench.model.name} have {bench.model.shape[0]} channels; choose another model"
-        )
-    device, sampler = bench.device, bench.sampler(cell)
-    weights, which = inception_weights(folder)
-    half = device.type == "cuda" if half is None else half
-    exact = inception_features(weights, device)
-    features = make_fast(inception_features(weights, device), bench.batch, compiled) if half else exact
-    tell(f"reference: {len(images)} images, {which} of Inception")
-    reference = statistics_of(images, exact, bench.batch)
-    npz = folder / "reference.npz"
-    np.savez(npz, mu=reference.mean.cpu().numpy(), sigma=reference.covariance.cpu().numpy())
-
-    tell("first runs, which are not timed (compiling, if asked for, takes minutes)")
-    warm_up(sampler, features, reference, bench.batch, n)
-    tell(f"ours: {n} samples")
-    found = []
-    ours = seconds(
-        lambda: found.append(measure(sampler, features, reference, n, batch=bench.batch, work=folder / "ours")), device
-    )
-
-    how = f"{'float16' if half else 'float32'}{', compiled' if compiled else ''}"
-    where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}"
-    what, plain = (f"evaluating {where}, {INCEPTION} ({which}, {each})" for each in (how, "float32"))
-    rows, distances, wholes = [], [], {}
-    start = StartNoise(bench.model.shape, device, most=n)
-    for seeds in batches(0, n, bench.batch):
-        start(seeds)
-    samplers: list[tuple[str, Callable[[Path], tuple[float, float]], int]] = [
-        (
-            f"PNG files by {writers} thread{'s' * (writers > 1)}",
-            partial(sample_to_png, sampler, n, bench.batch, start, writers=writers),
-            fid_batch,
-        )
-        for writers, fid_batch in ((1, 50), (8, 500))
-    ]
-    if _is_the_pipelines(bench, cell):
-        pipeline = ddim_pipeline(bench, cell.nfe, bf16=half)
-        samplers.append(
-            (
-                "PNG files of diffusers' DDIMPipeline, eager",
-                partial(pipeline_to_png, pipeline, n, bench.batch, device),
-                50,
-            )
-        )
-    for number, (files, sample, fid_batch) in enumerate(samplers):
-        peer = f"{files}, pytorch-fid with batch {fid_batch}"
-        tell(f"peer: {peer}")
-        pngs = folder / f"png-{number}"
-        sampling, writing = sample(pngs)
-        begun = time.perf_counter()
-        distances.append(run_pytorch_fid(pngs, npz, device, weights, fid_batch))
-        parts = {"sampling": sampling, "writing PNG files": writing, "pytorch-fid": time.perf_counter() - begun}
-        wholes[peer] = sum(parts.values())
-        rows.append(speed_row(f"{what}: peer {peer}", ours, wholes[peer], "s", device))
-        rows += [
-            speed_row(f"{peer}, {where}: {part}, peer the whole", one, wholes[peer], "s of all", device)
-            for part, one in parts.items()
-        ]
-    rows.append(
-        speed_row(
-            f"distance, {what}: peer pytorch-fid's of the same samples", found[0].value, distances[0], "FD", device
-        )
-    )
-    if half:
-        tell("the same with features in float32, which give pytorch-fid's distance")
-        taken = seconds(
-            lambda: found.append(measure(sampler, exact, reference, n, batch=bench.batch, work=folder / "float32")),
-            device,
-        )
-        rows += [speed_row(f"{plain}: peer {peer}", taken, whole, "s", device) for peer, whole in wholes.items()]
-        rows.append(speed_row(f"distance, {what}: peer ours in float32", found[0].value, found[1].value, "FD", device))
-    return rows
-
-
-def sample_to_png(
-    sampler: Sampler, n: int, batch: int, start: StartNoise, folder: Path, writers: int
-) -> tuple[float, float]:
-    """Sample the seeds 0 .. n - 1 and write each image as a PNG file; returns the seconds of both.
-
-    Args:
-        start: holds the noise already.
         writers: threads that write; Pillow compresses without holding the interpreter's lock.
     """
-
-    def sample(seeds: range) -> np.ndarray:
-        return to_uint8(sampler(seeds, start=start(seeds)).x).permute(0, 2, 3, 1).cpu().numpy()
-
-    return _to_png(sample, _save, n, batch, folder, writers)
-
-
-def _is_the_pipelines(bench: Bench, cell: Cell) -> bool:
-    """Whether diffusers' DDIMPipeline, with its default spacing, samples what a cell names."""
-    return isinstance(bench.model.network, UNet2DModel) and cell == Cell("ddim", "uniform", cell.nfe)
-
-
-def pipeline_to_png(
-    pipeline: Callable[..., Any], n: int, batch: int, device: torch.device, folder: Path
-) -> tuple[float, float]:
-    """Sample n images with a pipeline of diffusers and write each as a PNG file; returns the seconds of both. One batch runs first, untimed."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def sample(seeds: range) -> list[Image.Image]:
-        return pipeline(len(seeds), generator=generator).images
-
-    sample(range(min(batch, n)))
-    return _to_png(sample, Image.Image.save, n, batch, folder, writers=1)
-
-
-def _to_png(
-    sample: Callable[[range], Iterable[Any]],
-    save: Callable[[Any, Path], None],
-    n: int,
-    batch: int,
-    folder: Path,
-    writers: int,
-) -> tuple[float, float]:
-    """Write the images of the seeds 0 .. n - 1 to ``folder``, batch by batch; returns the seconds of sampling and of writing."""
     folder.mkdir(parents=True)
-    sampling = writing = 0.0
     with ThreadPoolExecutor(writers) as pool:
         for seeds in batches(0, n, batch):
-            begun = time.perf_counter()
-            images = sample(seeds)
-            sampled = time.perf_counter()
-            names = [folder / f"{seed:06d}.png" for seed in seeds]
-            list((pool.map if writers > 1 else map)(save, images, names))
-            sampling, writing = sampling + sampled - begun, writing + time.perf_counter() - sampled
-    return sampling, writing
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    Image.fromarray(pixels).save(path)
+            list(pool.map(Image.Image.save, sample(seeds), [folder / f"{seed:06d}.png" for seed in seeds]))
 
 
 def run_pytorch_fid(pngs: Path, reference: Path, device: torch.device, weights: Path, batch: int) -> float:
-    """The distance that ``python -m pytorch_fid`` prints for a folder and a reference: its statistics (``.npz``), or another folder.
+    """The distance that ``python -m pytorch_fid`` prints for a folder and a reference: its statistics (``.npz``), or
+    another folder.
 
     Args:
         weights: given to it in the cache of torch hub, where it looks for what it has downloaded.
@@ -506,14 +374,15 @@ def run_pytorch_fid(pngs: Path, reference: Path, device: torch.device, weights: 
     """
     from scipy import linalg
 
-    home = _cache(weights, pngs.parent / "torch")
+    home = pngs.parent / "torch"
+    cache = home / "hub" / "checkpoints" / FILE
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    if not cache.exists():
+        cache.symlink_to(weights.resolve())
     start = ["-m", "pytorch_fid"] if "disp" in inspect.signature(linalg.sqrtm).parameters else ["-c", RESTORED_SQRTM]
-    return _distance([*start, str(pngs), str(reference), "--device", str(device), "--batch-size", str(batch)], home)
-
-
-def _distance(arguments: Sequence[str], home: Path) -> float:
+    words = [*start, str(pngs), str(reference), "--device", str(device), "--batch-size", str(batch)]
     ended = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, *words],
         env=os.environ | {"TORCH_HOME": str(home)},
         capture_output=True,
         text=True,
@@ -526,27 +395,7 @@ def _distance(arguments: Sequence[str], home: Path) -> float:
     return float(printed[1])
 
 
-def _cache(weights: Path, home: Path) -> Path:
-    """A torch home whose cache holds the weights, under the name that pytorch-fid looks for."""
-    place = home / "hub" / "checkpoints" / FILE
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if not place.exists():
-        place.symlink_to(weights.resolve())
-    return home
-
-
-# FOLDED tt_lib.study.speed
-# Tuning in one batch beside the authors' procedure, with what both timings are worth.
-#
-# The peer is the paper's own way with the defaults of the authors' code (:class:`tt_lib.tuning.TuneConfig`): consistency, one step
-# after another on the states of the tuned sampler, 500 iterations of Adam each. Ours is the same objective for all steps in one
-# batch by a search without gradients. Being faster says nothing unless the timings are as good, so both, and no timing at
-# all, are judged in the same way on images that neither was tuned on.
-#
-
-
-AUTHORS = TuneConfig()
-OURS = TuneConfig(strategy="parallel", optimiser="search")
+# Against the authors
 
 
 def measure_against_authors(
@@ -555,71 +404,62 @@ def measure_against_authors(
     source: str,
     *,
     cell: Cell,
-    iterations: int = AUTHORS.iterations,
-    features: Features | None = None,
-    reference: FeatureStatistics | None = None,
+    iterations: int,
+    metric: Metric | None = None,
     n: int = 0,
-    tell: Tell | None = None,
-) -> list[dict[str, Any]]:
-    """Rows for ``speed.csv``: seconds of both tunings; both objectives on held-out images, ours and untuned beside the authors'.
+    tell: Tell,
+) -> list[Row]:
+    """Tuning in one batch beside the authors' procedure, with what both timings are worth.
+
+    The peer is the paper's own way with the defaults of the authors' code (:class:`tt_lib.tuning.TuneConfig`):
+    consistency, one step after another on the states of the tuned sampler, 500 iterations of Adam each. Ours is the
+    same objective for all steps in one batch by a search. Being faster says nothing unless the timings are as good,
+    so both, and no timing at all, are compared on images that neither was tuned on.
 
     Args:
         images: [2 P, C, H, W] in [-1, 1]: the first half is tuned on, the second is held out.
         source: where they come from.
-        cell: solver, grid and NFE.
-        iterations: of the peer's Adam, for a rehearsal.
-        features, reference, n: for a row with the distance of ``n`` samples by both timings, where ``n`` is not 0.
+        iterations: of the peer's Adam, fewer for a rehearsal.
+        metric, n: for a row with the distance of ``n`` samples by both timings.
 
     Raises:
         BadValue: fewer than two images.
     """
     if len(images) < 2:
         raise BadValue(f"one half of the images is held out, so at least 2 are needed, got {len(images)}")
-    if n:
-        check_n(n)
-    tell = tell or (lambda message: None)
-    mine, held_out = images.chunk(2)
+    images, held_out = images.chunk(2)
     tell("first runs, which are not timed (compiling, if asked for, takes a minute)")
-    bench.tune(cell, OURS, mine, source)
-    bench.tune(cell, TuneConfig(iterations=2), mine, source)
+    bench.tune(cell, OURS, images, source)
+    bench.tune(cell, replace(AUTHORS, iterations=2), images, source)
 
-    timings: dict[str, Timing | None] = {"untuned": None}
-    taken = {}
-    for name, config in {"parallel": OURS, "authors": TuneConfig(iterations=iterations)}.items():
+    timings: dict[str, Timing | None] = {UNTUNED: None}
+    spent = {}
+    for name, config in {"parallel": OURS, "authors": replace(AUTHORS, iterations=iterations)}.items():
         tell(f"tuning, {config.name}, {config.optimiser}")
-
-        def job(name: str = name, config: TuneConfig = config) -> None:
-            timings[name] = bench.tune(cell, config, mine, source).timing
-
-        taken[name] = seconds(job, bench.device)
+        spent[name], result = timed(partial(bench.tune, cell, config, images, source))
+        timings[name] = result.timing
     peer = f"peer the authors' procedure (sequential, Adam, {iterations} iterations a step)"
-    where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, {len(mine)} {source} images"
-    rows = [
-        speed_row(
-            f"tuning {where}, consistency, parallel, search: {peer}",
-            taken["parallel"],
-            taken["authors"],
-            "s",
-            bench.device,
-        )
-    ]
+    where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, {len(images)} {source} images"
+    what = f"tuning {where}, consistency, parallel, search: {peer}"
+    rows = [speed_row(what, spent["parallel"], spent["authors"], "s", bench.device)]
+
+    def compare(what: str, unit: str, value: Callable[[Timing | None], float]) -> None:
+        values = {name: value(timing) for name, timing in timings.items()}
+        for name in ("parallel", UNTUNED):
+            row = speed_row(f"{what}, {where}, {name}: {peer}", values[name], values["authors"], unit, bench.device)
+            rows.append(row)
 
     tell("what the timings are worth")
     for objective in OBJECTIVES:
-        losses = {name: held_out_loss(bench, cell, timing, held_out, objective) for name, timing in timings.items()}
-        for name in ("parallel", "untuned"):
-            what = f"{objective} of {len(held_out)} held-out images, {where}, {name}: {peer}"
-            rows.append(speed_row(what, losses[name], losses["authors"], "loss", bench.device))
-    if n:
-        assert features is not None and reference is not None
+        loss = partial(held_out_loss, bench, cell, images=held_out, objective=objective)
+        compare(f"{objective} of {len(held_out)} held-out images", "loss", loss)
+    if metric:
         start = StartNoise(bench.model.shape, bench.device)
-        found = {
-            name: measure(bench.sampler(cell, timing), features, reference, n, batch=bench.batch, start=start).value
-            for name, timing in timings.items()
-        }
-        for name in ("parallel", "untuned"):
-            what = f"{features.metric} of {n} samples, {where}, {name}: {peer}"
-            rows.append(speed_row(what, found[name], found["authors"], "FD", bench.device))
+        compare(
+            f"{metric.features.metric} of {n} samples",
+            "FD",
+            lambda timing: measure(bench.sampler(cell, timing), metric, n, batch=bench.batch, start=start).value,
+        )
     return rows
 
 
@@ -627,29 +467,23 @@ def measure_against_authors(
 def held_out_loss(bench: Bench, cell: Cell, timing: Timing | None, images: Tensor, objective: str) -> float:
     """The mean over the tuned steps of an objective along a sampler's own way from noised images, in float32.
 
-    Each step is judged at the state that the steps before it, with their taus, have reached: what the authors minimise. The last
-    step, which neither side tunes, does not count.
+    The loss of each step is taken at the state that the steps before it, with their taus, have reached: what the
+    authors minimise. The last step, which neither side tunes, does not count.
 
     Args:
         timing: None is untuned.
         images: x0 [P, ...] in [-1, 1].
         objective: ``consistency`` or ``truncation``; sums over pixels, means over images.
     """
-    sampler, schedule = bench.sampler(cell), bench.model.schedule
-    times = torch.tensor(sampler.grid.times, dtype=torch.float64)
-    evaluations = layout(sampler.solver, times, schedule)
-    setting = Setting(
-        sampler.solver, schedule, bench.tuner_predictor, objective, AUTHORS.substeps, times, evaluations, seed=1
-    )
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).to(images.device)
-    x = schedule.alpha(times[0]).item() * images + schedule.sigma(times[0]).item() * noise
-    taus: Sequence[float] = timing.taus if timing else [each.t for each in evaluations]
+    sampler = replace(bench.sampler(cell), predictor=bench.tuner_predictor)
+    problems = Problems(sampler, images, objective, AUTHORS.substeps, seed=1)
+    taus = timing.taus if timing else [each.t for each in sampler.evaluations]
     answers: list[Tensor] = []
     losses = []
-    for index, each in enumerate(evaluations):
+    for index, each in enumerate(sampler.evaluations):
         if each.step >= sampler.grid.steps - AUTHORS.freeze_last:
             break
-        problem = sequential_problem(setting, index, x, list(answers))
+        problem = problems.sequential(index, answers)
         losses.append(problem.losses(torch.tensor([taus[index]], dtype=torch.float64)).item())
         answers.append(problem.answer_at(taus[index]))
     if not losses:
@@ -657,77 +491,57 @@ def held_out_loss(bench: Bench, cell: Cell, timing: Timing | None, images: Tenso
     return sum(losses) / len(losses)
 
 
-# FOLDED tt_lib.study.speed
-# An evaluation by all processes that torchrun has started beside the same evaluation by one of them, in one run.
-
-
-ROUNDING = 1e-6
-"""The largest relative difference of two distances of the same samples that is put down to rounding."""
+# Against one process
 
 
 def measure_against_one_process(
-    bench: Bench,
-    features: NetworkFeatures,
-    reference: FeatureStatistics,
-    folder: Path,
-    world: World,
-    *,
-    cell: Cell,
-    n: int,
-    how: str,
-    tell: Tell | None = None,
-) -> list[dict[str, Any]]:
-    """Two rows: images a second of all processes together, beside those of the main one while the others wait, and how far
-    their distances lie apart.
+    bench: Bench, metric: Metric, folder: Path, world: World, *, cell: Cell, n: int, compiled: bool, tell: Tell
+) -> list[Row]:
+    """Two rows: images a second of all processes together, beside those of the main one while the others wait, and how
+    far their distances lie apart.
 
-    Both begin with seeds and end with a distance and its interval, and everything has run once before. All processes run the same
-    kernels (:func:`tt_lib.networks.running.compile_options`), so the distances differ by the order in which statistics are added.
+    Both begin with seeds and end with a distance and its interval. All processes run the same kernels
+    (:func:`tt_lib.networks.running.compile_options`), so the distances differ by the order in which statistics are
+    added.
 
     Args:
         folder: an empty folder for the state, the same for all processes or one for each: the main process writes.
-        how: precision and compiling, for the row.
 
     Raises:
         BadValue: there is only one process, or rounding does not explain how far the distances lie apart.
     """
     if world.size == 1:
         raise BadValue(
-            "there is one process only; start it with torchrun --nproc_per_node 2 -m tt_lib speed --against one-process ..."
+            "there is one process only; start it with "
+            "torchrun --nproc_per_node 2 -m tt_lib speed --against one-process ..."
         )
-    tell = tell if tell and world.main else (lambda message: None)
     sampler = bench.sampler(cell)
 
     def job(who: World, work: str) -> float:
-        return measure(sampler, features, reference, n, batch=bench.batch, work=folder / work, world=who).value
+        return measure(sampler, metric, n, batch=bench.batch, work=folder / work, world=who).value
 
     tell("first runs, which are not timed (compiling, if asked for, takes minutes)")
-    warm_up(sampler, features, reference, bench.batch, n, world)
-    values = []
+    warm_up(sampler, metric, bench.batch, n, world)
     tell(f"{n} samples by one process")
     world.gather(0)
-    alone = seconds(lambda: values.append(job(ALONE, "one")), bench.device) if world.main else 0.0
+    alone, first = timed(partial(job, ALONE, "one")) if world.main else (0.0, 0.0)
     world.gather(0)
     tell(f"{n} samples by {world.size} processes")
-    together = seconds(lambda: values.append(job(world, "all")), bench.device)
+    together, second = timed(partial(job, world, "all"))
     if not world.main:
         return []
-    apart = abs(values[1] / values[0] - 1)
+    apart = abs(second / first - 1)
     if apart > ROUNDING:
         raise BadValue(
-            f"one process measured {values[0]} and {world.size} measured {values[1]}, which should be the same but for {ROUNDING:g}; "
-            f"with --compile on a GPU that takes torch 2.10 or newer, and this is {torch.__version__}"
+            f"one process measured {first} and {world.size} measured {second}, which should be the same but for "
+            f"{ROUNDING:g}; with --compile on a GPU that takes torch 2.10 or newer, and this is {torch.__version__}"
         )
-    what = (
-        f"evaluating {cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}, {features.name} ({how})"
-    )
+    how = f"sampling in {'bfloat16' if on_gpu(bench) else 'float32'}{', compiled' if compiled else ''}"
+    what = f"evaluating {cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}, {metric.features.name}"
+    what, device = f"{what} ({how})", bench.device
+    difference = f"{what}: distance by {world.size} processes and by one, relative difference"
     rows = [
-        speed_row(f"{what}: {world.size} processes, peer one", n / together, n / alone, "images/s", bench.device),
-        speed_row(
-            f"{what}: distance by {world.size} processes and by one, relative difference",
-            apart,
-            None,
-            "share",
-            bench.device,
-        ),
+        speed_row(f"{what}: {world.size} processes, peer one", n / together, n / alone, "images/s", device),
+        speed_row(difference, apart, None, "share", device),
     ]
-    return [{**row, "device": device_name(bench.device, world.size)} for row in rows]
+    return [{**row, "device": device_name(device, world.size)} for row in rows]
