@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "notebooks" / "t
 from books import NOTEBOOKS
 from times import allowed, load
 
-from tt_lib.files import locked
+from tt_lib.files import hold
 
 BUDGETS = pytest.StashKey[dict]()
 
@@ -37,7 +37,7 @@ def one_at_a_time(start, path: Path):
 
     @functools.wraps(start)
     def locked_start(*arguments, **options):
-        with locked(path):
+        with hold(path, wait=True):
             return start(*arguments, **options)
 
     return locked_start

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import signal
@@ -18,8 +17,11 @@ from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, MissingFile
 from tt_lib.files import (
     atomic_path,
     check_hash,
+    check_png,
+    check_writable,
     data_folder,
     file_hash,
+    hold,
     read_json,
     refuse_overwrite,
     write_json,
@@ -108,10 +110,9 @@ def test_json_round_trip(tmp_path):
 
 
 def test_json_that_no_one_else_reads_is_not_written(tmp_path):
-    write_json(tmp_path / "a.json", [1])
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", [math.nan])
-    assert read_json(tmp_path / "a.json") == [1] and names(tmp_path) == ["a.json"]
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00"])
@@ -122,29 +123,22 @@ def test_damaged_json(tmp_path, content):
 
 
 def test_missing_json(tmp_path):
-    with pytest.raises(MissingFile, match=r"a\.json"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(MissingFile):  # a folder is no file
+    with pytest.raises(MissingFile, match=r"a\.json; make it"):
+        read_json(tmp_path / "a.json", "make it")
+    with pytest.raises(FileNotFoundError):  # a folder is no file
         read_json(tmp_path)
 
 
 # Hashes
 
 
-def test_file_hash(tmp_path):
-    content = bytes(range(256)) * 8192 + b"end"  # 2 MiB and a bit: more than one block
-    (tmp_path / "a").write_bytes(content)
-    assert file_hash(tmp_path / "a") == hashlib.sha256(content).hexdigest()
-    assert file_hash(str(tmp_path / "a"), "md5") == hashlib.md5(content).hexdigest()
-
-
 def test_check_hash(tmp_path):
     path = tmp_path / "a"
-    with pytest.raises(MissingFile, match="download it again") as caught:
+    with pytest.raises(MissingFile, match=f"{path}.*download it again"):
         check_hash(path, "0", remedy="download it again")
-    assert str(path) in str(caught.value)
     path.write_bytes(b"content")
     right = hashlib.sha256(b"content").hexdigest()
+    assert file_hash(path) == right
     check_hash(path, right)
     check_hash(path, hashlib.md5(b"content").hexdigest(), "md5")
     path.write_bytes(b"contenT")
@@ -169,6 +163,16 @@ def test_refuse_overwrite(tmp_path):
     assert path.read_text() == "x"
 
 
+def test_places_are_looked_at_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "out.csv")
+    (tmp_path / "plain").write_text("")
+    with pytest.raises(BadValue, match="plain is no folder to write to"):
+        check_writable(tmp_path / "plain" / "out.csv")
+    check_png("a.png")
+    with pytest.raises(BadValue, match=r"PNG files, got a\.pdf"):
+        check_png("a.pdf")
+
+
 def test_data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TT_DATA", str(tmp_path / "elsewhere"))
     assert data_folder() == tmp_path / "elsewhere"  # it need not be there yet
@@ -185,10 +189,25 @@ def test_data_folder(tmp_path, monkeypatch):
     assert data_folder() == tmp_path / "data"
 
 
-def test_errors_are_also_those_of_python(tmp_path):
-    """Code that knows only Python's own errors catches ours."""
-    assert issubclass(BadValue, ValueError) and issubclass(MissingFile, FileNotFoundError)
-    assert issubclass(AlreadyDone, FileExistsError)
-    (tmp_path / "a.json").write_text(json.dumps(1))
-    with pytest.raises(FileNotFoundError):
-        read_json(tmp_path / "b.json")
+# Locks
+
+
+def test_a_lock_is_held_by_one_and_let_go(tmp_path):
+    path = tmp_path / "work" / "cell.lock"
+    with hold(path) as first, hold(path) as second:
+        assert first and not second
+    with pytest.raises(ZeroDivisionError), hold(path, wait=True):
+        _ = 1 / 0
+    with hold(path) as again:
+        assert again
+    program = f"import os, pathlib\nfrom tt_lib.files import hold\nhold(pathlib.Path({str(path)!r})).__enter__()\n"
+    ended = subprocess.run([sys.executable, "-c", program + "os.kill(os.getpid(), 9)"], cwd=files.PACKAGE_ROOT)
+    assert ended.returncode == -signal.SIGKILL
+    with hold(path) as again:
+        assert again, "who is killed lets go"
+
+
+def test_a_lock_that_cannot_be_made(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with pytest.raises(BadValue, match=r"cannot write to .*plain: .*--work"), hold(tmp_path / "plain" / "cell.lock"):
+        pass

@@ -12,27 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 
 from tt_lib import rows as results
 from tt_lib.errors import BadValue, CorruptFile
-from tt_lib.files import locked
-from tt_lib.rows import (
-    FD_COLUMNS,
-    FD_KEY,
-    SPEED_COLUMNS,
-    SPEED_KEY,
-    TRAINING_COLUMNS,
-    command_line,
-    device_name,
-    git_commit,
-    provenance,
-    read_rows,
-    results_folder,
-    write_rows,
-)
+from tt_lib.rows import command_line, device_name, git_commit, provenance, read_rows, results_folder, write_rows
 
 COLUMNS, KEY = ("model", "nfe", "value", "commit"), ("model", "nfe")
 
@@ -74,19 +59,12 @@ def test_rows_are_added_and_replaced(path):
     assert {file.name for file in path.parent.iterdir()} == {"rows.csv", ".rows.csv.lock"}
 
 
-def test_one_key_within_one_call(path):
-    write(path, row(value=1), row(value=2))
-    assert [line[2] for line in cells(path)[1:]] == ["2"]
-
-
-@pytest.mark.parametrize("again", [10, 10.0, "10", "10.0", torch.tensor(10).item()])
-@pytest.mark.parametrize("first", [10, 10.0, "10"])
-def test_numbers_of_one_value_are_one_key(path, first, again):
-    write(path, row(nfe=first, value=1))
-    write(path, row(nfe=again, value=2))
-    assert [line[2] for line in cells(path)[1:]] == ["2"]
-    write(path, row(nfe=10.5, value=3))
-    assert [line[2] for line in cells(path)[1:]] == ["2", "3"]
+def test_numbers_of_one_value_are_one_key(path):
+    for value, nfe in enumerate((10, 10.0, "10", "10.0", torch.tensor(10).item())):
+        write(path, row(nfe=nfe, value=-1), row(nfe=nfe, value=value))
+    assert [line[2] for line in cells(path)[1:]] == ["4"]
+    write(path, row(nfe=10.5, value=5))
+    assert [line[2] for line in cells(path)[1:]] == ["4", "5"]
 
 
 def test_a_key_does_not_depend_on_its_neighbours(path):
@@ -98,11 +76,9 @@ def test_a_key_does_not_depend_on_its_neighbours(path):
     assert [(line[0], line[2]) for line in cells(path)[1:]] == [("a", "3"), ("b", "2"), ("c", "1")]
 
 
-@pytest.mark.parametrize("first", [None, math.nan, ""])
-@pytest.mark.parametrize("again", [None, math.nan, ""])
-def test_nothing_is_one_key(path, first, again):
-    write(path, row(nfe=first, value=1))
-    write(path, row(nfe=again, value=2))
+def test_nothing_is_one_key(path):
+    for value, nothing in enumerate((None, math.nan, "")):
+        write(path, row(nfe=nothing, value=value))
     write(path, row(nfe=0, value=3))
     assert [line[1:3] for line in cells(path)[1:]] == [["", "2"], ["0", "3"]]
 
@@ -147,10 +123,22 @@ def test_rows_with_other_columns(path, bad):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe\x00\x81", b'model,nfe,value,commit\na,"1', b"a,b\n1,2,3\n1,2,3,4\n"]
-)
-def test_damaged_file(path, content):
+DAMAGED = {
+    "empty": b"",
+    "no text": b"\xff\xfe\x00\x81",
+    "an open quote": b'model,nfe,value,commit\na,1,2,"x\n',
+    "cut within a row": b"model,nfe,value,commit\na,1,2,x\na,2,3",
+    "cut within the last cell": b"model,nfe,value,commit\na,1,2,x\na,2,3,61e52",
+    "a short line": b"model,nfe,value,commit\na,1,2\na,2,3,x\n",
+    "a long line": b"model,nfe,value,commit\na,1,2,x,y\n",
+    "lacks a column": b"model,nfe,value\na,1,2\n",
+    "has a column more": b"model,nfe,value,commit,note\na,1,2,x,y\n",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_files_are_neither_read_nor_written(path, content):
+    """pandas alone would fill up short lines, and take a number that was cut for a number."""
     path.parent.mkdir()
     path.write_bytes(content)
     for use in (lambda: read_rows(path, COLUMNS), lambda: write(path, row())):
@@ -160,23 +148,11 @@ def test_damaged_file(path, content):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("header", ["model,nfe,value", "model,nfe,value,commit,note"])
-def test_file_with_other_columns_is_left_alone(path, header):
-    """Neither a column that is lacking nor one that a newer version added may be dropped in silence."""
-    path.parent.mkdir()
-    path.write_text(header + "\n" + ",".join("x" * (header.count(",") + 1)) + "\n")
-    before = path.read_bytes()
-    with pytest.raises(CorruptFile, match=r"columns.*(commit|note)"):
-        write(path, row())
-    assert path.read_bytes() == before
-
-
 def test_unwritable_results(tmp_path):
     (tmp_path / "plain").write_text("")
     for folder in (tmp_path / "plain", Path("/proc/no-such-folder")):
-        with pytest.raises(BadValue, match="choose another output folder") as caught:
+        with pytest.raises(BadValue, match=f"cannot write to {folder}: .*choose another output folder"):
             write(folder / "rows.csv", row())
-        assert str(folder / "rows.csv") in str(caught.value)
 
 
 def test_no_file_is_an_empty_table(path):
@@ -206,32 +182,23 @@ def test_two_processes_lose_no_row(path):
     assert sorted(zip(frame.model, frame.nfe, strict=True)) == [(name, number) for name in "ab" for number in range(20)]
 
 
-def test_the_lock_is_let_go_after_an_error(path):
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError), locked(path):
-            _ = 1 / 0
-    write(path, row())
-
-
 # Where a row comes from
 
 
-def test_provenance_fits_the_columns():
+def test_provenance():
     fields = provenance()
-    for columns in (FD_COLUMNS, TRAINING_COLUMNS, SPEED_COLUMNS):
-        assert set(fields) <= set(columns) and len(set(columns)) == len(columns)
-    assert set(FD_KEY) < set(FD_COLUMNS) and set(SPEED_KEY) < set(SPEED_COLUMNS)
     assert fields["versions"] == f"python {sys.version.split()[0]}, torch {torch.__version__}"
     today = datetime.datetime.now(datetime.UTC).date()
     assert today - datetime.date.fromisoformat(fields["date"]) in (datetime.timedelta(0), datetime.timedelta(1))
     assert fields["commit"] == git_commit() and fields["command"] == command_line()
 
 
-def test_provenance_goes_through_a_file(tmp_path):
-    path = tmp_path / "speed.csv"
-    new = {"what": "x", "ours": 1.0, "peer": "", "ratio": "", "unit": "s", "device": "cpu"} | provenance()
-    write_rows(path, [new], SPEED_COLUMNS, SPEED_KEY)
-    assert dict(zip(*cells(path), strict=True)) == {name: str(value) for name, value in new.items()}
+@pytest.mark.parametrize("name", ["fd", "speed", "direction"])
+def test_shipped_rows_have_the_columns(name):
+    columns, key = getattr(results, f"{name.upper()}_COLUMNS"), getattr(results, f"{name.upper()}_KEY")
+    frame = read_rows(results_folder() / f"{name}.csv", columns)
+    assert len(frame) > 10 and tuple(frame.columns) == columns and not frame.duplicated(list(key)).any()
+    assert frame["commit"].map(type).eq(str).all()
 
 
 def test_git_commit(monkeypatch, tmp_path):
@@ -269,30 +236,29 @@ def started(monkeypatch, tmp_path):
     return start
 
 
-def test_command_line(started):
-    arguments = ["train", "--dataset", "digits", "--out", "runs/a"]
-    for program in ("/opt/env/bin/tt", "tt", "/srv/repo/tt_lib/__main__.py"):
-        assert started([program, *arguments]) == "tt train --dataset digits --out runs/a"
-    both = "torchrun --nproc_per_node 2 -m tt_lib train --dataset digits --out runs/a"
-    assert started(["/srv/repo/tt_lib/__main__.py", *arguments], WORLD_SIZE="2") == both
-    assert started(["tt", *arguments], WORLD_SIZE="1") == "tt train --dataset digits --out runs/a"
-    assert started(["tt", *arguments], TT_COMMAND="make digits") == "make digits"
+BOTH = "torchrun --nproc_per_node 2 -m tt_lib train --out runs/a"
 
 
-def test_command_line_of_other_programs(started):
-    """A kernel's arguments name files of one machine and one session."""
-    kernel = ["/opt/env/lib/python3.12/site-packages/ipykernel_launcher.py", "-f", "/opt/home/.local/kernel-1.json"]
-    assert started(kernel) == "jupyter"
-    assert started(["/opt/env/bin/pytest", "-q", "/opt/home/tests"]) == "pytest"
+@pytest.mark.parametrize(
+    ("program", "environment", "shown"),
+    [
+        ("/opt/env/bin/tt", {}, "tt train --out runs/a"),
+        ("/srv/repo/tt_lib/__main__.py", {"WORLD_SIZE": "1"}, "tt train --out runs/a"),
+        ("/srv/repo/tt_lib/__main__.py", {"WORLD_SIZE": "2"}, BOTH),
+        ("tt", {"TT_COMMAND": "make digits"}, "make digits"),
+        # A kernel's arguments name files of one machine and one session.
+        ("/opt/env/lib/python3.12/site-packages/ipykernel_launcher.py", {}, "jupyter"),
+        ("/opt/env/bin/pytest", {}, "pytest"),
+    ],
+)
+def test_command_line(started, program, environment, shown):
+    assert started([program, "train", "--out", "runs/a"], **environment) == shown
 
 
-def test_command_line_can_be_typed_again(started):
-    """Arguments with blanks or signs of the shell are quoted."""
+def test_command_line_can_be_typed_again_anywhere(started, tmp_path):
+    """Arguments with blanks or signs of the shell are quoted, and no folder of this machine is shown."""
     arguments = ["tune", "--out", "runs/my run", "--note", "a;b $c 'd'", ""]
     assert shlex.split(started(["tt", *arguments])) == ["tt", *arguments]
-
-
-def test_command_line_shows_no_folder_of_this_machine(started, tmp_path):
     here = tmp_path / "here"
     arguments = ["sample", "--out", f"{here}/runs/a.png", f"--timing={here}/data/t.json", "--data", str(here)]
     shown = started([f"{here}/bin/tt", *arguments])
@@ -302,15 +268,5 @@ def test_command_line_shows_no_folder_of_this_machine(started, tmp_path):
 
 
 def test_device_name():
-    assert device_name("cpu") == f"cpu ({torch.get_num_threads()} threads)"
-    assert device_name(torch.device("cpu")) == device_name("cpu")
-
-
-def test_results_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("TT_DATA", str(tmp_path))
-    assert results_folder() == tmp_path / "results"
-
-
-def test_written_files_read_as_plain_csv(path):
-    write(path, row("é", 3, 0.25))
-    assert pd.read_csv(path).to_dict("records") == [row("é", 3, 0.25)]
+    cpu = f"cpu ({torch.get_num_threads()} threads)"
+    assert device_name("cpu") == device_name(torch.device("cpu")) == cpu and device_name("cpu", 2) == f"2 x {cpu}"
