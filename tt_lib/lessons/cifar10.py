@@ -1,14 +1,20 @@
-"""The explorer of the timings that are shipped."""
+"""Notebook 05: the timings that are shipped for a network."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import ipywidgets
 from matplotlib.figure import Figure
 
 from tt_lib.errors import MissingFile
+from tt_lib.figures.results import timing_plot
 from tt_lib.files import data_folder
+from tt_lib.lessons.kit import explorer
 from tt_lib.timing import Timing, load_timing
+
+PLAIN = ("consistency-sequential", "consistency-parallel", "truncation-parallel", "frechet-joint")
+"""The timings of the explorer: one for each objective and strategy, as they come without options."""
 
 
 def shipped_timings(model: str, solver: str | None = None, nfe: int | None = None) -> list[Timing]:
@@ -18,41 +24,22 @@ def shipped_timings(model: str, solver: str | None = None, nfe: int | None = Non
         MissingFile: there is none for this model.
     """
     folder = data_folder() / "timings" / model.replace("/", "--")
-    found = [load_timing(path) for path in sorted(folder.glob("*.json"))]
-    if not found:
+    timings = [load_timing(path) for path in sorted(folder.glob("*.json"))]
+    if not timings:
         raise MissingFile(f"no timing of {model!r} in {folder}; tune one with `tt tune` or `tt table`")
-    return [
-        timing for timing in found if timing.solver == (solver or timing.solver) and timing.nfe == (nfe or timing.nfe)
-    ]
+    return [each for each in timings if solver in (None, each.solver) and nfe in (None, each.nfe)]
 
 
 def timings_figure(timings: list[Timing]) -> Figure:
     """The ratios tau / t of some timings over their times, a line each."""
-    from tt_lib.figures.results import timing_plot
-
-    return timing_plot({f"{each.name} ({each.grid})": (each.times, each.taus) for each in timings})
+    return timing_plot({f"{each.name} ({each.grid})": each for each in timings})
 
 
 def timing_explorer(model: str) -> Any:
-    """Choices of solver and NFE, and :func:`timings_figure` of what is shipped for them."""
-    import ipywidgets
-
-    from tt_lib.figures.style import png_bytes
-
-    known = shipped_timings(model)
-    solver = ipywidgets.Dropdown(options=sorted({each.solver for each in known}), description="solver")
-    budget = ipywidgets.SelectionSlider(options=[1], description="NFE")
-    picture = ipywidgets.Image(format="png", width=720)
-
-    def offer(_change: Any = None) -> None:
-        budget.options = sorted({each.nfe for each in known if each.solver == solver.value})
-        draw()
-
-    def draw(_change: Any = None) -> None:
-        mine = [each for each in known if each.solver == solver.value and each.nfe == budget.value]
-        picture.value = png_bytes(timings_figure(mine))
-
-    solver.observe(offer, names="value")
-    budget.observe(draw, names="value")
-    offer()
-    return ipywidgets.VBox([solver, budget, picture])
+    """Choices of grid, solver and NFE among the :data:`PLAIN` timings that are shipped, and :func:`timings_figure`."""
+    timings = [each for each in shipped_timings(model) if each.name in PLAIN]
+    samplers: dict[str, list[Timing]] = {}
+    for each in sorted(timings, key=lambda timing: (timing.solver, timing.grid, timing.nfe)):
+        samplers.setdefault(f"{each.solver}, {each.grid}, NFE {each.nfe}", []).append(each)
+    choice = ipywidgets.Dropdown(options=list(samplers), value=next(iter(samplers)), description="sampler")
+    return explorer([choice], lambda name: timings_figure(samplers[name]), width=720)

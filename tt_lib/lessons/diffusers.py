@@ -1,4 +1,4 @@
-"""The explorer of diffusers' schedulers: which time each call of the network is nominally for, and which it is told."""
+"""Notebook 08: schedulers of diffusers, call by call, and a network with a known answer for its pipelines."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import ipywidgets
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Generator, Tensor, nn
 
-from tt_lib.datasets.digits import split_digits
+from tt_lib.datasets.digits import load_digits
 from tt_lib.datasets.images import to_float
 from tt_lib.errors import BadValue, choose
-from tt_lib.figures.style import BLACK, GREY, VERMILLION, style
-from tt_lib.interop import Adapted, from_scheduler
-from tt_lib.lessons.start import explorer
+from tt_lib.figures.style import BLACK, GREY, VERMILLION, legend_below, style
+from tt_lib.interop import from_scheduler
+from tt_lib.lessons.kit import explorer
 from tt_lib.predictors import to_v, to_x0
+from tt_lib.sampling import Sampler
 from tt_lib.schedules import DiscreteSchedule, time_of_index
 from tt_lib.timing import Timing
 from tt_lib.toy import GaussianMixture, MixturePredictor, ring_2d
@@ -34,8 +36,10 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Schedulers of diffusers that the explorer offers: the class and what is set otherwise than by default."""
 LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
-"""The noise levels that the networks here know; not every scheduler of diffusers has them by default."""
+"""The noise levels of the networks here; not every scheduler of diffusers has them by default."""
 SAMPLES, SUBSTEPS = 32, 8
+WIDENED = 0.01
+"""Added to each pixel's variance: some pixels of the digits never change, and a Gaussian needs a width."""
 
 
 def make_scheduler(name: str) -> Any:
@@ -58,59 +62,38 @@ def toy_timing(name: str, steps: int) -> Timing:
     Raises:
         BadValue: no such scheduler, or it cannot make so many steps.
     """
-    adapted: Adapted = from_scheduler(make_scheduler(name), steps)
-    mixture = ring_2d()
-    points = mixture.sample(SAMPLES, generator=Generator().manual_seed(1)).float()
+    adapted = from_scheduler(make_scheduler(name), steps)
+    ring = ring_2d()
+    points = ring.sample(SAMPLES, generator=Generator().manual_seed(1)).float()
     config = TuneConfig(objective="truncation", optimiser="search", substeps=SUBSTEPS)
-    predictor = MixturePredictor(mixture, adapted.schedule)
-    return tune(predictor, adapted.schedule, adapted.solver, adapted.grid, points, config, model="ring").timing
+    predictor = MixturePredictor(ring, adapted.schedule)
+    sampler = Sampler(predictor, adapted.schedule, adapted.solver, adapted.grid, (2,), model="ring")
+    return tune(sampler, points, config).timing
 
 
+@style()
 def calls_figure(timing: Timing) -> Figure:
     """Nominal time t and conditioning time tau of each call of the network, and their ratio."""
     calls = range(1, timing.nfe + 1)
-    with style():
-        figure = Figure(figsize=(8, 3.6))
-        left, right = figure.subplots(1, 2)
-        left.plot(
-            calls,
-            timing.times,
-            color=BLACK,
-            marker="o",
-            markersize=9,
-            fillstyle="none",
-            linestyle="",
-            label="nominal t",
-        )
-        left.plot(calls, timing.taus, color=VERMILLION, marker="x", linestyle="", label="told: τ")
-        left.set(xlabel="call of the network", ylabel="time (1 = noise, 0 = data)", ylim=(-0.03, 1.05))
-        right.axhline(1, color=GREY, linewidth=1)
-        right.plot(calls, timing.ratios, color=VERMILLION, marker="x", linestyle=(0, (5, 1.5)))
-        right.set(xlabel="call of the network", ylabel="ratio τ/t (1 = untuned)")
-        for axes in (left, right):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure = Figure(figsize=(8, 3.2))
+    left, right = figure.subplots(1, 2)
+    left.plot(calls, timing.times, "o", color=BLACK, markersize=9, fillstyle="none", label="nominal: t")
+    left.plot(calls, timing.taus, "x", color=VERMILLION, label="conditioned on: τ")
+    left.set(xlabel="call of the network", ylabel="time (1 = noise, 0 = data)", ylim=(-0.03, 1.05))
+    right.axhline(1, color=GREY, linewidth=1)
+    right.plot(calls, timing.ratios, "x--", color=VERMILLION)
+    right.set(xlabel="call of the network", ylabel="ratio τ/t (1 = untuned)")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_below(figure, *left.get_legend_handles_labels())
     return figure
 
 
 def calls_explorer() -> Any:
-    """A choice of schedulers, a slider for the number of steps, and :func:`calls_figure` of their :func:`toy_timing`."""
-    import ipywidgets
-
+    """A choice of schedulers, a slider for the number of steps, and :func:`calls_figure` of :func:`toy_timing`."""
     scheduler = ipywidgets.Dropdown(options=list(SCHEDULERS), value="Heun", description="scheduler")
     steps = ipywidgets.IntSlider(value=5, min=2, max=10, description="steps", continuous_update=False)
     return explorer([scheduler, steps], lambda name, count: calls_figure(toy_timing(name, count)), width=720)
-
-
-# FOLDED tt_lib.lessons.diffusers
-# A network with a known answer: a Gaussian mixture that stands where a pipeline of diffusers expects a UNet.
-#
-# It is called as ``network(x, timestep).sample`` and answers exactly, so whatever a pipeline then gets wrong is the pipeline's.
-#
-
-
-WIDENED = 0.01
-"""Added to each pixel's variance: some pixels of the digits never change, and a Gaussian needs a width."""
 
 
 def digits_mixture(label: int | None = None) -> GaussianMixture:
@@ -124,7 +107,7 @@ def digits_mixture(label: int | None = None) -> GaussianMixture:
     """
     if label is not None and label not in range(10):
         raise BadValue(f"a digit's label lies between 0 and 9, got {label}")
-    images = split_digits("train")
+    images = load_digits("train")
     x = to_float(images.pixels).flatten(1).double()
     parts = [x[images.labels == k] for k in (range(10) if label is None else [label])]
     covariances = [torch.cov(part.T) + WIDENED * torch.eye(64, dtype=torch.float64) for part in parts]
@@ -136,7 +119,9 @@ def digits_mixture(label: int | None = None) -> GaussianMixture:
 
 
 class MixtureNetwork(nn.Module):
-    """Knows the exact denoiser of a mixture, and behaves as a ``UNet2DModel`` does.
+    """Has the exact denoiser of a mixture, and behaves as a ``UNet2DModel`` does: ``network(x, timestep).sample``.
+
+    Whatever a pipeline then gets wrong is the pipeline's fault.
 
     Args:
         everything: the mixture of all data, in D = C H W dimensions.
@@ -169,15 +154,13 @@ class MixtureNetwork(nn.Module):
         x = sample.flatten(1).double()
         t = time_of_index(torch.as_tensor(timestep), self.schedule.levels).expand(len(x))
         labels = torch.full((len(x),), len(self.mixtures) - 1) if class_labels is None else class_labels.expand(len(x))
-        eps = torch.empty_like(x)
+        prediction = torch.empty_like(x)
         for label in labels.unique().tolist():
-            mine = labels == label
-            eps[mine] = self.mixtures[label].eps(x[mine], t[mine], self.schedule)
-        return SimpleNamespace(sample=self._said(eps, x, t).reshape(sample.shape).to(sample.dtype))
-
-    def _said(self, eps: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """``eps`` as what the network predicts."""
-        if self.kind == "eps":
-            return eps
-        x0 = to_x0(eps, x, t, self.schedule)
-        return x0 if self.kind == "x0" else to_v(eps, x0, self.schedule.alpha(t), self.schedule.sigma(t))
+            own = labels == label
+            prediction[own] = self.mixtures[label].eps(x[own], t[own], self.schedule)
+        if self.kind != "eps":
+            x0 = to_x0(prediction, x, t, self.schedule)
+            prediction = (
+                x0 if self.kind == "x0" else to_v(prediction, x0, self.schedule.alpha(t), self.schedule.sigma(t))
+            )
+        return SimpleNamespace(sample=prediction.reshape(sample.shape).to(sample.dtype))

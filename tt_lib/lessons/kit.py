@@ -1,37 +1,65 @@
-"""Numbers in a notebook's prose: each is read from a row of ``data/results/``, so that none can be out of date.
+"""What every notebook is written with: sizes, numbers from rows, checks of exercises, and sliders above a figure.
 
-A sentence with a number is a code cell, ``prose(f"... {fact('fd', nfe=10, ...)} ...")``: its output is text, and nbval compares
-it with what the rows say today.
+- ``TT_SCALE`` is ``ci`` (seconds, for the tests; what the stored outputs are of), ``laptop`` (minutes on a CPU) or
+  ``full`` (a GPU). It changes sizes only, never what is computed.
+- A sentence with a number is a code cell, ``prose(f"... {fact('fd', nfe=10, ...)} ...")``. Its output is text, and
+  nbval compares it with what the rows say today, so that no number can be out of date.
+- A check stands below an exercise. The same cell stands in the exercise and in its solution, and runs in both.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
 from tt_lib.errors import BadValue, choose
 from tt_lib.rows import results_folder
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCALES = ("ci", "laptop", "full")
+TODO = "your code here"
+"""What an unsolved exercise raises as NotImplementedError (notebooks/tools/exercises.py writes it)."""
+T = TypeVar("T")
+
+
+def scale() -> str:
+    """The scale of this run, from the environment variable ``TT_SCALE``; ``ci`` where it is not set.
+
+    Raises:
+        BadValue: it is none of :data:`SCALES`.
+    """
+    chosen = os.environ.get("TT_SCALE", "ci")
+    choose("TT_SCALE", chosen, SCALES)
+    return chosen
+
+
+def scaled(ci: T, laptop: T, full: T) -> T:
+    """The one of three sizes that this run's :func:`scale` asks for."""
+    return {"ci": ci, "laptop": laptop, "full": full}[scale()]
+
 
 def fact(file: str, column: str = "value", digits: int = 2, **where: Any) -> str:
     """One number of one row, as text.
 
     Args:
-        file: name of a file of rows, without ``.csv``: ``fd``, ``direction``, ``speed``, ``correlation`` or ``training``.
+        file: name of a file of rows in ``data/results``, without ``.csv``.
         column: which number.
         digits: behind the point.
-        where: columns and the values that single the row out; a column of text may be given by a part of it, if it is the only one.
+        where: columns and the values that single the row out; a part of a text will do where no row has it as it
+            stands.
 
     Raises:
         BadValue: no such file or column, no such row, or several.
     """
     path = results_folder() / f"{file}.csv"
     if not path.exists():
-        known = ", ".join(sorted(each.stem for each in results_folder().glob("*.csv")))
-        raise BadValue(f"no rows {file!r}; choose one of {known}")
+        files = ", ".join(sorted(each.stem for each in results_folder().glob("*.csv")))
+        raise BadValue(f"no rows {file!r}; choose one of {files}")
     rows = pd.read_csv(path)
     for name in (column, *where):
         if name not in rows:
@@ -42,10 +70,8 @@ def fact(file: str, column: str = "value", digits: int = 2, **where: Any) -> str
             exact = rows[rows[name].astype(str).str.contains(value, regex=False)]
         rows = exact
     if len(rows) != 1:
-        asked = ", ".join(f"{name}={value!r}" for name, value in where.items())
-        raise BadValue(
-            f"{len(rows)} rows of {file}.csv fit {asked or 'no condition'}; name more columns, or measure the row first"
-        )
+        asked = ", ".join(f"{name}={value!r}" for name, value in where.items()) or "no condition"
+        raise BadValue(f"{len(rows)} rows of {file}.csv fit {asked}; name more columns, or measure the row first")
     return f"{rows[column].iloc[0]:,.{digits}f}"
 
 
@@ -55,14 +81,6 @@ def prose(text: str) -> None:
 
     # As plain text too: that is what nbval and a terminal see.
     display({"text/markdown": text, "text/plain": text}, raw=True)
-
-
-# FOLDED tt_lib.lessons.kit
-# Checks below the exercises: the same cell stands in the exercise and in its solution, and runs in both.
-
-
-TODO = "your code here"
-"""What an unsolved exercise raises as NotImplementedError (the generator of exercises writes it)."""
 
 
 def check(name: str, test: Callable[[], None]) -> None:
@@ -84,29 +102,23 @@ def check(name: str, test: Callable[[], None]) -> None:
         print(f"{name}: well done")
 
 
-# FOLDED tt_lib.lessons.kit
-# One variable for the size of a lesson: the same cells run in a test, on a laptop and on a GPU.
-#
-# ``TT_SCALE`` is ``ci`` (seconds, for the tests; what the stored outputs are of), ``laptop`` (minutes on a CPU) or ``full`` (a GPU).
-# It changes sizes only, never what is computed.
-#
+def explorer(controls: Sequence[Any], figure: Callable[..., Figure], width: int = 640) -> Any:
+    """The controls (ipywidgets) above the figure of their values, which is drawn again when one of them changes.
 
-
-SCALES = ("ci", "laptop", "full")
-T = TypeVar("T")
-
-
-def scale() -> str:
-    """The scale of this run, from the environment variable ``TT_SCALE``; ``ci`` where it is not set.
-
-    Raises:
-        BadValue: it is none of :data:`SCALES`.
+    Args:
+        figure: a function of the controls' values, in their order.
+        width: of the picture, in pixels.
     """
-    chosen = os.environ.get("TT_SCALE", "ci")
-    choose("TT_SCALE", chosen, SCALES)
-    return chosen
+    import ipywidgets
 
+    from tt_lib.figures.style import png_bytes
 
-def scaled(ci: T, laptop: T, full: T) -> T:
-    """The one of three sizes that this run's :func:`scale` asks for."""
-    return {"ci": ci, "laptop": laptop, "full": full}[scale()]
+    picture = ipywidgets.Image(format="png", width=width)
+
+    def draw(_change: Any = None) -> None:
+        picture.value = png_bytes(figure(*(control.value for control in controls)))
+
+    for control in controls:
+        control.observe(draw, names="value")
+    draw()
+    return ipywidgets.VBox([*controls, picture])

@@ -1,17 +1,18 @@
-"""What one conditioning time can repair, drawn: the losses of one DDIM step over tau, on toys whose true flow is known."""
+"""Notebook 03: what one conditioning time can repair, by the losses of one DDIM step over tau on toys."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import ipywidgets
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, choose
-from tt_lib.figures.style import BLACK, BLUE, GREY, VERMILLION, style
-from tt_lib.lessons.start import explorer
+from tt_lib.figures.style import BLACK, BLUE, GREY, VERMILLION, legend_below, style
+from tt_lib.lessons.kit import explorer
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.ddim import ddim
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow, ring_2d, single_gaussian, two_modes_1d
@@ -29,7 +30,7 @@ LOWEST = 0.02
 
 
 class StepLosses(NamedTuple):
-    """Losses of one step for each tau that it may be told; all float64."""
+    """Losses of one step for each tau that its network may be conditioned on; all float64."""
 
     taus: Tensor
     """[P], rising, the step's own time among them."""
@@ -53,9 +54,7 @@ def step_losses(toy: str, t: float, s: float, points: int = 200) -> StepLosses:
     """
     choose("toy", toy, tuple(TOYS))
     if not LOWEST < s < t < 1:
-        raise BadValue(
-            f"a step goes from a later time to an earlier one, between {LOWEST} and 1; got t = {t} and s = {s}"
-        )
+        raise BadValue(f"a step goes from a later time to an earlier one in ({LOWEST}, 1), got t = {t} and s = {s}")
     mixture, schedule = TOYS[toy], linear_betas()
     predictor = MixturePredictor(mixture, schedule)
     generator = torch.Generator().manual_seed(0)
@@ -72,41 +71,29 @@ def step_losses(toy: str, t: float, s: float, points: int = 200) -> StepLosses:
     return StepLosses(taus, torch.stack(truncation), torch.stack(consistency), int((taus == times[0]).nonzero()[0]))
 
 
+@style()
 def losses_figure(toy: str, t: float, s: float) -> Figure:
     """:func:`step_losses` drawn, each as a share of its value at tau = t, with its minimum."""
-    found = step_losses(toy, t, s)
-    looks = {
-        "truncation": (found.truncation, BLUE, "-", "D"),
-        "consistency": (found.consistency, VERMILLION, "--", "^"),
-    }
-    with style():
-        figure = Figure(figsize=(7, 4))
-        axes = figure.subplots()
-        axes.axvline(t, color=BLACK, linewidth=1, label=f"tau = t = {t:g}: untuned")
-        axes.axvline(s, color=GREY, linewidth=1, linestyle=":", label=f"s = {s:g}: end of the step")
-        for name, (losses, colour, line, marker) in looks.items():
-            share = losses / losses[found.untuned]
-            axes.plot(found.taus, share, color=colour, linestyle=line, label=name)
-            lowest = int(share.argmin())
-            axes.plot(found.taus[lowest], share[lowest], color=colour, marker=marker, markersize=9, linestyle="none")
-        axes.set(
-            xlabel="tau, the time that is told",
-            ylabel="loss of the step\n(1 = untuned)",
-            ylim=(0, 2),
-            xlim=(0, 1),
-            title=toy,
-        )
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    losses = step_losses(toy, t, s)
+    figure = Figure(figsize=(7, 3.6))
+    axes = figure.subplots()
+    axes.axvline(t, color=BLACK, linewidth=1, label=f"tau = t = {t:g}: untuned")
+    axes.axvline(s, color=GREY, linewidth=1, linestyle=":", label=f"s = {s:g}: end of the step")
+    for name, colour, line, marker in (("truncation", BLUE, "-", "D"), ("consistency", VERMILLION, "--", "^")):
+        share = getattr(losses, name) / getattr(losses, name)[losses.untuned]
+        place = int(share.argmin())
+        axes.plot(losses.taus, share, color=colour, linestyle=line, label=name)
+        axes.plot(losses.taus[place], share[place], color=colour, marker=marker, markersize=9)
+    axes.set(xlabel="tau, the time that the network is conditioned on", ylabel="loss of the step\n(1 = untuned)")
+    axes.set(xlim=(0, 1), ylim=(0, 2), title=toy)
+    legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
 def tuner_explorer() -> Any:
     """A choice of the toy, sliders for the step's times, and :func:`losses_figure`."""
-    import ipywidgets
-
     toy = ipywidgets.Dropdown(options=list(TOYS), value="two modes", description="data")
-    t = ipywidgets.FloatSlider(value=0.42, min=0.2, max=0.9, step=0.02, description="t", continuous_update=False)
-    length = ipywidgets.FloatSlider(
-        value=0.16, min=0.02, max=0.6, step=0.02, description="t - s", continuous_update=False
-    )
+    slider = {"step": 0.02, "continuous_update": False}
+    t = ipywidgets.FloatSlider(value=0.42, min=0.2, max=0.9, description="t", **slider)
+    length = ipywidgets.FloatSlider(value=0.16, min=0.02, max=0.6, description="t - s", **slider)
     return explorer([toy, t, length], lambda toy, t, length: losses_figure(toy, t, max(t - length, 2 * LOWEST)))

@@ -1,0 +1,265 @@
+"""What the notebooks are written with: the kit, explorers at their extremes, and the numbers behind their figures."""
+
+import itertools
+
+import pandas as pd
+import pytest
+import torch
+
+from tt_lib.errors import BadValue, MissingFile
+from tt_lib.lessons import (
+    check,
+    cifar10,
+    diffusers,
+    direction,
+    fact,
+    frechet,
+    integral,
+    prose,
+    scale,
+    scaled,
+    solvers,
+    start,
+    tuner,
+)
+from tt_lib.schedules import linear_betas
+from tt_lib.toy import exact_flow
+
+MODEL = "cifar10-ddpm-w64"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# ---- the kit
+
+
+def test_scale_picks_sizes(monkeypatch):
+    monkeypatch.delenv("TT_SCALE", raising=False)
+    assert scale() == "ci" and scaled(1, 2, 3) == 1
+    for name, size in (("laptop", 2), ("full", 3)):
+        monkeypatch.setenv("TT_SCALE", name)
+        assert scaled(1, 2, 3) == size
+    monkeypatch.setenv("TT_SCALE", "huge")
+    with pytest.raises(BadValue, match=r"TT_SCALE.*huge.*ci"):
+        scaled(1, 2, 3)
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    text = "solver,nfe,value,what\nddim,5,17.5432,a long name\nddim,10,8.0,another\n"
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "fd.csv").write_text(text)
+    monkeypatch.setenv("TT_DATA", str(tmp_path))
+
+
+def test_a_fact_is_a_rows_number(rows):
+    assert fact("fd", solver="ddim", nfe=5) == "17.54"
+    assert fact("fd", "nfe", 0, what="long") == "5"
+
+
+@pytest.mark.parametrize(
+    "file, where, message",
+    [
+        ("df", {}, "no rows 'df'; choose one of fd"),
+        ("fd", {"order": 1}, "no column 'order'"),
+        ("fd", {"solver": "ddim"}, "2 rows of fd.csv fit solver='ddim'"),
+        ("fd", {"nfe": 7}, "0 rows.*measure the row first"),
+    ],
+)
+def test_a_fact_that_no_single_row_holds_is_an_error(rows, file, where, message):
+    with pytest.raises(BadValue, match=message):
+        fact(file, **where)
+
+
+def test_prose_is_markdown_and_text(capsys):
+    prose("Ten steps give **8.07**.")
+    assert "Ten steps give **8.07**." in capsys.readouterr().out
+
+
+def test_checks_say_how_it_went(capsys):
+    def wrong():
+        raise AssertionError("the sign is wrong")
+
+    def unsolved():
+        raise NotImplementedError("your code here")
+
+    for name, test in {"one": lambda: None, "two": wrong, "three": unsolved, "four": lambda: 1 / 0}.items():
+        assert check(name, test) is None, "a notebook shows what the last line of a cell gives"
+    said = (
+        "one: well done\ntwo: not yet. the sign is wrong\nthree: not written yet\nfour: stopped with ZeroDivisionError"
+    )
+    assert capsys.readouterr().out.startswith(said)
+
+
+# ---- explorers
+
+
+@pytest.mark.parametrize(
+    "explorer, count",
+    [
+        (start.ratio_explorer, 3),
+        (integral.integral_explorer, 3),
+        (direction.direction_explorer, 3),
+        (tuner.tuner_explorer, 7),
+        (frechet.bias_explorer, 5),
+        (solvers.weights_explorer, 8),
+        (lambda: cifar10.timing_explorer(MODEL), 2),
+        (diffusers.calls_explorer, 5),
+    ],
+)
+def test_every_control_redraws_and_takes_its_extremes(explorer, count):
+    *controls, picture = explorer().children
+    seen = {bytes(picture.value)}
+    for control in controls:
+        for value in (
+            (control.min, control.max) if hasattr(control, "min") else (control.options[0], control.options[-1])
+        ):
+            control.value = value
+            assert bytes(picture.value).startswith(b"\x89PNG")
+            seen.add(bytes(picture.value))
+    assert len(seen) == count
+
+
+# ---- 00: start
+
+
+def test_untuned_errors_fall_with_the_number_of_steps_and_some_ratio_below_one_beats_them_in_few():
+    errors = start.constant_ratio_errors(1.0)
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
+    assert start.constant_ratio_errors(0.97, [5])[0] < start.constant_ratio_errors(1.0, [5])[0]
+
+
+# ---- 01: the integral
+
+
+def test_the_mean_direction_leads_to_the_true_end_and_ddim_keeps_the_left_value():
+    rho, eps = integral.integrand(0.5, integral.END, 0.4)
+    fine, exact, stops, coarse = integral.paths(1)
+    mean_end = exact[0, 3] + integral.mean_of(rho, eps) * (fine[-1] - fine[0])
+    assert mean_end == pytest.approx(exact[-1, 3].item(), abs=1e-3)
+    assert coarse[1, 3] == pytest.approx((coarse[0, 3] + eps[0] * (stops[1] - stops[0])).item(), rel=1e-9)
+    shown = integral.integrand_figure(0.5, integral.END, 0.4).axes[0].lines
+    assert [line.get_ydata()[0] for line in shown[1:]] == pytest.approx([eps[0].item(), integral.mean_of(rho, eps)])
+
+
+def test_more_steps_end_nearer():
+    errors = [(integral.paths(steps)[3][-1] - integral.paths(steps)[1][-1]).abs().mean().item() for steps in (1, 5, 20)]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0
+
+
+@pytest.mark.parametrize("call", [lambda: integral.integrand(0.2, 0.5, 0.0), lambda: integral.paths(0)])
+def test_impossible_steps_are_refused(call):
+    with pytest.raises(BadValue, match="got"):
+        call()
+
+
+# ---- 02: direction errors
+
+
+def test_direction_errors_fall_with_steps_and_with_order():
+    ends = {
+        (solver, steps): direction.toy_directions(solver, steps)["accumulated"].iloc[-1]
+        for solver in ("ddim", "dpmpp-2m")
+        for steps in (5, 20)
+    }
+    assert ends["ddim", 20] < ends["ddim", 5] / 2 and ends["dpmpp-2m", 20] < ends["ddim", 20]
+    with pytest.raises(BadValue, match="at least 1, got 0"):
+        direction.toy_directions("ddim", 0)
+
+
+# ---- 03: the tuner
+
+
+def test_one_tau_repairs_a_step_of_a_gaussian_at_0_for_all_samples():
+    losses = tuner.step_losses("one Gaussian at 0", 0.42, 0.26, points=2000)
+    assert losses.left(losses.untuned) == 1
+    assert losses.left(int(losses.truncation.argmin())) < 1e-3
+
+
+@pytest.mark.parametrize("toy", [name for name in tuner.TOYS if name != "one Gaussian at 0"])
+def test_and_only_a_part_of_it_elsewhere(toy):
+    losses = tuner.step_losses(toy, 0.42, 0.26)
+    assert 0.05 < losses.left(int(losses.truncation.argmin())) < 0.9
+
+
+def test_consistency_is_0_where_the_direction_does_not_change():
+    # Deep in the noise all data look like one point, and eps is nearly the same along the trajectory.
+    losses = tuner.step_losses("two modes", 0.9, 0.88)
+    assert losses.consistency[losses.untuned] < 1e-6 and losses.taus[losses.untuned] == pytest.approx(0.9)
+
+
+def test_the_truncation_loss_is_the_direction_error_times_the_length_of_the_step():
+    t, s = (torch.tensor(time, dtype=torch.float64) for time in (0.42, 0.26))
+    schedule, mixture, losses = linear_betas(), tuner.TOYS["two modes"], tuner.step_losses("two modes", 0.42, 0.26)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(tuner.SAMPLES, 1, generator=generator, dtype=torch.float64)
+    x = schedule.alpha(t) * mixture.sample(tuner.SAMPLES, generator) + schedule.sigma(t) * noise
+    length = schedule.rho(s) - schedule.rho(t)
+    mean = (exact_flow(mixture, x, t, s, schedule) / schedule.alpha(s) - x / schedule.alpha(t)) / length
+    for at in (20, 100, losses.untuned):
+        error = schedule.alpha(s) * length * (mixture.eps(x, losses.taus[at], schedule) - mean)
+        assert losses.truncation[at] == pytest.approx(error.square().sum(1).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "toy, t, s", [("three modes", 0.5, 0.2), ("two modes", 0.2, 0.5), ("two modes", 0.5, 0.0), ("two modes", 1.0, 0.5)]
+)
+def test_impossible_toys_and_times_are_refused(toy, t, s):
+    with pytest.raises(BadValue):
+        tuner.step_losses(toy, t, s)
+
+
+# ---- 05: shipped timings
+
+
+def test_timings_are_picked_by_solver_and_nfe():
+    few = cifar10.shipped_timings(MODEL, "ddim", 5)
+    assert {(each.solver, each.nfe) for each in few} == {("ddim", 5)}
+    assert len(few) < len(cifar10.shipped_timings(MODEL))
+    with pytest.raises(MissingFile, match="no timing of 'nobody'"):
+        cifar10.shipped_timings("nobody")
+
+
+# ---- 06: the Fréchet distance
+
+
+def test_few_samples_are_too_far_and_extrapolation_mends_it():
+    bias = frechet.sample_bias(5000, 32)
+    assert bias.sizes == [500, 1000, 2500, 5000]
+    assert all(a > b for a, b in itertools.pairwise(bias.distances))
+    excess = bias.distances[0] - frechet.TRUTH
+    assert excess * bias.sizes[0] == pytest.approx(bias.slope, rel=0.15)
+    value, low, high = bias.limit
+    assert low < frechet.TRUTH < high and abs(value - frechet.TRUTH) < excess / 3
+
+
+def test_extrapolation_fails_with_fewer_samples_than_dimensions():
+    assert frechet.sample_bias(100, 128).limit[1] > 2 * frechet.TRUTH
+
+
+@pytest.mark.parametrize("n, dimension", [(19, 3), (100, 0)])
+def test_impossible_samples_are_refused(n, dimension):
+    with pytest.raises(BadValue, match=f"20 samples or more, got {dimension} and {n}"):
+        frechet.sample_bias(n, dimension)
+
+
+def test_distances_over_n_has_a_panel_for_each_network_and_the_predicted_slope():
+    rows = [(kind, reference, n, 3 / n) for kind in ("a", "b") for reference in ("train", "test") for n in (10, 100)]
+    frame = pd.DataFrame(rows, columns=["features", "reference", "n", "distance"])
+    figure = frechet.distances_over_n(frame, {"a": 3.0, "b": 6.0})
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    points = figure.axes[0].collections[0].get_offsets().tolist()
+    assert sorted(map(tuple, points)) == [(0.01, 0.03), (0.01, 0.03), (0.1, 0.3), (0.1, 0.3)]
+    line = next(line for line in figure.axes[1].lines if len(line.get_xdata()))
+    assert list(line.get_ydata()) == pytest.approx([0.03 - 6 * 0.01, 0.03 + 6 * 0.09])
+    with pytest.raises(BadValue, match="no row"):
+        frechet.distances_over_n(frame.head(0), {})
+
+
+def test_point_clouds_and_dots():
+    figure = frechet.point_clouds({"one": torch.zeros(3, 2), "two": torch.ones(3, 2)})
+    assert [axes.collections[0].get_offsets()[0].tolist() for axes in figure.axes] == [[0, 0], [1, 1]]
+    with pytest.raises(BadValue, match="no row"):
+        frechet.point_clouds({})
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=["x", "y"])
+    second = frechet.change_dots(table, ["a", "b"]).axes[1]
+    assert second.collections[0].get_offsets()[:, 0].tolist() == [3.0, 4.0]
