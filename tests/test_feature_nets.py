@@ -1,26 +1,106 @@
-"""The network of the features that were learnt without labels."""
+"""The networks of the features and their folders: shapes, normalisation, what is written and what damages it."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tt_lib.networks.feature_nets import PlainNet, count_parameters, load_features, save_features
+from tt_lib.errors import BadValue, CorruptFile, MissingFile
+from tt_lib.files import file_hash, read_json, write_json
+from tt_lib.networks.config import FeatureConfig
+from tt_lib.networks.feature_nets import CONFIG, WEIGHTS, FeatureNet, PlainNet, load_features, save_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_default_network_is_small_enough_to_ship(tmp_path):
+@pytest.fixture
+def folder(tmp_path) -> Path:
     torch.manual_seed(0)
-    network = PlainNet()
-    assert 2e6 < count_parameters(network) < 6e6
-    save_features(network, tmp_path, {})
-    assert (tmp_path / "model.safetensors").stat().st_size < 12e6
-    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    features = network(pixels)
-    assert features.shape == (2, 384) and features.dtype == torch.float32
-    assert torch.allclose(features[:1], network(pixels[:1]), atol=1e-5), (
-        "also in training an image's features are its own"
-    )
+    save_features(FeatureNet((8, 16), in_channels=1), tmp_path, {"note": 7})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters", "features"),
+    [(lambda: FeatureNet(FeatureConfig().widths), 5_203_786, 256), (PlainNet, 3_359_680, 384)],
+)
+def test_folders_keep_the_network(tmp_path, network, parameters, features):
+    torch.manual_seed(0)
+    network = network().eval()
+    save_features(network, tmp_path, {"note": 7})
+    assert (tmp_path / WEIGHTS).stat().st_size < 12e6
+    config = json.loads((tmp_path / CONFIG).read_text())
+    assert config["n_params"] == parameters and config["note"] == 7
+    assert config["sha256"] == file_hash(tmp_path / WEIGHTS)
+    stored = load_file(tmp_path / WEIGHTS)
+    assert {value.dtype for value in stored.values() if value.ndim > 1} == {torch.float16}
     again = load_features(tmp_path)
-    assert isinstance(again, PlainNet) and torch.allclose(again(pixels), features, rtol=0.02, atol=0.01)
+    assert type(again) is type(network) and not again.training
+    assert {(value.dtype, value.requires_grad) for value in again.parameters()} == {(torch.float32, False)}
+    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    answer = network(pixels)
+    assert answer.shape == (2, features) and answer.dtype == torch.float32
+    assert torch.allclose(again(pixels), answer, rtol=0.02, atol=0.02)
+    assert torch.allclose(network(pixels[:1]), answer[:1], atol=1e-5), "an image's features are its own"
+
+
+def test_features_are_pooled_over_places():
+    """Where a spot lies (in whole strides, off the borders) hardly matters; that there is one does."""
+    torch.manual_seed(0)
+    network = FeatureNet((8, 8), in_channels=1).eval()
+    pixels = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
+    pixels[0, :, 8:12, 8:12] = pixels[1, :, 18:22, 18:22] = 255
+    features = network(pixels)
+    moved, gone = ((features[0] - features[i]).abs().max() for i in (1, 2))
+    assert 20 * moved < gone
+
+
+def test_normalisation_is_the_training_images():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    pixels[:, 1] //= 3
+    network = FeatureNet((4,))
+    network.set_normalisation(pixels)
+    x = pixels.double() / 127.5 - 1
+    assert torch.allclose(network.mean.double(), x.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(network.deviation.double(), x.std((0, 2, 3), correction=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(("widths", "channels", "classes"), [((), 3, 10), ((8, 0), 3, 10), ((8,), 0, 10), ((8,), 3, 0)])
+def test_impossible_networks(widths, channels, classes):
+    with pytest.raises(BadValue, match="1 or more"):
+        FeatureNet(widths, channels, classes)
+
+
+def test_wrong_pixels():
+    network = FeatureNet((4,))
+    with pytest.raises(BadValue, match=r"\[B, 3, H, W\]"):
+        network(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(BadValue, match="uint8"):
+        network(torch.zeros(1, 3, 8, 8))
+
+
+def test_damaged_and_missing_files(folder):
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-7] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(CorruptFile, match="restore the folder"):
+        load_features(folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(MissingFile, match=r"model\.safetensors"):
+        load_features(folder)
+    (folder / CONFIG).unlink()
+    with pytest.raises(MissingFile, match=r"lacks config\.json.*tt features"):
+        load_features(folder)
+
+
+@pytest.mark.parametrize("change", [{"architecture": "vgg"}, {"widths": [8, 8]}, {"in_channels": 3}, {"sha256": None}])
+def test_configuration_that_does_not_fit(folder, change):
+    config = read_json(folder / CONFIG) | change
+    write_json(folder / CONFIG, {key: value for key, value in config.items() if value is not None})
+    with pytest.raises(CorruptFile, match=r"config\.json"):
+        load_features(folder)

@@ -1,10 +1,11 @@
-"""``tt train`` and ``tt features``: the two networks that everything else uses."""
+"""Networks and what is said of them: ``tt train``, ``tt features``, ``tt stats``, ``tt card`` and ``tt info``."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -19,41 +20,58 @@ from tt_lib.cli.app import (
     progress_bar,
     say,
 )
-from tt_lib.errors import BadValue, choose
-from tt_lib.files import refuse_overwrite
-from tt_lib.rows import provenance
+from tt_lib.errors import BadValue, TTError, choose
+from tt_lib.files import data_folder, read_json, refuse_overwrite
+from tt_lib.networks.config import DEFAULTS, FEATURE_DEFAULTS, Config
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+DatasetOption = Annotated[str, typer.Option(help="cifar10 or digits.")]
+LogOption = Annotated[
+    Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place)
+]
+
+
+def setting(text: str, name: str, defaults: Mapping[str, Config] = DEFAULTS) -> Any:
+    """An option for a field of the settings, with each data set's default in its help."""
+
+    def words(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:,}"
+
+    cifar10, digits = (words(getattr(defaults[dataset], name)) for dataset in ("cifar10", "digits"))
+    return typer.Option(help=f"{text} [default: {cifar10}{'' if digits == cifar10 else f'; digits {digits}'}].")
+
+
+def settings(defaults: Mapping[str, AnyConfig], dataset: str, **given: Any) -> AnyConfig:
+    """A data set's defaults, with the options that were given."""
+    choose("data set", dataset, defaults)
+    return replace(defaults[dataset], **{name: value for name, value in given.items() if value is not None})
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Model folder to write; its name becomes the model's name.")],
-    dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    dataset: DatasetOption = "cifar10",
     data: DataOption = None,
-    images: Annotated[
-        int | None, typer.Option(help="Images to see in all [default: 20,000,000; digits 80,000].")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Channels of the UNet's first level [default: 64; digits 16].")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Global batch, shared by the processes [default: 1024; digits 128].")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate [default: 1e-3; digits 4e-3].")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Dropout in the residual blocks [default: 0].")] = None,
+    images: Annotated[int | None, setting("Images to see in all", "images")] = None,
+    width: Annotated[int | None, setting("Channels of the UNet's first level", "width")] = None,
+    batch: Annotated[int | None, setting("Global batch, shared by the processes", "batch")] = None,
+    lr: Annotated[float | None, setting("Peak learning rate", "lr")] = None,
+    dropout: Annotated[float | None, setting("Dropout in the residual blocks", "dropout")] = None,
     attention: Annotated[
-        str | None, typer.Option(help="Sides, in pixels, with attention, such as 16,8 [default: 16; digits 4].")
+        str | None, setting("Sides, in pixels, of the levels with attention, such as 16,8", "attention")
     ] = None,
     min_snr: Annotated[
-        float | None, typer.Option(help="Weight the loss by min(SNR, this) / SNR; 0: all levels alike [default: 0].")
+        float | None, setting("Weight the loss by min(SNR, this) / SNR; 0: all levels alike", "min_snr")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Model folder of the same architecture, to start from its weights.")
     ] = None,
     seed: SeedOption = 0,
     compile: Annotated[
         bool, typer.Option("--compile", help="torch.compile: slow to start, then about twice as fast.")
     ] = False,
+    graphs: Annotated[bool, typer.Option(help="With --compile on a GPU: replay each step as CUDA graphs.")] = True,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
-    results: Annotated[
-        Path | None,
-        typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place),
-    ] = None,
+    results: LogOption = None,
     stop_after: Annotated[
         int | None, typer.Option(help="Stop after this many steps, with a checkpoint to go on from.")
     ] = None,
@@ -67,34 +85,26 @@ def train(
 
     Example: `tt train --dataset digits --out runs/digits` (a little more than a minute on two CPU cores).
     """
-    from tt_lib.networks.train_unet import DEFAULTS
     from tt_lib.networks.train_unet import train as run
 
-    choose("data set", dataset, DEFAULTS)
-    given: dict[str, Any] = {
-        "images": images,
-        "width": width,
-        "batch": batch,
-        "lr": lr,
-        "seed": seed,
-        "dropout": dropout,
-        "min_snr": min_snr,
-    }
-    given["attention"] = read_sides(attention) if attention else None
-    config = replace(DEFAULTS[dataset], **{key: value for key, value in given.items() if value is not None})
+    given: dict[str, Any] = dict(images=images, width=width, batch=batch, lr=lr, dropout=dropout, min_snr=min_snr)
+    sides = read_sides(attention) if attention else None
+    config = settings(DEFAULTS, dataset, attention=sides, seed=seed, **given)
     with progress_bar(f"train {out.name}") as report:
-        folder = run(
+        run(
             config,
             out,
-            data=str(data) if data else None,
+            data=data,
+            start=start,
             compile=compile,
+            graphs=graphs,
+            force=force,
             checkpoint_seconds=checkpoint_seconds,
             results=results,
-            force=force,
             stop_after=stop_after,
             progress=report,
         )
-    say(f"model folder: {folder}")
+    say(f"model folder: {out}")
 
 
 def read_sides(text: str) -> tuple[int, ...]:
@@ -107,57 +117,34 @@ def read_sides(text: str) -> tuple[int, ...]:
 
 def features(
     out: Annotated[Path, typer.Option(help="Folder to write the network to.")],
-    dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    dataset: DatasetOption = "cifar10",
     data: DataOption = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training images [default: 60; digits 20].")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a step [default: 512; digits 100].")] = None,
+    epochs: Annotated[int | None, setting("Passes over the training images", "epochs", FEATURE_DEFAULTS)] = None,
+    batch: Annotated[int | None, setting("Images a step", "batch", FEATURE_DEFAULTS)] = None,
     seed: SeedOption = 0,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
-    results: Annotated[
-        Path | None,
-        typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place),
-    ] = None,
+    results: LogOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:
-    """Train a network whose features the Fréchet distances are taken in.
+    """Train the classifier whose features Fréchet distances are taken in.
 
-    Distances are called after the features, `FD (cifar10-resnet)`, never FID. Killed and started again with the same options, it
-    goes on from its last checkpoint.
+    Distances are called after the features, `FD (cifar10-resnet)`, never FID. Killed and started again
+    with the same options, it goes on from its last checkpoint.
 
     Example: `tt features --dataset digits --out runs/digits-resnet`
     """
-    from tt_lib.datasets import load_dataset
     from tt_lib.networks.train_features import train_features
-    from tt_lib.rows import results_folder
 
-    choose("data set", dataset, ("cifar10", "digits"))
-    refuse_overwrite(out / "config.json", force)
-    small: dict[str, Any] = {"widths": (16, 32), "epochs": 20, "batch": 100, "flip": False}
-    given = {"epochs": epochs, "batch": batch}
-    options = (small if dataset == "digits" else {}) | {key: value for key, value in given.items() if value is not None}
-    root = str(data) if data else None
-    report = train_features(
-        load_dataset(dataset, "train", root),
-        load_dataset(dataset, "test", root),
-        out,
-        **options,
-        seed=seed,
-        compile=compile,
-        device=pick_device(device),
-        results=results or results_folder() / "training.csv",
-    )
-    console.print(report, highlight=False)
-
-
-# FOLDED tt_lib.cli.networks
-# ``tt stats``: the reference statistics that distances are taken against.
+    config = settings(FEATURE_DEFAULTS, dataset, epochs=epochs, batch=batch, seed=seed)
+    with progress_bar(f"features {out.name}") as report:
+        train_features(
+            config, out, data=data, device=pick_device(device), force=force, results=results, progress=report
+        )
+    say(f"{out}: test accuracy {100 * read_json(out / 'config.json')['test_accuracy']:.2f} %")
 
 
 def stats(
-    dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    dataset: DatasetOption = "cifar10",
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     features: Annotated[
         str, typer.Option(help="cifar10-resnet, cifar10-simclr, the same of digits, or inception-2015.")
@@ -179,42 +166,57 @@ def stats(
     A bank of single features serves the kernel distance and precision and recall (`tt evaluate --more`).
     """
     from tt_lib.datasets import load_dataset
-    from tt_lib.metrics.features import load_feature_extractor, reference_statistics
-    from tt_lib.metrics.reference import bank_path, collect_bank, reference_path
+    from tt_lib.metrics.features import load_features, statistics_of
+    from tt_lib.metrics.reference import collect_bank, reference_path, save_bank
+    from tt_lib.rows import provenance
 
-    path = out or (reference_path if bank is None else bank_path)(dataset, split, features)
+    path = out or reference_path(dataset, split, features, bank is not None)
     refuse_overwrite(path, force)
-    extractor = load_feature_extractor(features, weights, pick_device(device))
-    images = load_dataset(dataset, split, str(data) if data else None)
+    extractor = load_features(features, pick_device(device), weights)
+    images = load_dataset(dataset, split, data)
+    header = {"dataset": dataset, "split": split, **provenance()}
     if bank is not None:
-        kept = collect_bank(images, extractor, bank)
-        kept.save(path, {**kept.meta, **provenance()})
-        say(f"{path}: features of {len(kept.vectors)} images")
+        save_bank(path, collect_bank(images.pixels, extractor, bank), extractor, header)
+        say(f"{path}: features of {bank} images")
         return
-    found = reference_statistics(images, extractor)
-    found.save(path, {**found.meta, **provenance()})
-    say(f"{path}: {found.n} images, {found.dimension} features")
+    statistics = statistics_of(images.pixels, extractor)
+    statistics.save(path, header)
+    say(f"{path}: {statistics.n} images, {statistics.dimension} features")
 
 
-def card() -> None:
-    """Write what is said about the shipped files: `data/README.md`, all results, and those in README with their figure.
 
-    The data card says what each file is, which command made it, and its hash; the results are tables and a figure of the
-    rows in `data/results/`: all of them in its README.md, the most wanted in the project's.
-    """
-    from tt_lib.files import PACKAGE_ROOT, data_folder, write_text
-    from tt_lib.rows import CORRELATION_COLUMNS, DIRECTION_COLUMNS, FD_COLUMNS, read_rows, results_folder
-    from tt_lib.study.page import data_card, results_page, write_report
+def info(
+    path: Annotated[Path | None, typer.Argument(help="A model folder or a timing; without, what is here.")] = None,
+) -> None:
+    """Show a model's card or a timing, or what this installation has: versions, devices, models, data."""
+    from tt_lib.networks.unet import CARD, find_model
+    from tt_lib.timing import load_timing
 
-    path = data_folder() / "README.md"
-    write_text(path, data_card(data_folder()))
-    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "direction.csv": DIRECTION_COLUMNS}
-    rows, *others = (read_rows(results_folder() / name, columns) for name, columns in tables.items())
-    page = results_folder() / "README.md"
-    write_text(page, results_page(rows, *others))
-    written = [path, page]
-    # A package installed without its repository has no README to write to.
-    if (PACKAGE_ROOT / "README.md").exists():
-        written += write_report(PACKAGE_ROOT, rows)
-    for file in written:
-        say(str(file))
+    if path is not None:
+        if path.suffix == ".json":
+            console.print(asdict(load_timing(path)))
+        else:
+            card = (find_model(str(path)) or path) / CARD
+            console.print(read_json(card, "give a model's folder or name, or a timing's .json"))
+        return
+    import platform
+
+    import torch
+
+    from tt_lib import __version__
+    from tt_lib.datasets import load_cifar10
+    from tt_lib.solvers.registry import SOLVERS
+
+    say(f"tt_lib {__version__}, python {platform.python_version()}, torch {torch.__version__}")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    say(f"devices: cpu ({torch.get_num_threads()} threads) {' '.join(gpus)}")
+    say(f"models: {', '.join(sorted(card.parent.name for card in (data_folder() / 'pretrained').glob(f'*/{CARD}')))}")
+    say(f"solvers: {', '.join(SOLVERS)}")
+    for name, solver in SOLVERS.items():
+        for option, values in solver.choices.items():
+            say(f"  {name},{option}={' or '.join(map(str, values))} (else {solver.defaults[option]})")
+    say(f"timings: {len(list((data_folder() / 'timings').glob('*/*.json')))}")
+    try:
+        say(f"CIFAR-10: {len(load_cifar10('test'))} test images")
+    except TTError as error:
+        say(f"CIFAR-10: {error}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tt_lib.datasets.cifar10 import load_cifar10
-from tt_lib.datasets.digits import load_digits, split_digits
+from tt_lib.datasets.digits import load_digits
 from tt_lib.datasets.images import Images, to_float, to_uint8
 from tt_lib.errors import BadValue, choose
 
@@ -27,9 +27,8 @@ def load_dataset(name: str, split: str, root: str | Path | None = None) -> Image
         MissingFile, CorruptFile: see :func:`load_cifar10`.
     """
     choose("data set", name, ("cifar10", "digits"))
-    choose("split", split, ("train", "test"))
     if name == "cifar10":
         return load_cifar10(split, root)
     if root is not None:
         raise BadValue(f"digits come with scikit-learn, not from a folder such as {str(root)!r}; leave it out")
-    return split_digits(split)
+    return load_digits(split)

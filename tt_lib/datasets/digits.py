@@ -11,24 +11,17 @@ TRAIN_COUNT = 1500
 """The digits have no official split: a permutation of seed 0 gives 1,500 for training and 297 for tests."""
 
 
-def load_digits() -> Images:
-    """All digits, in scikit-learn's order, as uint8 [1797, 1, 8, 8]; its levels 0..16 become 0..255."""
+def load_digits(split: str = "train") -> Images:
+    """The ``train`` or ``test`` digits as uint8 [N, 1, 8, 8]; scikit-learn's levels 0..16 become 0..255.
+
+    Raises:
+        BadValue: an unknown split.
+    """
     from sklearn.datasets import load_digits as load
 
-    pixels, labels = load(return_X_y=True)
-    levels = torch.from_numpy(pixels).reshape(-1, 1, 8, 8)
-    return Images(
-        (levels * (255 / 16)).round().to(torch.uint8),
-        torch.from_numpy(labels).to(torch.int64),
-        "digits",
-        tuple("0123456789"),
-    )
-
-
-def split_digits(split: str) -> Images:
-    """The 1,500 ``train`` or 297 ``test`` digits of the fixed split."""
     choose("split", split, ("train", "test"))
-    images = load_digits()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    levels, labels = (torch.from_numpy(values) for values in load(return_X_y=True))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     rows = order[:TRAIN_COUNT] if split == "train" else order[TRAIN_COUNT:]
-    return images.take(rows, f"digits-{split}")
+    pixels = (levels[rows].reshape(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
+    return Images(pixels, labels[rows].to(torch.int64), f"digits-{split}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,9 +16,8 @@ class Images:
 
     Attributes:
         pixels: uint8 [N, C, H, W], 0..255.
-        labels: int64 [N], indices into ``classes``.
+        labels: int64 [N], the classes 0..9.
         name: data set and split, for example ``cifar10-train``.
-        classes: the names of the classes.
 
     Raises:
         BadValue: a tensor of another type or shape.
@@ -27,22 +26,16 @@ class Images:
     pixels: Tensor
     labels: Tensor
     name: str
-    classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
-            found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
-            raise BadValue(f"pixels must be uint8 [N, C, H, W], got {found}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.pixels.shape[:1]:
-            found = f"{self.labels.dtype} {list(self.labels.shape)}"
-            raise BadValue(f"labels must be int64 [{len(self.pixels)}], got {found}")
+        pixels, labels = self.pixels, self.labels
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+            raise BadValue(f"pixels must be uint8 [N, C, H, W], got {pixels.dtype} {list(pixels.shape)}")
+        if labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]:
+            raise BadValue(f"labels must be int64 [{len(pixels)}], got {labels.dtype} {list(labels.shape)}")
 
     def __len__(self) -> int:
         return len(self.pixels)
-
-    def take(self, rows: Tensor | slice, name: str | None = None) -> Images:
-        """The images of ``rows`` (indices, a mask or a slice), in that order."""
-        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], name=name or self.name)
 
 
 def to_float(pixels: Tensor) -> Tensor:

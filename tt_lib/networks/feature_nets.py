@@ -1,10 +1,9 @@
-"""What the networks whose features distances are taken in have in common, and the folders that they are shipped in."""
+"""The networks whose features distances are taken in, and the folders that they are shipped in."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,43 +68,122 @@ class FeatureNetwork(nn.Module, ABC):
         # By counting levels: exact, and no float copy of the whole data set.
         levels = to_float(torch.arange(256, dtype=torch.uint8)).double()
         for channel in range(self.in_channels):
-            counts = torch.bincount(pixels[:, channel].flatten().long(), minlength=256).cpu().double()
-            share = counts / counts.sum()
-            mean = (share * levels).sum()
-            self.mean[channel] = mean
+            share = torch.bincount(pixels[:, channel].flatten().long(), minlength=256).double() / pixels[:, 0].numel()
+            self.mean[channel] = mean = (share * levels).sum()
             self.deviation[channel] = (share * (levels - mean).square()).sum().sqrt().clamp(min=1e-3)
 
 
-def count_parameters(network: nn.Module) -> int:
-    """The number of trained values."""
-    return sum(weight.numel() for weight in network.parameters())
+class Block(nn.Module):
+    """Two 3x3 convolutions, each after norm and ReLU, added to the (projected) input; [B, C, H, W]."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.projects = stride != 1 or inside != outside
+        self.project: nn.Module = nn.Conv2d(inside, outside, 1, stride, bias=False) if self.projects else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x).relu()
+        shortcut = self.project(h if self.projects else x)
+        return self.conv2(self.norm2(self.conv1(h)).relu()) + shortcut
 
 
-def shipped(network: nn.Module) -> dict[str, Tensor]:
-    """The weights as they are shipped, on the CPU: matrices and kernels in float16, vectors in float32.
+class FeatureNet(FeatureNetwork):
+    """A residual classifier: ``forward`` gives features, ``logits`` the classes.
 
-    The vectors are norms and biases: 0.2 % of the size, and small variances have no place in float16.
+    Pre-activation blocks (He et al. 2016, arXiv 1603.05027): a 3x3 stem, two blocks for each width, stride 2 from the
+    second width on, then norm, ReLU, global average pooling and a linear layer. With the default widths of
+    :class:`~tt_lib.networks.config.FeatureConfig` it has 5.2 M parameters.
+
+    Args:
+        widths, in_channels: see :class:`FeatureNetwork`.
+        classes: number of classes.
+
+    Raises:
+        BadValue: a width, the channels or the classes below 1.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    return {key: value.half() if value.ndim > 1 else value for key, value in state.items()}
+
+    architecture = "preact-resnet-2-blocks"
+    arguments = (*FeatureNetwork.arguments, "classes")
+
+    def __init__(self, widths: Sequence[int], in_channels: int = 3, classes: int = 10) -> None:
+        if classes < 1:
+            raise BadValue(f"classes must be 1 or more, got {classes}")
+        super().__init__(widths, in_channels)
+        self.classes = classes
+        self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        blocks: list[Block] = []
+        for inside, width in zip((widths[0], *widths), widths, strict=False):
+            blocks += [Block(inside, width, stride=2 if blocks else 1), Block(width, width, stride=1)]
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.head = nn.Linear(widths[-1], classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features float32 [B, widths[-1]] of images [B, in_channels, H, W] in [-1, 1]."""
+        x = self.norm(self.blocks(self.stem(self.normalise(x)))).relu()
+        # In float32 also under autocast: a mean of 16 values in bfloat16 would lose digits for nothing.
+        return x.float().mean((2, 3))
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Unnormalised log-probabilities [B, classes]."""
+        return self.head(self(pixels))
 
 
-def save_features(network: FeatureNetwork, folder: Path | str, card: Mapping[str, Any]) -> Path:
-    """Write the weights (float16) and, last, ``config.json`` with ``card`` and the weights' hash."""
+class PlainNet(FeatureNetwork):
+    """The network of the features learnt without labels, by SimCLR (Chen et al. 2020, arXiv 2002.05709).
+
+    3x3 convolutions one after another, as in VGG (Simonyan & Zisserman 2014, arXiv 1409.1556), each before GroupNorm
+    (Wu & He 2018, arXiv 1803.08494) and GELU. A stage of two convolutions for each width, with 2x2 max pooling before
+    all but the first; then global average pooling.
+    """
+
+    architecture = "plain-groupnorm-2-convolutions"
+
+    def __init__(self, widths: Sequence[int] = (64, 128, 256, 384), in_channels: int = 3) -> None:
+        super().__init__(widths, in_channels)
+        layers: list[nn.Module] = []
+        inside = in_channels
+        for stage, width in enumerate(widths):
+            layers += [nn.MaxPool2d(2)] if stage else []
+            for _ in range(2):
+                groups = width // 16 if width % 16 == 0 else 1
+                layers += [nn.Conv2d(inside, width, 3, padding=1, bias=False), nn.GroupNorm(groups, width), nn.GELU()]
+                inside = width
+        self.layers = nn.Sequential(*layers)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features float32 [B, widths[-1]] of images [B, in_channels, H, W] in [-1, 1]."""
+        return self.layers(self.normalise(x)).float().mean((2, 3))
+
+
+ARCHITECTURES: dict[str, type[FeatureNetwork]] = {each.architecture: each for each in (FeatureNet, PlainNet)}
+"""The networks that a folder may hold."""
+
+
+def save_features(network: FeatureNetwork, folder: Path | str, card: Mapping[str, Any]) -> None:
+    """Write the weights and, last, ``config.json`` with ``card`` and the weights' hash.
+
+    Matrices and kernels are written in float16. Norms and biases stay in float32: they are 0.2 % of the size, and small
+    variances have no place in float16.
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(shipped(network), temporary)
+        save_file({key: value.half() if value.ndim > 1 else value for key, value in state.items()}, temporary)
     config = {
         "architecture": network.architecture,
         **{name: getattr(network, name) for name in network.arguments},
-        "n_params": count_parameters(network),
+        "n_params": sum(weight.numel() for weight in network.parameters()),
         **card,
         "sha256": file_hash(folder / WEIGHTS),
     }
     write_json(folder / CONFIG, config)
-    return folder
 
 
 def load_features(path: Path | str, device: torch.device | str = "cpu") -> FeatureNetwork:
@@ -120,7 +198,7 @@ def load_features(path: Path | str, device: torch.device | str = "cpu") -> Featu
     folder = Path(path)
     config = read_config(folder)
     check_hash(folder / WEIGHTS, config["sha256"], remedy=REMEDY)
-    kind = architectures()[config["architecture"]]
+    kind = ARCHITECTURES[config["architecture"]]
     network = kind(**{name: config[name] for name in kind.arguments})
     try:
         # Copied into the float32 tensors of the network, whatever type they are stored in.
@@ -140,155 +218,8 @@ def read_config(folder: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise MissingFile(f"no feature network at {folder} (it lacks {CONFIG}); {REMEDY}")
     config = read_json(path)
-    kind = architectures().get(str(config.get("architecture"))) if isinstance(config, dict) else None
+    kind = ARCHITECTURES.get(str(config.get("architecture"))) if isinstance(config, dict) else None
     if kind is None or not {"sha256", *kind.arguments} <= config.keys():
-        names = " or ".join(architectures())
+        names = " or ".join(ARCHITECTURES)
         raise CorruptFile(f"{path} does not describe a feature network of architecture {names}; {REMEDY}")
     return config
-
-
-def architectures() -> dict[str, type[FeatureNetwork]]:
-    """The networks that a folder may hold, by the name of their architecture."""
-    pass  # EMPTIED
-    pass  # EMPTIED
-
-    return {each.architecture: each for each in (FeatureNet, PlainNet)}
-
-
-# FOLDED tt_lib.networks.feature_nets
-# A compact residual classifier whose pooled features the Fréchet distances are taken in.
-#
-# Pre-activation residual blocks (He et al. 2016, arXiv 1603.05027): 3x3 stem, one stage of two blocks for
-# each width, stride 2 from the second stage on, then norm, ReLU, global average pooling and a linear layer.
-# With the default widths it has 5.2 M parameters.
-#
-
-
-WIDTHS = (64, 128, 256, 256)
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions, each after norm and ReLU, added to the (projected) input; [B, C, H, W]."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(inside)
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
-        same = stride == 1 and inside == outside
-        self.project: nn.Module = nn.Identity() if same else nn.Conv2d(inside, outside, 1, stride, bias=False)
-        self.projects = not same
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm1(x).relu()
-        shortcut = self.project(h if self.projects else x)
-        h = self.conv2(self.norm2(self.conv1(h)).relu())
-        return h + shortcut
-
-
-class FeatureNet(FeatureNetwork):
-    """The classifier: ``forward`` gives features, ``logits`` the classes.
-
-    Args:
-        widths, in_channels: see :class:`~tt_lib.networks.feature_nets.FeatureNetwork`.
-        classes: number of classes.
-
-    Raises:
-        BadValue: a width, the channels or the classes below 1.
-    """
-
-    architecture = "preact-resnet-2-blocks"
-    arguments = (*FeatureNetwork.arguments, "classes")
-
-    def __init__(self, widths: Sequence[int] = WIDTHS, in_channels: int = 3, classes: int = 10) -> None:
-        if classes < 1:
-            raise BadValue(f"classes must be 1 or more, got {classes}")
-        super().__init__(widths, in_channels)
-        self.classes = classes
-        self.stem = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
-        blocks: list[Block] = []
-        inside = widths[0]
-        for stage, width in enumerate(widths):
-            blocks += [Block(inside, width, stride=2 if stage else 1), Block(width, width, stride=1)]
-            inside = width
-        self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.BatchNorm2d(inside)
-        self.head = nn.Linear(inside, classes)
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Features float32 [B, widths[-1]] of images [B, in_channels, H, W] in [-1, 1]."""
-        x = self.norm(self.blocks(self.stem(self.normalise(x)))).relu()
-        # In float32 also under autocast: a mean of 16 values in bfloat16 would lose digits for nothing.
-        return x.float().mean((2, 3))
-
-    def logits(self, pixels: Tensor) -> Tensor:
-        """Unnormalised log-probabilities [B, classes]."""
-        return self.head(self(pixels))
-
-
-@torch.no_grad()
-def accuracy(network: FeatureNet, pixels: Tensor, labels: Tensor, batch: int = 1000) -> float:
-    """Share of ``labels`` [N] that the network (in eval mode) gets right, one view of each image."""
-    right = sum(
-        int((network.logits(pixels[start : start + batch]).argmax(1) == labels[start : start + batch]).sum())
-        for start in range(0, len(pixels), batch)
-    )
-    return right / len(pixels)
-
-
-# FOLDED tt_lib.networks.feature_nets
-# The network of the features that were learnt without labels, by SimCLR (Chen et al. 2020, arXiv 2002.05709).
-#
-# Nothing is shared with :mod:`tt_lib.networks.feature_nets`: no labels, no residual connections, norms that look at
-# one image alone (GroupNorm, Wu & He 2018, arXiv 1803.08494), GELU for ReLU, max pooling for strides.
-#
-
-
-PLAIN_WIDTHS = (64, 128, 256, 384)
-CONVOLUTIONS = 2
-"""In each stage."""
-GROUP = 16
-"""Channels that are normalised together."""
-
-
-class PlainNet(FeatureNetwork):
-    """3x3 convolutions one after another, as in VGG (Simonyan & Zisserman 2014, arXiv 1409.1556), each before norm and GELU.
-
-    A stage of two convolutions for each width, with 2x2 max pooling before all but the first; then global average pooling.
-    With the default widths it has 3.4 M parameters and gives 384 features.
-    """
-
-    architecture = "plain-groupnorm-2-convolutions"
-
-    def __init__(self, widths: Sequence[int] = PLAIN_WIDTHS, in_channels: int = 3) -> None:
-        super().__init__(widths, in_channels)
-        layers: list[nn.Module] = []
-        inside = in_channels
-        for stage, width in enumerate(widths):
-            layers += [nn.MaxPool2d(2)] if stage else []
-            for _ in range(CONVOLUTIONS):
-                groups = width // GROUP if width % GROUP == 0 else 1
-                layers += [nn.Conv2d(inside, width, 3, padding=1, bias=False), nn.GroupNorm(groups, width), nn.GELU()]
-                inside = width
-        self.layers = nn.Sequential(*layers)
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Features float32 [B, widths[-1]] of images [B, in_channels, H, W] in [-1, 1]."""
-        # The mean in float32 also under autocast, as in the classifier.
-        return self.layers(self.normalise(x)).float().mean((2, 3))
-
-
-# FOLDED tt_lib.metrics.features
-# The features that distances are taken in, by name, and the statistics of images in them.
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions without TF32: a distance should not depend on which GPU it was measured on."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before

@@ -1,4 +1,4 @@
-"""Networks: UNets of diffusers, made, saved and loaded with the schedule that they were trained on.
+"""UNets of diffusers, made, saved and loaded with the schedule that they were trained on.
 
 A model folder is what diffusers itself writes (``config.json`` and
 ``diffusion_pytorch_model.safetensors``), so anyone can load it with ``UNet2DModel.from_pretrained``,
@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from tt_lib.errors import BadValue, CorruptFile, MissingFile
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
 from tt_lib.files import atomic_path, check_hash, data_folder, file_hash, read_json, write_json
 from tt_lib.predictors import PREDICTION_TYPES
 from tt_lib.schedules import DiscreteSchedule, Schedule, make_schedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CARD = "tt_model.json"
-SHIPPED = {"cifar10": "cifar10-ddpm-w64", "digits": "digits-ddpm"}
-"""The shipped network of each data set, by its folder's name in ``data/pretrained/``."""
+PRETRAINED = {"cifar10": "cifar10-ddpm-w64", "digits": "digits-ddpm"}
+"""The folder in ``data/pretrained/`` that a data set's name stands for. Only CIFAR-10's is shipped."""
 
 
 @dataclass
@@ -60,52 +60,39 @@ def make_unet(dataset: str = "cifar10", width: int = 64, dropout: float = 0.0, a
         dropout: probability in the residual blocks, while training.
         attention: sides, in pixels, of the levels with attention; by default 16 of 32, and 4 of 8.
 
-    The digits network is small on purpose: one layer a block, and group norms of 8 groups, so that 16 channels do. On two
-    CPU cores it learns from twice as many images a minute as one with 32.
+    The digits network is small on purpose: one layer a block, and group norms of 8 groups, so that 16 channels do. On
+    two CPU cores it learns from twice as many images a minute as one with 32.
 
     Raises:
-        BadValue: the width is not a positive multiple of 32 (group norm uses 32 groups), for digits of 16; attention at a side
-            that no level has.
+        BadValue: an unknown data set; a width that is no positive multiple of 32 (of 16 for digits), as the group norms
+            need; attention at a side that no level has.
     """
     from diffusers import UNet2DModel
 
-    unit = 16 if dataset == "digits" else 32
+    choose("data set", dataset, ("cifar10", "digits"))
+    small = dataset == "digits"
+    unit, side, levels, channels = (16, 8, 2, 1) if small else (32, 32, 4, 3)
     if width < unit or width % unit:
         raise BadValue(f"width must be a positive multiple of {unit}, got {width}")
-    side, levels = (8, 2) if dataset == "digits" else (32, 4)
     sides = [side >> level for level in range(levels)]
     attention = tuple(attention) or (side // 2,)
     if set(attention) - set(sides):
         raise BadValue(f"attention must be at some of the sides {sides}, got {list(attention)}")
-    common = {
-        "sample_size": side,
-        "norm_eps": 1e-6,
-        "attention_head_dim": 32,
-        "flip_sin_to_cos": False,
-        "freq_shift": 1,
-        "dropout": dropout,
-        "down_block_types": tuple("AttnDownBlock2D" if each in attention else "DownBlock2D" for each in sides),
-        "up_block_types": tuple("AttnUpBlock2D" if each in attention else "UpBlock2D" for each in reversed(sides)),
-    }
-    if dataset == "cifar10":
-        return UNet2DModel(
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(width, 2 * width, 2 * width, 2 * width),
-            downsample_padding=0,
-            layers_per_block=2,
-            **common,
-        )
-    if dataset == "digits":
-        return UNet2DModel(
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(width, 2 * width),
-            layers_per_block=1,
-            norm_num_groups=8,
-            **common,
-        )
-    raise BadValue(f"no network is defined for data set {dataset!r}; choose cifar10 or digits")
+    own = {"layers_per_block": 1, "norm_num_groups": 8} if small else {"layers_per_block": 2, "downsample_padding": 0}
+    return UNet2DModel(
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(width,) + (2 * width,) * (levels - 1),
+        down_block_types=tuple("AttnDownBlock2D" if each in attention else "DownBlock2D" for each in sides),
+        up_block_types=tuple("AttnUpBlock2D" if each in attention else "UpBlock2D" for each in reversed(sides)),
+        attention_head_dim=32,
+        norm_eps=1e-6,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        dropout=dropout,
+        **own,
+    )
 
 
 def save_model(network: nn.Module, folder: Path | str, *, name: str, schedule: str, card: dict[str, Any]) -> None:
@@ -126,23 +113,19 @@ def save_model(network: nn.Module, folder: Path | str, *, name: str, schedule: s
         save_file(weights, str(temporary), metadata={"format": "pt"})
     config: Any = network.config
     write_json(folder / "config.json", {"_class_name": type(network).__name__, **dict(config)})
-    parameters = sum(p.numel() for p in network.parameters())
-    write_json(
-        folder / CARD,
-        {
-            "name": name,
-            "schedule": schedule,
-            "shape": [config["in_channels"], config["sample_size"], config["sample_size"]],
-            "parameters": parameters,
-            "sha256": file_hash(folder / WEIGHTS),
-            **card,
-        },
-    )
+    facts = {
+        "name": name,
+        "schedule": schedule,
+        "shape": [config["in_channels"], config["sample_size"], config["sample_size"]],
+        "parameters": sum(weight.numel() for weight in network.parameters()),
+        "sha256": file_hash(folder / WEIGHTS),
+    }
+    write_json(folder / CARD, facts | card)
 
 
 def find_model(name: str) -> Path | None:
-    """The folder of a model given as a path, a shipped model's name or a data set's name; None if there is none."""
-    name = SHIPPED.get(name, name)
+    """The folder of a model given as a path, a name in ``data/pretrained/`` or a data set's name; else None."""
+    name = PRETRAINED.get(name, name)
     for folder in (Path(name), data_folder() / "pretrained" / name):
         if folder.is_dir():
             return folder
@@ -161,32 +144,31 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         CorruptFile: the weights' hash is not the one in ``tt_model.json``.
     """
     folder = find_model(name)
-    model = _load_folder(folder) if folder is not None else _load_hub(name)
-    model.network.requires_grad_(False).eval().to(device)
-    return model
-
-
-def _load_folder(folder: Path) -> Model:
-    card = read_json(folder / CARD) if (folder / CARD).exists() else {}
-    if "sha256" in card:
+    if folder is None and name.count("/") != 1:
+        pretrained = data_folder() / "pretrained"
+        if name in PRETRAINED:
+            remedy = f"train it: tt train --dataset {name} --out {pretrained / PRETRAINED[name]}"
+            raise MissingFile(f"no network of {name} at {pretrained / PRETRAINED[name]}; {remedy}")
+        known = ", ".join(sorted(path.name for path in pretrained.glob("*") if (path / CARD).exists())) or "none"
+        raise MissingFile(
+            f"no model {name!r}: it is no folder, no network in {pretrained} (there: {known}), and no Hub repository "
+            "(those read owner/name)"
+        )
+    source = str(folder or name)
+    card = read_json(folder / CARD) if folder and (folder / CARD).exists() else {}
+    if folder and "sha256" in card:
         remedy = "restore the file (git checkout, git lfs pull) or train it again with `tt train`"
         check_hash(folder / WEIGHTS, card["sha256"], remedy=remedy)
-    network = _from_pretrained(str(folder))
+    network = _from_pretrained(source)
     if "schedule" in card:
         schedule, kind = make_schedule(card["schedule"]), card.get("kind", "eps")
     else:
-        schedule, kind = _scheduler_of(str(folder))
-    return _model(network, schedule, kind, card.get("name", folder.name), card.get("sha256", ""), card)
-
-
-def _load_hub(name: str) -> Model:
-    if name.count("/") != 1:
-        raise MissingFile(
-            f"no model {name!r}: it is no folder, none of {sorted(SHIPPED.values())} in {data_folder() / 'pretrained'}, "
-            "and no Hub repository (those read owner/name)"
-        )
-    network, (schedule, kind) = _from_pretrained(name), _scheduler_of(name)
-    return _model(network, schedule, kind, name, "", {})
+        schedule, kind = _scheduler_of(source)
+    size = network.config["sample_size"]
+    shape = (network.config["in_channels"], *((size, size) if isinstance(size, int) else size))
+    network.requires_grad_(False).eval().to(device)
+    own_name = card.get("name", folder.name if folder else name)
+    return Model(network, schedule, shape, own_name, card.get("sha256", ""), card, kind)
 
 
 def _from_pretrained(source: str) -> Any:
@@ -199,21 +181,25 @@ def _from_pretrained(source: str) -> Any:
         )
     except (OSError, ValueError, RuntimeError) as error:
         if Path(source).is_dir():
+            remedy = "give one, or restore its files (git checkout, git lfs pull)"
             raise CorruptFile(
-                f"{source} is not a model folder of diffusers: {str(error).rstrip('.')}; give one, or restore its files (git checkout, git lfs pull)"
+                f"{source} is not a model folder of diffusers: {str(error).rstrip('.')}; {remedy}"
             ) from error
         raise MissingFile(
             f"cannot load {source!r} from the Hub ({str(error).splitlines()[0]}); check the name and the network, "
             "or download the repository and give its folder"
         ) from error
-    lacking = [*report["missing_keys"], *report["mismatched_keys"]]
-    if lacking:
-        raise CorruptFile(f"the weights of {source} do not fit its config.json: {lacking[:3]}; restore the folder")
+    if report["missing_keys"]:
+        missing = report["missing_keys"][:3]
+        raise CorruptFile(f"the weights of {source} do not fit its config.json: no {missing}; restore the folder")
     return network
 
 
 def _scheduler_of(source: str) -> tuple[Schedule, str]:
-    """The schedule, and what the network predicts, from a repository's ``scheduler_config.json`` (at the top, where DDPM's are, or in ``scheduler/``)."""
+    """The schedule, and what the network predicts, from a repository's ``scheduler_config.json``.
+
+    It lies at the top, as DDPM's do, or in ``scheduler/``.
+    """
     from diffusers import DDPMScheduler
 
     for options in ({}, {"subfolder": "scheduler"}):
@@ -231,10 +217,3 @@ def _scheduler_of(source: str) -> tuple[Schedule, str]:
             )
         return DiscreteSchedule(scheduler.betas.double(), scheduler.config["beta_schedule"]), kind
     raise MissingFile(f"{source} has no scheduler_config.json, so its noise schedule is unknown; add tt_model.json")
-
-
-def _model(network: nn.Module, schedule: Schedule, kind: str, name: str, digest: str, card: dict[str, Any]) -> Model:
-    config: Any = network.config
-    size = config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return Model(network, schedule, (config["in_channels"], height, width), name, digest, card, kind)
