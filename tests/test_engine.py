@@ -384,15 +384,6 @@ def test_the_sampler_uses_its_timing_and_checks_it():
             sampler(timing=timing(**changes), **options)
 
 
-def test_a_solver_that_cannot_end_at_zero_is_refused():
-    from dataclasses import replace
-
-    solver = replace(make_solver("ddim"), ends_at_zero=False)
-    with pytest.raises(BadValue, match="end > 0"):
-        Sampler(EXACT, LINEAR, solver, make_grid("uniform", 3, LINEAR), (2,))
-    Sampler(EXACT, LINEAR, solver, make_grid("uniform", 3, LINEAR, end=0.0005), (2,))
-
-
 def test_batches():
     assert [list(seeds) for seeds in batches(10, 7, 3)] == [[10, 11, 12], [13, 14, 15], [16]]
     assert list(batches(0, 2, 64)) == [range(0, 2)]

@@ -2,13 +2,16 @@
 
 DDIM and ancestral sampling choose the variance of a step by hand. For the mean that they have, the variance that is
 best, in the sense of the Kullback-Leibler divergence to the forward process, has a closed form in one number for each
-time, which :func:`tt_lib.tuning.gamma.estimate_gamma` measures on the network. In the paper's symbols (its theorem on the score
-representation of the optimal reverse mean and variance), with ``alpha_n`` over the whole step where levels are skipped:
+time, which :func:`tt_lib.tuning.gamma.estimate_gamma` measures on the network. In the paper's symbols (its theorem on
+the score representation of the optimal reverse mean and variance), with ``alpha_n`` over the whole step where levels
+are skipped:
 
-    ``sigma_n*^2 = lambda_n^2 + (sqrt(beta_bar_n / alpha_n) - sqrt(beta_bar_{n-1} - lambda_n^2))^2 (1 - beta_bar_n Gamma_n)``
+    ``sigma_n*^2 = lambda_n^2 + (sqrt(beta_bar_n / alpha_n) - sqrt(beta_bar_{n-1} - lambda_n^2))^2
+    (1 - beta_bar_n Gamma_n)``
 
-In ours, for a step from t to s (``alpha_n = alpha_t^2 / alpha_s^2``, ``beta_bar_n = sigma_t^2``, ``beta_bar_{n-1} = sigma_s^2``),
-and with ``gamma(t) = E || eps(x_t) ||^2 / d = beta_bar_n Gamma_n``, since the score is ``-eps / sigma_t``:
+In ours, for a step from t to s (``alpha_n = alpha_t^2 / alpha_s^2``, ``beta_bar_n = sigma_t^2``,
+``beta_bar_{n-1} = sigma_s^2``), and with ``gamma(t) = E || eps(x_t) ||^2 / d = beta_bar_n Gamma_n``, since the score is
+``-eps / sigma_t``:
 
     ``c^2 = lambda^2 + (alpha_s sigma_t / alpha_t - sqrt(sigma_s^2 - lambda^2))^2 (1 - gamma)``
     ``x_s = alpha_s (x_t - sigma_t eps) / alpha_t + sqrt(sigma_s^2 - lambda^2) eps + c z``,  ``z ~ N(0, I)``
@@ -18,13 +21,15 @@ Analytic-DDPM. ``gamma = 1`` gives DDIM, and DDPM with its small variance.
 
 **What is clipped**, as in the paper and the authors' code:
 
-- ``gamma`` to [0, 1]. Both bounds hold for the exact eps (``1 - gamma`` is the mean variance of eps given x_t), not for a
-  network's; so does ``c^2 >= lambda^2``, the paper's lower bound, and the upper one that needs nothing of the data.
-- The mean variance of x_0 given x_t, ``(sigma_t / alpha_t)^2 (1 - gamma)``, to ``((b - a) / 2)^2``, the paper's upper bound for
-  data in [a, b]. Images lie in [-1, 1]: 1. It matters at large t, where ``1 - gamma`` is lost in the error of gamma.
-- The noise of the last step that draws any, the one that lands on the network's lowest level: ``E |c z| <= (2 / 255) y``, that
-  is ``c <= (2 / 255) y sqrt(pi / 2)``, for ``y`` levels of 255 (the paper's pixels). A step that ends elsewhere keeps its variance:
-  what follows it removes the noise again. (All of the authors' grids have the lowest level. ``uniform-trailing`` has not.)
+- ``gamma`` to [0, 1]. Both bounds hold for the exact eps (``1 - gamma`` is the mean variance of eps given x_t), not for
+  a network's; so does ``c^2 >= lambda^2``, the paper's lower bound, and the upper one that needs nothing of the data.
+- The mean variance of x_0 given x_t, ``(sigma_t / alpha_t)^2 (1 - gamma)``, to ``((b - a) / 2)^2``, the paper's upper
+  bound for data in [a, b]. Images lie in [-1, 1]: 1. It matters at large t, where ``1 - gamma`` is lost in the error of
+  gamma.
+- The noise of the last step that draws any, the one that lands on the network's lowest level:
+  ``E |c z| <= (2 / 255) y``, that is ``c <= (2 / 255) y sqrt(pi / 2)``, for ``y`` levels of 255 (the paper's pixels). A
+  step that ends elsewhere keeps its variance: what follows it removes the noise again. (All of the authors' grids have
+  the lowest level. ``uniform-trailing`` has not.)
 - The step into clean data, ``s = 0``, adds no noise.
 
 The authors also clip the predicted x_0 to [-1, 1] inside the mean; here that is a predictor, :mod:`tt_lib.guidance`.
@@ -52,43 +57,28 @@ They are the authors' for Analytic-DDPM on CIFAR-10. Their script for Analytic-D
 
 
 def analytic_ddim(
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    noise,
-    *,
-    gamma: Sequence[float] = (),
-    pixels: float | None = None,
-    half_range: float = 1.0,
+    x: Tensor, times: Tensor, schedule: Schedule, noise, *, gamma: Sequence[float] = (), pixels: float | None = None
 ) -> Solution:
     """DDIM's mean with the best variance for it: the module's formula with ``lambda^2 = 0``.
 
     Args:
         gamma: ``E || eps(x_t) ||^2 / d`` at the time of each step, one for each.
         pixels: ``y``, the most that the last noise may be on average, in levels of 255 (None: :data:`PIXELS`).
-        half_range: ``(b - a) / 2`` of data in [a, b].
 
     Raises:
-        BadValue: no gamma, one of another length, or a bound that is not positive.
+        BadValue: no gamma, one of another length or not finite, or a negative bound.
     """
-    return (yield from _analytic(x, times, schedule, noise, False, gamma, pixels, half_range))
+    return _analytic(x, times, schedule, noise, gamma, pixels, ancestral=False)
 
 
 def analytic_ddpm(
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    noise,
-    *,
-    gamma: Sequence[float] = (),
-    pixels: float | None = None,
-    half_range: float = 1.0,
+    x: Tensor, times: Tensor, schedule: Schedule, noise, *, gamma: Sequence[float] = (), pixels: float | None = None
 ) -> Solution:
     """The mean of ancestral sampling with the best variance for it: ``lambda^2`` is the posterior's variance.
 
     Arguments and errors are those of :func:`analytic_ddim`.
     """
-    return (yield from _analytic(x, times, schedule, noise, True, gamma, pixels, half_range))
+    return _analytic(x, times, schedule, noise, gamma, pixels, ancestral=True)
 
 
 def _analytic(
@@ -96,12 +86,11 @@ def _analytic(
     times: Tensor,
     schedule: Schedule,
     noise,
-    ancestral: bool,
     gamma: Sequence[float],
     pixels: float | None,
-    half_range: float,
+    ancestral: bool,
 ) -> Solution:
-    _check(gamma, len(times) - 1, pixels, half_range)
+    _check(gamma, len(times) - 1, pixels)
     last_noise = noise_bound(schedule, pixels)
     for (t, s), gamma_t in zip(pairwise(times), gamma, strict=True):
         alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
@@ -113,7 +102,7 @@ def _analytic(
         a = alpha_s / alpha_t
         b = (sigma_s**2 - lambda2).sqrt()
         # The same formula, read from the data's side: (alpha_s - b alpha_t / sigma_t)^2 times the variance of x_0.
-        variance_x0 = ((sigma_t / alpha_t) ** 2 * (1 - min(max(gamma_t, 0.0), 1.0))).clamp(max=half_range**2)
+        variance_x0 = ((sigma_t / alpha_t) ** 2 * (1 - min(max(gamma_t, 0.0), 1.0))).clamp(max=1.0)
         c = (lambda2 + (alpha_s - b * alpha_t / sigma_t) ** 2 * variance_x0).sqrt()
         c = torch.where(s > schedule.t_min * (1 + 1e-9), c, c.clamp(max=last_noise))
         c = torch.where(s > 0, c, 0.0)
@@ -122,16 +111,17 @@ def _analytic(
 
 
 def noise_bound(schedule: Schedule, pixels: float | None = None) -> float:
-    """The largest standard deviation of the last noise, on the scale of images in [-1, 1]: ``(2 / 255) y sqrt(pi / 2)``."""
+    """The largest standard deviation of the last noise, for images in [-1, 1]: ``(2 / 255) y sqrt(pi / 2)``."""
     y = PIXELS.get(schedule.name, 2.0) if pixels is None else pixels
     return y * (2 / 255) * math.sqrt(math.pi / 2)
 
 
-def _check(gamma: Sequence[float], steps: int, pixels: float | None, half_range: float) -> None:
+def _check(gamma: Sequence[float], steps: int, pixels: float | None) -> None:
     if len(gamma) == 0:
         raise BadValue(
-            "an analytic solver needs gamma = E||eps||^2 / d at each of its times, measured on the network: run `tt analytic` "
-            "for this model, grid, NFE and timing, or give gamma=estimate_gamma(...).values (tt_lib.tuning.gamma)"
+            "an analytic solver needs gamma = E||eps||^2 / d at each of its times, measured on the network: "
+            "run `tt analytic` for this model, grid, NFE and timing, or give gamma=estimate_gamma(...).values "
+            "(tt_lib.tuning.gamma)"
         )
     if len(gamma) != steps:
         raise BadValue(
@@ -139,5 +129,5 @@ def _check(gamma: Sequence[float], steps: int, pixels: float | None, half_range:
         )
     if not all(math.isfinite(value) for value in gamma):
         raise BadValue(f"gamma must be finite, got {tuple(gamma)}; estimate it again")
-    if not half_range > 0 or not (pixels is None or pixels >= 0):
-        raise BadValue(f"half_range must be positive and pixels not negative, got {half_range} and {pixels}")
+    if pixels is not None and not pixels >= 0:
+        raise BadValue(f"pixels must not be negative, got {pixels}")

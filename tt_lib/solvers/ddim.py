@@ -1,4 +1,8 @@
-"""DDIM (Song, Meng & Ermon 2021, *Denoising Diffusion Implicit Models*, arXiv 2010.02502)."""
+"""DDIM and DDPM: solvers with one network evaluation a step and no memory of earlier steps.
+
+DDIM is the first-order solver of the probability-flow ODE. With ``eta`` above 0 it adds noise in each step. DDPM is
+ancestral sampling: it adds the noise of the reverse Markov chain.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,14 @@ import torch
 from torch import Tensor
 
 from tt_lib.engine import Request, Solution
+from tt_lib.predictors import to_x0
 from tt_lib.schedules import Schedule, along
+
+VARIANCES = ("small", "large")
 
 
 def ddim(x: Tensor, times: Tensor, schedule: Schedule, noise, *, eta: float = 0.0) -> Solution:
-    """One step from t to s (eq. 12, in our alpha = the paper's sqrt(alpha)):
+    """DDIM (Song, Meng & Ermon 2021, arXiv 2010.02502, eq. 12, with our alpha = the paper's sqrt(alpha)), from t to s:
 
     ``x_s = alpha_s (x_t - sigma_t eps) / alpha_t + sqrt(sigma_s^2 - c^2) eps + c z``,
     ``c = eta (sigma_s / sigma_t) sqrt(1 - alpha_t^2 / alpha_s^2)`` (eq. 16), ``z ~ N(0, I)``.
@@ -34,19 +41,14 @@ def ddim(x: Tensor, times: Tensor, schedule: Schedule, noise, *, eta: float = 0.
     return x
 
 
-# FOLDED tt_lib.solvers.dpmpp
-# Solvers that draw noise: ancestral sampling, and DPM-Solver++(2M) for the reverse SDE. (DDIM has its eta.)
-
-
-VARIANCES = ("small", "large")
-
-
 def ddpm(x: Tensor, times: Tensor, schedule: Schedule, noise, *, variance: str = "small") -> Solution:
-    """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, eq. 7 and 11), with the betas of the steps that are skipped:
+    """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, eq. 7 and 11), from t to s, which may skip levels:
 
     ``x_s = alpha_s (beta / sigma_t^2) x0 + (alpha_t / alpha_s) (sigma_s^2 / sigma_t^2) x_t + c z``,
-    ``beta = 1 - alpha_t^2 / alpha_s^2``, and ``c^2 = beta sigma_s^2 / sigma_t^2`` (``small``, the posterior's: DDIM with
-    eta = 1) or ``c^2 = beta`` (``large``). The step into clean data, ``s = 0``, adds no noise.
+    ``beta = 1 - alpha_t^2 / alpha_s^2``, ``z ~ N(0, I)``.
+
+    ``c^2`` is ``beta sigma_s^2 / sigma_t^2`` (``small``, the posterior's: DDIM with eta = 1) or ``beta`` (``large``).
+    The step into clean data, ``s = 0``, adds no noise.
     """
     for t, s in pairwise(times):
         alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
@@ -56,7 +58,7 @@ def ddpm(x: Tensor, times: Tensor, schedule: Schedule, noise, *, variance: str =
         c = torch.where(s > 0, beta if variance == "large" else posterior, 0.0).sqrt()
 
         eps = yield Request(x, t)
-        x0 = along(1 / alpha_t, x) * x - along(sigma_t / alpha_t, x) * eps
+        x0 = to_x0(eps, x, t, schedule)
         mean = along(alpha_s * beta / sigma_t**2, x) * x0 + along(alpha_t / alpha_s * (sigma_s / sigma_t) ** 2, x) * x
         x = mean + along(c, x) * noise(x)
     return x

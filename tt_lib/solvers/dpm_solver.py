@@ -1,21 +1,20 @@
-"""Solvers with several evaluations a step: DPM-Solver (Lu et al. 2022, arXiv 2206.00927), DPM-Solver++(2S) (arXiv
-2211.01095), and Heun's method in the form of EDM (Karras et al. 2022, arXiv 2206.00364).
+"""Solvers with several evaluations a step and no memory: DPM-Solver-2 and -3, DPM-Solver++(2S) and Heun's method.
 
-Each takes the option ``orders``, one digit for each step (see :func:`tt_lib.solvers.orders.read_orders`): a sampler spends
-a budget exactly by making some of its steps of lower order. A step of order 1 is DDIM's in all of them; so is the step into
-clean data, where lambda is infinite and no network is trained.
+DPM-Solver is of Lu et al. 2022 (arXiv 2206.00927), DPM-Solver++ of arXiv 2211.01095, and Heun's method has the form of
+EDM (Karras et al. 2022, arXiv 2206.00364). Each takes the option ``orders``, one digit for each step (see
+:func:`tt_lib.solvers.orders.single_steps`). A step of order 1 is DDIM's in all of them; so is the step into clean data,
+where lambda is infinite and no network is trained.
 """
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from tt_lib.engine import Request, Solution
+from tt_lib.predictors import to_x0
 from tt_lib.schedules import Schedule, along
-from tt_lib.solvers.orders import read_orders
+from tt_lib.solvers.orders import single_steps
 
 
 def first_order(x: Tensor, eps: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
@@ -31,7 +30,7 @@ def dpm_solver_2(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders:
     ``u = (alpha_m / alpha_t) x - sigma_m (e^{h/2} - 1) eps(x, t)``,
     ``x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) eps(u, m)``.
     """
-    for (t, s), order in zip(pairwise(times), read_orders(orders, times, 2), strict=True):
+    for t, s, order in single_steps(times, orders, 2):
         eps = yield Request(x, t)
         if order == 2:
             m = _between(schedule, t, s, 1 / 2)
@@ -41,14 +40,17 @@ def dpm_solver_2(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders:
 
 
 def dpm_solver_3(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str = "") -> Solution:
-    """DPM-Solver-3, algorithm 2, with ``r_1 = 1/3, r_2 = 2/3``, and its lower orders where ``orders`` asks for them:
+    """DPM-Solver-3, algorithm 2, with ``r_1 = 1/3, r_2 = 2/3``:
 
     ``u_1 = (alpha_1 / alpha_t) x - sigma_1 (e^{r_1 h} - 1) e_0``, ``D_1 = e(u_1, t_1) - e_0``,
-    ``u_2 = (alpha_2 / alpha_t) x - sigma_2 (e^{r_2 h} - 1) e_0 - sigma_2 (r_2 / r_1) ((e^{r_2 h} - 1) / (r_2 h) - 1) D_1``,
-    ``x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) e_0 - (sigma_s / r_2) ((e^h - 1) / h - 1) D_2``, ``D_2 = e(u_2, t_2) - e_0``.
+    ``u_2 = (alpha_2 / alpha_t) x - sigma_2 (e^{r_2 h} - 1) e_0
+    - sigma_2 (r_2 / r_1) ((e^{r_2 h} - 1) / (r_2 h) - 1) D_1``, ``D_2 = e(u_2, t_2) - e_0``,
+    ``x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) e_0 - (sigma_s / r_2) ((e^h - 1) / h - 1) D_2``.
+
+    Steps of order 2 are DPM-Solver-2's.
     """
     r_1, r_2 = 1 / 3, 2 / 3
-    for (t, s), order in zip(pairwise(times), read_orders(orders, times, 3), strict=True):
+    for t, s, order in single_steps(times, orders, 3):
         e_0 = yield Request(x, t)
         if order == 1:
             x = first_order(x, e_0, t, s, schedule)
@@ -74,7 +76,7 @@ def dpmpp_2s(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str
     ``u = (sigma_m / sigma_t) x - alpha_m (e^{-h/2} - 1) x0(x, t)``,
     ``x_s = (sigma_s / sigma_t) x - alpha_s (e^{-h} - 1) x0(u, m)``.
     """
-    for (t, s), order in zip(pairwise(times), read_orders(orders, times, 2), strict=True):
+    for t, s, order in single_steps(times, orders, 2):
         eps = yield Request(x, t)
         if order == 1:
             x = first_order(x, eps, t, s, schedule)
@@ -82,7 +84,7 @@ def dpmpp_2s(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str
         m = _between(schedule, t, s, 1 / 2)
         u = first_order(x, eps, t, m, schedule)
         eps = yield Request(u, m, 1)
-        x0 = along(1 / schedule.alpha(m), x) * u - along(schedule.rho(m), x) * eps
+        x0 = to_x0(eps, u, m, schedule)
         h = schedule.lam(s) - schedule.lam(t)
         x = along(schedule.sigma(s) / schedule.sigma(t), x) * x - along(schedule.alpha(s) * torch.expm1(-h), x) * x0
     return x
@@ -95,7 +97,7 @@ def heun(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str = "
 
     As in the paper the step into clean data is Euler's, so K steps cost 2 K - 1 evaluations.
     """
-    for (t, s), order in zip(pairwise(times), read_orders(orders, times, 2), strict=True):
+    for t, s, order in single_steps(times, orders, 2):
         eps = yield Request(x, t)
         if order == 2:
             end = yield Request(first_order(x, eps, t, s, schedule), s, 1)

@@ -1,4 +1,10 @@
-"""DPM-Solver++ (Lu et al. 2022, *Fast Solver for Guided Sampling of Diffusion Probabilistic Models*, arXiv 2211.01095)."""
+"""DPM-Solver++ with memory: 2M, 3M and, for the reverse SDE, SDE-2M.
+
+(Lu et al. 2022, *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models*, arXiv 2211.01095.)
+They extrapolate the data prediction ``x0 = (x - sigma eps) / alpha`` in lambda, with one evaluation a step. The first
+step has no history, and a step into clean data, ``s = 0``, takes none: there ``h`` is infinite, an extrapolation over
+it means nothing, and the step returns ``x0_t``.
+"""
 
 from __future__ import annotations
 
@@ -8,66 +14,70 @@ import torch
 from torch import Tensor
 
 from tt_lib.engine import Request, Solution
+from tt_lib.predictors import to_x0
 from tt_lib.schedules import Schedule, along
 from tt_lib.solvers.orders import orders_of_steps
 
+VARIANTS_3M = {"published": 1.0, "exact": 2.0}
+"""What multiplies the term in ``D2`` of 3M."""
 
-def dpmpp_2m(x: Tensor, times: Tensor, schedule: Schedule, noise, *, final: str = "full", after: int = 0) -> Solution:
-    """DPM-Solver++(2M), algorithm 2: second order, one evaluation a step, in the data prediction.
 
-    From t to s, with ``h = lambda_s - lambda_t``, ``r = h_before / h`` and
-    ``x0_t = (x_t - sigma_t eps) / alpha_t``:
+def dpmpp_2m(x: Tensor, times: Tensor, schedule: Schedule, noise, *, final: str | int = "full") -> Solution:
+    """DPM-Solver++(2M), algorithm 2, from t to s with ``h = lambda_s - lambda_t`` and ``r = h_before / h``:
 
     ``D = (1 + 1 / (2 r)) x0_t - 1 / (2 r) x0_before``,
     ``x_s = (sigma_s / sigma_t) x_t - alpha_s (e^{-h} - 1) D``.
 
-    The first step has no history and takes ``D = x0_t``. So does a step that ends at clean data,
-    ``s = 0``: there ``h`` is infinite, an extrapolation over it means nothing, and the step returns ``x0_t``.
-    With ``final="lower"`` the last step takes it wherever it ends (see ``orders_of_steps``).
+    The first step takes ``D = x0_t``, and with ``final="lower"`` the last one, too (see ``orders_of_steps``).
     """
-    orders = orders_of_steps(len(times) - 1, 2, final, after)
     before: Tensor | None = None
     h_before = torch.zeros(())
+    orders = orders_of_steps(len(times) - 1, 2, final)
     for order, (t, s) in zip(orders, pairwise(times), strict=True):
-        alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
-        sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
+        alpha_s, sigma_t, sigma_s = schedule.alpha(s), schedule.sigma(t), schedule.sigma(s)
         h = schedule.lam(s) - schedule.lam(t)
 
         eps = yield Request(x, t)
-        x0 = along(1 / alpha_t, x) * x - along(sigma_t / alpha_t, x) * eps
-        D = extrapolated(x0, before if order > 1 else None, h, h_before)
+        x0 = to_x0(eps, x, t, schedule)
+        D = _extrapolated(x0, before if order > 1 else None, h, h_before)
         x = along(sigma_s / sigma_t, x) * x - along(alpha_s * torch.expm1(-h), x) * D
         before, h_before = x0, h
     return x
 
 
-def extrapolated(x0: Tensor, before: Tensor | None, h: Tensor, h_before: Tensor) -> Tensor:
-    """``D = (1 + 1 / (2 r)) x0 - 1 / (2 r) x0_before`` with ``r = h_before / h``; x0 alone without history or at infinite h."""
+def sde_dpmpp_2m(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
+    """SDE-DPM-Solver++(2M), the paper's solver of the reverse SDE, with ``D`` as in :func:`dpmpp_2m`, ``z ~ N(0, I)``:
+
+    ``x_s = (sigma_s / sigma_t) e^{-h} x_t + alpha_s (1 - e^{-2h}) D + sigma_s sqrt(1 - e^{-2h}) z``.
+    """
+    before: Tensor | None = None
+    h_before = torch.zeros(())
+    for t, s in pairwise(times):
+        alpha_s, sigma_t, sigma_s = schedule.alpha(s), schedule.sigma(t), schedule.sigma(s)
+        h = schedule.lam(s) - schedule.lam(t)
+
+        eps = yield Request(x, t)
+        x0 = to_x0(eps, x, t, schedule)
+        D = _extrapolated(x0, before, h, h_before)
+        fresh = -torch.expm1(-2 * h)
+        x = along(sigma_s / sigma_t * torch.exp(-h), x) * x + along(alpha_s * fresh, x) * D
+        x = x + along(sigma_s * fresh.sqrt(), x) * noise(x)
+        before, h_before = x0, h
+    return x
+
+
+def _extrapolated(x0: Tensor, before: Tensor | None, h: Tensor, h_before: Tensor) -> Tensor:
+    """``D = x0 + (x0 - x0_before) / (2 r)`` with ``r = h_before / h``; x0 alone without history or at infinite h."""
     if before is None:
         return x0
     half_inverse_r = torch.where(h.isfinite(), h / h_before / 2, 0.0)
     return x0 + along(half_inverse_r, x0) * (x0 - before)
 
 
-# FOLDED tt_lib.solvers.dpmpp
-# DPM-Solver++(3M) (Lu et al. 2022, *DPM-Solver++*, arXiv 2211.01095; the formula is that of the authors' code).
-
-
-VARIANTS = {"published": 1.0, "exact": 2.0}
-"""What multiplies the term in ``D2``."""
-
-
 def dpmpp_3m(
-    x: Tensor,
-    times: Tensor,
-    schedule: Schedule,
-    noise,
-    *,
-    variant: str = "published",
-    final: str = "full",
-    after: int = 0,
+    x: Tensor, times: Tensor, schedule: Schedule, noise, *, variant: str = "published", final: str | int = "full"
 ) -> Solution:
-    """DPM-Solver++(3M): the data prediction and its two divided differences in lambda, one evaluation a step.
+    """DPM-Solver++(3M): the data prediction and its two divided differences in lambda.
 
     From t to s, with ``x0_i`` and ``lambda_i`` of the last three evaluations (0 the newest),
     ``h = lambda_s - lambda_0``, ``r_0 = (lambda_0 - lambda_1) / h``, ``r_1 = (lambda_1 - lambda_2) / h``:
@@ -80,67 +90,37 @@ def dpmpp_3m(
     The paper has no algorithm for it; this is the multistep third-order update of its authors' code, and the
     same in k-diffusion (``dpmpp_3m_sde`` without noise) and diffusers. ``D1`` is ``h x0'`` and ``D2`` is
     ``h^2 x0'' / 2``, but the exact integral has ``-2 phi_3`` before ``h^2 x0'' / 2``: the published formula counts
-    the curvature half and is of second order (measured: a third of the error of 2M with many steps, not with few).
-    ``variant="exact"`` has the 2 and
-    is of third order; it is UniP-3 (see ``unipc``).
+    the curvature half and is of second order. With many steps its error is a third of 2M's. ``variant="exact"`` has
+    the 2 and is of third order; it is UniP-3 (see ``unipc``).
 
     The first step takes ``D1 = D2 = 0``, the second ``D1 = D1_0`` and ``D2 = 0`` (as k-diffusion, and diffusers with
-    ``solver_type="heun"``; 2M has ``-phi_1 / 2`` in place of ``phi_2``). A step to clean data, ``s = 0``,
-    returns ``x0_0``. With ``final="lower"`` the last step is like the first and the one before it like the second
-    (see ``orders_of_steps``).
+    ``solver_type="heun"``; 2M has ``-phi_1 / 2`` in place of ``phi_2``). With ``final="lower"`` the last step is like
+    the first and the one before it like the second (see ``orders_of_steps``).
     """
-    orders = orders_of_steps(len(times) - 1, 3, final, after)
-    factor = VARIANTS[variant]
-    data: list[Tensor] = []
-    for k, (t, s) in enumerate(pairwise(times)):
-        alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
-        sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
-        lam = [schedule.lam(times[j]) for j in range(k, max(k - 3, -1), -1)]
+    history: list[tuple[Tensor, Tensor]] = []  # x0 and lambda, newest first
+    orders = orders_of_steps(len(times) - 1, 3, final)
+    for order, (t, s) in zip(orders, pairwise(times), strict=True):
+        alpha_s, sigma_t, sigma_s = schedule.alpha(s), schedule.sigma(t), schedule.sigma(s)
 
         eps = yield Request(x, t)
-        data = [along(1 / alpha_t, x) * x - along(sigma_t / alpha_t, x) * eps, *data][: orders[k]]
-        x = along(sigma_s / sigma_t, x) * x - along(alpha_s * torch.expm1(lam[0] - schedule.lam(s)), x) * data[0]
+        history = [(to_x0(eps, x, t, schedule), schedule.lam(t)), *history][:order]
+        x0s, lams = zip(*history, strict=True)
+        h = schedule.lam(s) - lams[0]
+        x = along(sigma_s / sigma_t, x) * x - along(alpha_s * torch.expm1(-h), x) * x0s[0]
+        if order == 1:
+            continue
 
         # Where s is 0 h is infinite and the differences have no part: any finite h will do.
-        h = torch.where(s > 0, schedule.lam(s) - lam[0], 1.0)
+        h = torch.where(s > 0, h, 1.0)
         phi_2 = torch.expm1(-h) / h + 1
         phi_3 = phi_2 / h - 0.5
         phi_2, phi_3 = (torch.where(s > 0, alpha_s * phi, 0.0) for phi in (phi_2, phi_3))
-        if len(data) > 1:
-            r_0 = (lam[0] - lam[1]) / h
-            D1 = along(1 / r_0, x) * (data[0] - data[1])
-            if len(data) > 2:
-                r_1 = (lam[1] - lam[2]) / h
-                difference = D1 - along(1 / r_1, x) * (data[1] - data[2])
-                D1 = D1 + along(r_0 / (r_0 + r_1), x) * difference
-                x = x - along(factor * phi_3 / (r_0 + r_1), x) * difference
-            x = x + along(phi_2, x) * D1
-    return x
-
-
-# FOLDED tt_lib.solvers.dpmpp
-# Solvers that draw noise: ancestral sampling, and DPM-Solver++(2M) for the reverse SDE. (DDIM has its eta.)
-
-
-def sde_dpmpp_2m(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, its solvers of the reverse SDE), with ``D`` as in DPM-Solver++(2M):
-
-    ``x_s = (sigma_s / sigma_t) e^{-h} x_t + alpha_s (1 - e^{-2h}) D + sigma_s sqrt(1 - e^{-2h}) z``.
-
-    The step into clean data returns ``x0``.
-    """
-    before: Tensor | None = None
-    h_before = torch.zeros(())
-    for t, s in pairwise(times):
-        alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
-        sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
-        h = schedule.lam(s) - schedule.lam(t)
-
-        eps = yield Request(x, t)
-        x0 = along(1 / alpha_t, x) * x - along(sigma_t / alpha_t, x) * eps
-        D = extrapolated(x0, before, h, h_before)
-        fresh = -torch.expm1(-2 * h)
-        x = along(sigma_s / sigma_t * torch.exp(-h), x) * x + along(alpha_s * fresh, x) * D
-        x = x + along(sigma_s * fresh.sqrt(), x) * noise(x)
-        before, h_before = x0, h
+        r_0 = (lams[0] - lams[1]) / h
+        D1 = along(1 / r_0, x) * (x0s[0] - x0s[1])
+        if order == 3:
+            r_1 = (lams[1] - lams[2]) / h
+            difference = D1 - along(1 / r_1, x) * (x0s[1] - x0s[2])
+            D1 = D1 + along(r_0 / (r_0 + r_1), x) * difference
+            x = x - along(VARIANTS_3M[variant] * phi_3 / (r_0 + r_1), x) * difference
+        x = x + along(phi_2, x) * D1
     return x

@@ -1,4 +1,4 @@
-"""Which evaluations a solver makes on a grid: found by running it once on zeros, so that no solver has to declare it."""
+"""Which evaluations a solver makes on a grid: a run on zeros shows it, so that no solver has to declare it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def layout(solver: Solver, times: Tensor, schedule: Schedule) -> tuple[Evaluatio
     """The evaluations of a run over the grid ``times`` [K + 1], in order."""
     x = torch.zeros(1, 1, dtype=torch.float64)
     run = drive(solver(x, times, schedule, torch.zeros_like), lambda x, t, tau: torch.zeros_like(x), keep=True)
-    found: list[Evaluation] = []
+    evaluations: list[Evaluation] = []
+    step = -1
     for request in run.trajectory:
-        step = found[-1].step + (request.stage == 0) if found else 0
-        found.append(Evaluation(step, request.stage, float(request.t)))
-    return tuple(found)
+        step += request.stage == 0
+        evaluations.append(Evaluation(step, request.stage, float(request.t)))
+    return tuple(evaluations)
 
 
 def stages_of(evaluations: tuple[Evaluation, ...], step: int) -> int:

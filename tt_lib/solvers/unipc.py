@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from tt_lib.engine import Request, Solution
+from tt_lib.predictors import to_x0
 from tt_lib.schedules import Schedule, along
 from tt_lib.solvers.orders import orders_of_steps
 
@@ -24,8 +24,7 @@ def unipc(
     *,
     order: int = 3,
     variant: str = "bh2",
-    final: str = "full",
-    after: int = 0,
+    final: str | int = "full",
 ) -> Solution:
     """UniPC-p, the predictor UniP-p and the corrector UniC-p in the data prediction, one evaluation a step.
 
@@ -52,39 +51,36 @@ def unipc(
     3, 2, 1 at the end (see ``orders_of_steps``), and UniC has the order of the UniP that it corrects, as in the
     authors' code, which does so by default.
     """
-    orders = orders_of_steps(len(times) - 1, order, final, after)
-    data: list[Tensor] = []
-    start = x
-    for k, (t, s) in enumerate(pairwise(times)):
-        lam = [schedule.lam(times[j]) for j in range(k, max(k - order - 1, -1), -1)]
-
+    history: list[tuple[Tensor, Tensor]] = []  # the data prediction and lambda, newest first
+    start, t_before = x, times[0]
+    for p, (t, s) in zip(orders_of_steps(len(times) - 1, order, final), pairwise(times), strict=True):
         eps = yield Request(x, t)
-        predicted = along(1 / schedule.alpha(t), x) * x - along(schedule.sigma(t) / schedule.alpha(t), x) * eps
-        if k:
-            nodes, values = [*lam[1 : len(data) + 1], lam[0]], [*data, predicted]
-            x = _step(start, nodes, values, times[k - 1], t, schedule, variant)
-        start = x
-        data = [predicted, *data][: orders[k]]
-        x = _step(x, lam[: len(data)], data, t, s, schedule, variant)
+        new = (to_x0(eps, x, t, schedule), schedule.lam(t))
+        if history:
+            x = _step(start, [*history, new], t_before, t, schedule, variant)  # UniC
+        history = [new, *history][:p]
+        start, t_before = x, t
+        x = _step(x, history, t, s, schedule, variant)  # UniP
     return x
 
 
 def _step(
-    x: Tensor, nodes: Sequence[Tensor], data: Sequence[Tensor], t: Tensor, s: Tensor, schedule: Schedule, variant: str
+    x: Tensor, data: Sequence[tuple[Tensor, Tensor]], t: Tensor, s: Tensor, schedule: Schedule, variant: str
 ) -> Tensor:
-    """UniP and UniC are one formula: from t to s with ``data`` at lambdas ``nodes``, the first of them t's."""
+    """UniP and UniC are one formula: from t to s with data predictions and their lambdas, t's first."""
     alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
-    h = schedule.lam(s) - nodes[0]
-    x = along(sigma_s / schedule.sigma(t), x) * x - along(alpha_s * torch.expm1(-h), x) * data[0]
-    if len(data) == 1:
+    (m_0, lam_t), *others = data
+    h = schedule.lam(s) - lam_t
+    x = along(sigma_s / schedule.sigma(t), x) * x - along(alpha_s * torch.expm1(-h), x) * m_0
+    if not others:
         return x
     # Where s is 0 h is infinite and the differences have no part: any finite h will do.
     h = torch.where(s > 0, h, 1.0)
-    r = torch.stack([(node - nodes[0]) / h for node in nodes[1:]], dim=-1)
+    r = torch.stack([(lam - lam_t) / h for _, lam in others], dim=-1)
     B = -h if variant == "bh1" else torch.expm1(-h)
     factors = torch.where(s > 0, alpha_s * B, 0.0)[..., None] * _a(r, h, B) / r
-    for factor, value in zip(factors.unbind(-1), data[1:], strict=True):
-        x = x - along(factor, x) * (value - data[0])
+    for factor, (m, _) in zip(factors.unbind(-1), others, strict=True):
+        x = x - along(factor, x) * (m - m_0)
     return x
 
 
@@ -101,4 +97,4 @@ def _a(r: Tensor, h: Tensor, B: Tensor) -> Tensor:
         factorial *= n + 1
         h_n = h_n / -h - 1 / factorial
     powers = torch.stack([r**n for n in range(q)], dim=-2)
-    return cast(Tensor, torch.linalg.solve(powers, torch.stack(conditions, dim=-1)))
+    return torch.linalg.solve(powers, torch.stack(conditions, dim=-1))
