@@ -1,280 +1,181 @@
-"""The page of results says what the rows say, and nothing else."""
+"""The pages and the list of files say what the rows and the files say, and nothing else."""
+
+from __future__ import annotations
 
 import re
 
 import pandas as pd
 import pytest
-from test_report import rows
+from test_compare import direction_rows, fd_rows
 
+from tt_lib.errors import CorruptFile
+from tt_lib.figures.results import fd_against_nfe
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.rows import CORRELATION_COLUMNS, DIRECTION_COLUMNS, FD_COLUMNS, read_rows
-from tt_lib.study.compare import (
-    BETTER,
-    CONSTANT,
-    CORRECTED,
-    JOINT_SEARCH,
-    PLAIN,
-    SAME,
-    WORSE,
-    base_name,
-    changes,
-    family,
+from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, read_rows
+from tt_lib.study.page import (
+    BEGIN,
+    END,
+    FIGURE,
+    insert_block,
+    main_table,
+    manifest,
+    results_block,
+    results_page,
+    write_report,
 )
-from tt_lib.study.page import rank_correlations, rank_table, results_page
 
-NONE = tuple(pd.DataFrame(columns=columns) for columns in (CORRELATION_COLUMNS, DIRECTION_COLUMNS))
-FLOOR = ("floor", "", 0, "floor", 0.2667, 0.2, 0.3)
-
-
-def study(*cells, n=10_000, features="cifar10-resnet") -> pd.DataFrame:
-    frame = rows(*cells).assign(n=n, features=features, metric=f"FD ({features})")
-    frame.loc[frame["solver"] == "floor", "model"] = "test images"
-    return frame
-
-
-SOLVERS = (
-    ("ddim", "uniform", 5, "untuned", 17.54, 17.4, 17.7),
-    ("ddim", "uniform", 5, "consistency-parallel", 14.7, 14.6, 14.8),
-    ("ddim", "uniform", 5, "truncation-parallel", 15.7, 15.6, 15.8),
-    ("dpmpp-2m", "uniform", 5, "untuned", 6.58, 6.5, 6.6),
-    ("dpmpp-2m", "uniform", 5, "consistency-parallel", 48.36, 48.0, 48.7),
-    ("ddim", "uniform", 20, "untuned", 5.3, 5.2, 5.4),
-    ("ddim", "uniform", 20, "truncation-parallel", 5.35, 5.3, 5.45),
-    FLOOR,
+DATA = PACKAGE_ROOT / "data"
+TWO = (
+    ("ddim", "uniform", 5, "untuned", 10.0, 9.9, 10.1),
+    ("ddim", "uniform", 5, "consistency-parallel", 7.5, 7.3, 7.7),
 )
-ASKED = (
-    ("ddim", "uniform", 5, "untuned", 17.54, 17.4, 17.7),
-    ("ddim", "uniform", 5, "truncation-parallel", 15.7, 15.6, 15.8),
-    ("ddim", "uniform", 5, "truncation-parallel,seed=1", 15.5, 15.4, 15.6),
-    ("ddim", "uniform", 5, "truncation-parallel,seed=2", 15.9, 15.8, 16.0),
-    ("ddim", "uniform", 5, "constant-0.95", 16.0, 15.9, 16.1),
-    ("ddim", "uniform", 5, "epsilon-1.01", 17.0, 16.9, 17.1),
+CEILING = ("ddim", "uniform", 200, "untuned", 4.0, 3.9, 4.1)
+FLOOR = ("floor", "", 0, "floor", 0.2667, 0.2167, 0.3167)
+STUDY = (
+    ("ddim", "uniform", 5, "untuned", 17.54),
+    ("ddim", "uniform", 5, "consistency-parallel", 14.7),
+    ("ddim", "uniform", 5, "truncation-parallel", 15.7),
+    ("ddim", "uniform", 5, "truncation-parallel,seed=1", 14.5),
+    ("ddim", "uniform", 5, "constant-0.95", 14.4),
+    ("dpmpp-2m", "uniform", 5, "untuned", 6.58),
+    ("dpmpp-2m", "uniform", 5, "consistency-parallel", 48.36),
+    ("ddim", "uniform", 20, "untuned", 5.3),
+    ("ddim", "uniform", 20, "truncation-parallel", 5.35),
+    ("heun", "uniform", 5, "truncation-parallel", 9.0),
+    ("ddim", "uniform-trailing", 5, "untuned", 17.0),
 )
 
 
-def test_page_in_the_repository_is_what_the_rows_give():
-    folder = PACKAGE_ROOT / "data/results"
-    tables = {"fd.csv": FD_COLUMNS, "correlation.csv": CORRELATION_COLUMNS, "direction.csv": DIRECTION_COLUMNS}
-    parts = [read_rows(folder / name, columns) for name, columns in tables.items()]
-    assert (folder / "README.md").read_text(encoding="utf-8") == results_page(*parts), "run `tt card` and commit"
+def cells(text: str) -> list[list[str]]:
+    """The lines of the tables in a text."""
+    lines = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
-def test_changes_tell_better_worse_and_neither():
-    found = changes(study(*SOLVERS[:-1])).set_index(["solver", "nfe", "timing"])
-    assert found["verdict"].to_dict() == {
-        ("ddim", 5, "consistency-parallel"): BETTER,
-        ("ddim", 5, "truncation-parallel"): BETTER,
-        ("ddim", 20, "truncation-parallel"): SAME,
-        ("dpmpp-2m", 5, "consistency-parallel"): WORSE,
-    }
-    assert found["change"].is_monotonic_increasing and found["change"].iloc[0] == pytest.approx(14.7 / 17.54 - 1)
+def shipped() -> tuple[pd.DataFrame, pd.DataFrame]:
+    folder = DATA / "results"
+    return read_rows(folder / "fd.csv", FD_COLUMNS), read_rows(folder / "direction.csv", DIRECTION_COLUMNS)
+
+
+def test_what_is_committed_is_what_the_rows_and_files_give():
+    frame, directions = shipped()
+    page = (DATA / "results" / "README.md").read_text(encoding="utf-8")
+    assert page == results_page(frame, directions), "run `tt card` and commit"
+    readme = (PACKAGE_ROOT / "README.md").read_text(encoding="utf-8")
+    assert insert_block(readme, results_block(frame)) == readme, "run `tt card` and commit"
+    assert (DATA / "MANIFEST.csv").read_text(encoding="utf-8") == manifest(DATA), "run `tt card` and commit"
+    assert (PACKAGE_ROOT / FIGURE).is_file() and len(page.split()) <= 5_000
+    linked = set(re.findall(r"\]\(#([\w-]+)\)", page))
+    assert linked == {line[3:].lower().replace(" ", "-") for line in page.splitlines() if line.startswith("## ")}
+
+
+def test_every_shipped_row_is_of_the_shipped_network_or_the_floor():
+    frame, _ = shipped()
+    assert set(frame["model"]) == {"cifar10-ddpm-w64", "test images"}
+    assert ((frame["model"] == "test images") == (frame["solver"] == "floor")).all()
 
 
 @pytest.mark.parametrize(
-    "timing, asked",
+    ("tuned", "value", "gain"),
     [
-        ("truncation-parallel", PLAIN),
-        ("frechet-joint", PLAIN),
-        ("end-joint,tries=40", PLAIN),
-        ("frechet-joint,tries=40", "Tries of a joint tuning"),
-        ("constant-0.95", CONSTANT),
-        ("epsilon-1.01", CORRECTED),
-        ("time-shift", CORRECTED),
-        ("frechet-joint,optimiser=cma-es,tries=240", JOINT_SEARCH),
-        ("truncation-parallel,images=16", "Number of images"),
-        ("consistency-parallel-freeze2", "Steps at the end that keep their own time"),
-        ("consistency-sequential,iterations=50,optimiser=adam", "Adam, its iterations and learning rate"),
-        ("truncation-parallel,gate=true", "A gate for each step"),
+        ((7.5, 7.3, 7.7), "7.50 ± 0.20", "25 %"),
+        ((11, 10.9, 11.1), "11.00 ± 0.10", "−10 %"),
+        ((9.85, 9.7, 10), "", "none seen"),
     ],
+    ids=["gain", "loss", "overlap"],
 )
-def test_a_timing_answers_one_question(timing, asked):
-    assert family(timing) == asked
-    assert base_name("consistency-parallel-freeze2,images=4") == "consistency-parallel"
+def test_the_main_table(tuned, value, gain):
+    [_, line] = cells(main_table(fd_rows(TWO[0], (*TWO[1][:4], *tuned), CEILING)))
+    best = f"{value or '9.85 ± 0.15'} consistency-parallel"
+    assert line == ["ddim, uniform", "5", "10.00 ± 0.10", best, gain, "", "", ""], "and no line for a ceiling"
 
 
-def test_study_of_every_solver():
-    page = results_page(study(*SOLVERS), *NONE)
-    assert "## Every solver, `cifar10-resnet`, 10,000 samples" in page
+def test_the_main_table_is_of_tuned_deterministic_samplers():
+    others = [
+        ("ddim", "uniform", 5, "epsilon-1.005", 6.0),
+        ("ddim", "uniform", 5, "constant-0.97", 6.5),
+        ("ddpm", "uniform", 5, "untuned", 6.0),
+        ("ddpm", "uniform", 5, "consistency-parallel", 5.0),
+        ("heun", "uniform", 5, "untuned", 5.0),
+    ]
+    assert main_table(fd_rows(*TWO, *others)) == main_table(fd_rows(*TWO))
+    second = fd_rows(*TWO, features="cifar10-simclr")
+    second[["value", "low", "high"]] /= 20
+    [_, line] = cells(main_table(pd.concat([fd_rows(*TWO), second, fd_rows(*TWO, n=10_000)])))
+    assert line[5:] == ["0.500 ± 0.005", "0.375 ± 0.010 consistency-parallel", "25 %"], "side by side, on its own scale"
+
+
+def test_the_page():
+    parts = [fd_rows(*TWO, CEILING), fd_rows(FLOOR, model="test images"), fd_rows(*STUDY, n=10_000)]
+    frame = pd.concat(parts, ignore_index=True)
+    errors = [*direction_rows("untuned", (0.3, 0.2), n=256), *direction_rows("consistency-parallel", (0.2, 0.1), n=256)]
+    page = results_page(frame, pd.DataFrame(errors))
+    assert "- ceiling, ddim, uniform, 200 evaluations untuned: 4.00 ± 0.10 (`cifar10-resnet`)" in page
+    assert "- floor, 50,000 test images: 0.267 ± 0.050 (`cifar10-resnet`)" in page
+    sections = {part.split("\n")[0]: cells(part) for part in re.split(r"^## ", page, flags=re.M)[1:]}
+    assert sections["Every solver"] == [
+        ["solver", "5", "20"],
+        ["ddim", "17.54 → 14.70 c", "**5.30** → 5.35 t"],
+        ["dpmpp-2m", "**6.58** → 48.36 c", ""],
+    ], "without options, without baselines, and no sampler without its untuned row"
+    assert sections["Ablations"][:3] == [
+        ["timing", "cifar10-resnet, NFE 5"],
+        ["untuned", "17.54"],
+        ["consistency-parallel", "14.70"],
+    ]
+    assert sections["Ablations"][-2:] == [
+        ["truncation-parallel,seed=1", "14.50"],
+        ["half of the interval, median", "0.1"],
+    ]
+    assert ["constant-0.95", "**14.40**"] in sections["Ablations"]
+    assert sections["Direction errors"][1:] == [
+        ["ddim, 5", "untuned", "1.50°", "0.0000", "0.2000", "10.00", ""],
+        ["ddim, 5", "consistency-parallel", "1.50°", "0.0000", "0.1000", "7.50", ""],
+    ]
+    changed = frame.assign(value=frame["value"].replace(14.7, 13.37))
+    assert "13.37" in results_page(changed, pd.DataFrame(errors)) and "13.37" not in page
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant", "ignore:All-NaN slice")
+def test_rank_correlations_stand_below_the_errors():
+    samplers = [("ddim", "uniform", nfe, "untuned", 10.0 / nfe) for nfe in range(2, 8)]
+    errors = [row for name in samplers for row in direction_rows("untuned", (1 / name[2],), n=256, nfe=name[2])]
+    page = results_page(pd.concat([fd_rows(*samplers), fd_rows(*STUDY, n=10_000)]), pd.DataFrame(errors))
     assert (
-        "| ddim | 17.54 → 14.70 c | **5.30 ± 0.10** → 5.35 t |" in page
-        and "| dpmpp-2m | **6.58 ± 0.05** → 48.36 c |  |" in page
-    )
-    assert (
-        "Of 4 timings and corrections 2 are better than untuned beyond the intervals, 1 are worse, and for 1 the intervals overlap."
+        "Rank correlation of the accumulated error with the distance: in `cifar10-resnet` 1.00 (1.00 to 1.00) among all"
         in page
     )
-    assert "| dpmpp-2m, uniform | 5 | consistency-parallel | 6.58 | 48.36 | +635 % |" in page
-    assert "on solvers with a history" in page and "in many steps" not in page, "only reasons of what is there"
-    assert "10,000 test images: 0.267 ± 0.050" in page
-    for absent in ("README's table", "Ablations", "Rank correlations", "Other measures"):
-        assert absent not in page
 
 
-def test_a_tuned_row_waits_for_its_untuned_one():
-    rows = study(*SOLVERS)
-    page = results_page(rows[(rows["solver"] != "dpmpp-2m") | (rows["timing"] != "untuned")], *NONE)
-    assert "| ddim | 17.54 → **14.70 ± 0.10** c |" in page and "| dpmpp-2m |" not in page
-
-
-def test_ablations_have_their_questions():
-    page = results_page(study(*ASKED), *NONE)
-    assert (
-        "One constant ratio for all steps (ddim, uniform):" in page
-        and "Corrections without tuning (ddim, uniform):" in page
+def test_the_report(tmp_path, monkeypatch):
+    """One NFE makes no curve, and the ceiling is a line."""
+    drawn = []
+    monkeypatch.setattr(
+        "tt_lib.figures.results.fd_against_nfe", lambda frame: drawn.append(frame) or fd_against_nfe(frame)
     )
-    assert "| truncation-parallel: mean and standard deviation of 3 seeds | 15.70 ± 0.20 |" in page
-    assert "| timing | cifar10-resnet, NFE 5 |" in page
-    seeds = page[page.index("Seeds of the tuning") :].split("\n\n")[1]
-    assert (
-        "| untuned | 17.54 |" in seeds
-        and "| truncation-parallel | 15.70 |" in seeds
-        and "| truncation-parallel,seed=1 | **15.50 ± 0.10** |" in seeds
-    )
-
-
-def test_features_and_numbers_of_samples_stay_apart():
-    page = results_page(
-        pd.concat(
-            [study(*SOLVERS, n=50_000), study(*SOLVERS), study(*SOLVERS, features="cifar10-simclr")], ignore_index=True
-        ),
-        *NONE,
-    )
-    assert re.findall(r"^## .*", page, re.M)[:4] == [
-        "## The README's table, `cifar10-resnet`, 50,000 samples",
-        "## Every solver, `cifar10-resnet`, 10,000 samples",
-        "## Every solver, `cifar10-simclr`, 10,000 samples",
-        "## What improved and what got worse, `cifar10-resnet`, 50,000 samples",
+    (tmp_path / "README.md").write_text("no markers", encoding="utf-8")
+    ten, heun = ("ddim", "uniform", 10, "untuned", 8.0), ("heun", "uniform", 5, "untuned", 9.0)
+    frame = fd_rows(*TWO, ten, heun, CEILING)
+    with pytest.raises(CorruptFile, match="lacks the markers"):
+        write_report(tmp_path, frame)
+    (tmp_path / "README.md").write_text(f"before {BEGIN}old{END} after", encoding="utf-8")
+    write_report(tmp_path, frame)
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert page.startswith("before ") and page.endswith(" after") and "old" not in page and "25 %" in page
+    assert (tmp_path / FIGURE).stat().st_size > 1000
+    assert drawn[-1][["solver", "timing", "nfe"]].to_numpy().tolist() == [
+        ["ddim", "untuned", 5],
+        ["ddim", "consistency-parallel", 5],
+        ["ddim", "untuned", 10],
+        ["", "ceiling", 200],
     ]
 
 
-def test_other_measures_and_correlations():
-    kernel = study(SOLVERS[0]).assign(metric="kernel distance (cifar10-resnet)")
-    found = pd.DataFrame(
-        [
-            dict.fromkeys(CORRELATION_COLUMNS, "")
-            | {
-                "what": "angle, Fréchet distance",
-                "among": "all",
-                "cells": 62,
-                "n": 64,
-                "spearman": 0.559,
-                "low": 0.381,
-                "high": 0.696,
-            }
-        ]
-    )
-    page = results_page(pd.concat([study(*SOLVERS), kernel], ignore_index=True), found, *NONE[1:])
-    assert "In `cifar10-resnet`, 10,000 samples:" in page and "| sampler | NFE | timing | kernel distance |" in page
-    assert "| ddim, uniform | 5 | untuned | 17.5 (17.4 to 17.7) |" in page
-    assert "| angle, Fréchet distance | all | 62 | 64 | 0.56 | 0.38 to 0.70 |" in page
-
-
-def test_a_changed_row_changes_the_page():
-    frame = study(*SOLVERS)
-    before = results_page(frame, *NONE)
-    frame.loc[1, "value"] = 13.37
-    assert "13.37" in results_page(frame, *NONE) and "13.37" not in before
-
-
-def steps(timing: str, ends: tuple[float, ...], n: int = 64, **where) -> list[dict]:
-    """Rows of ``direction.csv`` of one sampler whose errors at the ends of its steps are ``ends``."""
-    base = dict.fromkeys(DIRECTION_COLUMNS, 0.0) | {
-        "model": "cifar10-ddpm-w64",
-        "solver": "ddim",
-        "grid": "uniform",
-        "nfe": 5,
-        "n": n,
-        "substeps": 8,
-    }
-    return [
-        base
-        | where
-        | {
-            "timing": timing,
-            "step": step,
-            "angle": 1.0 + step,
-            "relative": 0.25,
-            "accumulated": end,
-            "doubt": 0.01 / (1 + step),
-        }
-        for step, end in enumerate(ends)
-    ]
-
-
-def directions(*parts) -> pd.DataFrame:
-    return pd.DataFrame([row for part in parts for row in part])
-
-
-@pytest.mark.filterwarnings("ignore:An input array is constant")
-def test_direction_errors_stand_beside_the_distances():
-    """Among them a timing whose error is as it was, one measured twice, and one of another protocol, which is compared with nothing."""
-    measured = directions(
-        steps("untuned", (0.3, 0.2)),
-        steps("consistency-parallel", (0.2, 0.1)),
-        steps("truncation-parallel", (0.2, 0.199)),
-        steps("untuned", (0.3, 0.5), n=8),
-        steps("frechet-joint", (0.1, 0.9), n=8),
-        steps("untuned", (0.1, 0.1), solver="dpmpp-2m"),
-        steps("consistency-parallel", (0.5, 0.7), solver="dpmpp-2m"),
-        steps("truncation-parallel", (1, 1), solver="heun"),
-    )
-    page = results_page(pd.concat([study(*SOLVERS), study(SOLVERS[0], features="cifar10-simclr")]), *NONE[:1], measured)
-    section = page[page.index("## Direction errors beside the distances") : page.index("</details>\n\n## The floor")]
-    assert "| ddim | 5 | untuned | 17.54 | 17.54 | 1.50° | 25.0 % | 0.2000 | 64 |" in section
-    assert "| ddim | 5 | consistency-parallel | 14.70 |  | 1.50° | 25.0 % | 0.1000 | 64 |" in section
-    assert "Grid uniform: 5 samplers and timings" in section and "heun" not in section and "frechet" not in section, (
-        "no distance, no line"
-    )
-    assert (
-        "| consistency | lower | 1 | 1 / 0 / 0 | 0 / 0 / 0 |" in section
-        and "| consistency | higher | 1 | 0 / 0 / 1 | 0 / 0 / 0 |" in section
-    )
-    assert "| truncation | the same | 1 | 1 / 0 / 0 | 0 / 0 / 0 |" in section
-    assert "over the 5 whose errors were measured on 64 samples with 8 substeps" in section, (
-        "errors of different protocols are not compared"
-    )
-    assert "is in the median 5 % of the error at the end" in section
-    # Five samplers are enough for a rank correlation; the second judge knows one of them.
-    assert (
-        "| NFE | 5 |" in section
-        and "| samplers and timings | 5 |" in section
-        and re.search(r"\| accumulated \| 0\.\d\d / - \|", section)
-    )
-
-
-@pytest.mark.filterwarnings("ignore:An input array is constant")
-def test_ranks_of_each_budget():
-    """Distances that fall as the angle rises, rise with the local error, and at another budget the other way round."""
-    base = dict.fromkeys(("relative", "accumulated"), 0.0)
-    measured = pd.DataFrame(
-        [
-            base | {"nfe": nfe, "angle": at, "local": -at, "relative": at % 2, "a": -at * sign, "b": (at - 2) ** 2}
-            for nfe, sign in ((5, 1), (10, -1))
-            for at in range(5)
-        ]
-    )
-    found = rank_correlations(measured, ("a", "b"))
-    assert found[5, "a"].tolist()[:3:2] == pytest.approx([-1, 1]) and found[10, "a"].tolist()[:3:2] == pytest.approx(
-        [1, -1]
-    )
-    assert found[5, "b"]["angle"] == pytest.approx(0) and found[5, "a"].isna()["accumulated"]
-    assert rank_table(measured, ("a",)).splitlines() == [
-        "| NFE | 5 | 10 |",
-        "| --- | ---: | ---: |",
-        "| angle | -1.00 | 1.00 |",
-        "| relative | 0.00 | 0.00 |",
-        "| local | 1.00 | -1.00 |",
-        "| accumulated | - | - |",
-        "| samplers and timings | 5 | 5 |",
-    ]
-
-
-def test_no_directions_no_section():
-    for measured in (
-        NONE[1],
-        directions(steps("untuned", (0.1,), model="another")),
-        directions(steps("untuned", (0.1,), solver="heun")),
-    ):
-        assert "Direction errors" not in results_page(study(*SOLVERS), *NONE[:1], measured)
-    alone = results_page(study(*SOLVERS), *NONE[:1], directions(steps("untuned", (0.1,))))
-    assert "Direction errors beside" in alone and "What tuning does to the error" not in alone
+def test_every_shipped_file_names_the_command_that_made_it(tmp_path):
+    files = pd.read_csv(DATA / "MANIFEST.csv")
+    assert files["command"].str.startswith(("tt ", "torchrun ")).all() and not files["path"].duplicated().any()
+    assert files.loc[files["path"].str.startswith("pretrained/"), "bytes"].max() <= 45e6, "small enough for a clone"
+    assert manifest(tmp_path) == "path,bytes,sha256,command\n", "a folder that is not there yet is no error"
+    (tmp_path / "gamma").mkdir()
+    (tmp_path / "gamma" / "a.json").write_text("{}")
+    assert manifest(tmp_path).splitlines()[1].startswith("gamma/a.json,2,") and manifest(tmp_path).endswith(",\n")

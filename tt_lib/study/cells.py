@@ -177,6 +177,11 @@ class Cell:
         return make_solver(self.solver, **({"eta": self.eta} if self.eta else {}))
 
 
+def is_tuned(timing: str) -> bool:
+    """Whether a name is that of tuned times: not untuned, and neither a correction nor one constant ratio."""
+    return timing != UNTUNED and read_correction(timing) is None and read_constant(timing) is None
+
+
 def timing_path(model: str, cell: Cell) -> Path:
     """Where the shipped timing of a cell lies: ``data/timings/<model>/<cell>.json``."""
     return data_folder() / "timings" / model.replace("/", "--") / f"{cell.label}.json"

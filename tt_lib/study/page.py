@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from safetensors import safe_open
 
-from tt_lib.baselines import read_constant, read_correction
 from tt_lib.errors import CorruptFile
 from tt_lib.files import file_hash, read_json, write_text
 from tt_lib.solvers.registry import make_solver
+from tt_lib.study.cells import is_tuned
 from tt_lib.study.compare import SAMPLER, distances, errors_and_distances, rank_correlation
 from tt_lib.study.tables import find_table, read_table
 from tt_lib.timing import UNTUNED
@@ -106,14 +107,14 @@ def markdown(rows: Sequence[Sequence[str]], head: Sequence[str], words: int = 1)
     return pd.DataFrame(rows, columns=head).to_markdown(index=False, colalign=align, disable_numparse=True) + "\n"
 
 
-def plus_minus(row: pd.Series) -> str:
+def number(value: float, of: float | None = None) -> str:
+    """A distance, or a margin ``of`` a distance; three digits behind the point where that is below 1."""
+    return f"{value:.3f}" if (of or value) < 1 else f"{value:.2f}"
+
+
+def plus_minus(row: Any) -> str:
     """A distance with half of its interval."""
-    return f"{row['value']:.2f} ± {(row['high'] - row['low']) / 2:.2f}"
-
-
-def is_tuned(timing: str) -> bool:
-    """Whether times were tuned: not untuned, and neither a correction nor one constant ratio."""
-    return timing != UNTUNED and read_correction(timing) is None and read_constant(timing) is None
+    return f"{number(row['value'])} ± {number((row['high'] - row['low']) / 2, row['value'])}"
 
 
 def main_rows(frame: pd.DataFrame, features: str) -> pd.DataFrame:
@@ -137,7 +138,7 @@ def main_table(frame: pd.DataFrame) -> str:
             lines.append(
                 [f"{key[0]}, {key[1]}", str(key[2]), *(text for cell in cells for text in cell or ("", "", ""))]
             )
-    columns = (f"{what} ({name})" for name in FEATURES for what in ("untuned", "best tuned", "gain"))
+    columns = [title for name in FEATURES for title in (f"untuned, {name}", "best tuned", "gain")]
     return markdown(lines, ["sampler", "NFE", *columns])
 
 
@@ -199,24 +200,22 @@ def _plain(timing: str) -> bool:
 def _solver_cell(rows: pd.DataFrame, best: float) -> str:
     untuned, tuned = rows[rows["timing"] == UNTUNED], rows[rows["timing"] != UNTUNED]
     values = [*untuned["value"], *([tuned["value"].min()] if len(tuned) else [])]
-    text = " → ".join(f"**{value:.2f}**" if value == best else f"{value:.2f}" for value in values)
+    text = " → ".join(f"**{number(value)}**" if value == best else number(value) for value in values)
     return text + (f" {tuned.loc[tuned['value'].idxmin(), 'timing'][0]}" if len(tuned) else "")
 
 
 def ablation_table(frame: pd.DataFrame) -> str:
     """The timings of ``ablations.toml``, a column for each of the features and NFE, and half of their intervals."""
     asked = pd.DataFrame([asdict(cell) for cell in read_table(find_table("ablations")).cells])
-    rows = asked.merge(
-        pd.concat([distances(frame, name, STUDY_N, MODEL) for name in FEATURES]), on=[*SAMPLER, "timing"]
-    )
+    rows = pd.concat([asked.merge(distances(frame, name, STUDY_N, MODEL)).sort_values("nfe") for name in FEATURES])
     rows = rows.assign(
         column=rows["features"] + ", NFE " + rows["nfe"].astype(str), half=(rows["high"] - rows["low"]) / 2
     )
-    columns = [f"{name}, NFE {nfe}" for name in FEATURES for nfe in sorted(rows["nfe"].unique())]
+    columns = list(rows["column"].unique())
     table = rows.pivot(index="timing", columns="column", values="value")[columns]
-    text = table.map(lambda value: "" if pd.isna(value) else f"{value:.2f}")
-    text = text.where(table.ne(table.min()), "**" + text + "**").loc[rows["timing"].unique()]
-    text.loc["half of the interval, median"] = rows.groupby("column")["half"].median().map("{:.2f}".format)
+    text = table.map(lambda value: "" if pd.isna(value) else number(value))
+    text = text.where(table.ne(table.min()), "**" + text + "**").reindex(asked["timing"].unique()).dropna()
+    text.loc["half of the interval, median"] = rows.groupby("column")["half"].median().map("{:.2g}".format)
     return markdown(text.reset_index().to_numpy().tolist(), ["timing", *columns])
 
 
@@ -232,7 +231,7 @@ def direction_table(errors: pd.DataFrame) -> str:
             f"{row['angle']:.2f}°",
             f"{row['local']:.4f}",
             f"{row['accumulated']:.4f}",
-            *("" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in FEATURES),
+            *("" if pd.isna(row[name]) else number(row[name]) for name in FEATURES),
         ]
         for row in rows.sort_values(["solver", "nfe", "timing"]).to_dict("records")
     ]
@@ -252,7 +251,9 @@ def rank_sentence(errors: pd.DataFrame, measure: str) -> str:
     parts = []
     for name in FEATURES:
         ranks = rank_correlation(errors, measure, name)
-        words = [f"{row.spearman:.2f} ({row.low:.2f} to {row.high:.2f}) {group}" for group, row in ranks.iterrows()]
+        words = [
+            f"{row.spearman:.2f} ({row.low:.2f} to {row.high:.2f}) among {group}" for group, row in ranks.iterrows()
+        ]
         parts += [f"in `{name}` {', '.join(words)}"] if words else []
     return f"Rank correlation of the {measure} error with the distance: {'; '.join(parts)}.\n" if parts else ""
 

@@ -40,12 +40,11 @@ from tt_lib.metrics.reference import Metric, check_names
 from tt_lib.metrics.world import ALONE, World
 from tt_lib.noise import StartNoise
 from tt_lib.rows import FD_COLUMNS, FD_KEY, matching, read_rows
-from tt_lib.study.cells import IMAGE_SOURCES, IMAGES, Cell, Recipe, find_timing, parse_timing, timing_path
+from tt_lib.study.cells import IMAGE_SOURCES, IMAGES, Cell, Recipe, find_timing, is_tuned, parse_timing, timing_path
 from tt_lib.study.run_cells import Report, Row, run_cells
 from tt_lib.study.workbench import Bench, Progress, constant_timing
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
-from tt_lib.tuning.joint import JointConfig
 
 TUNING = {*(field.name for field in fields(TuneConfig)), "learning_rate", "images", "source", "samples"}
 NAMED = {"objective", "strategy", "freeze_last"}
@@ -69,9 +68,7 @@ class Table:
 
     def recipe(self, cell: Cell) -> Recipe | None:
         """How the timing of a cell is tuned; None for what is not: untuned, one ratio for all steps, a correction."""
-        if not needs_timing(cell) or read_constant(cell.timing) is not None:
-            return None
-        return parse_timing(cell.timing, self.tuning)
+        return parse_timing(cell.timing, self.tuning) if is_tuned(cell.timing) else None
 
     def cost(self, cell: Cell) -> int:
         """Network evaluations of a cell's samples."""
@@ -301,15 +298,7 @@ def _tune(
     def tell(done: int, of: int, message: str) -> None:
         report(0, f"tuning {cell.label}: {done}/{of}")
 
-    config, count, source = recipe
-    if isinstance(config, JointConfig):
-        result = bench.tune_joint(cell, metric, config, state, tell)
-    else:
-        images = bench.tuning_images(source, count, table.dataset, data)
-        held_out = bench.held_out_images(source, count, table.dataset, data) if config.gate else None
-        result = bench.tune(cell, config, images, source, state, tell, held_out)
-    # Two timings that differ in an option are told apart by their names.
-    return replace(result.timing, name=cell.timing)
+    return bench.tune_by(cell, recipe, table.dataset, data, metric, state, tell)
 
 
 def published_beside(row: Mapping[str, Any]) -> str:

@@ -12,16 +12,14 @@ from torch import Tensor
 from tt_lib.baselines import CONSTANT, read_correction
 from tt_lib.datasets import load_dataset, to_float
 from tt_lib.errors import BadValue, TimingMismatch, choose
-from tt_lib.grids import make_grid
 from tt_lib.metrics.reference import Metric
 from tt_lib.networks.running import cudnn_flags, make_predictor
 from tt_lib.networks.unet import Model, load_model
 from tt_lib.noise import GENERATED_FIRST_SEED, HELD_OUT_FIRST_SEED
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.rows import provenance
-from tt_lib.sampling import Sampler
-from tt_lib.solvers.registry import make_solver
-from tt_lib.study.cells import IMAGE_SOURCES, Cell
+from tt_lib.sampling import Sampler, make_sampler
+from tt_lib.study.cells import IMAGE_SOURCES, Cell, Recipe
 from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
 from tt_lib.tuning.gamma import estimate_gamma, gamma_path, load_gamma
@@ -94,19 +92,16 @@ class Bench:
         gamma.save(gamma_path(self.model.name, cell.grid, cell.nfe, timing))
 
     def _without_gamma(self, cell: Cell, timing: Timing | None) -> Sampler:
-        model = self.model
-        solver, steps = cell.make_solver().for_nfe(cell.nfe)
-        return Sampler(
-            self.predictor,
-            model.schedule,
-            solver,
-            make_grid(cell.grid, steps, model.schedule),
-            model.shape,
+        return make_sampler(
+            self.model,
+            cell.solver,
+            cell.grid,
+            cell.nfe,
             timing,
-            model.name,
-            self.device,
-            model.digest,
-            read_correction(cell.timing),
+            eta=cell.eta,
+            predictor=self.predictor,
+            device=self.device,
+            correction=read_correction(cell.timing),
         )
 
     def tuning_images(self, source: str, count: int, dataset: str, data: Path | str | None) -> Tensor:
@@ -148,9 +143,7 @@ class Bench:
         return to_float(images.pixels[rows])
 
     def _generated(self, seeds: range) -> Tensor:
-        schedule = self.model.schedule
-        grid, solver = make_grid("logsnr", 20, schedule), make_solver("dpmpp-2m")
-        sampler = Sampler(self.predictor, schedule, solver, grid, self.model.shape, device=self.device)
+        sampler = make_sampler(self.model, "dpmpp-2m", "logsnr", 20, predictor=self.predictor, device=self.device)
         return sampler(seeds).x.clamp(-1, 1)
 
     @cudnn_flags(allow_tf32=False)
@@ -193,6 +186,33 @@ class Bench:
             metric: for the objective ``frechet`` only.
         """
         return tune_joint(self.sampler(cell), metric, config, batch=self.batch, state=state, progress=progress)
+
+    def tune_by(
+        self,
+        cell: Cell,
+        recipe: Recipe,
+        dataset: str,
+        data: Path | str | None,
+        metric: Metric | None,
+        state: Path,
+        progress: Progress | None = None,
+    ) -> Timing:
+        """The timing of a cell, tuned as its recipe says.
+
+        Args:
+            dataset, data: of real images.
+            metric: for the objective ``frechet`` only.
+            state: file for the state of an unfinished tuning.
+        """
+        config, count, source = recipe
+        if isinstance(config, JointConfig):
+            result = self.tune_joint(cell, metric, config, state, progress)
+        else:
+            images = self.tuning_images(source, count, dataset, data)
+            held_out = self.held_out_images(source, count, dataset, data) if config.gate else None
+            result = self.tune(cell, config, images, source, state, progress, held_out)
+        # Two timings that differ in an option are told apart by their names.
+        return replace(result.timing, name=cell.timing)
 
 
 def make_bench(

@@ -1,0 +1,203 @@
+"""What rows say of each other: which rows are compared, and what is made of them."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from tt_lib.errors import BadValue
+from tt_lib.metrics.direction import MEASURES
+from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS
+from tt_lib.study.compare import (
+    AGREED_BETTER,
+    AS_IT_WAS,
+    BETTER,
+    HIGHER,
+    LOWER,
+    SAME,
+    UNDECIDED,
+    WORSE,
+    beside_each_other,
+    changes,
+    changes_in_both,
+    errors_and_distances,
+    paired_gains,
+    rank_correlation,
+    rank_table,
+    summarise,
+    verdict_table,
+    what_tuning_did,
+)
+
+MODEL = "cifar10-ddpm-w64"
+
+
+def fd_rows(*cells, features="cifar10-resnet", n=50_000, model=MODEL) -> pd.DataFrame:
+    """Rows of ``fd.csv`` from (solver, grid, NFE, timing, value), with an interval of ± 0.1 or (low, high) behind."""
+    base = {"dataset": "cifar10", "model": model, "eta": 0.0, "metric": f"FD ({features})", "features": features}
+    base |= {"reference": "train", "n": n, "seed": 0}
+    names = ("solver", "grid", "nfe", "timing", "value", "low", "high")
+    full = [cell if len(cell) == 7 else (*cell, cell[4] - 0.1, cell[4] + 0.1) for cell in cells]
+    rows = [dict.fromkeys(FD_COLUMNS, "") | base | dict(zip(names, cell, strict=True)) for cell in full]
+    return pd.DataFrame(rows)[list(FD_COLUMNS)]
+
+
+def direction_rows(timing: str, ends: tuple[float, ...], n: int = 64, **where) -> list[dict]:
+    """Rows of ``direction.csv`` of one sampler whose errors at the ends of its steps are ``ends``."""
+    base = dict.fromkeys(DIRECTION_COLUMNS, 0.0) | {"model": MODEL, "solver": "ddim", "grid": "uniform", "nfe": 5}
+    base |= {"n": n, "substeps": 8, "timing": timing, "relative": 0.25}
+    return [
+        base | {"step": step, "angle": 1.0 + step, "accumulated": end, "doubt": 0.01 / (1 + step)} | where
+        for step, end in enumerate(ends)
+    ]
+
+
+CELLS = (
+    ("ddim", "uniform", 5, "untuned", 17.54),
+    ("ddim", "uniform", 5, "consistency-parallel", 14.7),
+    ("ddim", "uniform", 5, "truncation-parallel", 15.7),
+    ("dpmpp-2m", "uniform", 5, "untuned", 6.58),
+    ("dpmpp-2m", "uniform", 5, "consistency-parallel", 48.36),
+    ("ddim", "uniform", 20, "untuned", 5.3),
+    ("ddim", "uniform", 20, "truncation-parallel", 5.35),
+)
+TUNED_FIRST = ("ddim", "uniform", 5, "consistency-parallel")
+
+
+def test_changes_beside_untuned():
+    found = changes(fd_rows(*CELLS))
+    assert found["change"].is_monotonic_increasing and found["change"].iloc[0] == pytest.approx(14.7 / 17.54 - 1)
+    assert found.set_index(["solver", "nfe", "timing"])["verdict"].to_dict() == {
+        ("ddim", 5, "consistency-parallel"): BETTER,
+        ("ddim", 5, "truncation-parallel"): BETTER,
+        ("ddim", 20, "truncation-parallel"): SAME,
+        ("dpmpp-2m", 5, "consistency-parallel"): WORSE,
+    }
+
+
+def test_changes_in_two_features():
+    second = fd_rows(*CELLS, features="b")
+    second.loc[2, ["value", "low", "high"]] = 20.0, 19.9, 20.1
+    frame = pd.concat([fd_rows(*CELLS, features="a"), second.iloc[:5]])
+    found = changes_in_both(frame, ("a", "b"), 50_000, MODEL).set_index(["solver", "timing"])
+    assert found["together"].to_dict() == {
+        ("ddim", "consistency-parallel"): AGREED_BETTER,
+        ("ddim", "truncation-parallel"): "better in a only",
+        ("dpmpp-2m", "consistency-parallel"): "worse in both",
+    }
+    frame.loc[(frame["features"] == "b") & (frame["timing"] == "truncation-parallel"), "low"] = 10
+    found = changes_in_both(frame, ("a", "b"), 50_000, MODEL).set_index(["solver", "timing"])
+    assert found.loc[("ddim", "truncation-parallel"), "together"] == UNDECIDED
+    for function in (changes_in_both, lambda f, pair, n, model: beside_each_other(f, *pair, model, n)):
+        with pytest.raises(BadValue, match="'a' twice"):
+            function(frame, ("a", "a"), 50_000, MODEL)
+
+
+def test_paired_gains():
+    gain = fd_rows((*TUNED_FIRST, 0.045, 0.005, 0.085)).assign(metric="gain of FD (cifar10-resnet)")
+    plain = fd_rows((*TUNED_FIRST, 14.7, 14.66, 14.74), ("ddim", "uniform", 5, "untuned", 14.75, 14.72, 14.78))
+    [found] = paired_gains(pd.concat([plain, gain]), "cifar10-resnet", 50_000, MODEL).to_dict("records")
+    assert (found["gain"], found["half"], found["unpaired"]) == pytest.approx((0.045, 0.04, 0.05))
+    assert found["sure"] and not found["sure_unpaired"]
+
+
+def test_samplers_are_compared_that_have_both():
+    first = [9.0, 8.0, 7.0, 5.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3]
+    second = [90.0, 80.0, 70.0, 60.0, 50.0, 30.0, 40.0, 20.0, 10.0, 6.0, 5.0, 4.0]
+    names = [("ddim", "uniform", 5 + i // 2, "untuned" if i % 2 else "truncation-parallel") for i in range(12)]
+    a, b = (
+        fd_rows(*((*name, value) for name, value in zip(names, values, strict=True)), features=features)
+        for features, values in (("a", first), ("b", second))
+    )
+    odd = a.iloc[[0]].assign(value=1000.0)
+    strange = [odd.assign(nfe=50), odd.assign(metric="FD-infinity (a)"), odd.assign(n=20), odd.assign(model="other")]
+    both = beside_each_other(pd.concat([a, b, *strange, odd.assign(seed=7)]), "a", "b", MODEL, 50_000)
+    assert both["first"].tolist() == first and both["second"].tolist() == second
+
+    ranks = rank_correlation(both, "first", "second")
+    assert ranks["samplers"].to_dict() == {"all": 12, "untuned": 6, "tuned": 6}
+    assert (
+        ranks.loc["all", "spearman"] == pytest.approx(spearmanr(first, second).statistic) and (ranks["low"] < 1).all()
+    )
+    assert (ranks["low"] <= ranks["spearman"]).all() and (ranks["spearman"] <= ranks["high"]).all()
+    turned = rank_correlation(both.assign(second=-both["second"]), "first", "second")
+    assert turned["spearman"].tolist() == pytest.approx((-ranks["spearman"]).tolist())
+    assert rank_correlation(both.iloc[:8], "first", "second").index.tolist() == ["all"], "of four no rank is taken"
+
+
+DIRECTIONS = pd.DataFrame(
+    [
+        row
+        for rows in (
+            direction_rows("untuned", (0.3, 0.2)),
+            direction_rows("consistency-parallel", (0.2, 0.1)),
+            direction_rows("truncation-parallel", (0.2, 0.199)),
+            direction_rows("untuned", (0.3, 0.5), n=8),
+            direction_rows("frechet-joint", (0.1, 0.9)),
+            direction_rows("untuned", (0.1, 0.1), solver="dpmpp-2m"),
+            direction_rows("consistency-parallel", (0.5, 0.7), solver="dpmpp-2m"),
+            direction_rows("untuned", (0.1,), model="another"),
+        )
+        for row in rows
+    ]
+)
+
+
+def test_summary_is_means_over_steps_and_the_last_accumulated_error():
+    found = summarise(DIRECTIONS).set_index(["model", "solver", "timing", "n"]).loc[(MODEL, "ddim", "untuned", 64)]
+    assert found[[*MEASURES, "doubt"]].tolist() == [1.5, 0.25, 0.0, 0.2, 0.01]
+
+
+def test_errors_stand_beside_distances():
+    frame = pd.concat([fd_rows(*CELLS), fd_rows(CELLS[0], features="b")])
+    both = ("cifar10-resnet", "b")
+    errors = errors_and_distances(DIRECTIONS, frame, both, 50_000, MODEL)
+    assert len(errors) == 6 and "frechet-joint" not in set(errors["timing"]), "no distance, no line"
+    last = errors[(errors["solver"] == "ddim") & (errors["timing"] == "untuned")].iloc[-1]
+    assert (last["n"], last["cifar10-resnet"], last["b"]) == (64, 17.54, 17.54), "of most samples"
+    with pytest.raises(BadValue, match="several distances of ddim, uniform, NFE 5, untuned in cifar10-resnet"):
+        errors_and_distances(DIRECTIONS, pd.concat([frame, frame.iloc[:1]]), both, 50_000, MODEL)
+
+    pairs = what_tuning_did(errors, frame, both, 50_000, MODEL)
+    assert pairs.set_index(["solver", "timing"])["went"].to_dict() == {
+        ("ddim", "consistency-parallel"): LOWER,
+        ("ddim", "truncation-parallel"): AS_IT_WAS,
+        ("dpmpp-2m", "consistency-parallel"): HIGHER,
+    }
+    table = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in verdict_table(pairs, both, "objective").split("\n")
+    ]
+    assert table[0] == ["objective", "error at the end", "timings", *both] and table[2:] == [
+        ["consistency", "lower", "1", "1 / 0 / 0", "0 / 0 / 0"],
+        ["consistency", "higher", "1", "0 / 0 / 1", "0 / 0 / 0"],
+        ["truncation", "the same", "1", "1 / 0 / 0", "0 / 0 / 0"],
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:An input array is constant")
+def test_ranks_of_each_nfe():
+    """Distances that fall as the angle rises, rise with the local error, and at another NFE the other way round."""
+    errors = pd.DataFrame(
+        [
+            {
+                "nfe": nfe,
+                "angle": x,
+                "local": -x,
+                "relative": x % 2,
+                "accumulated": 0.0,
+                "a": -x * sign,
+                "b": (x - 2) ** 2,
+            }
+            for nfe, sign in ((5, 1), (10, -1))
+            for x in range(5)
+        ]
+    )
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rank_table(errors, ("a", "b")).split("\n")]
+    assert table[0] == ["NFE", "5", "10"] and table[2:] == [
+        ["angle", "-1.00 / 0.00", "1.00 / 0.00"],
+        ["relative", "0.00 / -0.30", "0.00 / -0.30"],
+        ["local", "1.00 / 0.00", "-1.00 / 0.00"],
+        ["accumulated", "- / -", "- / -"],
+        ["samplers and timings", "5", "5"],
+    ]
