@@ -12,6 +12,7 @@ from tt_lib.metrics.direction import measure_directions
 from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_feature_extractor
 from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.sampling import Sampler
 from tt_lib.schedules import make_schedule
 from tt_lib.solvers.registry import make_solver
 from tt_lib.study.cells import Cell, require_timing
@@ -126,7 +127,8 @@ TUNED = {
 )
 def test_tuned_timings_of_the_toy(config):
     images = MIXTURE.sample(32, torch.Generator().manual_seed(1))
-    timing = tune(PREDICTOR, SCHEDULE, make_solver("ddim"), make_grid("uniform", 5, SCHEDULE), images, config).timing
+    sampler = Sampler(PREDICTOR, SCHEDULE, make_solver("ddim"), make_grid("uniform", 5, SCHEDULE), (2,))
+    timing = tune(sampler, images, config).timing
     close(timing.taus, TUNED[config.objective])
 
 

@@ -313,8 +313,8 @@ def test_closed_form_ddim_tends_to_the_flow_at_first_order():
 def test_presets():
     assert single_gaussian().dim == 1 and single_gaussian([0.0, 1.0, 2.0]).dim == 3
     assert two_modes_1d().weights.tolist() == [0.35, 0.65]
-    ring = ring_2d(modes=5, radius=2.0)
-    assert torch.allclose(ring.means.norm(dim=1), torch.full((5,), 2.0).double())
+    ring = ring_2d(modes=5)
+    assert torch.allclose(ring.means.norm(dim=1), torch.ones(5).double())
     assert torch.allclose(ring.weights, torch.full((5,), 0.2).double())
     with pytest.raises(BadValue, match="modes"):
         ring_2d(0)

@@ -1,31 +1,33 @@
-"""Rivals that need no training and are no timing: they change what the network is asked, or its answer, while sampling.
+"""Baselines that need no training: what tuned conditioning times have to beat.
 
+**One ratio** tau / t for all steps, ``constant-0.95``, is a timing that nothing was tuned for. The two others are
+no timings: they change the network's input or its answer while sampling, by a predictor around the predictor.
 Both are meant against exposure bias: a sampler feeds the network states that it made itself, and these are not
 distributed like those that it was trained on.
 
-**Epsilon scaling** (Ning et al. 2024, "Elucidating the Exposure Bias in Diffusion Models", arXiv 2308.15321): the predicted eps
-is divided by lambda(t), a little above 1, since along a run it comes out too large. The paper takes lambda(t) = k t + b and
-recommends k = 0, the *uniform* schedule, which is what is here. b is found by trying: the authors' code for CIFAR-10 has
-1.017 for 100 steps of their network with the cosine schedule. Ours: the answers of all evaluations are divided, those of
-multistep and multi-stage solvers, too.
+**Epsilon scaling** (Ning et al. 2024, "Elucidating the Exposure Bias in Diffusion Models", arXiv 2308.15321): the
+predicted eps is divided by lambda(t), a little above 1, since along a run it comes out too large. The paper takes
+lambda(t) = k t + b and recommends k = 0, the *uniform* schedule, which is what is here. b is found by trying: the
+authors' code for CIFAR-10 has 1.017 for 100 steps of their network with the cosine schedule. Ours: the answers of all
+evaluations are divided, those of multistep and multi-stage solvers, too.
 
-**Time-shift sampler** (Li et al. 2024, "Alleviating Exposure Bias in Diffusion Models through Sampling with Shifted Time Steps",
-arXiv 2305.15583): a state that was made for time t may fit another time s better. The variance over the pixels of each sample is
-compared with sigma(s)^2 at all levels s in a window about t, and the nearest one is taken. As in the paper: the window
-[t - w/2, t + w/2] in the network's levels; the unbiased variance of all pixels of a sample; sigma^2 as what is
-expected, which leaves out the image's own share, alpha^2 var(x_0) (``data`` puts it back; the paper assumes a large t); no
-shift of the first evaluation, whose state is true noise, and none at or below the cutoff. Our reading: s is only what the
-network is told, as every conditioning time in this library, while the solver's coefficients stay those of t; in the authors'
-code they move, too. The cutoff of 300 levels and a window of 80 are in the authors' command for CIFAR-10 in 5 DDIM
-steps with another network and schedule; the narrower window of 40 is our choice, neither was tuned here.
+**Time-shift sampler** (Li et al. 2024, "Alleviating Exposure Bias in Diffusion Models through Sampling with Shifted
+Time Steps", arXiv 2305.15583): a state that was made for time t may fit another time s better. The variance over the
+pixels of each sample is compared with sigma(s)^2 at all levels s in a window about t, and the nearest one is taken.
+As in the paper: the window [t - w/2, t + w/2] in the network's levels; the unbiased variance of all pixels of a
+sample; sigma^2 as what is expected, which leaves out the image's own share, alpha^2 var(x_0) (``data`` puts it back;
+the paper assumes a large t); no shift of the first evaluation, whose state is true noise, and none at or below the
+cutoff. Our reading: s is only what the network is conditioned on, while the solver's coefficients stay those of t; in
+the authors' code they move, too. The cutoff of 300 levels and a window of 80 are in the authors' command for CIFAR-10
+in 5 DDIM steps with another network and schedule. The narrower window of 40 is our choice; neither was tuned here.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,7 +36,8 @@ from tt_lib.errors import BadValue
 from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule
 
-EPSILON, SHIFT = "epsilon", "time-shift"
+CONSTANT, EPSILON, SHIFT = "constant", "epsilon", "time-shift"
+NUMBER = r"(\d+(?:\.\d+)?)"
 
 
 class Correction(Protocol):
@@ -44,7 +47,7 @@ class Correction(Protocol):
     def name(self) -> str: ...
 
     def wrap(self, predictor: Predictor, schedule: Schedule, first: float) -> Predictor:
-        """A predictor like ``predictor`` but corrected, for runs that start at time ``first``; it makes one call for each."""
+        """``predictor`` corrected, for runs that start at time ``first``; each call of it calls ``predictor`` once."""
         ...
 
 
@@ -69,10 +72,7 @@ class EpsilonScaling:
         return f"{EPSILON}-{self.scale:g}"
 
     def wrap(self, predictor: Predictor, schedule: Schedule, first: float) -> Predictor:
-        def scaled(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-            return predictor(x, t, tau) / self.scale
-
-        return scaled
+        return lambda x, t, tau: predictor(x, t, tau) / self.scale
 
 
 @dataclass(frozen=True)
@@ -88,26 +88,21 @@ class TimeShift:
     window: int = 40
     cutoff: int = 300
     data: float = 0.0
-    names: ClassVar[dict[str, type]] = {"cutoff": int, "data": float, "window": int}
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.cutoff < 0 or not 0 <= self.data < 1:
             raise BadValue(
-                f"{SHIFT} needs a window of at least 2 levels, a cutoff of at least 0 and a variance of the data in [0, 1), got "
-                f"window {self.window}, cutoff {self.cutoff}, data {self.data}"
+                f"{SHIFT} needs a window of at least 2 levels, a cutoff of at least 0 and a variance of the data in "
+                f"[0, 1), got window {self.window}, cutoff {self.cutoff}, data {self.data}"
             )
 
     @property
     def name(self) -> str:
-        chosen = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        }
-        return ",".join([SHIFT, *(f"{key}={value:g}" for key, value in sorted(chosen.items()))])
+        changed = [f"{key}={value:g}" for key, value in sorted(vars(self).items()) if value != getattr(TimeShift, key)]
+        return ",".join([SHIFT, *changed])
 
     def shifted(self, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-        """The times [B], float64 on the device of ``x``, that fit the samples ``x`` [B, ...] at nominal ``t`` (scalar or [B])."""
+        """The times [B] that fit the samples ``x`` [B, ...] at nominal ``t`` (scalar or [B]); float64, where x is."""
         half = self.window // 2
         # Offsets from the nearest to the farthest, so that of equally good times the one nearest to t wins.
         offsets = torch.tensor(sorted(range(-half, half + 1), key=abs), dtype=torch.float64, device=x.device)
@@ -121,9 +116,9 @@ class TimeShift:
     def wrap(self, predictor: Predictor, schedule: Schedule, first: float) -> Predictor:
         def shifting(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
             # Before the first step there is nothing to correct: x_T is drawn, not predicted.
-            moved = self.shifted(x, t, schedule)
-            start = t.to(x.device).expand(len(x)) >= first - 1e-12
-            return predictor(x, t, torch.where(start, tau.to(x.device, torch.float64).expand(len(x)), moved))
+            at_start = t.to(x.device).expand(len(x)) >= first - 1e-12
+            own = tau.to(x.device, torch.float64).expand(len(x))
+            return predictor(x, t, torch.where(at_start, own, self.shifted(x, t, schedule)))
 
         return shifting
 
@@ -135,34 +130,28 @@ def read_correction(name: str) -> EpsilonScaling | TimeShift | None:
         BadValue: it begins like one and goes on otherwise.
     """
     if name.startswith(EPSILON):
-        found = re.fullmatch(rf"{EPSILON}-(\d+(?:\.\d+)?)", name)
-        if not found:
+        match = re.fullmatch(f"{EPSILON}-{NUMBER}", name)
+        if not match:
             raise BadValue(f"unknown timing {name!r}; write what eps is divided by behind it, as in {EPSILON}-1.005")
-        return EpsilonScaling(float(found[1]))
+        return EpsilonScaling(float(match[1]))
     if not name.startswith(SHIFT):
         return None
     plain, *options = name.split(",")
+    if plain != SHIFT:
+        raise BadValue(f"unknown timing {name!r}; write {SHIFT} or {SHIFT},cutoff=300,window=40")
+    kinds = {key: type(value) for key, value in vars(TimeShift()).items()}
     values: dict[str, float] = {}
     for option in options:
         key, _, value = option.partition("=")
-        if key not in TimeShift.names or key in values:
+        if key not in kinds or key in values:
             raise BadValue(
-                f"timing {name!r}: {option!r} is no option or one twice; it takes {', '.join(TimeShift.names)}, once each"
+                f"timing {name!r}: {option!r} is no option or one twice; it takes {', '.join(kinds)}, once each"
             )
         try:
-            values[key] = TimeShift.names[key](value)
+            values[key] = kinds[key](value)
         except ValueError as error:
             raise BadValue(f"timing {name!r}: {key} must be a number (whole but for data), got {value!r}") from error
-    if plain != SHIFT:
-        raise BadValue(f"unknown timing {name!r}; write {SHIFT} or {SHIFT},cutoff=300,window=40")
     return TimeShift(**values)  # type: ignore[arg-type]
-
-
-# FOLDED tt_lib.study.workbench
-# What needs no tuning: the rivals that a tuned timing has to beat.
-
-
-CONSTANT = "constant"
 
 
 def read_constant(name: str) -> float | None:
@@ -173,7 +162,7 @@ def read_constant(name: str) -> float | None:
     """
     if not name.startswith(CONSTANT):
         return None
-    found = re.fullmatch(rf"{CONSTANT}-(\d+(?:\.\d+)?)", name)
-    if not found or not float(found[1]) > 0:
+    match = re.fullmatch(f"{CONSTANT}-{NUMBER}", name)
+    if not match or not float(match[1]) > 0:
         raise BadValue(f"unknown timing {name!r}; write the ratio tau / t behind it, as in {CONSTANT}-0.95")
-    return float(found[1])
+    return float(match[1])

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tt_lib.errors import NotFinite
-
-if TYPE_CHECKING:  # predictors convert with the solvers' arithmetic, and solvers need the engine
-    from tt_lib.predictors import Predictor
+from tt_lib.predictors import Predictor
 
 
 class Request(NamedTuple):
@@ -41,7 +39,7 @@ class Run:
 
     Attributes:
         x: [B, ...], the state at the end of the grid.
-        nfe: network evaluations, counted.
+        nfe: number of network evaluations, counted.
         trajectory: the requests in order (only if ``keep``), each with the state and its nominal time.
         answers: the directions that were sent back (only if ``keep``).
     """
@@ -66,10 +64,10 @@ def drive(
     Args:
         solution: a solver's generator, not yet started.
         predictor: ``(x, t, tau) -> eps``.
-        taus: the conditioning time of each evaluation, in order (untuned: None, every tau is its t).
-            One row for each evaluation; a row may itself be a vector over samples.
+        taus: the conditioning time of each evaluation, in order; None is untuned, every tau is its t.
+            A row of a tensor may itself be a vector over samples.
         keep: keep the trajectory and the answers.
-        grad: keep gradients through the whole run (to the taus and the start); otherwise none are kept.
+        grad: keep gradients through the whole run (to the taus and the start).
         progress: called with the number of evaluations done.
 
     Raises:
@@ -93,7 +91,7 @@ def drive(
                 request = solution.send(answer)
         except StopIteration as stop:
             run.x = stop.value
-    watch.read()
+    watch.check()
     if taus is not None and len(taus) != run.nfe:
         raise ValueError(f"{len(taus)} conditioning times were given, the solver made {run.nfe} evaluations")
     return run
@@ -115,16 +113,16 @@ def replay(solution: Solution, answers: Sequence[Tensor]) -> Request | Tensor:
 
 
 def check_finite(answer: Tensor, evaluation: int, t: Tensor, tau: Tensor | float) -> None:
-    """Raise :class:`NotFinite` unless every number of ``answer`` is finite (``evaluation`` counts from 0; the message from 1)."""
+    """Raise :class:`NotFinite` unless ``answer`` is finite; ``evaluation`` counts from 0, the message from 1."""
     watch = _Watch()
     watch.add(answer, evaluation, t, tau)
-    watch.read()
+    watch.check()
 
 
 class _Watch:
-    """Looks for NaN and infinity in answers, without making the CPU wait for a GPU at each: it looks back at several at once.
+    """Finds NaN and infinity in answers, several at once on a GPU.
 
-    While a GPU works on one evaluation the CPU prepares the next ones. Reading a result at each evaluation would end that.
+    While a GPU works on one evaluation the CPU prepares the next ones. Reading a result at each would end that.
     """
 
     AT_ONCE = 16
@@ -138,19 +136,18 @@ class _Watch:
         self.sums.append(answer.detach().sum(dtype=torch.float64))
         self.where.append((evaluation, t, tau))
         if answer.device.type == "cpu" or len(self.sums) == self.AT_ONCE:
-            self.read()
+            self.check()
 
-    def read(self) -> None:
+    def check(self) -> None:
         """Raise :class:`NotFinite` for the first of the answers since the last call that is not finite."""
-        if not self.sums:
-            return
-        finite, where = torch.stack(self.sums).isfinite().tolist(), self.where
-        self.sums, self.where = [], []
+        finite = torch.stack(self.sums).isfinite().tolist() if self.sums else []
+        where, self.sums, self.where = self.where, [], []
         if all(finite):
             return
         evaluation, t, tau = where[finite.index(False)]
         raise NotFinite(
-            f"the network answered NaN or infinity at evaluation {evaluation + 1}, t = {_brief(t)}, tau = {_brief(tau)}; "
+            f"the network answered NaN or infinity at evaluation {evaluation + 1}, "
+            f"t = {_brief(t)}, tau = {_brief(tau)}; "
             "check its weights and its input range, and run it in float32 if it is run in float16"
         )
 
@@ -158,10 +155,9 @@ class _Watch:
 def _nth(taus: Sequence[float] | Tensor, index: int) -> Tensor:
     if index >= len(taus):
         raise ValueError(f"{len(taus)} conditioning times were given, the solver asks for evaluation {index + 1}")
-    tau = taus[index]
-    return tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=torch.float64)
+    return torch.as_tensor(taus[index], dtype=torch.float64)
 
 
 def _brief(t: Tensor | float) -> str:
-    values = torch.as_tensor(t).detach().double().flatten()
-    return f"{values[0].item():.6g}" if len(values) == 1 else f"{values.min().item():.6g}..{values.max().item():.6g}"
+    low, high = torch.as_tensor(t).detach().double().aminmax()
+    return f"{low:.6g}" if low == high else f"{low:.6g}..{high:.6g}"

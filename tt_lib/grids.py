@@ -1,7 +1,7 @@
 """Grids: the K + 1 nominal times t_0 > ... > t_K of a sampler with K steps.
 
 A grid decides where a few-step sampler spends its evaluations. It evaluates the network at t_0 .. t_{K-1}
-and lands on t_K, which is clean data, ``t = 0``, unless another ``end`` is asked for.
+and lands on t_K, which is clean data, ``t = 0``.
 
 **Two families.** On a discrete schedule, ``uniform``, ``uniform-trailing`` and ``quadratic`` choose among the
 network's levels: whole indices n, at times ``(n + 1) / N`` (see :mod:`tt_lib.schedules`). Every other grid
@@ -66,11 +66,13 @@ class Grid:
         """K, the number of intervals."""
         return len(self.times) - 1
 
+    def tensor(self) -> Tensor:
+        """The times, float64 [K + 1]."""
+        return torch.tensor(self.times, dtype=torch.float64)
 
-def make_grid(
-    name: str, steps: SupportsIndex, schedule: Schedule, *, end: float = 0.0, start: float | None = None
-) -> Grid:
-    """A grid by name.
+
+def make_grid(name: str, steps: SupportsIndex, schedule: Schedule, *, start: float | None = None) -> Grid:
+    """A grid by name, which ends at clean data.
 
     Args:
         name: one of :data:`GRIDS`. On a continuous schedule, which has no levels, ``uniform`` and
@@ -78,10 +80,6 @@ def make_grid(
             ``1 - k / K``.
         steps: K, at least 1; at most N where whole levels are chosen.
         schedule: turns levels into times and times into lambda and rho.
-        end: the last time, in [0, t_0). At 0 the last node at which the network is evaluated is as stated in
-            :data:`GRIDS`, and the last step runs from there to clean data. Above 0 (for solvers that cannot
-            end at 0), grids that spread their nodes spread all K + 1 from t_0 to ``end``, and those of whole
-            levels end at ``end`` instead of 0.
         start: the first time, in place of the rule's own.
 
     Raises:
@@ -92,16 +90,15 @@ def make_grid(
     if start is not None and not schedule.t_min <= start <= 1:
         raise BadValue(f"start must lie in [{schedule.t_min:g}, 1], got {start}")
     if name in LEVEL_RULES and isinstance(schedule, DiscreteSchedule):
-        nodes = _on_levels(name, count, schedule, start, end)
+        nodes = _on_levels(name, count, schedule, start)
     else:
-        nodes = _spread(name, count, schedule, 1.0 if start is None else start, end)
-    if nodes[-2] < schedule.t_min:
+        nodes = _spread(name, count, schedule, 1.0 if start is None else float(start))
+    if nodes[-1] < schedule.t_min:
         raise BadValue(
-            f"the grid {name!r} with {count} steps and end = {end:g} has a node at t = {nodes[-2]:g}, below "
-            f"{schedule.t_min:g}, the smallest time that the network knows; ask for fewer steps or another "
-            f"end (0, or {schedule.t_min:g} and more)"
+            f"the grid {name!r} with {count} steps has a node at t = {nodes[-1]:g}, below {schedule.t_min:g}, "
+            "the smallest time that the network knows; ask for fewer steps"
         )
-    return Grid(name, tuple(nodes))
+    return Grid(name, (*nodes, 0.0))
 
 
 def count_steps(steps: SupportsIndex) -> int:
@@ -117,11 +114,6 @@ def count_steps(steps: SupportsIndex) -> int:
     if count < 1:
         raise BadValue(f"steps must be at least 1, got {count}")
     return count
-
-
-def _check_end(end: float, start: float) -> None:
-    if not 0 <= end < start:  # NaN fails both comparisons
-        raise BadValue(f"end must lie in [0, {start:g}), below the grid's first time, got {end}")
 
 
 # ---- grids of whole levels
@@ -158,7 +150,7 @@ LEVEL_RULES: dict[str, Callable[[int, int], list[int]]] = {
 }
 
 
-def _on_levels(name: str, steps: int, schedule: Schedule, start: float | None, end: float) -> list[float]:
+def _on_levels(name: str, steps: int, schedule: Schedule, start: float | None) -> list[float]:
     if steps > schedule.levels:
         raise BadValue(
             f"steps must be at most {schedule.levels}, the levels of the schedule {schedule.name!r}, "
@@ -171,57 +163,37 @@ def _on_levels(name: str, steps: int, schedule: Schedule, start: float | None, e
         if steps > 1 and start <= nodes[1]:
             raise BadValue(f"start must lie above the grid's second time, {nodes[1]:g}, got {start}")
         nodes[0] = float(start)
-    _check_end(end, nodes[0])
-    if end >= nodes[-1]:
-        raise BadValue(
-            f"the grid {name!r} with {steps} steps has a node at t = {nodes[-1]:g}, not above end = {end:g}; "
-            "choose a smaller end, fewer steps, or logsnr or karras, which spread their nodes down to the end"
-        )
-    return [*nodes, float(end)]
+    return nodes
 
 
 # ---- grids that spread their nodes
 
+Map = Callable[[Schedule, Tensor], Tensor]
+KARRAS = 7  # "rho" of Karras et al. 2022 (arXiv 2206.00364), eq. 5; their sigma is our rho = sigma / alpha
 
-@dataclass(frozen=True)
-class _Variable:
-    """A function of time in which nodes lie evenly, and its inverse."""
-
-    of_time: Callable[[Schedule, Tensor], Tensor]
-    to_time: Callable[[Schedule, Tensor], Tensor]
-
-
-_KARRAS = 7  # "rho" of Karras et al. 2022 (arXiv 2206.00364), eq. 5; their sigma is our rho = sigma / alpha
-
-_TIME = _Variable(lambda schedule, t: t, lambda schedule, t: t)
-_VARIABLES: dict[str, _Variable] = {
-    "uniform": _TIME,
-    "uniform-trailing": _TIME,
-    "quadratic": _Variable(lambda schedule, t: t.sqrt(), lambda schedule, root: root**2),
+_VARIABLES: dict[str, tuple[Map, Map]] = {
+    "uniform": (lambda schedule, t: t, lambda schedule, t: t),
+    "quadratic": (lambda schedule, t: t.sqrt(), lambda schedule, root: root**2),
     # Uniform in lambda: DPM-Solver, Lu et al. 2022 (arXiv 2206.00927), section 3.
-    "logsnr": _Variable(lambda schedule, t: schedule.lam(t), lambda schedule, lam: schedule.time_of_lam(lam)),
-    "karras": _Variable(
-        lambda schedule, t: schedule.rho(t) ** (1 / _KARRAS),
-        lambda schedule, root: schedule.time_of_lam(-_KARRAS * root.log()),
+    "logsnr": (lambda schedule, t: schedule.lam(t), lambda schedule, lam: schedule.time_of_lam(lam)),
+    "karras": (
+        lambda schedule, t: schedule.rho(t) ** (1 / KARRAS),
+        lambda schedule, root: schedule.time_of_lam(-KARRAS * root.log()),
     ),
 }
+"""Functions of time in which nodes lie evenly, with their inverses."""
 
 
-def _spread(name: str, steps: int, schedule: Schedule, start: float, end: float) -> list[float]:
-    _check_end(end, start)
-    if end > 0 or name == "uniform-trailing":
-        return _between(_VARIABLES[name], schedule, start, end, steps + 1)
+def _spread(name: str, steps: int, schedule: Schedule, start: float) -> list[float]:
+    if name == "uniform-trailing":
+        return torch.linspace(start, 0, steps + 1, dtype=torch.float64)[:-1].tolist()
+    if steps == 1:
+        return [start]
     # lambda and log rho are infinite at t = 0: the nodes go down to t_min, and the last step from there to 0.
-    if steps > 1 and start <= schedule.t_min:
+    if start <= schedule.t_min:
         raise BadValue(f"start must be above {schedule.t_min:g}, the last time of an evaluation, got {start}")
-    return [*_between(_VARIABLES[name], schedule, start, schedule.t_min, steps), 0.0]
-
-
-def _between(variable: _Variable, schedule: Schedule, start: float, end: float, count: int) -> list[float]:
-    """``count`` times from ``start`` to ``end``, even in ``variable``, with exact ends."""
-    if count == 1:
-        return [float(start)]
-    ends = variable.of_time(schedule, torch.tensor([start, end], dtype=torch.float64))
-    places = torch.linspace(0, 1, count, dtype=torch.float64)
-    inner = variable.to_time(schedule, torch.lerp(ends[0], ends[1], places[1:-1])).tolist()
-    return [float(start), *inner, float(end)]
+    of_time, to_time = _VARIABLES[name]
+    ends = of_time(schedule, torch.tensor([start, schedule.t_min], dtype=torch.float64))
+    places = torch.linspace(0, 1, steps, dtype=torch.float64)
+    inner = to_time(schedule, torch.lerp(ends[0], ends[1], places[1:-1])).tolist()
+    return [start, *inner, schedule.t_min]

@@ -1,6 +1,6 @@
 """Guidance: predictors made of predictors, so that a tuned timing works under each of them.
 
-A guided evaluation counts as one evaluation, whatever the number of networks it calls: each is called at the same (x, t, tau).
+A guided evaluation counts as one evaluation, whatever the number of networks it calls: each gets the same (x, t, tau).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tt_lib.schedules import Schedule
 class ClassifierFree:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6).
 
-    ``eps = eps_u + scale (eps_c - eps_u)``: scale 0 is unconditional, **scale 1 is the conditional network as it is**, and
-    more than 1 exaggerates the condition. (The paper's w is ``scale - 1``.)
+    ``eps = eps_u + scale (eps_c - eps_u)``: scale 0 is unconditional, **scale 1 is the conditional network as it is**,
+    and more than 1 exaggerates the condition. (The paper's w is ``scale - 1``.)
 
     Args:
         conditional, unconditional: predictors of eps.
@@ -35,14 +35,14 @@ class ClassifierFree:
 class Clipped:
     """Keeps the clean image that eps stands for in ``[-1, 1]``, and derives eps from the clipped image again.
 
-    (Ho et al. 2020 clip x0. Clipping x0 and going on with the old eps, as diffusers' DDIM does unless it is told
-    otherwise, mixes two directions that contradict each other.)
+    (Ho et al. 2020 clip x0. Going on with the old eps after that, as diffusers' DDIM does by default, mixes two
+    directions that contradict each other.)
 
     Args:
         predictor: of eps.
         schedule: gives alpha and sigma at t.
-        percentile: None clips at 1. Otherwise dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3): each
-            image is clipped at this quantile of its own ``|x0|`` if that is above 1, and divided by it.
+        percentile: None clips at 1. Otherwise dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section
+            2.3): each image is clipped at this quantile of its own ``|x0|`` if that is above 1, and divided by it.
     """
 
     def __init__(self, predictor: Predictor, schedule: Schedule, percentile: float | None = None) -> None:
@@ -57,5 +57,5 @@ class Clipped:
         else:
             bound = torch.quantile(x0.detach().abs().flatten(1), self.percentile, dim=1).clamp(min=1)
             bound = bound.reshape(-1, *[1] * (x.ndim - 1))
-            x0 = torch.minimum(torch.maximum(x0, -bound), bound) / bound
+            x0 = x0.clamp(-bound, bound) / bound
         return to_eps("x0", x0, x, t, self.schedule)

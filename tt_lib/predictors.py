@@ -1,7 +1,16 @@
 """Predictors: a network as ``(x, t, tau) -> eps``, the one place where the two times differ.
 
-The network is conditioned on ``tau``; the state ``x`` is at noise level ``t``, so conversions between
-eps, x0, v and score use ``t``. TimeTuner changes only ``tau``.
+The network is conditioned on ``tau``. The state ``x`` is at noise level ``t``, so what the network predicts becomes
+eps at ``t``, by the algebra of ``x = alpha x0 + sigma eps``. TimeTuner changes only ``tau``.
+
+====== ============================================= =========================
+kind   what the network predicts                     eps
+====== ============================================= =========================
+eps    the noise (Ho et al. 2020)                    itself
+x0     the clean image                               ``(x - alpha x0) / sigma``
+v      ``alpha eps - sigma x0`` (Salimans & Ho 2022) ``alpha v + sigma x``
+score  ``grad_x log p_t(x)`` (Song et al. 2021)      ``-sigma score``
+====== ============================================= =========================
 """
 
 from __future__ import annotations
@@ -16,9 +25,16 @@ from torch import Tensor, nn
 from tt_lib.errors import choose
 from tt_lib.schedules import Schedule, along
 
+KINDS = ("eps", "x0", "v", "score")
+PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+"""diffusers' names of what a network predicts, and ours."""
+
 
 class Predictor(Protocol):
-    """The direction ``eps`` [B, ...] at state ``x`` [B, ...], nominal time ``t``, conditioning time ``tau`` (scalars or [B])."""
+    """The direction ``eps`` [B, ...] at state ``x`` [B, ...], nominal time ``t``, conditioning time ``tau``.
+
+    The times are scalars or [B].
+    """
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor: ...
 
@@ -31,7 +47,7 @@ class EpsPredictor:
             schedule's ``network_time(tau)``; returns a prediction [B, C, H, W], or an object with it as ``.sample``.
         schedule: turns ``tau`` into ``c``.
         bf16: run the network in bfloat16 under autocast.
-        kind: what the network predicts, see :mod:`tt_lib.predictors`; the answer is always eps. A network that also
+        kind: what the network predicts, one of :data:`KINDS`; the answer is always eps. A network that also
             predicts a variance gives twice the channels of ``x``: the first half counts.
 
     The answer is float32. ``tau`` reaches the network as a float tensor, never as a Python number:
@@ -48,10 +64,8 @@ class EpsPredictor:
         c = self.schedule.network_time(tau).float()
         # A scalar on the CPU is added without a copy to the GPU, for which the CPU would wait until the GPU is done.
         c = c.to(x.device) if c.ndim else torch.zeros(len(x), device=x.device) + c
-        context = torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-        with context:
-            answer = self.network(x, c)
-        answer = _prediction(answer)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext():
+            answer = prediction(self.network(x, c))
         if x.ndim > 1 and answer.shape[1] == 2 * x.shape[1]:
             answer = answer[:, : x.shape[1]]
         return to_eps(self.kind, answer.float(), x, t, self.schedule)
@@ -70,39 +84,21 @@ class Chunked:
         self.predictor, self.size, self.fill = predictor, size, fill
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        pieces = []
+        answers = []
         for begin in range(0, len(x), self.size):
-            each = [value[begin : begin + self.size] if value.ndim else value for value in (x, t, tau)]
-            lacking = self.size - len(each[0]) if self.fill else 0
-            if lacking:
-                each = [
-                    torch.cat([value, value[-1:].expand(lacking, *value.shape[1:])]) if value.ndim else value
-                    for value in each
-                ]
-            pieces.append(self.predictor(*each)[: len(x) - begin])
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            piece = [self._piece(value, begin) if value.ndim else value for value in (x, t, tau)]
+            answers.append(self.predictor(*piece)[: len(x) - begin])
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+    def _piece(self, value: Tensor, begin: int) -> Tensor:
+        piece = value[begin : begin + self.size]
+        missing = self.size - len(piece) if self.fill else 0
+        return torch.cat([piece, piece[-1:].expand(missing, *piece.shape[1:])]) if missing else piece
 
 
-def _prediction(answer: Any) -> Tensor:
+def prediction(answer: Any) -> Tensor:
     """What a network predicts: its answer, or what the answer has as ``.sample``, as in diffusers."""
     return answer if isinstance(answer, Tensor) else answer.sample
-
-
-# FOLDED tt_lib.predictors
-# What a network may predict, and how each becomes the noise eps: the algebra of ``x = alpha x0 + sigma eps``.
-#
-# ====== ============================================ =========================
-# kind   what the network predicts                    eps
-# ====== ============================================ =========================
-# eps    the noise (Ho et al. 2020)                   itself
-# x0     the clean image                              ``(x - alpha x0) / sigma``
-# v      ``alpha eps - sigma x0`` (Salimans & Ho 2022) ``alpha v + sigma x``
-# score  ``grad_x log p_t(x)`` (Song et al. 2021)     ``-sigma score``
-# ====== ============================================ =========================
-#
-
-
-KINDS = ("eps", "x0", "v", "score")
 
 
 def to_eps(kind: str, answer: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
@@ -123,24 +119,10 @@ def to_eps(kind: str, answer: Tensor, x: Tensor, t: Tensor, schedule: Schedule) 
 
 
 def to_v(eps: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """``v = alpha eps - sigma x0`` [B, ...] of an eps and its x0 [B, ...], at the level ``alpha``, ``sigma`` (scalars or [B])."""
+    """``v = alpha eps - sigma x0`` [B, ...] of eps and x0 [B, ...] at a level ``alpha``, ``sigma`` (scalars or [B])."""
     return along(alpha, x0) * eps - along(sigma, x0) * x0
 
 
 def to_x0(eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """The clean image [B, ...] that an eps stands for."""
+    """The clean image [B, ...] that eps [B, ...] stands for at the state ``x`` [B, ...] and the time ``t``."""
     return (x - along(schedule.sigma(t), x) * eps) / along(schedule.alpha(t), x)
-
-
-# FOLDED tt_lib.networks.unet
-# Networks: UNets of diffusers, made, saved and loaded with the schedule that they were trained on.
-#
-# A model folder is what diffusers itself writes (``config.json`` and
-# ``diffusion_pytorch_model.safetensors``), so anyone can load it with ``UNet2DModel.from_pretrained``,
-# plus ``tt_model.json``, which adds what diffusers does not say: the schedule, the data set, the
-# weights' hash and how they were trained.
-#
-
-
-PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-"""diffusers' names of what a network predicts, and ours."""

@@ -18,6 +18,8 @@ from tt_lib.baselines import Correction
 from tt_lib.engine import Run, drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import Grid, make_grid
+from tt_lib.networks.running import make_predictor
+from tt_lib.networks.unet import Model
 from tt_lib.noise import SampleNoise, StartNoise
 from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule
@@ -47,7 +49,7 @@ class Sampler:
         correction: what is done to the network's inputs or answers while sampling; it takes the place of a timing.
 
     Raises:
-        BadValue: a timing and a correction, or a solver that cannot end where the grid does.
+        BadValue: a timing and a correction.
         TimingMismatch: the timing belongs to another sampler.
     """
 
@@ -72,13 +74,11 @@ class Sampler:
             self.timing.check(
                 model=self.model, schedule=self.schedule.name, solver=self.solver, grid=self.grid, weights=self.weights
             )
-        if self.grid.times[-1] == 0 and not self.solver.ends_at_zero:
-            raise BadValue(f"solver {self.solver.name} cannot end at t = 0; make the grid with end > 0")
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
         """The network evaluations of a run, in order; their number is the NFE."""
-        return layout(self.solver, torch.tensor(self.grid.times, dtype=torch.float64), self.schedule)
+        return layout(self.solver, self.grid.tensor(), self.schedule)
 
     def make_timing(self, name: str, taus: Sequence[float], **more: Any) -> Timing:
         """A timing for just this sampler, a tau for each of its evaluations; ``more`` as in Timing."""
@@ -116,6 +116,50 @@ class Sampler:
         if self.correction is not None:
             predictor = self.correction.wrap(predictor, self.schedule, self.grid.times[0])
         return drive(self.solver(start, self.grid, self.schedule, noise), predictor, taus, keep=keep, progress=progress)
+
+
+def make_sampler(
+    model: Model,
+    solver: str = "ddim",
+    grid: str = "uniform",
+    nfe: int = 10,
+    timing: Timing | None = None,
+    *,
+    eta: float = 0.0,
+    predictor: Predictor | None = None,
+    device: torch.device | str | None = None,
+    correction: Correction | None = None,
+) -> Sampler:
+    """A sampler of a network, by names.
+
+    Args:
+        model: see :func:`tt_lib.networks.unet.load_model`.
+        solver: a name of :mod:`tt_lib.solvers.registry`, with options as in ``unipc,order=2``.
+        grid: a name of :mod:`tt_lib.grids`.
+        nfe: number of network evaluations.
+        timing: tuned for just this sampler.
+        eta: share of ancestral noise, for solvers that take it.
+        predictor: of the network; by default in float32, as it is.
+        device: where to run; by default where the network is.
+        correction: see :mod:`tt_lib.baselines`.
+
+    Raises:
+        BadValue: an unknown name, or a number of evaluations that the solver cannot make.
+        TimingMismatch: the timing belongs to another sampler.
+    """
+    made, steps = make_solver(solver, **({"eta": eta} if eta else {})).for_nfe(nfe)
+    return Sampler(
+        predictor=predictor or make_predictor(model),
+        schedule=model.schedule,
+        solver=made,
+        grid=make_grid(grid, steps, model.schedule),
+        shape=model.shape,
+        timing=timing,
+        model=model.name,
+        device=device or next(model.network.parameters()).device,
+        weights=model.digest,
+        correction=correction,
+    )
 
 
 def batches(first: int, count: int, size: int) -> Iterator[range]:

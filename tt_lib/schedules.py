@@ -23,6 +23,7 @@ from torch import Tensor
 from tt_lib.errors import BadValue, choose
 
 Times = Tensor | float
+MAX_CACHED = 10_000
 
 
 def time_of_index(n: Times, levels: int) -> Tensor:
@@ -35,30 +36,38 @@ def index_of_time(t: Times, levels: int) -> Tensor:
     return torch.as_tensor(t, dtype=torch.float64) * levels - 1
 
 
-Function = Callable[[Any, Times], Tensor]
-MOST_KNOWN = 10_000
+def along(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient ready to multiply the state ``x`` [B, ...].
+
+    ``coefficient`` is a float64 scalar, or [B] with one value for each sample. It is computed in float64
+    and rounded once, here, to the dtype of ``x``; a vector gets the trailing axes of ``x``.
+    """
+    if not coefficient.ndim:
+        # A scalar on the CPU multiplies a state on any device; for a copy the CPU would wait until the GPU is done.
+        return coefficient.to(x.dtype)
+    return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def remembered(function: Function) -> Function:
-    """A schedule's function that keeps its values at scalar times: for every batch, a solver asks for the same few again.
+def _cached(function: Callable[[Any, Times], Tensor]) -> Callable[[Any, Times], Tensor]:
+    """A schedule's function that keeps its values at scalar times: a solver asks for the same few in every batch.
 
-    A GPU that runs a compiled network is done with a step before the CPU has worked out the numbers of the next one anew. A
-    time that wants a gradient is computed each time.
+    A GPU that runs a compiled network ends a step before the CPU has computed the next coefficients anew.
+    A time that wants a gradient is computed each time.
     """
 
     @wraps(function)
-    def asked(self: Any, t: Times) -> Tensor:
+    def at(self: Any, t: Times) -> Tensor:
         if not isinstance(t, Tensor) or t.ndim or t.requires_grad or t.device.type != "cpu":
             return function(self, t)
-        known = self.__dict__.setdefault("_known", {})
+        cache = self.__dict__.setdefault("_cache", {})
         key = (function.__name__, t.item())
-        if key not in known:
-            if len(known) >= MOST_KNOWN:
-                known.clear()
-            known[key] = function(self, t)
-        return known[key]
+        if key not in cache:
+            if len(cache) >= MAX_CACHED:
+                cache.clear()
+            cache[key] = function(self, t)
+        return cache[key]
 
-    return asked
+    return at
 
 
 class Schedule(ABC):
@@ -86,18 +95,18 @@ class Schedule(ABC):
     def network_time(self, t: Times) -> Tensor:
         """What the network is given for time ``t`` (an index for discrete networks, fractional if need be)."""
 
-    @remembered
+    @_cached
     def alpha(self, t: Times) -> Tensor:
         """``alpha(t)``."""
         return self.log_alpha(t).exp()
 
-    @remembered
+    @_cached
     def sigma(self, t: Times) -> Tensor:
         """``sigma(t) = sqrt(1 - alpha(t)^2)``, computed through ``expm1`` so that small values keep their digits."""
         # 0 - ..., not a minus sign: at t = 0 that would give -0.
         return (0.0 - torch.expm1(2 * self.log_alpha(t))).sqrt()
 
-    @remembered
+    @_cached
     def lam(self, t: Times) -> Tensor:
         """``lambda(t) = log(alpha(t) / sigma(t))``, half the log signal-to-noise ratio; ``+inf`` at ``t = 0``."""
         return self.log_alpha(t) - self.sigma(t).log()
@@ -185,20 +194,18 @@ class ContinuousLinearVP(Schedule):
         return torch.as_tensor(t, dtype=torch.float64) * (self.levels - 1)
 
 
-def linear_betas(levels: int = 1000, first: float = 1e-4, last: float = 0.02) -> DiscreteSchedule:
+def linear_betas(levels: int = 1000) -> DiscreteSchedule:
     """DDPM's schedule: betas evenly spaced from 1e-4 to 0.02 (Ho et al. 2020, section 4)."""
-    if levels < 1:
-        raise BadValue(f"levels must be at least 1, got {levels}")
-    return DiscreteSchedule(torch.linspace(first, last, levels, dtype=torch.float64), "linear")
+    _check_levels(levels)
+    return DiscreteSchedule(torch.linspace(1e-4, 0.02, levels, dtype=torch.float64), "linear")
 
 
-def cosine_betas(levels: int = 1000, offset: float = 0.008, largest: float = 0.999) -> DiscreteSchedule:
+def cosine_betas(levels: int = 1000) -> DiscreteSchedule:
     """The cosine schedule, betas clipped at 0.999 (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17)."""
-    if levels < 1:
-        raise BadValue(f"levels must be at least 1, got {levels}")
+    _check_levels(levels)
     u = torch.arange(levels + 1, dtype=torch.float64) / levels
-    alpha_bar = torch.cos((u + offset) / (1 + offset) * torch.pi / 2) ** 2
-    return DiscreteSchedule((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest), "cosine")
+    alpha_bar = torch.cos((u + 0.008) / 1.008 * torch.pi / 2) ** 2
+    return DiscreteSchedule((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999), "cosine")
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -208,10 +215,19 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def make_schedule(name: str, **options) -> Schedule:
-    """A schedule by name: ``linear``, ``cosine`` or ``continuous-linear``."""
+def make_schedule(name: str, **options: Any) -> Schedule:
+    """A schedule by name: ``linear``, ``cosine`` or ``continuous-linear``; options as the function or class has them.
+
+    Raises:
+        BadValue: an unknown name, or options out of range.
+    """
     choose("schedule", name, SCHEDULES)
     return SCHEDULES[name](**options)
+
+
+def _check_levels(levels: int) -> None:
+    if levels < 1:
+        raise BadValue(f"levels must be at least 1, got {levels}")
 
 
 def _in_range(t: Times) -> Tensor:
@@ -227,19 +243,3 @@ def _clamp(t: Tensor) -> Tensor:
     ``torch.clamp`` has slope 0 there (in torch 2.14), and a tau that is tuned from t = 1 would never move.
     """
     return torch.where(t > 1, 1.0, torch.where(t < 0, 0.0, t))
-
-
-# FOLDED tt_lib.schedules
-# The arithmetic that all solvers share: float64 coefficients on states of any dtype.
-
-
-def along(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient ready to multiply the state ``x`` [B, ...].
-
-    ``coefficient`` is a float64 scalar, or [B] with one value for each sample. It is computed in float64
-    and rounded once, here, to the dtype of ``x``; a vector gets the trailing axes of ``x``.
-    """
-    if not coefficient.ndim:
-        # A scalar stays on the CPU: it multiplies a state on any device, and a copy would make the CPU wait for the GPU.
-        return coefficient.to(x.dtype)
-    return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))

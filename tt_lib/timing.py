@@ -7,6 +7,7 @@ and using it with another solver or grid is an error that names both.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Timing:
     """The conditioning times of one few-step sampler.
 
     Attributes:
-        name: ``untuned``, or objective and strategy, as ``truncation-parallel``.
+        name: objective and strategy, as ``truncation-parallel``, perhaps with options.
         taus: the conditioning time of each evaluation, in order.
         times: the nominal time t of each evaluation, in order.
         model: the name of the model they were tuned for.
@@ -54,16 +55,14 @@ class Timing:
 
     def __post_init__(self) -> None:
         if len(self.taus) != len(self.times):
-            raise BadValue(
-                f"a timing needs one tau for each evaluation: {len(self.taus)} taus, {len(self.times)} times"
-            )
+            raise BadValue(f"a timing needs one tau an evaluation: {len(self.taus)} taus, {len(self.times)} times")
         for tau in self.taus:
             if not (math.isfinite(tau) and 0 < tau <= 1):
                 raise BadValue(f"a conditioning time must lie in (0, 1], got {tau}")
 
     @property
     def nfe(self) -> int:
-        """Network evaluations that the timing is for."""
+        """Number of network evaluations that the timing is for."""
         return len(self.taus)
 
     @property
@@ -77,24 +76,18 @@ class Timing:
         Raises:
             TimingMismatch: naming what the timing has and what it is used with.
         """
-        self._same("model", self.model, model)
-        if self.weights and weights:
-            self._same("weights of the model", self.weights[:16], weights[:16])
-        self._same("schedule", self.schedule, schedule)
-        self._same("solver", _label(self.solver, self.options), _label(solver.name, solver.choices_made))
-        self._same("grid", f"{self.grid} with {len(self.grid_times) - 1} steps", f"{grid.name} with {grid.steps} steps")
-        if any(abs(a - b) > 1e-9 for a, b in zip(self.grid_times, grid.times, strict=True)):
-            raise TimingMismatch(
-                f"the timing was tuned for a grid {self.grid!r} with other times (first difference near "
-                f"{max(zip(self.grid_times, grid.times, strict=True), key=lambda ab: abs(ab[0] - ab[1]))}); tune it again"
-            )
-
-    def _same(self, what: str, mine: str, used: str) -> None:
-        if mine != used:
-            raise TimingMismatch(
-                f"the timing was tuned for {what} {mine!r} and is used with {what} {used!r}; "
-                "tune one for it with `tt tune`, or sample with what it was tuned for"
-            )
+        check_same(
+            "the timing was tuned",
+            {
+                "model": (self.model, model),
+                "weights of the model": same_weights(self.weights, weights),
+                "schedule": (self.schedule, schedule),
+                "solver": (_label(self.solver, self.options), _label(solver.name, solver.choices_made)),
+                "grid": (f"{self.grid} with {len(self.grid_times) - 1} steps", f"{grid.name} with {grid.steps} steps"),
+                "time of the grid": differing_time(self.grid_times, grid.times),
+            },
+            "tune one for it with `tt tune`, or sample with what it was tuned for",
+        )
 
     def save(self, path: Path | str) -> None:
         """Write the timing as JSON, atomically."""
@@ -108,6 +101,24 @@ def load_timing(path: Path | str) -> Timing:
         MissingFile, CorruptFile
     """
     return read_record(path, Timing, FORMAT, ("taus", "times", "grid_times"), "timing", "tt tune")
+
+
+def check_same(subject: str, pairs: dict[str, tuple[str, str]], remedy: str) -> None:
+    """Raise :class:`TimingMismatch` unless a record's own values and those that it is used with, the pairs, agree."""
+    for what, (own, used) in pairs.items():
+        if own != used:
+            raise TimingMismatch(f"{subject} for {what} {own!r} and is used with {what} {used!r}; {remedy}")
+
+
+def same_weights(own: str, used: str) -> tuple[str, str]:
+    """Two hashes for :func:`check_same`; they count where both are there."""
+    return (own[:16], used[:16]) if own and used else ("", "")
+
+
+def differing_time(own: Sequence[float], used: Sequence[float]) -> tuple[str, str]:
+    """The first pair of times that differ by more than rounding, for :func:`check_same`."""
+    pairs = ((f"{a:.9g}", f"{b:.9g}") for a, b in zip(own, used, strict=False) if abs(a - b) > 1e-9)
+    return next(pairs, ("", ""))
 
 
 def _label(solver: str, options: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from scipy.integrate import solve_ivp
@@ -22,14 +21,6 @@ from tt_lib.predictors import Predictor, to_v
 from tt_lib.schedules import Schedule, Times, along
 
 Numbers = Tensor | Sequence | float
-
-
-class _Level(NamedTuple):
-    """What all answers at one noise level share; ``z`` and ``variance`` in the components' principal axes."""
-
-    log_joint: Tensor  # [B, M], log(w_m N_m(x))
-    z: Tensor  # [B, M, D], x - alpha mu_m
-    variance: Tensor  # [B or 1, M, D], of x_t about alpha mu_m
 
 
 class GaussianMixture:
@@ -49,43 +40,30 @@ class GaussianMixture:
     """
 
     def __init__(
-        self,
-        weights: Numbers,
-        means: Numbers,
-        scales: Numbers | None = None,
-        covariances: Numbers | None = None,
+        self, weights: Numbers, means: Numbers, scales: Numbers | None = None, covariances: Numbers | None = None
     ) -> None:
         self.weights, self.means = _float64(weights), _float64(means)
-        if self.means.ndim != 2 or 0 in self.means.shape:
-            raise BadValue(f"means must be [M, D], got the shape {list(self.means.shape)}")
+        if self.means.ndim != 2 or 0 in self.means.shape or not bool(self.means.isfinite().all()):
+            raise BadValue(f"means must be finite, [M, D], got {means}")
         if self.weights.shape != self.means.shape[:1] or not _positive(self.weights):
             raise BadValue(f"weights must be {len(self.means)} positive numbers, one a mean, got {weights}")
-        if not bool(self.means.isfinite().all()):
-            raise BadValue(f"means must be finite, got {means}")
         self.weights = self.weights / self.weights.sum()
         if (scales is None) == (covariances is None):
             raise BadValue("give either scales or covariances")
         # Every component in its principal axes: variances [M, D] along the columns of axes [M, D, D].
-        self._variances, self._axes = self._isotropic(scales) if covariances is None else self._full(covariances)
-
-    def _isotropic(self, scales: Numbers | None) -> tuple[Tensor, Tensor]:
-        assert scales is not None
-        values = _float64(scales)
-        if values.shape != self.weights.shape or not _positive(values):
-            raise BadValue(f"scales must be {len(self.weights)} positive numbers, one a mean, got {scales}")
-        return values.square()[:, None].expand_as(self.means), self._identity()
-
-    def _full(self, covariances: Numbers) -> tuple[Tensor, Tensor]:
-        values, shape = _float64(covariances), self._identity().shape
-        if values.shape != shape or not torch.allclose(values, values.mT, rtol=1e-9, atol=0):
-            raise BadValue(f"covariances must be symmetric matrices, {list(shape)}, got {covariances}")
-        variances, axes = torch.linalg.eigh(values)
-        if not _positive(variances):
-            raise BadValue(f"covariances must be positive definite, got eigenvalues {variances.tolist()}")
-        return variances, axes
-
-    def _identity(self) -> Tensor:
-        return torch.eye(self.dim, dtype=torch.float64).expand(len(self.means), -1, -1)
+        identity = torch.eye(self.dim, dtype=torch.float64).expand(len(self.means), -1, -1)
+        if covariances is None:
+            values = _float64(scales)
+            if values.shape != self.weights.shape or not _positive(values):
+                raise BadValue(f"scales must be {len(self.weights)} positive numbers, one a mean, got {scales}")
+            self._variances, self._axes = values.square()[:, None].expand_as(self.means), identity
+        else:
+            values = _float64(covariances)
+            if values.shape != identity.shape or not torch.allclose(values, values.mT, rtol=1e-9, atol=0):
+                raise BadValue(f"covariances must be symmetric, {list(identity.shape)}, got {covariances}")
+            self._variances, self._axes = torch.linalg.eigh(values)
+            if not _positive(self._variances):
+                raise BadValue(f"covariances must be positive definite, got eigenvalues {self._variances.tolist()}")
 
     @property
     def dim(self) -> int:
@@ -100,15 +78,15 @@ class GaussianMixture:
 
     def log_density(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
         """``log p_t(x)``: [B]."""
-        return self._level(x, *_alpha_sigma(t, schedule)).log_joint.logsumexp(1)
+        return self._level(x, schedule.alpha(t), schedule.sigma(t))[0].logsumexp(1)
 
     def eps(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
         """``eps(x, t) = E[eps | x_t = x] = -sigma(t) grad log p_t(x)``: [B, D]; 0 at t = 0."""
-        return self._eps_x0(x, *_alpha_sigma(t, schedule))[0]
+        return self._eps_x0(x, schedule.alpha(t), schedule.sigma(t))[0]
 
     def x0(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
         """The posterior mean ``E[x_0 | x_t = x]``: [B, D]; x itself at t = 0."""
-        return self._eps_x0(x, *_alpha_sigma(t, schedule))[1]
+        return self._eps_x0(x, schedule.alpha(t), schedule.sigma(t))[1]
 
     def velocity(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """``alpha eps - sigma x0`` (Salimans & Ho 2022, arXiv 2202.00512, appendix D): [B, D].
@@ -120,33 +98,32 @@ class GaussianMixture:
         eps, x0 = self._eps_x0(x, alpha, sigma)
         return to_v(eps, x0, alpha, sigma)
 
-    def _level(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> _Level:
-        x = self._checked(x, alpha)
+    def _level(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``log(w_m N_m(x))`` [B, M]; ``x - alpha mu_m`` and its variance [B or 1, M, D] in the principal axes."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise BadValue(f"x must be [B, {self.dim}] for this mixture, got the shape {list(x.shape)}")
+        if alpha.ndim > 1 or (alpha.ndim == 1 and len(alpha) != len(x)):
+            raise BadValue(f"times must be a scalar or [{len(x)}], one a row of x, got {list(alpha.shape)}")
         alpha, sigma = (value.to(x.device).reshape(-1, 1, 1) for value in (alpha, sigma))
-        parts = (self.weights, self.means, self._variances, self._axes)
-        weights, means, variances, axes = (part.to(x.device) for part in parts)
-        z = torch.einsum("mde,bmd->bme", axes, x[:, None] - alpha * means)
+        weights, means, variances, axes = self._on(x.device)
+        z = torch.einsum("mde,bmd->bme", axes, x.double()[:, None] - alpha * means)
         variance = alpha**2 * variances + sigma**2
         log_normal = -0.5 * (z**2 / variance + variance.log() + math.log(2 * math.pi)).sum(2)
-        return _Level(weights.log() + log_normal, z, variance)
+        return weights.log() + log_normal, z, variance
 
     def _eps_x0(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        level = self._level(x, alpha, sigma)
+        log_joint, z, variance = self._level(x, alpha, sigma)
+        _, means, variances, axes = self._on(x.device)
         # softmax subtracts the largest logarithm: far out, where every density underflows, it still answers.
-        share = level.log_joint.softmax(1)
-        pull = share[:, :, None] * level.z / level.variance
-        axes, variances, means = (part.to(x.device) for part in (self._axes, self._variances, self.means))
+        share = log_joint.softmax(1)
+        pull = share[:, :, None] * z / variance
         eps = along(sigma, pull[:, 0]) * torch.einsum("mde,bme->bd", axes, pull)
         # Not (x - sigma eps) / alpha: that cancels where alpha is small.
         shrunk = torch.einsum("mde,bme->bd", axes, variances * pull)
         return eps, share @ means + along(alpha, shrunk) * shrunk
 
-    def _checked(self, x: Tensor, alpha: Tensor) -> Tensor:
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise BadValue(f"x must be [B, {self.dim}] for this mixture, got the shape {list(x.shape)}")
-        if alpha.ndim > 1 or (alpha.ndim == 1 and len(alpha) != len(x)):
-            raise BadValue(f"times must be a scalar or [{len(x)}], one a row of x, got {list(alpha.shape)}")
-        return x.double()
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        return tuple(part.to(device) for part in (self.weights, self.means, self._variances, self._axes))
 
 
 class MixturePredictor:
@@ -171,17 +148,17 @@ def single_gaussian(mean: Numbers = 0.5, scale: float = 0.25) -> GaussianMixture
     return GaussianMixture([1.0], _float64(mean).reshape(1, -1), [scale])
 
 
-def two_modes_1d(weight: float = 0.35, scale: float = 0.2) -> GaussianMixture:
-    """Two modes on the line, at -1 (with this weight) and at 1."""
-    return GaussianMixture([weight, 1 - weight], [[-1.0], [1.0]], [scale, scale])
+def two_modes_1d(scale: float = 0.2) -> GaussianMixture:
+    """Two modes on the line, at -1 (weight 0.35) and at 1 (weight 0.65)."""
+    return GaussianMixture([0.35, 0.65], [[-1.0], [1.0]], [scale, scale])
 
 
-def ring_2d(modes: int = 8, radius: float = 1.0, scale: float = 0.1) -> GaussianMixture:
-    """``modes`` equal modes on a circle in the plane, the first at (radius, 0)."""
+def ring_2d(modes: int = 8, scale: float = 0.1) -> GaussianMixture:
+    """``modes`` equal modes on the unit circle in the plane, the first at (1, 0)."""
     if modes < 1:
         raise BadValue(f"modes must be at least 1, got {modes}")
     angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
-    means = radius * torch.stack([angle.cos(), angle.sin()], 1)
+    means = torch.stack([angle.cos(), angle.sin()], 1)
     return GaussianMixture(torch.ones(modes), means, torch.full((modes,), scale, dtype=torch.float64))
 
 
@@ -259,11 +236,10 @@ def _integrate(
 
     # scipy holds the root mean square over the batch to the tolerance; this holds its worst member to it.
     tolerance = max(rtol / math.sqrt(max(x.numel(), 1)), 1e-13)
-    start = x.detach().double().cpu().flatten().numpy()
     solution = solve_ivp(
         slope,
         (0.0, 1.0),
-        start,
+        x.detach().double().cpu().flatten().numpy(),
         method="DOP853",
         t_eval=None if places is None else places.clamp(0, 1).numpy(),
         rtol=tolerance,
@@ -291,6 +267,11 @@ def _velocity(source: GaussianMixture | Predictor, schedule: Schedule) -> Callab
     return velocity
 
 
+def _angle(t: Times, schedule: Schedule) -> Tensor:
+    """``phi = atan(sigma / alpha)``, from 0 at clean data to nearly pi / 2 at noise."""
+    return torch.atan2(schedule.sigma(t), schedule.alpha(t))
+
+
 # ---- one Gaussian, in closed form
 
 
@@ -301,10 +282,9 @@ def gaussian_flow(x: Tensor, t_start: Times, t_end: Times, mean: Numbers, scale:
 
     for ``x`` [B, D], times scalar or [B], the mean a number or [D].
     """
-    alpha_t, sigma_t = _alpha_sigma(t_start, schedule)
-    alpha_u, sigma_u = _alpha_sigma(t_end, schedule)
-    factor = torch.hypot(alpha_u * scale, sigma_u) / torch.hypot(alpha_t * scale, sigma_t)
-    return _about_mean(x, mean, alpha_t, alpha_u, factor)
+    alpha_t, alpha_u = schedule.alpha(t_start), schedule.alpha(t_end)
+    spread_t, spread_u = (torch.hypot(schedule.alpha(time) * scale, schedule.sigma(time)) for time in (t_start, t_end))
+    return _about_mean(x, mean, alpha_t, alpha_u, spread_u / spread_t)
 
 
 def gaussian_ddim(x: Tensor, times: Numbers, mean: Numbers, scale: float, schedule: Schedule) -> Tensor:
@@ -315,7 +295,7 @@ def gaussian_ddim(x: Tensor, times: Numbers, mean: Numbers, scale: float, schedu
 
     ``x_u - alpha_u m = (alpha_t alpha_u s^2 + sigma_t sigma_u) / v_t  (x_t - alpha_t m)``
     """
-    alpha, sigma = _alpha_sigma(_float64(times), schedule)
+    alpha, sigma = schedule.alpha(_float64(times)), schedule.sigma(_float64(times))
     overlap = alpha[:-1] * alpha[1:] * scale**2 + sigma[:-1] * sigma[1:]
     variance = (alpha[:-1] * scale) ** 2 + sigma[:-1] ** 2
     return _about_mean(x, mean, alpha[0], alpha[-1], (overlap / variance).prod())
@@ -326,22 +306,9 @@ def _about_mean(x: Tensor, mean: Numbers, alpha_from: Tensor, alpha_to: Tensor, 
     return along(alpha_to, x) * mean + along(factor, x) * (x - along(alpha_from, x) * mean)
 
 
-# ---- small things
-
-
-def _float64(values: Numbers) -> Tensor:
+def _float64(values: Numbers | None) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float64)
 
 
 def _positive(values: Tensor) -> bool:
     return bool(((values > 0) & values.isfinite()).all())
-
-
-def _alpha_sigma(t: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    return schedule.alpha(t), schedule.sigma(t)
-
-
-def _angle(t: Times, schedule: Schedule) -> Tensor:
-    """``phi = atan(sigma / alpha)``, from 0 at clean data to nearly pi / 2 at noise."""
-    alpha, sigma = _alpha_sigma(t, schedule)
-    return torch.atan2(sigma, alpha)

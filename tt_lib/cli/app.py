@@ -1,4 +1,7 @@
-"""What every command shares: the app, errors as one line, the progress bar, common options."""
+"""What every command shares: the app, errors as one line, the progress bar, common options.
+
+Nothing here imports PyTorch before a command runs, so that ``tt --help`` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,10 +20,12 @@ from typer.core import TyperGroup
 
 from tt_lib.errors import BadValue, TTError
 from tt_lib.files import check_png, check_writable
-from tt_lib.metrics.world import ALONE, World, join_world
 
 if TYPE_CHECKING:
-    from tt_lib.metrics.features import Features, NetworkFeatures
+    import torch
+
+    from tt_lib.metrics.reference import Metric
+    from tt_lib.metrics.world import World
 
 console = Console()
 Report = Callable[[int, int, str], None]
@@ -34,7 +39,8 @@ FastFeaturesOption = Annotated[
     bool,
     typer.Option(
         "--fast-features",
-        help="Inception in float16, and compiled with --compile: several times faster on a GPU; its distance is a little different.",
+        help="Inception in float16, and compiled with --compile: several times faster on a GPU, and its distance is "
+        "a little different.",
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a finished result.")]
@@ -100,6 +106,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         BadValue: no such device on this machine.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -112,11 +120,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def faster(features: Features, wanted: bool, batch: int, compile: bool) -> Features:
-    """The features as they are, or in their faster form (see :mod:`tt_lib.metrics.features`)."""
+def faster(metric: Metric, fast: bool, batch: int, compile: bool) -> Metric:
+    """A metric as it is, or with the faster form of its features (see :mod:`tt_lib.metrics.features`)."""
     from tt_lib.metrics.features import make_fast
 
-    return make_fast(cast("NetworkFeatures", features), batch, compile) if wanted else features
+    return replace(metric, features=make_fast(metric.features, batch, compile)) if fast else metric
 
 
 def pick_devices(name: str) -> tuple[World, torch.device]:
@@ -125,6 +133,8 @@ def pick_devices(name: str) -> tuple[World, torch.device]:
     Raises:
         BadValue: see :func:`pick_device` and :func:`tt_lib.metrics.world.join_world`.
     """
+    from tt_lib.metrics.world import ALONE, join_world
+
     return join_world(name) or (ALONE, pick_device(name))
 
 
@@ -155,7 +165,7 @@ def progress_bar(title: str) -> Iterator[Report]:
 
 
 def _plain_lines(title: str, every: float = 10.0) -> Report:
-    """A report that prints a line about every ``every`` seconds, with the time left judged since the first report."""
+    """A report that prints a line about every ``every`` seconds, and the time left since the first report."""
     begun = time.monotonic()
     last, first = begun - every, (0, begun)
 

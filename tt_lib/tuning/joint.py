@@ -1,17 +1,19 @@
-"""All times at once, judged by the finished samples.
+"""All times at once, by the finished samples.
 
-The objectives of :mod:`tt_lib.tuning.objectives` judge one step; what is wanted are good samples. Here the loss is of a whole
-timing, ``L(tau_1 .. tau_K)``, by what its samples are like (:mod:`tt_lib.tuning.joint`):
+The objectives of :mod:`tt_lib.tuning.objectives` are of one step; what is wanted are good samples. Here the loss is of
+a whole timing, ``L(tau_1 .. tau_K)``, of the samples that it makes:
 
-- ``frechet``: the Fréchet distance of their features from those of the training images. It is the very metric that is measured
-  in the end, so it shows what tuned times can do at best. The samples that it tunes on are never measured, but a gain in these
-  features only says little: judge it in others, too.
-- ``end``: the distance of each sample from the end of a fine run from the same noise.
+- ``frechet``: the Fréchet distance of their features from those of the training images. It is the very metric that is
+  measured in the end, so it shows what tuned times can do at best. The samples that it tunes on are never measured, but
+  a gain in these features only says little: measure it in others, too.
+- ``end``: ``E |x - x*|^2``, mean over pixels, where x* is the end of a converged solution from the same noise. It is
+  the truncation error of the whole run, which the objectives of single steps hope to lower by lowering each step's.
 
-Watson et al. 2022 (arXiv 2202.05830) find fast samplers by differentiating such a loss through the run. A handful of scalars
-needs no gradient: SciPy's COBYQA (Ragonneau 2022, "Model-based derivative-free optimization methods and software") fits a
-quadratic model to the losses of the ratios tau / t that it has tried, within a trust region. CMA-ES, the other choice, needs more
-tries and sees farther.
+Watson et al. 2022 (arXiv 2202.05830) find fast samplers by differentiating such a loss through the run. A handful of
+scalars needs no gradient: SciPy's COBYQA (Ragonneau 2022, "Model-based derivative-free optimization methods and
+software") fits a quadratic model to the losses of the ratios tau / t that it has tried, within a trust region. CMA-ES
+(Hansen & Ostermeier 2001, "Completely derandomized self-adaptation in evolution strategies"), the other choice, needs
+more tries and sees farther.
 """
 
 from __future__ import annotations
@@ -22,42 +24,40 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cma
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import minimize
-from torch import Tensor
+from scipy.optimize import OptimizeResult, minimize
 
 from tt_lib.errors import BadValue, choose
 from tt_lib.files import read_json, write_json
 from tt_lib.metrics.evaluate import fingerprint, sample_statistics
-from tt_lib.metrics.features import Features
 from tt_lib.metrics.frechet import frechet_distance
-from tt_lib.metrics.statistics import FeatureStatistics
-from tt_lib.noise import StartNoise
+from tt_lib.metrics.reference import Metric
+from tt_lib.noise import JOINT_FIRST_SEED, StartNoise
 from tt_lib.rows import provenance
-from tt_lib.sampling import FINE_STEPS, Sampler, batches, fine_end
-from tt_lib.solvers.layout import layout
-from tt_lib.tuning.config import check_freeze_last, check_range, full_name
+from tt_lib.sampling import FINE_STEPS, Sampler, batches, fine_sampler
 from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
 
 END = "end"
 JOINT_OBJECTIVES = ("frechet", END)
 JOINT = "joint"
 JOINT_OPTIMISERS = ("cobyqa", "cma-es")
-FIRST_SEED = 2_000_000_000
-"""Samples for tuning have the seeds from here on, so that none is also measured."""
+BOUNDS = (0.5, 1.5)
+"""Smallest and largest tau / t."""
 RADIUS, SHRINK, SMALLEST = 0.1, 0.7, 0.01
-"""How far from the best ratios the first round of the search looks, and by how much less far each later one, down to the last."""
+"""How far from the best ratios the first round of COBYQA looks, the factor for each later one, and the last radius."""
 LINE_TRIES = 20
 """Tries for the straight line, where they are a small part of all."""
 PRECISION = 0.02
 """A round ends when it looks no farther than this share of the radius that it began with."""
-Loss = Callable[[tuple[float, ...]], float]
-Row = tuple[int, int, float, float, float]
+Taus = tuple[float, ...]
+Loss = Callable[[Taus], float]
+SamplesLoss = Callable[[Sampler, range], float]
+"""The loss of a sampler by its samples of some seeds."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,19 @@ class JointConfig:
 
     Attributes:
         objective: ``frechet`` or ``end``, see the module's text.
-        samples: samples that judge one timing.
-        bounds: smallest and largest tau / t.
-        freeze_last: how many of the last steps keep tau = t. (0: unlike the objectives of single steps, this one can
-            judge the last step, too.)
-        tries: timings judged for each step that may move, at most.
+        samples: samples that the loss of one timing is taken from.
+        freeze_last: how many of the last steps keep tau = t. (0: unlike the objectives of single steps, this loss sees
+            what the last step does.)
+        tries: timings tried for each step that may move, at most.
         seed: added to the seeds of the samples, and the seed of the optimiser.
         optimiser: ``cobyqa`` or ``cma-es``, see :func:`search`.
+
+    Raises:
+        BadValue: naming the choice and the value.
     """
 
     objective: str = "frechet"
     samples: int = 1000
-    bounds: tuple[float, float] = (0.5, 1.5)
     freeze_last: int = 0
     tries: int = 120
     seed: int = 0
@@ -86,265 +87,255 @@ class JointConfig:
     def __post_init__(self) -> None:
         choose("objective of a joint tuning", self.objective, JOINT_OBJECTIVES)
         choose("optimiser of a joint tuning", self.optimiser, JOINT_OPTIMISERS)
-        if self.samples < 2:
-            raise BadValue(f"a timing is judged by at least 2 samples, got {self.samples}")
-        check_range("bounds", self.bounds)
-        check_freeze_last(self.freeze_last)
-        if self.tries < 3:
-            raise BadValue(f"a search needs at least 3 tries for each step, got {self.tries}")
+        for name, least in (("samples", 2), ("freeze_last", 0), ("tries", 3)):
+            if getattr(self, name) < least:
+                raise BadValue(f"{name} of a joint tuning must be at least {least}, got {getattr(self, name)}")
 
     @property
     def name(self) -> str:
-        """See :func:`tt_lib.tuning.config.full_name`."""
-        return full_name(f"{self.objective}-{JOINT}", self.freeze_last, JointConfig.freeze_last)
-
-
-class _Trials:
-    """The loss as a function of the ratios tau / t of the steps that may move, and what was found of it."""
-
-    def __init__(
-        self, loss: Loss, times: Sequence[float], tuned: int, bounds: tuple[float, float], t_min: float
-    ) -> None:
-        self.loss, self.times, self.tuned, self.bounds, self.t_min = loss, times, tuned, bounds, t_min
-        self.rows: list[Row] = []
-        self.best: tuple[float, tuple[float, ...], list[float]] = (math.inf, tuple(times), [1.0] * tuned)
-        """The lowest loss, with its taus and ratios."""
-
-    def __call__(self, ratios: Sequence[float]) -> float:
-        # A frozen step's own time stays as it is, wherever it lies.
-        moved = (min(1.0, max(self.t_min, t * float(r))) for t, r in zip(self.times[: self.tuned], ratios, strict=True))
-        taus = (*moved, *self.times[self.tuned :])
-        found = self.loss(taus)
-        attempt = self.rows[-1][1] + 1 if self.rows else 0
-        self.rows.extend((step, attempt, found, taus[step], self.times[step]) for step in range(max(self.tuned, 1)))
-        if found < self.best[0]:
-            self.best = (found, taus, list(ratios))
-        return found
-
-
-def search(
-    loss: Loss,
-    times: Sequence[float],
-    tuned: int,
-    bounds: tuple[float, float],
-    t_min: float,
-    tries: int,
-    optimiser: str = "cobyqa",
-    seed: int = 0,
-) -> tuple[tuple[float, ...], list[Row]]:
-    """Search for the ratios tau / t of the lowest loss, from 1 on.
-
-    Args:
-        loss: of all K taus.
-        times: the K nominal times.
-        tuned: the first so many steps may move.
-        bounds: smallest and largest tau / t.
-        t_min: the smallest time that the network knows; the largest is 1.
-        tries: losses asked for at most, after the untuned one's.
-        optimiser: one of :data:`JOINT_OPTIMISERS`.
-        seed: of the optimiser, where it draws numbers.
-
-    Returns:
-        The best taus, and a row (step, try, loss, tau, t) for each try and each step that may move; the first try is
-        the untuned one. No timing with a higher loss than the untuned one is returned.
-    """
-    judge = _Trials(loss, times, tuned, bounds, t_min)
-    judge([1.0] * tuned)
-    if optimiser == "cma-es":
-        _evolve(judge, tries, seed)
-    else:
-        _descend_thrice(judge, tries)
-    return judge.best[1], judge.rows
-
-
-def _descend_thrice(judge: _Trials, tries: int) -> None:
-    """COBYQA. The loss has several minima, so there are three descents, each with a third of the tries: from the best straight line
-    of ratios over the steps (its two ends decide it), from ratio 1, and from the better of what these two found. A descent goes in
-    rounds from the best ratios found so far; a round that begins with a wide view again finds its way out of many minima.
-    """
-    tuned, share = judge.tuned, tries
-
-    def rounds(start: list[float], most: int) -> None:
-        radius = RADIUS
-        # A round begins with a model of the loss from 2 K + 1 tries; fewer are no use.
-        while tuned and most > 2 * tuned:
-            result = _descend(judge, start, judge.bounds, radius, most)
-            most -= result.nfev
-            if radius <= SMALLEST:
-                break
-            start, radius = list(result.x), max(radius * SHRINK, SMALLEST)
-
-    if _line_pays(judge, tries):
-        share = tries // 3
-        line, spent = _best_line(judge)
-        rounds(line, share - spent)
-        rounds([1.0] * tuned, share)
-    rounds(judge.best[2], share)
-
-
-def _evolve(judge: _Trials, tries: int, seed: int) -> None:
-    """CMA-ES (Hansen & Ostermeier 2001, "Completely derandomized self-adaptation in evolution strategies"), by its author's package.
-
-    It looks at a cloud of ratios at once and learns the cloud's shape, so that small minima do not hold it. It begins around the
-    best straight line of ratios, with generations twice as large as usual; when one run has come to its end, the next begins around
-    the best ratios so far.
-    """
-    tuned = judge.tuned
-    if not tuned:
-        return
-    draw = np.random.default_rng(seed)
-    generation = 2 * (4 + int(3 * math.log(tuned)))
-    start, spent = _best_line(judge) if _line_pays(judge, tries) else ([1.0] * tuned, 0)
-    while tries - spent >= generation:
-        strategy = cma.CMAEvolutionStrategy(
-            start,
-            RADIUS,
-            # Its own numbers: NumPy's global generator stays as it is.
-            {
-                "bounds": list(judge.bounds),
-                "popsize": generation,
-                "seed": math.nan,
-                "randn": lambda *size: draw.standard_normal(size),
-                "verbose": -9,
-            },
-        )
-        while not strategy.stop() and tries - spent >= generation:
-            cloud = strategy.ask()
-            strategy.tell(cloud, [judge(ratios) for ratios in cloud])
-            spent += generation
-        start = judge.best[2]
-
-
-def _descend(
-    judged: Callable[[Sequence[float]], float],
-    start: list[float],
-    bounds: tuple[float, float],
-    radius: float,
-    most: int,
-) -> Any:
-    return minimize(
-        judged,
-        start,
-        method="COBYQA",
-        bounds=[bounds] * len(start),
-        options={"maxfev": most, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION},
-    )
-
-
-def _line_pays(judge: _Trials, tries: int) -> bool:
-    """Whether a straight line is simpler than the ratios, and its tries are a small part of all."""
-    return judge.tuned > 2 and tries >= 12 * LINE_TRIES
-
-
-def _best_line(judge: _Trials) -> tuple[list[float], int]:
-    """The best ratios that lie on a straight line over the steps, and the tries that finding them took."""
-
-    def ratios(ends: Sequence[float]) -> list[float]:
-        first, last = ends
-        return np.linspace(first, last, judge.tuned).tolist()
-
-    line = _descend(lambda ends: judge(ratios(ends)), [1.0, 1.0], judge.bounds, RADIUS, LINE_TRIES)
-    return ratios(line.x), line.nfev
+        """Objective and strategy, as timings are called by."""
+        return f"{self.objective}-{JOINT}"
 
 
 def tune_joint(
     sampler: Sampler,
-    features: Features | None,
-    reference: FeatureStatistics | None,
+    metric: Metric | None,
     config: JointConfig | None = None,
     *,
     batch: int = 500,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> TuneResult:
-    """Tune all conditioning times of a sampler by what its samples are like.
+    """Tune all conditioning times of a sampler by the samples that it makes.
 
     Args:
         sampler: untuned. A solver that draws noise draws the same for every timing.
-        features, reference: what the Fréchet distance is taken in and from; the objective ``end`` needs neither.
+        metric: what the Fréchet distance is taken in and from; the objective ``end`` needs none.
         batch: samples at a time.
-        state: file for the losses found so far; an interrupted run goes on from it. It is removed at the end.
-        progress: called with (timings judged, of all, message).
+        state: file for the losses computed so far; an interrupted run goes on from it. It is removed at the end.
+        progress: called with (timings tried, of all, message).
 
     Raises:
-        BadValue: ``state`` belongs to another tuning, a Fréchet distance is wanted without features, or the end of a fine run for
+        BadValue: ``state`` belongs to another tuning, a Fréchet distance without a metric, or the objective ``end`` for
             a solver that draws noise.
         CorruptFile: ``state`` is damaged.
     """
     config = config or JointConfig()
-    grid_times = torch.tensor(sampler.grid.times, dtype=torch.float64)
-    evaluations = layout(sampler.solver, grid_times, sampler.schedule)
-    times = tuple(each.t for each in evaluations)
-    tuned = sum(each.step < sampler.grid.steps - config.freeze_last for each in evaluations)
-    seeds = range(FIRST_SEED + config.seed, FIRST_SEED + config.seed + config.samples)
-    judge = _judge(config, features, reference, batch, StartNoise(sampler.shape, sampler.device))
-    untuned = sampler.make_timing(config.name, times, times)
-    known = _Known(state, [*judge.identity(sampler, seeds), asdict(config)])
+    times = tuple(each.t for each in sampler.evaluations)
+    tuned = sum(each.step < sampler.grid.steps - config.freeze_last for each in sampler.evaluations)
+    first_seed = JOINT_FIRST_SEED + config.seed
+    seeds = range(first_seed, first_seed + config.samples)
+    start = StartNoise(sampler.shape, sampler.device)
+    if config.objective == END:
+        samples_loss, identity, facts = _end_loss(sampler, batch, start)
+    elif metric is None:
+        raise BadValue(f"{config.name} is tuned by a Fréchet distance: give the metric")
+    else:
+        samples_loss, identity, facts = _frechet_loss(sampler, metric, seeds, batch, start)
+    untuned = sampler.make_timing(config.name, times)
+    losses = _Losses(state, [*identity, first_seed, asdict(config)])
     total, done = 1 + tuned * config.tries, 0
 
     @torch.no_grad()
-    def loss(taus: tuple[float, ...]) -> float:
+    def loss(taus: Taus) -> float:
         nonlocal done
-        if taus not in known.losses:
-            trial = replace(sampler, timing=replace(untuned, taus=taus))
-            known.add(taus, judge(trial, seeds))
+        if taus not in losses.of:
+            losses.add(taus, samples_loss(replace(sampler, timing=replace(untuned, taus=taus)), seeds))
         done += 1
         if progress:
             progress(done, total, f"timing {done} of at most {total}")
-        return known.losses[taus]
+        return losses.of[taus]
 
-    taus, rows = search(
-        loss, times, tuned, config.bounds, sampler.schedule.t_min, tuned * config.tries, config.optimiser, config.seed
-    )
-    losses = [row[2] for row in rows]
+    search = Search(loss, times, tuned, BOUNDS, sampler.schedule.t_min)
+    search.run(tuned * config.tries, config.optimiser, config.seed)
     tuning: dict[str, Any] = {
         "strategy": JOINT,
         **asdict(config),
-        **judge.facts,
-        "first_seed": seeds.start,
+        **facts,
+        "first_seed": first_seed,
         "source": "samples",
-        "seconds": round(known.seconds(), 2),
-        "loss_untuned": [losses[0]],
-        "loss_tuned": [min(losses)],
+        "seconds": round(losses.seconds(), 2),
+        "loss_untuned": [losses.of[times]],
+        "loss_tuned": [search.lowest],
     }
-    known.remove()
-    timing = replace(untuned, taus=taus, tuning=tuning, provenance=provenance())
-    return TuneResult(timing, pd.DataFrame(rows, columns=list(HISTORY_COLUMNS)))
+    losses.remove()
+    timing = replace(untuned, taus=search.best, tuning=tuning, provenance=provenance())
+    return TuneResult(timing, pd.DataFrame(search.rows, columns=list(HISTORY_COLUMNS)))
 
 
-def _judge(
-    config: JointConfig, features: Features | None, reference: FeatureStatistics | None, batch: int, start: StartNoise
-) -> Judge:
-    if config.objective == END:
-        return EndJudge(batch, start)
-    if features is None or reference is None:
-        raise BadValue(f"{config.name} is tuned by a Fréchet distance: give the features and their reference")
-    return FrechetJudge(features, reference, batch, start)
+def _frechet_loss(
+    sampler: Sampler, metric: Metric, seeds: range, batch: int, start: StartNoise
+) -> tuple[SamplesLoss, list[Any], dict[str, Any]]:
+    """The loss, what it depends on beside the taus, and facts for the timing."""
+
+    def loss(trial: Sampler, seeds: range) -> float:
+        statistics = sample_statistics(trial, metric.features, seeds, batch=batch, start=start)
+        return frechet_distance(statistics, metric.reference)
+
+    digest = hashlib.sha256(metric.reference.mean.cpu().numpy().tobytes()).hexdigest()
+    return loss, [fingerprint(sampler, metric.features, seeds), digest], {"features": metric.features.name}
 
 
-class _Known:
-    """The losses found so far, in a file: the search is deterministic, so a resumed one asks for the same timings again."""
+def _end_loss(sampler: Sampler, batch: int, start: StartNoise) -> tuple[SamplesLoss, list[Any], dict[str, Any]]:
+    """The loss, what it depends on beside the taus, and facts for the timing."""
+    if sampler.solver.stochastic:
+        raise BadValue(
+            f"cannot tune {sampler.solver.name} by the end of a converged solution: it draws noise and follows no "
+            "trajectory; choose the objective consistency, or frechet"
+        )
+    fine, ends = fine_sampler(sampler, FINE_STEPS), {}
+
+    def loss(trial: Sampler, seeds: range) -> float:
+        total = 0.0
+        for part in batches(seeds.start, len(seeds), batch):
+            x = start(part)
+            if part not in ends:
+                ends[part] = fine(part, start=x).x
+            total += float((trial(part, start=x).x - ends[part]).square().flatten(1).mean(1).sum())
+        return total / len(seeds)
+
+    identity = [sampler.model, sampler.weights, sampler.schedule.name, sampler.solver.name, sampler.solver.options]
+    return loss, [*identity, sampler.grid.times, FINE_STEPS], {"fine_steps": FINE_STEPS}
+
+
+class Search:
+    """A search for the ratios tau / t of the lowest loss, from 1 on.
+
+    Args:
+        loss: of all K taus.
+        times: the K nominal times.
+        tuned: the first so many steps may move.
+        bounds: smallest and largest tau / t.
+        t_min: the smallest time at which the network can be evaluated; the largest is 1.
+
+    Attributes:
+        best, lowest: the taus of the lowest loss, and the loss: never above the untuned one's.
+        rows: (evaluation, try, loss, tau, t) for each try and each evaluation that may move; try 0 is untuned.
+    """
+
+    def __init__(
+        self, loss: Loss, times: Sequence[float], tuned: int, bounds: tuple[float, float], t_min: float
+    ) -> None:
+        self.loss, self.times, self.tuned, self.bounds, self.t_min = loss, tuple(times), tuned, bounds, t_min
+        self.rows: list[tuple[int, int, float, float, float]] = []
+        self.lowest, self.best, self.ratios = math.inf, self.times, [1.0] * tuned
+        self.count = 0
+
+    def run(self, tries: int, optimiser: str = "cobyqa", seed: int = 0) -> None:
+        """Try the untuned times, and at most ``tries`` more.
+
+        Args:
+            optimiser: one of :data:`JOINT_OPTIMISERS`.
+            seed: of the optimiser, where it draws numbers.
+        """
+        self(self.ratios)
+        if self.tuned and optimiser == "cma-es":
+            self._evolve(tries, seed)
+        elif self.tuned:
+            self._descend_thrice(tries)
+
+    def __call__(self, ratios: Sequence[float]) -> float:
+        """Try some ratios."""
+        # A frozen step's own time stays as it is, wherever it lies.
+        moved = (min(1.0, max(self.t_min, t * float(r))) for t, r in zip(self.times[: self.tuned], ratios, strict=True))
+        taus = (*moved, *self.times[self.tuned :])
+        loss = self.loss(taus)
+        self.rows += [(k, self.count, loss, taus[k], self.times[k]) for k in range(max(self.tuned, 1))]
+        self.count += 1
+        if loss < self.lowest:
+            self.lowest, self.best, self.ratios = loss, taus, [float(r) for r in ratios]
+        return loss
+
+    def _descend_thrice(self, tries: int) -> None:
+        """COBYQA. The loss has several minima, so there are three descents, each with a third of the tries: from the
+        best straight line of ratios over the steps, from ratio 1, and from the better of what these two reached.
+        """
+        share = tries
+        if self._line_pays(tries):
+            share = tries // 3
+            line, spent = self._best_line()
+            self._rounds(line, share - spent)
+            self._rounds([1.0] * self.tuned, share)
+        self._rounds(self.ratios, share)
+
+    def _rounds(self, start: list[float], tries: int) -> None:
+        """A descent in rounds: one that begins at its best ratios with a wide view again leaves many minima."""
+        radius = RADIUS
+        # A round begins with a model of the loss from 2 K + 1 tries; fewer are no use.
+        while tries > 2 * self.tuned:
+            result = self._descend(self, start, radius, tries)
+            tries -= result.nfev
+            if radius <= SMALLEST:
+                break
+            start, radius = list(result.x), max(radius * SHRINK, SMALLEST)
+
+    def _descend(
+        self, loss: Callable[[Any], float], start: Sequence[float], radius: float, tries: int
+    ) -> OptimizeResult:
+        options = {"maxfev": tries, "initial_tr_radius": radius, "final_tr_radius": radius * PRECISION}
+        return minimize(loss, start, method="COBYQA", bounds=[self.bounds] * len(start), options=options)
+
+    def _line_pays(self, tries: int) -> bool:
+        """Whether a straight line is simpler than the ratios, and its tries are a small part of all."""
+        return self.tuned > 2 and tries >= 12 * LINE_TRIES
+
+    def _best_line(self) -> tuple[list[float], int]:
+        """The best ratios on a straight line over the steps, and the tries that they took; its ends decide the line."""
+
+        def line(ends: Sequence[float]) -> list[float]:
+            return np.linspace(ends[0], ends[1], self.tuned).tolist()
+
+        result = self._descend(lambda ends: self(line(ends)), [1.0, 1.0], RADIUS, LINE_TRIES)
+        return line(result.x), result.nfev
+
+    def _evolve(self, tries: int, seed: int) -> None:
+        """CMA-ES, by its author's package: a cloud of ratios that learns its shape, and leaves small minima.
+
+        It begins around the best straight line, with generations twice as large as usual. When one run has come to its
+        end, the next begins around the best ratios so far.
+        """
+        draw = np.random.default_rng(seed)
+        generation = 2 * (4 + int(3 * math.log(self.tuned)))
+        start, spent = self._best_line() if self._line_pays(tries) else (self.ratios, 0)
+        options = {
+            "bounds": list(self.bounds),
+            "popsize": generation,
+            "verbose": -9,
+            # Its own numbers: NumPy's global generator stays as it is.
+            "seed": math.nan,
+            "randn": lambda *size: draw.standard_normal(size),
+        }
+        while tries - spent >= generation:
+            strategy = cma.CMAEvolutionStrategy(start, RADIUS, options)
+            while not strategy.stop() and tries - spent >= generation:
+                cloud = strategy.ask()
+                strategy.tell(cloud, [self(ratios) for ratios in cloud])
+                spent += generation
+            start = self.ratios
+
+
+class _Losses:
+    """The losses computed so far, in a file: the search is deterministic, so a resumed one asks for the same again."""
 
     def __init__(self, path: Path | None, parts: list[Any]) -> None:
-        self.path, self.elapsed = path, 0.0
-        self.losses: dict[tuple[float, ...], float] = {}
-        self.mark = hashlib.sha256(repr(parts).encode()).hexdigest()
-        self.begun = time.monotonic()
+        self.path, self.elapsed, self.begun = path, 0.0, time.monotonic()
+        self.of: dict[Taus, float] = {}
+        self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
         if path is None or not path.exists():
             return
         content = read_json(path)
-        if not isinstance(content, dict) or content.get("fingerprint") != self.mark:
+        if not isinstance(content, dict) or content.get("fingerprint") != self.fingerprint:
             raise BadValue(
                 f"{path} is the state of another tuning (other model, solver, grid, features or options); delete it"
             )
-        self.losses = {tuple(taus): value for taus, value in content["losses"]}
+        self.of = {tuple(taus): value for taus, value in content["losses"]}
         self.elapsed = content["elapsed"]
 
-    def add(self, taus: tuple[float, ...], value: float) -> None:
-        self.losses[taus] = value
+    def add(self, taus: Taus, value: float) -> None:
+        self.of[taus] = value
         if self.path:
-            losses = [[list(key), loss] for key, loss in self.losses.items()]
-            write_json(self.path, {"fingerprint": self.mark, "elapsed": self.seconds(), "losses": losses})
+            losses = [[list(key), loss] for key, loss in self.of.items()]
+            write_json(self.path, {"fingerprint": self.fingerprint, "elapsed": self.seconds(), "losses": losses})
 
     def seconds(self) -> float:
         """Spent so far, interrupted runs included."""
@@ -353,80 +344,3 @@ class _Known:
     def remove(self) -> None:
         if self.path:
             self.path.unlink(missing_ok=True)
-
-
-# FOLDED tt_lib.tuning.joint
-# What a joint tuning is judged by: one number for the samples of a whole run, the lower the better.
-
-
-class Judge(Protocol):
-    """Judges a sampler by the samples that it makes of some seeds.
-
-    Attributes:
-        facts: for the timing's provenance.
-    """
-
-    facts: dict[str, Any]
-
-    def __call__(self, trial: Sampler, seeds: range) -> float: ...
-
-    def identity(self, sampler: Sampler, seeds: range) -> list[Any]:
-        """What the losses depend on, beside the taus."""
-        ...
-
-
-class FrechetJudge:
-    """``FD(features of the samples, features of the training images)``.
-
-    Args:
-        features, reference: what the distance is taken in and from.
-        batch: samples at a time.
-        start: keeps the noise.
-    """
-
-    def __init__(self, features: Features, reference: FeatureStatistics, batch: int, start: StartNoise) -> None:
-        self.features, self.reference, self.batch, self.start = features, reference, batch, start
-        self.facts = {"features": features.name}
-
-    def __call__(self, trial: Sampler, seeds: range) -> float:
-        found, _ = sample_statistics(trial, self.features, seeds, batch=self.batch, start=self.start)
-        return frechet_distance(found, self.reference)
-
-    def identity(self, sampler: Sampler, seeds: range) -> list[Any]:
-        digest = hashlib.sha256(self.reference.mean.cpu().numpy().tobytes()).hexdigest()
-        return [fingerprint(sampler, self.features, seeds), digest]
-
-
-class EndJudge:
-    """``E |x - x*|^2``, mean over pixels, where x* is the end of a fine run from the same noise.
-
-    The truncation error of the whole run: what the objectives of single steps hope to lower by lowering each step's.
-
-    Args:
-        batch: samples at a time.
-        start: keeps the noise.
-        steps: of the fine run.
-    """
-
-    def __init__(self, batch: int, start: StartNoise, steps: int = FINE_STEPS) -> None:
-        self.batch, self.start, self.steps = batch, start, steps
-        self.facts = {"fine_steps": steps}
-        self.ends: dict[range, Tensor] = {}
-
-    def __call__(self, trial: Sampler, seeds: range) -> float:
-        if trial.solver.stochastic:
-            raise BadValue(
-                f"cannot tune {trial.solver.name} by the end of a fine run: it draws noise and follows no trajectory; "
-                "choose --objective consistency, or frechet"
-            )
-        total = 0.0
-        for part in batches(seeds.start, len(seeds), self.batch):
-            start = self.start(part)
-            if part not in self.ends:
-                self.ends[part] = fine_end(trial, start, self.steps)
-            total += float((trial(part, start=start).x - self.ends[part]).square().flatten(1).mean(1).sum())
-        return total / len(seeds)
-
-    def identity(self, sampler: Sampler, seeds: range) -> list[Any]:
-        parts = [sampler.model, sampler.weights, sampler.schedule.name, sampler.solver.name, sampler.solver.options]
-        return [*parts, sampler.grid.times, self.steps, seeds.start, len(seeds)]

@@ -1,4 +1,4 @@
-"""What a tau is judged by.
+"""The loss of one conditioning time: two objectives for a step from t to s.
 
 ``consistency`` is the paper's objective (Xia et al. 2024, eq. 5, and the authors' code):
 
@@ -12,13 +12,13 @@ carries truncation error: true trajectories are curved.
 
     ``L(tau) = E || x_s(tau) - x_s* ||^2``
 
-where ``x_s*`` is a fine solution of the same interval from the same ``x_t``. It needs no gradient through
+where ``x_s*`` is a converged solution of the same interval from the same ``x_t``. It needs no gradient through
 a second evaluation. Both are sums over pixels and means over images.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from torch import Tensor
 
@@ -27,17 +27,21 @@ from tt_lib.sampling import fine_solution
 from tt_lib.schedules import Schedule
 
 
-class Objective(Protocol):
-    """A target, computed once for each state, and the loss [B] of a step's result ``x_next`` against it."""
+class Objective(ABC):
+    """A target, computed once for each state, and the loss of a step's result against it. Times are scalars or [B]."""
 
+    @abstractmethod
     def target(
         self, predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """The target [B, ...] of a step from ``x`` [B, ...] at t to s; ``substeps`` of a converged solution."""
 
-    def loss(self, problem, x_next: Tensor, s: Tensor, target: Tensor) -> Tensor: ...
+    @abstractmethod
+    def loss(self, predictor: Predictor, schedule: Schedule, x_next: Tensor, s: Tensor, target: Tensor) -> Tensor:
+        """The loss [B] of the step's result ``x_next`` [B, ...] at s, differentiable in it."""
 
 
-class Consistency:
+class Consistency(Objective):
     """The paper's objective."""
 
     def target(
@@ -45,21 +49,21 @@ class Consistency:
     ) -> Tensor:
         return predictor(x, t, t)
 
-    def loss(self, problem, x_next: Tensor, s: Tensor, target: Tensor) -> Tensor:
-        # There is no network at t = 0: where the last step is tuned, its result is judged at the cleanest level.
-        s = s.clamp(min=problem.schedule.t_min)
-        return squared_distance(problem.predictor(x_next, s, s), target)
+    def loss(self, predictor: Predictor, schedule: Schedule, x_next: Tensor, s: Tensor, target: Tensor) -> Tensor:
+        # There is no network at t = 0: the result of a step to clean data is evaluated at the cleanest level.
+        s = s.clamp(min=schedule.t_min)
+        return squared_distance(predictor(x_next, s, s), target)
 
 
-class Truncation:
-    """The distance of the step's result from a fine solution of its interval."""
+class Truncation(Objective):
+    """The distance of the step's result from a converged solution of its interval."""
 
     def target(
         self, predictor: Predictor, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor, substeps: int
     ) -> Tensor:
         return fine_solution(predictor, schedule, x, t, s, substeps)
 
-    def loss(self, problem, x_next: Tensor, s: Tensor, target: Tensor) -> Tensor:
+    def loss(self, predictor: Predictor, schedule: Schedule, x_next: Tensor, s: Tensor, target: Tensor) -> Tensor:
         return squared_distance(x_next, target)
 
 
