@@ -186,16 +186,6 @@ def test_python_m():
 # The job
 
 
-def test_stats(pipeline):
-    path = Path("data/stats/digits-train-digits-resnet.safetensors")
-    found = FeatureStatistics.load(path)
-    expected = reference_statistics(load_dataset("digits", "train"), load_feature_extractor("digits-resnet"))
-    assert found.n == 1500 and torch.allclose(found.mean, expected.mean, rtol=1e-6)
-    assert torch.allclose(found.scatter, expected.scatter, rtol=1e-6)
-    assert found.meta["command"] == "tt stats --dataset digits --features digits-resnet"
-    assert str(path) in pipeline["stats"] and "1500 images, 8 features" in pipeline["stats"]
-
-
 def test_tune(pipeline):
     timing = load_timing(TIMING)
     assert (timing.name, timing.model, timing.solver, timing.grid) == ("truncation-parallel", "tiny", "ddim", "uniform")
@@ -333,18 +323,6 @@ def test_floor(pipeline):
     assert f"{row.value.item():.4f} [" in pipeline["floor"]
 
 
-def test_info(pipeline):
-    for name in ("tiny", "data/pretrained/tiny"):
-        card = succeeds("info", name)
-        assert "'schedule': 'linear'" in card and "'dataset': 'digits'" in card
-    shown = succeeds("info", TIMING)
-    assert "truncation-parallel" in shown and "taus" in shown
-    here = succeeds("info")
-    assert f"torch {torch.__version__}" in here and "model digits-ddpm: not here" in here
-    assert f"shipped timings: {len(list(Path('data/timings').glob('*/*.json')))}" in here
-    assert "CIFAR-10 not found" in here
-
-
 def test_demo(pipeline):
     table = pd.read_csv("runs/demo/demo.csv")
     assert list(table.sampler) == ["untuned", "tuned"] and list(table.nfe) == [10, 10]
@@ -381,9 +359,6 @@ def test_demo_measures_what_sampling_gives(pipeline):
         (("tune", *PARALLEL), TIMING),
         (("tune", *SEARCH, "--out", TIMING), TIMING),
         (("sample", "--model", "tiny", "--out", "runs/a.png"), "runs/a.png"),
-        (("stats", *DIGITS), "data/stats/digits-train-digits-resnet.safetensors"),
-        (("features", "--out", "data/pretrained/digits-resnet"), "data/pretrained/digits-resnet/config.json"),
-        (("train", "--dataset", "digits", "--out", "data/pretrained/tiny"), "data/pretrained/tiny"),
     ],
 )
 def test_refuses_to_overwrite(pipeline, words, path):
@@ -536,7 +511,6 @@ ERRORS = {
     "table that is not there": (("table", "--config", "no.toml"), "no.toml", "data/tables"),
     "table that is none": (("table", "--config", "pictures/cat.png"), "cat.png", "TOML"),
     "table of no samples": (("table", "--config", "table.toml", "--n", 0), "multiple of 10", "0"),
-    "card that is not there": (("info", "nothing"), "nothing", "give a model's folder"),
     "timing by its name alone": ((*SAMPLE, "--timing", "truncation-parallel"), "truncation-parallel", "tt tune"),
     "seed beyond 64 bits": ((*SAMPLE, "--seed", 2**64), str(2**64), "smaller"),
     "results that are none": ((*EVALUATE, "--results", "table.toml"), "table.toml", "restore"),

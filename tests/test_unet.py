@@ -120,6 +120,7 @@ def test_default_width_and_the_digits_network(network):
         *(({"dataset": "cifar10", "width": width}, f"multiple of 32, got {width}") for width in (0, -32, 16, 33)),
         ({"dataset": "digits", "width": 8}, "multiple of 16, got 8"),
         ({"dataset": "mnist"}, "'mnist'; choose one of: cifar10, digits"),
+        ({"dataset": "digits", "width": 16, "attention": (8, 4)}, "side 8 needs a width of at least 32, got 16"),
         ({"attention": (16, 5)}, r"some of the sides \[32, 16, 8, 4\], got \[16, 5\]"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Networks and what is said of them: ``tt train``, ``tt features``, ``tt stats``, ``tt card`` and ``tt info``."""
+"""Networks: ``tt train``, ``tt features`` and ``tt stats``; and ``tt info``, what is here."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def make_unet(dataset: str = "cifar10", width: int = 64, dropout: float = 0.0, a
 
     Raises:
         BadValue: an unknown data set; a width that is no positive multiple of 32 (of 16 for digits), as the group norms
-            need; attention at a side that no level has.
+            need; attention at a side that no level has, or of fewer than 32 channels.
     """
     from diffusers import UNet2DModel
 
@@ -78,6 +78,8 @@ def make_unet(dataset: str = "cifar10", width: int = 64, dropout: float = 0.0, a
     attention = tuple(attention) or (side // 2,)
     if set(attention) - set(sides):
         raise BadValue(f"attention must be at some of the sides {sides}, got {list(attention)}")
+    if width < 32 and side in attention:
+        raise BadValue(f"attention at side {side} needs a width of at least 32, got {width}")
     own = {"layers_per_block": 1, "norm_num_groups": 8} if small else {"layers_per_block": 2, "downsample_padding": 0}
     return UNet2DModel(
         sample_size=side,
