@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -23,39 +23,25 @@ from typer.testing import CliRunner
 from tt_lib.cli import app
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue
-from tt_lib.metrics.evaluate import Measured, measure
-from tt_lib.metrics.features import FastNetwork, NetworkFeatures, make_fast
+from tt_lib.metrics.evaluate import Measured
+from tt_lib.metrics.features import Features, statistics_of
 from tt_lib.metrics.inception import FILE
-from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.metrics.reference import Metric
 from tt_lib.metrics.world import World
 from tt_lib.networks.running import make_predictor
 from tt_lib.networks.unet import Model
-from tt_lib.noise import StartNoise
-from tt_lib.predictors import Chunked, EpsPredictor
+from tt_lib.predictors import Chunked
 from tt_lib.rows import SPEED_COLUMNS, read_rows
 from tt_lib.schedules import make_schedule
-from tt_lib.study import speed as speed_fid
-from tt_lib.study import speed as speed_tuning
-from tt_lib.study import speed as speed_world
+from tt_lib.study import speed
 from tt_lib.study.cells import Cell
-from tt_lib.study.speed import ddim_pipeline
 from tt_lib.study.workbench import Bench, make_bench
+from tt_lib.tuning import TuneConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 CELL = Cell("ddim", "uniform", 2)
-
-
-class Colour(nn.Module):
-    """A small network of colour images that is not the same at all times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, x, c):
-        return self.layer(x) * (0.5 + c.view(-1, 1, 1, 1) / 1000)
+QUIET = {"tell": lambda text: None}
 
 
 class Vectors(nn.Module):
@@ -66,15 +52,24 @@ class Vectors(nn.Module):
         return torch.cat([x.mean((2, 3)), x.std((2, 3)), x[:, :, 0, 0], x[:, :, 4, 5]], 1)
 
 
-FEATURES = NetworkFeatures("inception-2015", Vectors(), 12, "ab" * 32, "FID", CPU)
+FEATURES = Features("inception-2015", Vectors(), 12, "ab" * 32, CPU)
 
 
 @pytest.fixture(scope="module")
 def bench():
-    schedule = make_schedule("linear")
-    model = Model(Colour().eval().requires_grad_(False), schedule, (3, 8, 8), "colour")
-    predictor = EpsPredictor(model.network, schedule)
-    return Bench(model, Chunked(predictor, 8), predictor, CPU, 8)
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    model = Model(network.eval().requires_grad_(False), make_schedule("linear"), (3, 8, 8), "unet")
+    predictor = make_predictor(model)
+    return Bench(model, Chunked(predictor, 4), predictor, CPU, 4)
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +83,69 @@ def tiny(tmp_path_factory, one_thread):
         yield folder
 
 
+@pytest.fixture
+def calls(bench, monkeypatch):
+    """The sizes of the batches that the network is asked for."""
+    sizes, forward = [], bench.model.network.forward
+    monkeypatch.setattr(bench.model.network, "forward", lambda x, *a, **k: sizes.append(len(x)) or forward(x, *a, **k))
+    return sizes
+
+
 def by(rows, words):
     """The one row with these words in it."""
     (row,) = [row for row in rows if words in row["what"]]
     return row
 
 
+def test_ratios_say_how_many_times_better_ours_is():
+    assert [speed.speed_row("a", 2.0, 6.0, unit, CPU)["ratio"] for unit in ("s", "loss", "images/s", "FD")] == [
+        3.0,
+        3.0,
+        0.333,
+        0.333,
+    ]
+    assert speed.speed_row("a", 1 / 3, None, "s", CPU)["ours"] == 0.33333
+
+
+def test_the_best_of_several_runs_counts(monkeypatch):
+    """The jobs take turns, after a first run of each that is not timed."""
+    ran, seconds = [], defaultdict(lambda: iter([3.0, 1.0, 2.0, 4.0, 2.0]))
+    monkeypatch.setattr(speed, "timed", lambda job: (job() + next(seconds[job]), None))
+    assert speed.fastest(lambda: ran.append("a") or 0.0, lambda: ran.append("b") or 10.0) == [1.0, 11.0]
+    assert "".join(ran) == "ab" * (1 + speed.REPEATS)
+
+
+# Our own, and against diffusers
+
+
+def test_overhead_is_measured_without_the_network_and_beside_the_same_evaluations(bench, calls, monkeypatch):
+    monkeypatch.setattr(speed, "REPEATS", 1)
+    rows = speed.measure_overhead(bench, [Cell("ddim", "uniform", 3), Cell("ddpm", "uniform", 2)], False, **QUIET)
+    assert calls == [4] * 2 * (2 * 3 + 2 * 2), "whole runs and the network alone: each to warm up and for the clock"
+    assert [row["what"] for row in rows] == [
+        f"{part}, {cell}, batch 4: peer the network"
+        for cell in ("ddim, uniform, NFE 3", "ddpm, uniform, NFE 2")
+        for part in ("whole run", "solver and engine")
+    ]
+    for whole, row in zip(rows[::2], rows[1::2], strict=True):
+        assert 0 < row["ours"] < row["peer"] == whole["peer"] and whole["ours"] > 0
+
+
+def test_both_sides_sample_as_many_images_in_as_many_evaluations(bench, calls, monkeypatch):
+    monkeypatch.setattr(speed, "REPEATS", 1)
+    [row] = speed.measure_against_diffusers(bench, steps=3, n=6, compiled=False, **QUIET)
+    assert calls == [4, 4, 4, 2, 2, 2] * 4, "ours and theirs, each once to warm up and once for the clock"
+    assert row["unit"] == "images/s" and "float32, eager: peer diffusers' DDIMPipeline" in row["what"]
+    monkeypatch.setattr(bench.model, "network", nn.Identity())
+    with pytest.raises(BadValue, match="is a Identity"):
+        speed.measure_against_diffusers(bench, steps=2, n=2, compiled=False, **QUIET)
+
+
 # Against pytorch-fid
 
 
 def pytorch_fid_by_hand(pngs: Path, npz: Path, device, weights, batch: int) -> float:
-    """What the command computes, from the files that it was given: pytorch-fid's own distance, in the features of this test."""
+    """What the command computes from its files: pytorch-fid's own distance, in the features of this test."""
     files = sorted(pngs.glob("*.png"))
     assert [int(file.stem) for file in files] == list(range(20))
     pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
@@ -111,118 +158,47 @@ def pytorch_fid_by_hand(pngs: Path, npz: Path, device, weights, batch: int) -> f
         )
 
 
-def plant_features(patch) -> list[int]:
-    """Have both sides take the features of this test; returns the list of the batches that the command will be run with."""
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_both_sides_measure_the_same_distance(bench, images, tmp_path, monkeypatch, half):
+    """(The same features stand for both precisions here.)"""
     batches: list[int] = []
-    patch.setattr(speed_fid, "inception_weights", lambda home: (home / "none", "random weights"))
-    patch.setattr(speed_fid, "inception_features", lambda weights, device: FEATURES)
-    patch.setattr(speed_fid, "run_pytorch_fid", lambda *a: batches.append(a[-1]) or pytorch_fid_by_hand(*a))
-    return batches
-
-
-@pytest.fixture(scope="module")
-def fid_rows(bench, images, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        batches = plant_features(patch)
-        rows = speed_fid.measure_against_pytorch_fid(
-            bench, images, tmp_path_factory.mktemp("fid"), cell=CELL, n=20, compiled=False
-        )
-    assert batches == [50, 500]
-    return rows
-
-
-def test_both_sides_measure_the_same_distance(fid_rows):
-    row = by(fid_rows, "distance, evaluating")
+    monkeypatch.setattr(speed, "inception_weights", lambda home: (home / "none", "random weights"))
+    monkeypatch.setattr(speed, "inception_features", lambda weights, device: FEATURES)
+    monkeypatch.setattr(speed, "make_fast", lambda features, size, compile: features)
+    monkeypatch.setattr(speed, "run_pytorch_fid", lambda *a: batches.append(a[-1]) or pytorch_fid_by_hand(*a))
+    monkeypatch.setattr(speed, "on_gpu", lambda bench: half)
+    rows = speed.measure_against_pytorch_fid(bench, images, tmp_path, cell=CELL, n=20, compiled=False, **QUIET)
+    assert batches == [50, 500, 50]
+    first = "float16" if half else "float32"
+    row = by(
+        rows,
+        f"distance, evaluating ddim, uniform, 2 steps, unet, n 20, inception-2015 (random weights, {first}): peer py",
+    )
+    # The peer samples in float32, too, but for autocast.
     assert row["ours"] == pytest.approx(row["peer"], rel=1e-4) and row["ours"] > 0.01
-    assert (
-        row["ratio"] == pytest.approx(1, abs=1e-3) and "n 20, inception-2015 (random weights, float32)" in row["what"]
-    )
-
-
-def test_float32_is_timed_beside_float16(bench, images, tmp_path, monkeypatch):
-    """Here the same features stand for both, so the distances are the same."""
-    plant_features(monkeypatch)
-    monkeypatch.setattr(speed_fid, "make_fast", lambda features, size, compile: features)
-    rows = speed_fid.measure_against_pytorch_fid(bench, images, tmp_path, cell=CELL, n=20, compiled=False, half=True)
-    for writers in ("1 thread,", "8 threads,"):
-        fast, plain = (
-            by(rows, f"(random weights, {precision}): peer PNG files by {writers}")
-            for precision in ("float16", "float32")
-        )
-        assert fast["peer"] == plain["peer"] and plain["ours"] > 0 and plain["unit"] == "s"
-    row = by(rows, "float16): peer ours in float32")
-    assert row["ours"] == row["peer"] == by(rows, "float16): peer pytorch-fid's of the same samples")["ours"]
-
-
-def test_the_peer_is_the_sum_of_its_parts(fid_rows):
-    for writers in ("1 thread,", "8 threads,"):
-        whole = by(fid_rows, f"float32): peer PNG files by {writers}")
-        parts = [row for row in fid_rows if row["what"].startswith(f"PNG files by {writers}")]
-        assert len(parts) == 3 and whole["unit"] == "s" and {row["peer"] for row in parts} == {whole["peer"]}
-        assert sum(row["ours"] for row in parts) == pytest.approx(whole["peer"], rel=1e-3)
-        assert whole["ratio"] == pytest.approx(whole["peer"] / whole["ours"], rel=1e-2, abs=1e-3)
-
-
-def test_png_files_hold_the_very_samples(bench, tmp_path):
-    sampler, start = bench.sampler(CELL), StartNoise((3, 8, 8), "cpu")
-    for writers in (1, 8):
-        speed_fid.sample_to_png(sampler, 11, 4, start, tmp_path / str(writers), writers)
-        found = [np.array(Image.open(tmp_path / str(writers) / f"{seed:06d}.png")) for seed in range(11)]
-        expected = to_uint8(sampler(range(11)).x).permute(0, 2, 3, 1).numpy()
-        assert np.array_equal(np.stack(found), expected)
-
-
-@pytest.fixture(scope="module")
-def unet_bench():
-    torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=1,
-        block_out_channels=(32,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    model = Model(network.eval().requires_grad_(False), make_schedule("linear"), (3, 8, 8), "unet")
-    predictor = make_predictor(model)
-    return Bench(model, Chunked(predictor, 8), predictor, CPU, 8)
-
-
-def test_what_diffusers_pipeline_samples_has_a_third_row(unet_bench, images, tmp_path, monkeypatch):
-    batches = plant_features(monkeypatch)
-    for cell, peers in ((CELL, [50, 500, 50]), (replace(CELL, grid="quadratic"), [50, 500])):
-        batches.clear()
-        folder = tmp_path / f"{cell.label}"
-        folder.mkdir()
-        rows = speed_fid.measure_against_pytorch_fid(unet_bench, images, folder, cell=cell, n=20, compiled=False)
-        assert batches == peers
-        assert sum("DDIMPipeline" in row["what"] for row in rows) == 4 * (len(peers) - 2)
-    rows = [row for row in rows if row["unit"] == "s"]
-    assert all(row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=1e-2) for row in rows)
-
-
-def test_the_pipelines_files_are_its_images_and_what_ddim_samples(unet_bench, tmp_path):
-    pipeline = ddim_pipeline(unet_bench, 3, bf16=False)
-    speed_fid.pipeline_to_png(pipeline, 11, 4, CPU, tmp_path / "png")
-    found = np.stack([np.array(Image.open(tmp_path / "png" / f"{number:06d}.png")) for number in range(11)])
+    for files in ("by 1 thread, pytorch-fid with batch 50", "by 8 threads, pytorch-fid with batch 500", "DDIMPipeline"):
+        found = [row for row in rows if files in row["what"]]
+        assert len(found) == 1 + half and len({row["peer"] for row in found}) == 1 and found[0]["unit"] == "s"
+        assert all(row["ratio"] == pytest.approx(row["peer"] / row["ours"], rel=1e-2, abs=1e-3) for row in found)
+    assert len(rows) == (8 if half else 4) and all(set(row) == set(SPEED_COLUMNS) for row in rows)
+    [png, *_] = [np.array(Image.open(tmp_path / "png-2" / f"{seed:06d}.png")) for seed in range(4)]
     generator = torch.Generator().manual_seed(0)
-    starts = [torch.randn(count, 3, 8, 8, generator=generator) for count in (4, 4, 4, 3)][
-        1:
-    ]  # the first batch is not timed
-    ends = [unet_bench.sampler(Cell("ddim", "uniform", 3))(range(len(start)), start=start).x for start in starts]
-    expected = to_uint8(torch.cat(ends)).permute(0, 2, 3, 1).numpy()
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    ends = bench.sampler(CELL)(range(4), start=torch.randn(4, 3, 8, 8, generator=generator)).x
+    expected = to_uint8(ends).permute(0, 2, 3, 1).numpy()[0]
+    if not half:
+        assert np.abs(png.astype(int) - expected).max() <= 1, "diffusers samples what ddim samples"
+        own = to_uint8(bench.sampler(CELL)(range(20)).x).permute(0, 2, 3, 1).numpy()
+        for folder in ("png-0", "png-1"):
+            files = [np.array(Image.open(tmp_path / folder / f"{seed:06d}.png")) for seed in range(20)]
+            assert np.array_equal(np.stack(files), own)
 
 
 def test_a_failing_pytorch_fid_is_an_error_with_its_last_words(tmp_path):
     (tmp_path / "weights.pth").touch()
-    with pytest.raises(BadValue, match=r"ended with code 1 and without a distance: RuntimeError: Invalid path: .*none"):
-        speed_fid.run_pytorch_fid(tmp_path / "none", tmp_path / "none.npz", CPU, tmp_path / "weights.pth", 50)
+    for _ in range(2):  # the second time the weights are in the cache already
+        with pytest.raises(BadValue, match=r"with code 1 and without a distance: RuntimeError: Invalid path: .*none"):
+            speed.run_pytorch_fid(tmp_path / "none", tmp_path / "none.npz", CPU, tmp_path / "weights.pth", 50)
     assert (tmp_path / "torch" / "hub" / "checkpoints" / FILE).resolve() == tmp_path / "weights.pth"
-    assert speed_fid._cache(tmp_path / "weights.pth", tmp_path / "torch") == tmp_path / "torch", (
-        "and it may be there already"
-    )
 
 
 def test_pytorch_fid_runs_where_sqrtm_has_lost_its_argument(tmp_path, monkeypatch, capsys):
@@ -247,168 +223,117 @@ def test_pytorch_fid_runs_where_sqrtm_has_lost_its_argument(tmp_path, monkeypatc
     monkeypatch.setattr(
         sys, "argv", ["pytorch-fid", str(tmp_path / "a.npz"), str(tmp_path / "b.npz"), "--device", "cpu"]
     )
-    exec(compile(speed_fid.RESTORED_SQRTM, "restored", "exec"), {})
+    exec(compile(speed.RESTORED_SQRTM, "restored", "exec"), {})
     # |mu|^2 + tr(1 + 3 - 2 sqrt 3) of four dimensions.
     assert float(capsys.readouterr().out.split("FID:")[1]) == pytest.approx(16 + 4 * (4 - 2 * 3**0.5), rel=1e-6)
 
 
 def test_grey_images_are_refused(tiny, tmp_path):
     with pytest.raises(BadValue, match="have 1 channels"):
-        speed_fid.measure_against_pytorch_fid(
-            make_bench("tiny"), torch.zeros(2, 1, 8, 8), tmp_path, cell=CELL, n=20, compiled=False
+        speed.measure_against_pytorch_fid(
+            make_bench("tiny"), torch.zeros(2, 1, 8, 8), tmp_path, cell=CELL, n=20, compiled=False, **QUIET
         )
-
-
-# Faster features
-
-
-def test_faster_features_are_the_same_in_any_batch():
-    torch.manual_seed(0)
-    pixels = torch.randint(256, (7, 3, 8, 8), dtype=torch.uint8)
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer, self.sizes = nn.Conv2d(3, 5, 3), []
-
-        def forward(self, pixels):
-            self.sizes.append(len(pixels))
-            return self.layer(pixels.float() / 255).mean((2, 3))
-
-    network = Network()
-    expected = network(pixels)
-    fast = FastNetwork(network, 3, compile=False)
-    found = fast(pixels)
-    assert network.sizes[1:] == [3, 3, 3] and found.shape == (7, 5) and found.dtype == torch.float32
-    assert torch.allclose(found, expected, atol=2e-3) and not torch.equal(found, expected), "float16, and near"
-    with pytest.raises(BadValue, match="cifar10-resnet are fast as they are"):
-        make_fast(NetworkFeatures("cifar10-resnet", network, 5, "", "FD", CPU), 3)
 
 
 # Against the authors
 
 
-@pytest.fixture(scope="module")
-def authors(bench, images):
-    reference = FeatureStatistics(12, "inception-2015", FEATURES.sha256).update(Vectors()(to_uint8(images)))
-    return speed_tuning.measure_against_authors(
-        bench,
-        images[:6],
-        "generated",
-        cell=Cell("ddim", "uniform", 3),
-        iterations=2,
-        features=FEATURES,
-        reference=reference,
-        n=20,
-    )
-
-
-def test_tuning_rows_say_what_the_timings_are_worth(bench, images, authors):
-    assert [row["unit"] for row in authors] == ["s", "loss", "loss", "loss", "loss", "FD", "FD"]
-    assert authors[0]["ratio"] == pytest.approx(authors[0]["peer"] / authors[0]["ours"], rel=1e-2)
-    cell, held_out = Cell("ddim", "uniform", 3), images[3:6]
-    for config, column, words in (
-        (speed_tuning.OURS, "ours", "3 steps, colour, 3 generated images, parallel"),
-        (speed_tuning.TuneConfig(iterations=2), "peer", "3 steps, colour, 3 generated images, parallel"),
-    ):
+def test_tuning_rows_say_what_the_timings_are_worth(bench, images):
+    metric = Metric(FEATURES, statistics_of(to_uint8(images), FEATURES, 8))
+    cell, options = Cell("ddim", "uniform", 3), {"iterations": 2, "metric": metric, "n": 20, **QUIET}
+    rows = speed.measure_against_authors(bench, images[:6], "generated", cell=cell, **options)
+    assert [row["unit"] for row in rows] == ["s", "loss", "loss", "loss", "loss", "FD", "FD"]
+    for config, column in ((speed.OURS, "ours"), (TuneConfig(iterations=2), "peer")):
         timing = bench.tune(cell, config, images[:3], "generated").timing
         for objective in ("consistency", "truncation"):
-            row = by(authors, f"{objective} of 3 held-out images, ddim, uniform, {words}")
-            assert row[column] == pytest.approx(
-                speed_tuning.held_out_loss(bench, cell, timing, held_out, objective), rel=1e-4
+            row = by(
+                rows, f"{objective} of 3 held-out images, ddim, uniform, 3 steps, unet, 3 generated images, parallel"
             )
+            loss = speed.held_out_loss(bench, cell, timing, images[3:6], objective)
+            assert row[column] == pytest.approx(loss, rel=1e-4)
 
 
 def test_held_out_loss_is_the_loss_that_is_minimised(bench, images):
     """On the images and the noise of the tuning it is the tuner's own record of the tuned losses."""
     cell = Cell("ddim", "uniform", 3)
-    config = speed_tuning.TuneConfig(optimiser="search", seed=1)
-    timing = bench.tune(cell, config, images[:4], "generated").timing
+    timing = bench.tune(cell, TuneConfig(optimiser="search", seed=1), images[:4], "generated").timing
     losses = timing.tuning["loss_tuned"]
-    assert speed_tuning.held_out_loss(bench, cell, timing, images[:4], "consistency") == pytest.approx(
-        sum(losses) / len(losses), rel=1e-4
-    )
+    found = speed.held_out_loss(bench, cell, timing, images[:4], "consistency")
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     with pytest.raises(BadValue, match="no step but the last"):
-        speed_tuning.held_out_loss(bench, Cell("ddim", "uniform", 1), None, images[:2], "consistency")
+        speed.held_out_loss(bench, Cell("ddim", "uniform", 1), None, images[:2], "consistency")
     with pytest.raises(BadValue, match="at least 2 are needed, got 1"):
-        speed_tuning.measure_against_authors(bench, images[:1], "generated", cell=cell)
+        speed.measure_against_authors(bench, images[:1], "generated", cell=cell, iterations=1, **QUIET)
 
 
 # Several processes
 
 
 def test_two_processes_against_one_in_one_run(tiny):
-    said = launch(
-        tiny,
-        2,
-        "speed",
-        "--against",
-        "one-process",
-        "--model",
-        "tiny",
-        "--features",
-        "digits-resnet",
-        "--source",
-        "generated",
-        "--images",
-        "12",
-        "--samples",
-        "20",
-        "--batch",
-        "1",
-        "--nfe",
-        "2",
-        "--results",
-        "runs/speed.csv",
-    )
+    words = "--against one-process --model tiny --features digits-resnet --source generated --images 12 --samples 20"
+    said = launch(tiny, 2, "speed", *words.split(), "--batch", "1", "--nfe", "2", "--results", "runs/speed.csv")
     rows = read_rows(tiny / "runs" / "speed.csv", SPEED_COLUMNS)
     assert len(rows) == 2 and set(rows["device"]) == {"2 x cpu (1 threads)"} and said.count("2 rows written") == 1
     assert rows["what"][0].endswith("2 processes, peer one") and rows["unit"][0] == "images/s"
     assert rows["ratio"][0] == pytest.approx(rows["ours"][0] / rows["peer"][0], rel=1e-2)
-    assert (
-        rows["what"][1].endswith("distance by 2 processes and by one, relative difference")
-        and rows["unit"][1] == "share"
-    )
+    assert rows["what"][1].endswith("distance by 2 processes and by one, relative difference")
     assert rows["ours"][1] < 1e-6 and np.isnan(rows["ratio"][1])
 
 
 def test_distances_that_rounding_does_not_explain_are_refused(monkeypatch, bench, tmp_path):
     """The second process is not there, and the first measures other samples as both."""
     values = iter((2.0, 2.000001, 2.0, 2.00001))
-    monkeypatch.setattr(speed_world, "measure", lambda *_, **__: Measured(next(values), 0, 0, 1))
-    monkeypatch.setattr(speed_world, "warm_up", lambda *_: None)
+    monkeypatch.setattr(speed, "measure", lambda *_, **__: Measured(next(values), 0, 0))
+    monkeypatch.setattr(speed, "warm_up", lambda *_: None)
     monkeypatch.setattr(World, "gather", lambda self, value: [value])
-    features = SimpleNamespace(name="planted")
-    options = {"cell": Cell("ddim", "uniform", 2), "n": 20, "how": "float32"}
-    rows = speed_world.measure_against_one_process(bench, features, None, tmp_path, World(0, 2), **options)
+    metric, options = SimpleNamespace(features=FEATURES), {"cell": CELL, "n": 20, "compiled": False, **QUIET}
+    rows = speed.measure_against_one_process(bench, metric, tmp_path, World(0, 2), **options)
     assert rows[1]["ours"] == pytest.approx(5e-7) and rows[1]["device"].startswith("2 x ")
     with pytest.raises(
-        BadValue,
-        match=r"one process measured 2\.0 and 2 measured 2\.00001, which should be the same but for 1e-06; with --compile",
+        BadValue, match=r"measured 2\.0 and 2 measured 2\.00001, which should be the same but for 1e-06"
     ):
-        speed_world.measure_against_one_process(bench, features, None, tmp_path, World(0, 2), **options)
+        speed.measure_against_one_process(bench, metric, tmp_path, World(0, 2), **options)
+
+
+# The command
 
 
 def tt(*words) -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["tt", *words])
-        return " ".join(CliRunner().invoke(app, list(words)).output.split())
+        patch.setattr(sys, "argv", ["tt", "speed", "--model", "tiny", *words])
+        return " ".join(CliRunner().invoke(app, sys.argv[1:]).output.split())
+
+
+SMALL = ("--nfe", "2", "--features", "digits-resnet", "--source", "generated", "--images", "2", "--batch", "5")
+
+
+def test_our_own_speeds_by_command(tiny, monkeypatch):
+    monkeypatch.setattr(speed, "REPEATS", 1)
+    said = tt(*SMALL, "--n", "12", "--results", "runs/own.csv")
+    rows = read_rows("runs/own.csv", SPEED_COLUMNS)
+    assert "9 rows written to runs/own.csv" in said and rows["unit"].tolist() == ["s"] * 7 + ["images/s"] * 2
+    tuning, sampling, evaluating = rows.iloc[6:].to_dict("records")
+    assert tuning["ratio"] == pytest.approx(tuning["peer"] / tuning["ours"], rel=2e-3)
+    assert sampling["ratio"] == pytest.approx(sampling["ours"] / sampling["peer"], rel=2e-3)
+    assert np.isnan(evaluating["peer"]) and "tuned, peer untuned" in said
+
+
+@pytest.mark.parametrize(("against", "rows"), [("diffusers", 1), ("authors", 5)])
+def test_peers_by_command(tiny, monkeypatch, against, rows):
+    monkeypatch.setattr(speed, "REPEATS", 1)
+    words = ("--against", against, *SMALL, "--iterations", "2", "--results", f"runs/{against}.csv")
+    assert f"{rows} rows written" in tt(*words, *(("--n", "4") if against == "diffusers" else ()))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--against", "one-process", "--source", "generated", "--images", "2"), "there is one process only"),
-        (("--against", "nobody"), "unknown peer 'nobody'"),
+        (("--against", "one-process"), "there is one process only"),
+        (("--against", "nobody"), "unknown peer 'nobody'; choose one of: authors, diffusers, one-process, pytorch-fid"),
         (("--against", "authors", "--iterations", "0"), "iterations must be at least 1, got 0"),
+        (("--n", "1"), "n must be at least 2, got 1"),
+        (("--against", "pytorch-fid"), "have 1 channels"),
     ],
 )
 def test_what_cannot_be_measured(tiny, words, message):
-    assert message in tt("speed", "--model", "tiny", "--features", "digits-resnet", *words)
-
-
-def test_the_interval_is_the_same_on_the_reference_s_own_device(bench, images):
-    """A reference is moved to the features' device; there is only one here, and the value is the plain one."""
-    reference = speed_fid.statistics_of(images, FEATURES, 8)
-    found = measure(bench.sampler(CELL), FEATURES, reference, 20, batch=8)
-    assert found.low <= found.value <= found.high and reference.mean.device == CPU
+    assert message in tt(*SMALL, *words, "--results", "runs/never.csv")
