@@ -82,34 +82,28 @@ def test_the_second_order_of_the_sde_solver():
 # ---- diffusers
 
 
-def dpm_solver(steps: int, order: int, **options):
-    """Its second step of third order is 2M's unless the solver type is "heun"."""
-    kind = "midpoint" if order == 2 else "heun"
-    return scheduler_of("DPMSolverMultistepScheduler", steps, solver_order=order, solver_type=kind, **options)
-
-
 @pytest.mark.parametrize("order", [2, 3])
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("steps", [5, 20])
-def test_it_is_diffusers_step_by_step(order, steps, spacing):
-    # With fewer than 15 steps diffusers lowers the order of the last two; without that, of the one into clean data.
-    scheduler = dpm_solver(steps, order, lower_order_final=False, timestep_spacing=spacing)
-    ours = our_states(f"dpmpp-{order}m", grid_of(scheduler))
-    assert gaps(ours, their_states(scheduler)).max() < 1e-5
-
-
 @pytest.mark.parametrize("end", ["zero", "sigma_min"])
-@pytest.mark.parametrize("order", [2, 3])
-@pytest.mark.parametrize("steps", [5, 8, 20])
-def test_lower_orders_at_the_end_are_diffusers_below_15_steps(steps, order, end):
-    scheduler = dpm_solver(steps, order, final_sigmas_type=end, lower_order_final=True)
-    grid = grid_of(scheduler, 0.0 if end == "zero" else 0.001)
-    theirs = their_states(scheduler)
-    full, lower = (gaps(our_states(f"dpmpp-{order}m", grid, final=final), theirs) for final in ("full", "lower"))
-    same, other = (lower, full) if steps < 15 else (full, lower)
-    assert same.max() < 1e-5
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("steps, lower", [(5, False), (5, True), (8, True), (20, True)])
+def test_it_is_diffusers_step_by_step(steps, lower, spacing, end, order):
+    """diffusers lowers orders at the end below 15 steps. Its second step of third order is 2M's unless it is "heun"."""
+    scheduler = scheduler_of(
+        "DPMSolverMultistepScheduler",
+        steps,
+        solver_order=order,
+        solver_type="midpoint" if order == 2 else "heun",
+        lower_order_final=lower,
+        final_sigmas_type=end,
+        timestep_spacing=spacing,
+    )
+    grid, theirs = grid_of(scheduler, 0.0 if end == "zero" else 0.001), their_states(scheduler)
+    same, other = ("lower", "full") if lower and steps < 15 else ("full", "lower")
+    # Their coefficients are float32, and a long last step of third order enlarges what they lose.
+    assert gaps(our_states(f"dpmpp-{order}m", grid, final=same), theirs).max() < 3e-5
     # Into clean data 2M's last step is of first order by itself.
-    assert (order == 2 and end == "zero") or other.max() > 1e-4
+    if order == 3 or end == "sigma_min":
+        assert gaps(our_states(f"dpmpp-{order}m", grid, final=other), theirs).max() > 1e-4
 
 
 def test_sde_2m_is_diffusers_step_by_step():

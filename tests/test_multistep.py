@@ -27,11 +27,9 @@ from solver_helpers import (
 )
 from torch import Tensor
 
-from tt_lib.engine import drive
 from tt_lib.grids import Grid, make_grid
 from tt_lib.schedules import Schedule
 from tt_lib.solvers.orders import orders_of_steps
-from tt_lib.solvers.registry import make_solver
 
 ADAMS_BASHFORTH = {
     1: [1.0],
@@ -178,21 +176,6 @@ def test_diffusers_deis_has_polynomials_in_log_rho_instead_of_t(order, steps, lo
     ours = gaps(our_states("deis-tab", grid, order=order), theirs)
     # Order 1 has no polynomial: there all agree.
     assert ours[:2].max() < 1e-5 and (ours.max() < 1e-5 if order == 1 else ours[2:].min() > 1e-4)
-
-
-@pytest.mark.parametrize("end", [0.0, 0.05])
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_each_step_of_deis_with_lower_orders_at_the_end_is_a_step_of_that_order(order, end):
-    # diffusers' polynomials are not ours (above): each step is compared with one of ours of the order it should have.
-    times = torch.linspace(0.9, end, 9, dtype=torch.float64)
-    run = our_run("deis-tab", Grid("even", tuple(times.tolist())), order=order, final="lower")
-    ours = states(run)
-    for k, own in enumerate([min(order, k + 1, 8 - k) for k in range(8)]):
-        answers = iter(run.answers)
-        solver = make_solver("deis-tab", order=own)(an_image(), times[: k + 2], LINEAR)
-        other = states(drive(solver, lambda x, t, tau, answers=answers: next(answers), keep=True))
-        ratio = LINEAR.alpha(times[k + 1]) / LINEAR.alpha(times[k])
-        assert torch.allclose(ours[k + 1] - ratio * ours[k], other[k + 1] - ratio * other[k], rtol=1e-9, atol=1e-12)
 
 
 def pndm_scheduler(**options):

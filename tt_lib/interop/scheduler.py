@@ -137,21 +137,18 @@ class Adapted:
         """
         return noise * self.start_scale
 
-    def timing(
-        self, taus: Sequence[float] | None = None, *, name: str = UNTUNED, model: str = "", weights: str = ""
-    ) -> Timing:
+    def timing(self, taus: Sequence[float] | None = None, *, name: str = UNTUNED) -> Timing:
         """A timing for this sampler with the conditioning times ``taus``; by default untuned, tau = t."""
         return Timing(
             name,
             tuple(taus or self.times),
             self.times,
-            model,
-            self.schedule.name,
-            self.solver.name,
-            dict(self.solver.options),
-            self.grid.name,
-            self.grid.times,
-            weights=weights,
+            model="",
+            schedule=self.schedule.name,
+            solver=self.solver.name,
+            options=self.solver.choices_made,
+            grid=self.grid.name,
+            grid_times=self.grid.times,
         )
 
 
