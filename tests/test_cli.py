@@ -25,11 +25,12 @@ from tt_lib.datasets import load_dataset
 from tt_lib.files import PACKAGE_ROOT, file_hash, read_json, write_json
 from tt_lib.metrics import evaluate as evaluating
 from tt_lib.metrics.evaluate import measure
-from tt_lib.metrics.features import load_feature_extractor, reference_statistics
+from tt_lib.metrics.features import load_features, statistics_of
 from tt_lib.metrics.frechet import frechet_distance
+from tt_lib.metrics.reference import Metric
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks.unet import CARD, WEIGHTS
-from tt_lib.rows import FD_COLUMNS, SPEED_COLUMNS, read_rows
+from tt_lib.rows import FD_COLUMNS, read_rows
 from tt_lib.study.cells import Cell
 from tt_lib.study.workbench import make_bench
 from tt_lib.timing import load_timing
@@ -127,7 +128,7 @@ def pipeline(project, one_thread):
         "evaluate tuned": succeeds(*EVALUATE, "--timing", TIMING, "--seed", 5),
         "table": succeeds("table", "--config", "table.toml"),
         "floor": succeeds("floor", *DIGITS),
-        "demo": succeeds("demo", "--model", "data/pretrained/tiny", "--n", 20, "--fine", 8, "--images", 2, "--record"),
+        "demo": succeeds("demo", "--model", "data/pretrained/tiny", "--n", 20),
     }
 
 
@@ -269,14 +270,16 @@ def test_sample(pipeline):
 
 
 def test_evaluate(pipeline):
-    bench, features = make_bench("tiny", batch=500), load_feature_extractor("digits-resnet")
-    reference = reference_statistics(load_dataset("digits", "train"), features)
+    bench, features = make_bench("tiny", batch=500), load_features("digits-resnet")
+    reference = statistics_of(load_dataset("digits", "train").pixels, features)
     rows = fd_rows()
     for timing, seed in ((None, 0), (load_timing(TIMING), 5)):
         name = timing.name if timing else "untuned"
         row = rows[(rows.solver == "ddim") & (rows.nfe == 3) & (rows.timing == name)]
         assert len(row) == 1
-        expected = measure(bench.sampler(Cell("ddim", "uniform", 3), timing), features, reference, 20, first_seed=seed)
+        expected = measure(
+            bench.sampler(Cell("ddim", "uniform", 3), timing), Metric(features, reference), 20, first_seed=seed
+        )
         assert row.value.item() == pytest.approx(expected.value, rel=1e-4)
         assert (row.low.item(), row.high.item()) == pytest.approx((expected.low, expected.high), rel=1e-3)
         assert (row.dataset.item(), row.seed.item(), row.n.item()) == ("digits", seed, 20)
@@ -308,7 +311,8 @@ def test_table(pipeline):
     assert load_timing("data/timings/tiny/ddim-quadratic-2-truncation-parallel.json").tuning["substeps"] == 2
     before = fd_rows()
     assert "0 rows written" in succeeds("table", "--config", "table.toml")
-    assert "0 timings tuned" in succeeds("table", "--config", "table.toml", "--tune-only")
+    said = succeeds("table", "--config", "table.toml", "--dry-run", "--n", 30)
+    assert "ddim-quadratic-2-untuned: to do" in said and "2 of 2 cells to do, 120 evaluations" in said
     pd.testing.assert_frame_equal(fd_rows(), before)
     # Another number of samples is another row, in the file that is named.
     assert "2 rows written" in succeeds("table", "--config", "table.toml", "--n", 30, "--results", "runs/fd.csv")
@@ -317,8 +321,8 @@ def test_table(pipeline):
 
 def test_floor(pipeline):
     row = fd_rows()[fd_rows().timing == "floor"]
-    features = load_feature_extractor("digits-resnet")
-    train, test = (reference_statistics(load_dataset("digits", split), features) for split in ("train", "test"))
+    features = load_features("digits-resnet")
+    train, test = (statistics_of(load_dataset("digits", split).pixels, features) for split in ("train", "test"))
     assert row.value.item() == pytest.approx(frechet_distance(test, train), abs=1e-6) and row.n.item() == 297
     assert f"{row.value.item():.4f} [" in pipeline["floor"]
 
@@ -329,24 +333,22 @@ def test_demo(pipeline):
     for name in ("distance", "fd"):
         assert (table[f"{name}_low"] <= table[name]).all() and (table[name] <= table[f"{name}_high"]).all()
     timing = load_timing("runs/demo/timing.json")
-    assert timing.nfe == 10 and timing.name == "truncation-parallel" and timing.tuning["images"] == 2
+    assert timing.nfe == 10 and timing.name == "truncation-parallel" and timing.tuning["images"] == 4
     for name in ("samples.png", "timing.png"):
         with Image.open(f"runs/demo/{name}") as picture:
             assert picture.info["Title"] and picture.info["Description"]
         assert f"runs/demo/{name}" in pipeline["demo"]
     assert f"{table.distance[1]:.4f} [" in pipeline["demo"] and "FD (digits-resnet)" in pipeline["demo"]
     assert not Path("runs/demo/tuning.state").exists()
-    row = read_rows("data/results/speed.csv", SPEED_COLUMNS)
-    assert list(row.what) == ["tt demo"] and row.ours.item() > 0 and row.command.item().startswith("tt demo --model")
 
 
 def test_demo_measures_what_sampling_gives(pipeline):
     """Its Fréchet distances are those of the same seeds, measured the usual way."""
     table = pd.read_csv("runs/demo/demo.csv", index_col="sampler")
-    bench, features = make_bench("tiny", batch=50), load_feature_extractor("digits-resnet")
-    reference = reference_statistics(load_dataset("digits", "train"), features)
+    bench, features = make_bench("tiny", batch=50), load_features("digits-resnet")
+    reference = statistics_of(load_dataset("digits", "train").pixels, features)
     for name, timing in (("untuned", None), ("tuned", load_timing("runs/demo/timing.json"))):
-        found = measure(bench.sampler(Cell("ddim", "uniform", 10), timing), features, reference, 20)
+        found = measure(bench.sampler(Cell("ddim", "uniform", 10), timing), Metric(features, reference), 20)
         assert table.fd[name] == pytest.approx(found.value, rel=1e-4)
 
 
@@ -416,7 +418,7 @@ def damaged(project):
 
 SAMPLE = ("sample", "--model", "tiny", "--n", "1", "--nfe", "3", "--out", "runs/never.png")
 TUNE = ("tune", "--model", "tiny", "--nfe", "3", "--out", "runs/never.json")
-DEMO = ("demo", "--model", "tiny", "--images", "1", "--out", "runs/refused")
+DEMO = ("demo", "--model", "tiny", "--out", "runs/refused")
 
 ERRORS = {
     "missing model": (("sample", "--model", "nothing", "--out", "runs/never.png"), "'nothing'", "data/pretrained"),
@@ -459,7 +461,7 @@ ERRORS = {
     "unwritable results": ((*EVALUATE, "--results", "a-file/fd.csv"), "a-file/fd.csv", "choose another"),
     "unwritable state": ((*EVALUATE, "--seed", 9, "--work", "a-file/w"), "a-file/w", "choose another"),
     "unwritable demo": (
-        (*DEMO, "--n", 20, "--fine", 8, "--out", "a-file/x"),
+        (*DEMO, "--n", 20, "--out", "a-file/x"),
         "a-file/x",
         "choose",
     ),
@@ -514,8 +516,8 @@ ERRORS = {
     "timing by its name alone": ((*SAMPLE, "--timing", "truncation-parallel"), "truncation-parallel", "tt tune"),
     "seed beyond 64 bits": ((*SAMPLE, "--seed", 2**64), str(2**64), "smaller"),
     "results that are none": ((*EVALUATE, "--results", "table.toml"), "table.toml", "restore"),
-    "demo of too few": ((*DEMO, "--n", 10, "--fine", 2), "multiple of 10 and at least 20", "got 10"),
-    "demo that does not divide": ((*DEMO, "--n", 25, "--fine", 2), "multiple of 10 and at least 20", "got 25"),
+    "demo of too few": ((*DEMO, "--n", 10), "multiple of 10 and at least 20", "got 10"),
+    "demo that does not divide": ((*DEMO, "--n", 25), "multiple of 10 and at least 20", "got 25"),
     "folder that is no model": ((*SAMPLE, "--model", "pictures"), "pictures", "model folder", "give one"),
     "features for a model": ((*SAMPLE, "--model", "data/pretrained/digits-resnet"), "digits-resnet"),
 }
@@ -588,7 +590,7 @@ def test_unwritable_place_is_found_before_the_work(pipeline, monkeypatch):
     [
         (*TUNE, "--history", "a-file/x.csv"),
         (*EVALUATE, "--results", "a-file/x.csv"),
-        ("bench", "--results", "a-file/x.csv"),
+        ("speed", "--results", "a-file/x.csv"),
         ("table", "--config", "table.toml", "--results", "a-file/x.csv"),
         ("direction", "--results", "a-file/x.csv"),
         ("direction", "--figure", "a-file/x.png"),
@@ -644,11 +646,6 @@ def test_messages_are_text_not_markup(project):
 def test_paths_are_printed_in_one_piece(pipeline):
     path = "runs/" + "a-long-name-of-a-folder/" * 4 + "[red]x.png"
     assert path in succeeds("sample", "--model", "tiny", "--nfe", 1, "--n", 1, "--out", path)
-
-
-@pytest.mark.parametrize("fine", [4, 30])
-def test_demo_with_few_or_many_fine_solutions(pipeline, fine):
-    succeeds("demo", "--model", "tiny", "--n", 20, "--fine", fine, "--images", 1, "--out", f"runs/demo-{fine}")
 
 
 # Interrupted and started again
@@ -791,52 +788,3 @@ def test_joint_tuning(pipeline):
 def test_joint_tuning_asked_for_by_half(pipeline, words):
     message = fails(*JOINT[:-1], "runs/never.json", *words)
     assert "give --objective frechet --strategy joint --optimiser search" in message
-
-
-# Speed
-
-
-def test_speed(pipeline):
-    said = succeeds(
-        "speed",
-        "--model",
-        "tiny",
-        "--nfe",
-        2,
-        "--features",
-        "digits-resnet",
-        "--source",
-        "generated",
-        "--images",
-        2,
-        "--n",
-        12,
-        "--batch",
-        5,
-        "--results",
-        "runs/speed.csv",
-    )
-    rows = read_rows("runs/speed.csv", SPEED_COLUMNS).set_index("unit")
-    assert len(rows) == 3 and list(rows.index) == ["s", "images/s", "images/s"]
-    assert (rows.ours > 0).all() and "tuned, peer untuned" in said
-    tuning, sampling, evaluating = rows.itertuples()
-    assert tuning.ratio == pytest.approx(tuning.peer / tuning.ours, rel=2e-3)
-    assert sampling.ratio == pytest.approx(sampling.ours / sampling.peer, rel=2e-3)
-    assert pd.isna(evaluating.peer) or evaluating.peer == ""
-
-
-def test_speed_of_too_few_samples(pipeline):
-    words = (
-        "speed",
-        "--model",
-        "tiny",
-        "--nfe",
-        2,
-        "--features",
-        "digits-resnet",
-        "--source",
-        "generated",
-        "--images",
-        2,
-    )
-    assert "n must be at least 2, got 1" in fails(*words, "--n", 1, "--results", "runs/never.csv")
