@@ -1,7 +1,7 @@
-"""Guards over the notebooks. Each is a small function of (path, notebook) that returns what is wrong, one line each.
+"""Guards over the notebooks. Each is a small function of (path, notebook) that yields what is wrong, one line each.
 
-``LESSON`` guards lessons, ``EVERY`` exercises and solutions as well. test_notebooks.py runs them over the repository, and each on
-a notebook that is broken in its way.
+``LESSON`` guards lessons, ``EVERY`` exercises and solutions as well. test_notebooks.py runs them over the repository,
+and each on a notebook that is broken in its way.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import times as budgets
+import times
 from books import NAME, code, lessons, read, skipped
 from declared import DEPENDENCIES, imported, undeclared
-from index import FIELDS, REPOSITORY, colab_badge, install_cell
+from index import FIELDS, REPOSITORY, TIME, colab_badge, install_cell
 
 from tt_lib.files import PACKAGE_ROOT
 
-MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|farm|root|home|tmp)[/\w]")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|tmp|mnt|Users)/\w")
 ALT = 20
 """Letters that a figure's description has at least."""
-HEADINGS = ("**What it teaches.**", "**What it needs.**", "**How long it takes.**")
+NEEDS = "**What it needs.**"
+HEADINGS = ("**What it teaches.**", NEEDS, TIME)
 CONSTANT = "<!-- constant -->"
 """In a line of text: its numbers are settings or mathematics, not measurements."""
 
@@ -60,12 +61,6 @@ def no_error_or_warning(path, book):
             yield f"an error is stored: {output.ename}: {output.evalue}"
         elif output.get("name") == "stderr":
             yield f"stderr is stored: {output.text[:80]!r}"
-
-
-def no_widget_without_state(path, book):
-    for kind, stored in book.metadata.get("widgets", {}).items():
-        if "state" not in stored:
-            yield f"metadata.widgets[{kind!r}] has no state"
 
 
 def skipped_cells_store_no_output(path, book):
@@ -126,7 +121,7 @@ def begins_with_headings(path, book):
 def first_code_installs(path, book):
     cells = code(book)
     if not cells or cells[0].source != install_cell():
-        yield "the first code cell is not the install cell; run python notebooks/tools/index.py, or copy it from notebook 00"
+        yield "the first code cell is not the install cell; run notebooks/tools/index.py, or copy it from notebook 00"
 
 
 def metadata_describes_it(path, book):
@@ -134,56 +129,33 @@ def metadata_describes_it(path, book):
     missing = [name for name in FIELDS if name not in tt]
     if missing:
         yield f"metadata tt has no {', '.join(missing)}"
-    elif not book.cells[0].source.startswith(f"# {tt['number']} {tt['title']}\n") or path.name[:2] != tt["number"]:
-        yield f"file, title and metadata differ: {path.name}, {book.cells[0].source.splitlines()[0]!r}, {tt['number']} {tt['title']}"
+    elif not book.cells[0].source.startswith(f"# {path.name[:2]} {tt['title']}\n"):
+        yield f"file, title and metadata differ: {path.name}, {book.cells[0].source.splitlines()[0]!r}, {tt['title']}"
 
 
-def time_is_as_measured(path, book):
-    measured = budgets.load(root(path)).get(path.relative_to(root(path)).as_posix())
-    cells = [cell for cell in book.cells if cell.cell_type == "code"]
-    if measured is None or len(measured) != len(cells):
+def has_a_budget_for_each_cell(path, book):
+    budget = times.load(root(path)).get(path.relative_to(root(path)).as_posix(), [])
+    if len(budget) != len(code(book)):
         yield "budgets.toml has not a budget for each code cell; run python notebooks/tools/times.py"
-    elif path.parent == root(path):
-        total = sum(measured)
-        if not budgets.agrees(budgets.durations(paragraph(book, HEADINGS[2])), total):
-            yield f"{HEADINGS[2]} does not agree with the measured {total:.0f} s (budgets.toml)"
-        if not budgets.agrees([60 * book.metadata.get("tt", {}).get("minutes_cpu", 0)], total):
-            yield f"metadata tt.minutes_cpu does not agree with the measured {total:.0f} s (budgets.toml)"
-
-
-# ---- prerequisites
 
 
 def prerequisites(path, book):
-    """metadata tt.needs are earlier lessons, in order, each linked in **What it needs.**, and nothing else is linked there."""
-    tt = book.metadata.get("tt", {})
-    needs = list(tt.get("needs", ()))
-    known = {each.name[:2]: each.name for each in lessons(root(path))}
-    linked = re.findall(r"\]\((\d\d_\w+\.ipynb)", paragraph(book, HEADINGS[1]))
+    """metadata tt.needs are earlier lessons, in order; **What it needs.** links each of them and no other."""
+    needs = list(book.metadata.get("tt", {}).get("needs", ()))
+    names = {each.name[:2]: each.name for each in lessons(root(path))}
+    linked = re.findall(r"\]\((\d\d_\w+\.ipynb)", paragraph(book, NEEDS))
     if needs != sorted(set(needs)):
         yield f"tt.needs {needs} is not in order"
     for number in needs:
-        if number not in known:
+        if number not in names:
             yield f"it needs {number}, which is missing"
         elif number >= path.name[:2]:
             yield f"it needs {number}, which comes later"
-        elif known[number] not in linked:
-            yield f"it needs {number}, and {HEADINGS[1]} has no link to it"
+        elif names[number] not in linked:
+            yield f"it needs {number}, and {NEEDS} has no link to it"
     for name in linked:
         if name[:2] not in needs:
-            yield f"{HEADINGS[1]} links {name}, which is unused: tt.needs does not hold {name[:2]}"
-
-
-def cycles(needs: dict[str, list[str]]) -> list[str]:
-    """The lessons that need themselves, by way of others."""
-
-    def reached(number: str, seen: frozenset[str]) -> frozenset[str]:
-        for each in needs.get(number, []):
-            if each not in seen:
-                seen = reached(each, seen | {each})
-        return seen
-
-    return [number for number in needs if number in reached(number, frozenset())]
+            yield f"{NEEDS} links {name}, which is unused: tt.needs does not hold {name[:2]}"
 
 
 # ---- prose
@@ -194,21 +166,20 @@ NOT_PROSE = re.compile(
     r"|\barXiv[: ]\d{4}\.\d{4,5}",
     re.S | re.I,
 )
-UNIT = r"%|per cent|percent|°|degrees?|times|±|ns|µs|ms|s|seconds?|min|minutes?|h|hours?|GB|GiB|MB|MiB|TFLOP/s|images (?:a|per) second|images/s"
+UNIT = (
+    r"%|per cent|percent|°|degrees?|times|±|ns|µs|ms|s|seconds?|min|minutes?|h|hours?|GB|GiB|MB|MiB|TFLOP/s"
+    r"|images (?:a|per) second|images/s"
+)
 MEASURED = re.compile(rf"(?<![\w.,])(?:\d+\.\d{{2,}}(?![\d.])|\d+(?:,\d{{3}})*(?:\.\d+)? ?(?:{UNIT})(?![\w/]))")
 
 
 def numbers_come_from_rows(path, book):
-    """Text cells hold no decimals of two or more digits and no numbers with a unit: ``prose`` and ``fact`` write those."""
+    """Text has no decimals of two or more digits and no numbers with a unit: ``prose`` and ``fact`` write those."""
     for source in texts(book):
-        # What a reader is told about time is compared with the measured budgets elsewhere.
-        source = (
-            source.replace(HEADINGS[2] + paragraph(book, HEADINGS[2]), "") if source is book.cells[0].source else source
-        )
         # Marked lines go first: their text may hold code and formulas.
         kept = "\n".join(line for line in source.splitlines() if CONSTANT not in line)
-        for found in MEASURED.findall(NOT_PROSE.sub(" ", kept)):
-            yield f"{found!r} in the text looks measured; write it with prose(f'... {{fact(...)}}'), or mark its line {CONSTANT}"
+        for number in MEASURED.findall(NOT_PROSE.sub(" ", kept)):
+            yield f"{number!r} looks measured; write it with prose(f'... {{fact(...)}}'), or mark its line {CONSTANT}"
 
 
 # ---- links
@@ -223,28 +194,28 @@ def slugs(text: str) -> set[str]:
     return found
 
 
+OWN_ADDRESS = re.compile(
+    rf"^https://(?:github\.com|colab\.research\.google\.com/github)/{REPOSITORY}/(?:blob|tree)/main/"
+)
+
+
 def links_lead_somewhere(path, book):
-    for source in texts(book):
-        for target in re.findall(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)|(?:href|src)=\"([^\"]+)\"", source):
-            target = "".join(target)
-            inner = re.sub(
-                rf"^https://(?:github\.com|colab\.research\.google\.com/github)/{REPOSITORY}/(?:blob|tree)/main/",
-                "//",
-                target,
-            )
-            if re.match(r"[a-z]+:", inner):
-                continue
-            file, _, anchor = inner.partition("#")
-            # An address of the project's own pages leads to a file here.
-            there = PACKAGE_ROOT / file[2:] if file.startswith("//") else path.parent / file if file else path
-            if there.name and NAME.fullmatch(there.name) and there.resolve() == path.resolve():
-                there = path
-            if not there.exists():
-                yield f"the link {target} is dead"
-            elif anchor and there.suffix in (".ipynb", ".md"):
-                page = book if there == path else read(there) if there.suffix == ".ipynb" else None
-                if anchor not in slugs("\n\n".join(texts(page)) if page else there.read_text(encoding="utf-8")):
-                    yield f"the link {target} is dead: no such heading"
+    links = r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)|(?:href|src)=\"([^\"]+)\""
+    for target in ("".join(groups) for source in texts(book) for groups in re.findall(links, source)):
+        # An address of the project's own pages leads to a file here.
+        inner = OWN_ADDRESS.sub("//", target)
+        if re.match(r"[a-z]+:", inner):
+            continue
+        file, _, anchor = inner.partition("#")
+        there = PACKAGE_ROOT / file[2:] if file.startswith("//") else path.parent / file if file else path
+        if NAME.fullmatch(there.name) and there.resolve() == path.resolve():
+            there = path
+        if not there.exists():
+            yield f"the link {target} is dead"
+        elif anchor and there.suffix in (".ipynb", ".md"):
+            page = book if there == path else read(there) if there.suffix == ".ipynb" else None
+            if anchor not in slugs("\n\n".join(texts(page)) if page else there.read_text(encoding="utf-8")):
+                yield f"the link {target} is dead: no such heading"
 
 
 # ---- imports
@@ -261,14 +232,13 @@ def imports_are_declared(path, book):
 EVERY = (
     executed_from_top_to_bottom,
     no_error_or_warning,
-    no_widget_without_state,
     skipped_cells_store_no_output,
     metadata_is_ours,
     no_path_of_a_machine,
     figures_have_alt_text,
     begins_with_badge,
     first_code_installs,
-    time_is_as_measured,
+    has_a_budget_for_each_cell,
     numbers_come_from_rows,
     links_lead_somewhere,
     imports_are_declared,

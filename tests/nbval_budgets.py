@@ -1,6 +1,6 @@
-"""A pytest plugin: a notebook's cell that takes far longer than when it was measured fails; kernels start one at a time.
+"""A pytest plugin: a notebook's cell that takes far longer than it was measured fails; kernels start one at a time.
 
-``python -m pytest -p tests.nbval_budgets --nbval notebooks/`` (as `make test` runs it) reads ``notebooks/budgets.toml``.
+``python -m pytest -p tests.nbval_budgets --nbval notebooks/`` (`make test`) reads ``notebooks/budgets.toml``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class TooSlow(Exception):
 def one_at_a_time(start, path: Path):
     """``start`` under a lock that all workers of this user share.
 
-    A kernel's ports are looked for, let go and bound again by the kernel. Two workers that start theirs in the same moment may
-    be given the same ones, and then one of the kernels dies.
+    A kernel's ports are looked for, let go and bound again by the kernel. Two workers that start theirs in the same
+    moment may be given the same ones, and then one of the kernels dies.
     """
 
     @functools.wraps(start)

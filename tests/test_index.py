@@ -1,32 +1,33 @@
-"""The index of the notebooks, their badges and install cells are what metadata and one address give."""
+"""The index of the notebooks, their badges, install cells and times are what metadata, one address and rows give."""
 
 import index
-import index as links
 import nbformat
 import pytest
+import times
 from index import colab_badge, install_cell
 
 from tt_lib.errors import BadValue
 
+CELLS = {"00_a.ipynb": [1.0, 24.0], "01_b.ipynb": [130.0]}
+
 
 def put(path, **tt):
     book = nbformat.v4.new_notebook(metadata={"tt": tt})
-    book.cells = [
-        nbformat.v4.new_markdown_cell(f"# A\n\n{colab_badge('elsewhere.ipynb')}"),
-        nbformat.v4.new_code_cell(install_cell()),
-    ]
+    top = f"# A\n\n{colab_badge('elsewhere.ipynb')}\n\n{index.TIME} Long.\nMore."
+    book.cells = [nbformat.v4.new_markdown_cell(top), nbformat.v4.new_code_cell(f"{index.INSTALL_MARK}: pass")]
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(book, path)
-    return path
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TT_DATA", str(tmp_path / "data"))
     folder = tmp_path / "notebooks"
-    put(folder / "00_a.ipynb", title="First", teaches="One thing.", needs=[], minutes_cpu=0.4, number="00")
-    put(folder / "01_b.ipynb", title="Second", teaches="Another.", needs=["00"], minutes_cpu=2.2, number="01")
+    put(folder / "00_a.ipynb", title="First", teaches="One thing.", needs=[])
+    put(folder / "01_b.ipynb", title="Second", teaches="Another.", needs=["00"])
     put(folder / "exercises" / "01_b.ipynb")
     put(folder / "exercises" / "01_b_solutions.ipynb")
+    times.save(CELLS, folder)
     (tmp_path / "README.md").write_text(f"before\n{index.BEGIN}\nold\n{index.END}\nafter\n", encoding="utf-8")
     return folder
 
@@ -34,34 +35,29 @@ def folder(tmp_path):
 def test_page_and_table_say_what_each_notebook_is(folder):
     page = index.page(folder)
     for words in (
-        "## [01 Second](01_b.ipynb)",
-        "Another.",
-        "- Needs: [00](00_a.ipynb)",
-        "- Time: 2 min",
-        colab_badge("01_b.ipynb"),
-        "[exercises](exercises/01_b.ipynb), [solutions](exercises/01_b_solutions.ipynb)",
-        "under 1 min",
-        "nothing before it",
+        "## [01 Second](01_b.ipynb)\n\n" + colab_badge("01_b.ipynb") + "\n\nAnother.\n",
+        "- Needs: [00](00_a.ipynb)\n- Time: `TT_SCALE=ci` 2 min on 2 CPU cores.\n",
+        "- Practice: [exercises](exercises/01_b.ipynb), [solutions](exercises/01_b_solutions.ipynb)",
+        "- Needs: nothing before it\n- Time: `TT_SCALE=ci` 20 s on 2 CPU cores.\n",
     ):
         assert words in page
-    row = "| [01 Second](notebooks/01_b.ipynb) | Another. | 2 min | [exercises](notebooks/exercises/01_b.ipynb), [solutions](notebooks/exercises/01_b_solutions.ipynb) |"
-    assert index.with_block((folder.parent / "README.md").read_text(), index.block(folder)).splitlines()[-3:] == [
-        row,
-        index.END,
-        "after",
-    ]
+    links = "[exercises](notebooks/exercises/01_b.ipynb), [solutions](notebooks/exercises/01_b_solutions.ipynb)"
+    row = f"| [01 Second](notebooks/01_b.ipynb) | Another. | 2 min | {links} |"
+    readme = index.with_block((folder.parent / "README.md").read_text(), index.block(folder))
+    assert readme.splitlines()[-3:] == [row, index.END, "after"]
 
 
-def test_addresses_are_written_into_the_notebooks_from_one_variable(folder, monkeypatch):
-    assert [path.name for path, _ in index.stale(folder)] == ["00_a.ipynb", "01_b.ipynb"] + [
-        "01_b.ipynb",
-        "01_b_solutions.ipynb",
-    ] + ["README.md"] * 2
+def test_tops_of_notebooks_are_written_from_one_address_and_the_budgets(folder, monkeypatch):
+    names = ["00_a.ipynb", "01_b.ipynb", "01_b.ipynb", "01_b_solutions.ipynb", "README.md", "README.md"]
+    assert [path.name for path, _ in index.stale(folder)] == names
     for path, content in index.stale(folder):
         path.write_text(content, encoding="utf-8")
     assert index.stale(folder) == []
-    assert colab_badge("exercises/01_b.ipynb") in nbformat.read(folder / "exercises" / "01_b.ipynb", 4).cells[0].source
-    monkeypatch.setattr(links, "REPOSITORY", "some/where")
+    lesson, exercise = (nbformat.read(folder / name, 4).cells for name in ("00_a.ipynb", "exercises/01_b.ipynb"))
+    assert colab_badge("exercises/01_b.ipynb") in exercise[0].source and exercise[1].source == install_cell()
+    assert lesson[0].source.endswith(f"\n\n{index.TIME} `TT_SCALE=ci` 20 s on 2 CPU cores. <!-- constant -->\nMore.")
+    assert exercise[0].source.endswith(f"{index.TIME} Long.\nMore."), "an exercise takes as long as its reader"
+    monkeypatch.setattr(index, "REPOSITORY", "some/where")
     found = {path.relative_to(folder.parent).as_posix(): content for path, content in index.stale(folder)}
     assert len(found) == 5  # four notebooks and their index; the project's README names files only
     assert all("some/where" in content and "timetuner-lessons" not in content for content in found.values())

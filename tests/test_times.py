@@ -1,4 +1,4 @@
-"""What larger scales take is measured, kept as rows, and told in a lesson's first cell."""
+"""Notebooks are run and stored, their cells' times kept as budgets that nbval enforces; larger scales give rows."""
 
 import os
 import subprocess
@@ -12,22 +12,14 @@ from tt_lib.errors import BadValue
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, read_rows, write_rows
 
-FIRST = "# A\n\n**How long it takes.** A minute,\nor less.\n\nMore."
+SLEEP = "import os, time; time.sleep(0.6); print(os.environ['TT_SCALE'])"
 
 
-def lesson(source="import os, time; time.sleep(0.2); assert os.environ['TT_SCALE'] == 'laptop'"):
+def make(folder, *sources):
     book = nbformat.v4.new_notebook()
-    book.cells = [nbformat.v4.new_markdown_cell(FIRST), nbformat.v4.new_code_cell(source)]
-    return book
-
-
-def row(name, scale, seconds, device):
-    return dict.fromkeys(SPEED_COLUMNS, "") | {
-        "what": times.label(name, scale),
-        "ours": seconds,
-        "unit": "s",
-        "device": device,
-    }
+    book.cells = [nbformat.v4.new_markdown_cell("# 01 A"), *map(nbformat.v4.new_code_cell, sources)]
+    nbformat.write(book, folder / "01_a.ipynb")
+    return folder / "01_a.ipynb"
 
 
 @pytest.fixture
@@ -36,50 +28,72 @@ def results(tmp_path, monkeypatch):
     return tmp_path / "results" / "speed.csv"
 
 
-def test_a_lesson_is_run_at_a_scale_and_has_a_row(tmp_path, results):
-    path = tmp_path / "01_a.ipynb"
-    nbformat.write(lesson(), path)
+def test_a_run_is_stored_with_a_budget_for_each_code_cell(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = make(tmp_path, "import sys", "", SLEEP)
+    times.save({"00_gone.ipynb": [1.0]}, tmp_path)
+    times.measure_cells([path], tmp_path)
+    ((name, (first, second)),) = times.load(tmp_path).items()
+    assert name == "01_a.ipynb" and first < second and second >= 0.6
+    cells = nbformat.read(path, as_version=4).cells[1:]
+    assert [cell.execution_count for cell in cells] == [1, None, 2] and not any(cell.metadata for cell in cells)
+    assert cells[2].outputs[0].text == "ci\n"
+
+
+def test_a_cell_may_take_some_times_its_budget_and_never_too_little():
+    assert times.allowed(0.1) == times.LEAST and times.allowed(10) == 10 * times.MARGIN
+
+
+def test_a_lesson_is_run_at_a_larger_scale_and_has_a_row(tmp_path, results):
+    path = make(tmp_path, SLEEP)
     before = path.read_bytes()
-    times.measure([path], "laptop", results)
+    times.measure_scale([path], "laptop", results)
     found = read_rows(results, SPEED_COLUMNS)
-    assert list(found["what"]) == ["notebook 01_a, TT_SCALE=laptop"] and float(found["ours"][0]) >= 0.2
+    assert list(found["what"]) == ["notebook 01_a, TT_SCALE=laptop"] and float(found["ours"][0]) >= 0.6
     assert found["command"][0] == "python notebooks/tools/times.py laptop" and path.read_bytes() == before
     with pytest.raises(BadValue, match="ends in an error"):
-        times.measure([path], "ci", results)
-    with pytest.raises(BadValue, match="TT_SCALE"):
-        times.measure([path], "huge", results)
+        times.measure_scale([make(tmp_path, "1 / 0")], "laptop", results)
 
 
-def test_what_was_measured_is_told_behind_how_long_it_takes(results):
-    book = lesson()
-    assert times.told("01_a") == "" and not times.set_times(book, "01_a")
-    measured = [
-        row("01_a", "full", 31.4, "NVIDIA H100 80GB HBM3"),
-        row("01_a", "laptop", 250.0, "cpu (2 threads)"),
-        row("02_b", "full", 9.0, "cpu (2 threads)"),
+def test_what_was_measured_is_a_sentence(tmp_path, results):
+    path = make(tmp_path, SLEEP)
+    times.save({"01_a.ipynb": [20.0, 12.0]}, tmp_path)
+    seconds = {"full": (31.4, "NVIDIA H100 80GB HBM3"), "laptop": (250.0, "cpu (2 threads)")}
+    rows = [
+        dict.fromkeys(SPEED_COLUMNS, "")
+        | {"what": times.label("01_a", scale), "ours": ours, "unit": "s", "device": device}
+        for scale, (ours, device) in seconds.items()
     ]
-    write_rows(results, measured, SPEED_COLUMNS, SPEED_KEY)
-    said = "`TT_SCALE=laptop` took 4 min on 2 CPU cores, `TT_SCALE=full` took 31 s on a machine with an NVIDIA H100 80GB HBM3."
-    assert times.told("01_a") == said
-    for changed in (True, False):
-        assert times.set_times(book, "01_a") == changed
-        assert (
-            book.cells[0].source
-            == f"# A\n\n**How long it takes.** A minute,\nor less.\n\n{times.HEADING} {said} <!-- constant -->\n\nMore."
-        )
+    write_rows(results, [*rows, rows[0] | {"what": times.label("02_b", "full")}], SPEED_COLUMNS, SPEED_KEY)
+    assert times.measured(path) == (
+        "`TT_SCALE=ci` 30 s on 2 CPU cores, `TT_SCALE=laptop` 4 min on 2 CPU cores, "
+        "`TT_SCALE=full` 30 s on a machine with an NVIDIA H100 80GB HBM3."
+    )
     results.unlink()
-    assert times.set_times(book, "01_a") and book.cells[0].source == FIRST
+    assert times.measured(path) == "`TT_SCALE=ci` 30 s on 2 CPU cores."
 
 
-@pytest.mark.parametrize(
-    "words, error", [(("huge",), "no notebook 'huge'"), (("laptop", "nowhere.ipynb"), "no notebook 'nowhere.ipynb'")]
-)
-def test_the_command_names_what_is_wrong(words, error):
-    done = subprocess.run(
-        [sys.executable, "notebooks/tools/times.py", *words],
+@pytest.mark.parametrize("words", [("huge",), ("laptop", "nowhere.ipynb")])
+def test_the_command_names_what_is_wrong(words, capsys):
+    assert times.main(list(words)) == 1
+    assert f"no notebook {words[-1]!r}; usage: " in capsys.readouterr().err
+
+
+def test_a_cell_over_its_budget_fails_under_nbval(tmp_path):
+    path = make(tmp_path, "x = 1", "import time; time.sleep(0.5)")
+    book = nbformat.read(path, as_version=4)
+    for number, cell in enumerate(book.cells[1:], start=1):
+        cell.execution_count = number
+    nbformat.write(book, path)
+    times.save({"01_a.ipynb": [100.0, 0.0]}, tmp_path)
+    (tmp_path / "impatient.py").write_text("from tests.nbval_budgets import *; import times; times.LEAST = 0")
+    options = ["-q", "-p", "no:cacheprovider", "-p", "impatient", "--nbval", path, "--nbval-budgets", tmp_path]
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=PACKAGE_ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), str(tmp_path)])},
         capture_output=True,
         text=True,
-        cwd=PACKAGE_ROOT,
-        env=os.environ,
     )
-    assert done.returncode == 1 and error in done.stderr
+    assert "1 failed, 1 passed" in answer.stdout, answer.stdout + answer.stderr
+    assert "this cell took" in answer.stdout and "Cell 1" in answer.stdout

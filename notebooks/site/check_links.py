@@ -1,4 +1,7 @@
-"""Every link of the built site that stays in it leads to a file, and to an anchor in it: ``python site/check_links.py build/site``."""
+"""Every link of the built site that stays in it leads to a file, and to an anchor in it.
+
+``python notebooks/site/check_links.py build/site``
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,18 @@ def dead(folder: Path) -> list[str]:
         for path in folder.rglob("*.html")
         if "_static" not in path.parts
     }
-    found = []
+    wrong = [] if pages else [f"no page in {folder}"]
     for path, page in pages.items():
         for address in page.addresses:
             parts = urlsplit(address)
             if parts.scheme or parts.netloc:
                 continue
-            there = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            if not there.exists():
-                found.append(f"{path.relative_to(folder.resolve())}: {address} is dead")
-            elif parts.fragment and there in pages and unquote(parts.fragment) not in pages[there].anchors:
-                found.append(f"{path.relative_to(folder.resolve())}: {address} has no such anchor")
-    return found if pages else [f"no page in {folder}"]
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.exists():
+                wrong.append(f"{path.relative_to(folder.resolve())}: {address} is dead")
+            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+                wrong.append(f"{path.relative_to(folder.resolve())}: {address} has no such anchor")
+    return wrong
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The site: README, notebooks as they are stored (nothing is run), data card. `make site` builds it with Sphinx, MyST-NB and the
-theme of Jupyter Book into build/site; every warning is an error."""
+"""The site: README, notebooks as they are stored (nothing is run), data card.
+
+`make site` builds it with Sphinx, MyST-NB and the theme of Jupyter Book into build/site; every warning is an error.
+"""
 
 import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 from books import exercises, lessons
 from index import repository_url
@@ -44,16 +46,14 @@ html_theme_options = {
 
 def _contents() -> str:
     """The tables of contents, which the pages themselves need not have."""
-    root = Path(__file__).resolve().parent.parent.parent
     parts = {
         "Notebooks": ["notebooks/README", *(f"notebooks/{path.stem}" for path in lessons())],
         "Exercises": [f"notebooks/exercises/{path.stem}" for path in exercises()],
-        "Data": ["data/README", "data/results/README"] if (root / "data" / "README.md").exists() else [],
+        "Data": ["data/README", "data/results/README"],
     }
     return "".join(
         "\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```\n"
         for caption, pages in parts.items()
-        if pages
     )
 
 

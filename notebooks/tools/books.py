@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import nbformat
 
 from tt_lib.errors import BadValue, CorruptFile, TTError
 from tt_lib.files import PACKAGE_ROOT, write_text
 from tt_lib.lessons.kit import SCALES
 
 NOTEBOOKS = PACKAGE_ROOT / "notebooks"
-"""Where the lessons lie: ``NN_name.ipynb``, and in ``exercises/`` ``NN_name.ipynb`` beside ``NN_name_solutions.ipynb``."""
-
+"""Where the lessons lie, ``NN_name.ipynb``, and the exercises, ``exercises/NN_name.ipynb`` beside their solutions."""
 NAME = re.compile(r"\d\d_\w+\.ipynb")
 SOLVED = "_solutions"
 TIMEOUT = 600
@@ -38,20 +40,8 @@ def solutions(folder: Path = NOTEBOOKS) -> list[Path]:
     return [path for path in exercises(folder) if path.stem.endswith(SOLVED)]
 
 
-def named(names: list[str], remedy: str) -> list[Path]:
-    """The notebooks that a command was given.
-
-    Raises:
-        BadValue: one of them is not there.
-    """
-    for name in names:
-        if not Path(name).is_file():
-            raise BadValue(f"no notebook {name!r}; {remedy}")
-    return [Path(name) for name in names]
-
-
 def command(job: Callable[[], int | None]) -> int:
-    """What a command of the lessons ends with: what its job gives, 0 for nothing, and 1 with one line for an error that a user can mend."""
+    """What a tool ends with: what its job gives, 0 for nothing, and 1 with one line for an error to mend."""
     try:
         return job() or 0
     except TTError as error:
@@ -65,8 +55,6 @@ def read(path: Path) -> Any:
     Raises:
         CorruptFile: it is not one.
     """
-    import nbformat
-
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises many kinds
@@ -75,8 +63,6 @@ def read(path: Path) -> Any:
 
 def text(book: Any) -> str:
     """A notebook as the text of its file."""
-    import nbformat
-
     nbformat.validate(book)
     return nbformat.writes(book).rstrip("\n") + "\n"
 
@@ -97,14 +83,14 @@ def skipped(cell: Any) -> bool:
 
 
 def run(book: Any, folder: Path, scale: str = SCALES[0]) -> list[float]:
-    """Run a notebook from top to bottom in a fresh kernel, and store what it gives in ``book``.
+    """Run a notebook from top to bottom in a fresh kernel, and keep in ``book`` what it gives.
 
     Args:
         folder: the kernel's folder, where the notebook lies.
         scale: its ``TT_SCALE``; what is stored with a notebook is of ``ci``.
 
     Returns:
-        Seconds, one for each of :func:`code`; the start of the kernel is not among them.
+        Seconds, one for each of :func:`code`, as nbclient records them; the start of the kernel is not among them.
 
     Raises:
         BadValue: a cell ends in an error.
@@ -120,24 +106,21 @@ def run(book: Any, folder: Path, scale: str = SCALES[0]) -> list[float]:
         book,
         timeout=TIMEOUT if scale == SCALES[0] else None,
         kernel_name="python3",
-        record_timing=False,
         coalesce_streams=True,
+        store_widget_state=False,
         resources={"metadata": {"path": str(folder)}},
     )
+    metadata = copy.deepcopy(book.metadata)
+    try:
+        client.execute(env=environment)
+    except CellExecutionError as error:
+        raise BadValue(f"a cell of the notebook ends in an error; mend it:\n{error}") from error
+    book.metadata = metadata  # without this machine's version of Python
     seconds = []
-    with client.setup_kernel(env=environment):
-        for index, cell in enumerate(book.cells):
-            if cell.cell_type != "code":
-                continue
-            cell.outputs, cell.execution_count = [], None
-            if not cell.source.strip():
-                continue
-            start = time.perf_counter()
-            try:
-                client.execute_cell(cell, index)
-            except CellExecutionError as error:
-                raise BadValue(f"cell {index} of the notebook ends in an error; mend it:\n{error}") from error
-            seconds.append(time.perf_counter() - start)
-            if skipped(cell):
-                cell.outputs = []
+    for cell in code(book):
+        times = cell.metadata.pop("execution")
+        busy, idle = (datetime.fromisoformat(times[f"iopub.status.{state}"]) for state in ("busy", "idle"))
+        seconds.append((idle - busy).total_seconds())
+        if skipped(cell):
+            cell.outputs = []
     return seconds

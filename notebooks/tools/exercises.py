@@ -1,61 +1,58 @@
 """Exercises made from their solutions, so that the two cannot drift apart.
 
-``python notebooks/tools/exercises.py`` makes ``notebooks/exercises/NN_name.ipynb`` from each ``NN_name_solutions.ipynb`` and stores
-it executed; with ``--check`` it only says which are not what their solutions give.
+``python notebooks/tools/exercises.py`` makes ``notebooks/exercises/NN_name.ipynb`` from each
+``NN_name_solutions.ipynb`` and stores it executed; with ``--check`` it only says which are not what their solutions
+give.
 
-In a code cell the lines from ``# BEGIN SOLUTION`` to ``# END SOLUTION`` become ``raise NotImplementedError("your code here")`` at
-the same indentation; in a text cell those from ``<!-- BEGIN SOLUTION -->`` to ``<!-- END SOLUTION -->`` go. The title loses its
-"solutions", and the badge opens the exercise.
+In a code cell the lines from ``# BEGIN SOLUTION`` to ``# END SOLUTION`` become ``raise NotImplementedError("your code
+here")`` at the same indentation. In a text cell those from ``<!-- BEGIN SOLUTION -->`` to ``<!-- END SOLUTION -->`` go.
+The title loses its "with solutions", and the badge opens the exercise.
 """
 
 from __future__ import annotations
 
 import copy
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from books import NOTEBOOKS, SOLVED, command, read, run, solutions, write
+from books import NOTEBOOKS, SOLVED, command, exercises, read, run, solutions, write
 
 from tt_lib.errors import BadValue
 from tt_lib.lessons.kit import TODO
 
-CODE = re.compile(
-    r"^([ \t]*)# BEGIN SOLUTION[^\n]*\n(?:(?!^[ \t]*# (?:BEGIN|END) SOLUTION)[^\n]*\n)*[ \t]*# END SOLUTION[^\n]*$",
-    re.M,
-)
-PROSE = re.compile(
-    r"^<!-- BEGIN SOLUTION -->\n(?:(?!<!-- (?:BEGIN|END) SOLUTION)[^\n]*\n)*<!-- END SOLUTION -->\n?", re.M
-)
-MARK = re.compile(r"\b(?:BEGIN|END) SOLUTION\b")
-TITLE = re.compile(r"[ ,:–—-]*\(?\b(?:with )?solutions?\b\)?(?: (?:to|of)(?: the)?\b)?", re.I)
+MARKS = {
+    "code": ("# BEGIN SOLUTION", "# END SOLUTION"),
+    "markdown": ("<!-- BEGIN SOLUTION -->", "<!-- END SOLUTION -->"),
+}
 
 
 def unsolved(source: str, kind: str = "code") -> str:
-    """A cell's source without its solution.
+    """A cell's source without its solutions.
 
     Raises:
         BadValue: a solution begins and does not end, or the other way round.
     """
-    if kind == "code":
-        found = CODE.sub(lambda match: f'{match[1]}raise NotImplementedError("{TODO}")', source)
-    else:
-        found = PROSE.sub("", source)
-    if MARK.search(found):
-        raise BadValue(f"each BEGIN SOLUTION needs its END SOLUTION on a line of its own, in this cell:\n{source}")
-    return found
+    begin, end = MARKS[kind]
+    kept, inside = [], False
+    for line in source.split("\n"):
+        if line.strip() == (end if inside else begin):
+            inside = not inside
+            if inside and kind == "code":
+                kept.append(line.replace(begin, f'raise NotImplementedError("{TODO}")'))
+        elif " SOLUTION" in line:
+            inside = True
+            break
+        elif not inside:
+            kept.append(line)
+    if inside:
+        raise BadValue(f"each {begin} needs its {end} on a line of its own, in this cell:\n{source}")
+    return "\n".join(kept)
 
 
 def exercise_path(solved: Path) -> Path:
     """Where the exercise of a solved one lies."""
     return solved.with_name(solved.name.replace(f"{SOLVED}.ipynb", ".ipynb"))
-
-
-def untitled(source: str) -> str:
-    """A first cell whose title no longer speaks of solutions."""
-    title, *rest = source.split("\n")
-    return "\n".join([TITLE.sub("", title).rstrip(), *rest])
 
 
 def exercise(book: Any, name: str) -> Any:
@@ -69,19 +66,15 @@ def exercise(book: Any, name: str) -> Any:
         BadValue: there is no solution in it, or one is not marked as it should be.
     """
     made = copy.deepcopy(book)
-    if not any("# BEGIN SOLUTION" in cell.source for cell in made.cells if cell.cell_type == "code"):
-        raise BadValue(f"{name} has no solution in it; put one between # BEGIN SOLUTION and # END SOLUTION")
-    own = exercise_path(Path(name)).name
     for cell in made.cells:
+        cell.source = unsolved(cell.source, cell.cell_type)
         if cell.cell_type == "code":
-            cell.source, cell.outputs, cell.execution_count = unsolved(cell.source), [], None
-        else:
-            # Its badge opens this notebook; a link to the solutions' file stays one.
-            badge = re.sub(rf"(colab\.research\.google\.com/[^)\s]*/){re.escape(name)}", rf"\g<1>{own}", cell.source)
-            cell.source = unsolved(badge, "prose")
-    made.cells[0].source = untitled(made.cells[0].source)
-    if "title" in made.metadata.get("tt", {}):
-        made.metadata["tt"]["title"] = untitled(made.metadata["tt"]["title"])
+            cell.outputs, cell.execution_count = [], None
+    if not any(TODO in cell.source for cell in made.cells):
+        raise BadValue(f"{name} has no solution in it; put one between {' and '.join(MARKS['code'])}")
+    first = made.cells[0]
+    # The badge's address ends in the name; a link to the solutions, which lie beside, begins with it.
+    first.source = first.source.replace(" with solutions", "", 1).replace(f"/{name})", f"/{exercise_path(Path(name))})")
     return made
 
 
@@ -103,10 +96,8 @@ def stale(folder: Path = NOTEBOOKS) -> list[str]:
             found.append(f"{path.name} is missing")
         elif not same_sources(read(path), exercise(read(solved), solved.name)):
             found.append(f"{path.name} is not what {solved.name} gives")
-    known = {exercise_path(solved) for solved in solutions(folder)} | set(solutions(folder))
-    return found + [
-        f"{path.name} has no solutions" for path in sorted((folder / "exercises").glob("*.ipynb")) if path not in known
-    ]
+    paired = {*solutions(folder), *map(exercise_path, solutions(folder))}
+    return found + [f"{path.name} has no solutions" for path in exercises(folder) if path not in paired]
 
 
 def generate(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -115,11 +106,10 @@ def generate(folder: Path = NOTEBOOKS) -> list[Path]:
     for solved in solutions(folder):
         path = exercise_path(solved)
         made = exercise(read(solved), solved.name)
-        if path.exists() and same_sources(read(path), made):
-            continue
-        run(made, path.parent)
-        write(path, made)
-        written.append(path)
+        if not (path.exists() and same_sources(read(path), made)):
+            run(made, path.parent)
+            write(path, made)
+            written.append(path)
     return written
 
 
@@ -131,10 +121,11 @@ def main(arguments: list[str]) -> int:
 
     def job() -> int:
         if arguments:
-            found = stale()
-            for line in found:
-                print(f"{line}; run python notebooks/tools/exercises.py", file=sys.stderr)
-            return 1 if found else 0
+            lines = stale()
+            print(
+                "".join(f"{line}; run python notebooks/tools/exercises.py\n" for line in lines), end="", file=sys.stderr
+            )
+            return int(bool(lines))
         for path in generate():
             print(f"wrote {path.relative_to(NOTEBOOKS.parent)}")
         return 0

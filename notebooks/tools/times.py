@@ -1,9 +1,10 @@
-"""How long the notebooks take: measured, written down, enforced by the tests and told to the reader.
+"""Run the notebooks: store what they give, and write down how long they take, for the tests and for readers.
 
-``python notebooks/tools/times.py [NOTEBOOK ...]`` runs notebooks (all, unless some are named) at ``TT_SCALE=ci`` on two threads and
-writes the seconds of each cell to ``notebooks/budgets.toml``, which the tests enforce with a margin; a lesson's metadata
-(``tt.minutes_cpu``) is set with it. With a scale, ``python notebooks/tools/times.py laptop``, it runs lessons at that scale and
-writes a row of ``speed.csv`` for each; ``python notebooks/tools/index.py`` then writes what the rows say into their first cells.
+``python notebooks/tools/times.py [NOTEBOOK ...]`` runs notebooks (all, unless some are named) at ``TT_SCALE=ci`` on two
+threads, stores them executed, and writes the seconds of each cell to ``notebooks/budgets.toml``, which the tests
+enforce with a margin. With a larger scale, ``python notebooks/tools/times.py laptop [LESSON ...]``, it stores nothing
+in them and writes a row of ``speed.csv`` for each. ``python notebooks/tools/index.py`` then says in their first cells
+and in the index what was measured.
 """
 
 from __future__ import annotations
@@ -13,82 +14,13 @@ import re
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
-from books import NOTEBOOKS, command, exercises, lessons, named, read, run, write
+from books import NOTEBOOKS, command, exercises, lessons, read, run, write
 
-from tt_lib.errors import BadValue, choose
+from tt_lib.errors import BadValue
 from tt_lib.files import write_text
 from tt_lib.lessons.kit import SCALES
 from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, read_rows, results_folder, write_rows
-
-HEADING = "**Larger scales, measured.**"
-_BEFORE = "**How long it takes.**"
-
-
-def label(name: str, scale: str) -> str:
-    """What the row of a lesson is called."""
-    return f"notebook {name}, TT_SCALE={scale}"
-
-
-def measure(paths: list[Path], scale: str, results: Path) -> None:
-    """Run lessons at a scale, each in a fresh kernel, and write a row for each as soon as it is done.
-
-    Raises:
-        BadValue: an unknown scale, or a cell ends in an error.
-    """
-    import torch
-
-    from tt_lib.study.speed import speed_row
-
-    choose("TT_SCALE", scale, SCALES)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for number, path in enumerate(paths, 1):
-        print(f"{number} of {len(paths)}: {path.name} at {scale} ...", flush=True)
-        row = speed_row(label(path.stem, scale), sum(run(read(path), path.parent, scale)), None, "s", device)
-        write_rows(results, [{**row, "command": f"python notebooks/tools/times.py {scale}"}], SPEED_COLUMNS, SPEED_KEY)
-        print(f"{row['what']}: {row['ours']} s on {row['device']}", flush=True)
-
-
-def told(name: str) -> str:
-    """What the rows say of a lesson, as a sentence; empty if none of them is of it."""
-    rows = read_rows(results_folder() / "speed.csv", SPEED_COLUMNS)
-    parts = [
-        f"`TT_SCALE={scale}` took {duration(float(row['ours']))} on {machine(str(row['device']))}"
-        for scale in SCALES
-        for row in rows[rows["what"] == label(name, scale)].to_dict("records")
-    ]
-    return f"{', '.join(parts)}." if parts else ""
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "45 s", "7 min"."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def machine(device: str) -> str:
-    """A row's device in words."""
-    threads = re.fullmatch(r"cpu \((\d+) threads?\)", device)
-    return f"{threads[1]} CPU cores" if threads else f"a machine with an {device}"
-
-
-def set_times(book: Any, name: str) -> bool:
-    """Write what was measured into a lesson's first cell, behind how long it takes; return whether anything changed."""
-    cell, said = book.cells[0], told(name)
-    bare = re.sub(rf"\n\n{re.escape(HEADING)}[^\n]*", "", cell.source)
-    paragraph = re.compile(rf"{re.escape(_BEFORE)}.*?(?=\n\n|\Z)", re.S)
-    wanted = (
-        paragraph.sub(lambda found: f"{found[0]}\n\n{HEADING} {said} <!-- constant -->", bare, count=1)
-        if said
-        else bare
-    )
-    changed = wanted != cell.source
-    cell.source = wanted
-    return changed
-
-
-# ---- cell by cell, at TT_SCALE=ci
-
 
 FILE = "budgets.toml"
 MARGIN = 5.0
@@ -97,25 +29,9 @@ LEAST = 10.0
 """Seconds that every cell may take in a test, so that a slow disk is no failure."""
 THREADS = "2"
 HEADER = f"""\
-# Seconds that each code cell takes at TT_SCALE=ci on {THREADS} CPU cores, in order; written by `python notebooks/tools/times.py`.
+# Seconds that each code cell takes at TT_SCALE=ci on {THREADS} CPU cores; written by `python notebooks/tools/times.py`.
 # A test fails where a cell takes {MARGIN:g} times as long, and more than {LEAST:g} s.
 """
-_NUMBERS = {
-    "a": 1.0,
-    "an": 1.0,
-    "one": 1.0,
-    "two": 2.0,
-    "three": 3.0,
-    "four": 4.0,
-    "five": 5.0,
-    "ten": 10.0,
-    "half": 0.5,
-    "half a": 0.5,
-}
-_DURATION = re.compile(
-    r"(?<![\w.])(\d+(?:\.\d+)?|half an?|an?|one|two|three|four|five|ten)(?: (?:or|to) (\w+))?[ -](s|seconds?|min|minutes?)\b",
-    re.I,
-)
 
 
 def load(folder: Path = NOTEBOOKS) -> dict[str, list[float]]:
@@ -126,10 +42,8 @@ def load(folder: Path = NOTEBOOKS) -> dict[str, list[float]]:
 
 def save(budgets: dict[str, list[float]], folder: Path = NOTEBOOKS) -> None:
     """Write the file."""
-    lines = [
-        f'"{name}" = [{", ".join(f"{each:.1f}" for each in seconds)}]' for name, seconds in sorted(budgets.items())
-    ]
-    write_text(folder / FILE, HEADER + "\n" + "\n".join(lines) + "\n")
+    rows = [f'"{name}" = [{", ".join(f"{each:.1f}" for each in cells)}]\n' for name, cells in sorted(budgets.items())]
+    write_text(folder / FILE, f"{HEADER}\n{''.join(rows)}")
 
 
 def allowed(seconds: float) -> float:
@@ -137,56 +51,82 @@ def allowed(seconds: float) -> float:
     return max(MARGIN * seconds, LEAST)
 
 
-def durations(text: str) -> list[float]:
-    """The seconds that a text speaks of: "about 30 seconds" is 30, "a minute or two" and "1 to 2 minutes" are 60 and 120."""
-    found = []
-    for first, second, unit in _DURATION.findall(
-        re.sub(r"\b(an?|one) minute or two\b", r"\1 or two minutes", text, flags=re.I)
-    ):
-        scale = 60.0 if unit.lower().startswith("min") else 1.0
-        for word in (first, second):
-            word = re.sub(r"^half an?$", "half", word.lower())
-            if word in _NUMBERS or re.fullmatch(r"\d+(?:\.\d+)?", word):
-                found.append(scale * (_NUMBERS[word] if word in _NUMBERS else float(word)))
-    return found
+def measure_cells(paths: list[Path], folder: Path = NOTEBOOKS) -> None:
+    """Run notebooks, store them executed, and write how long their cells took; what is gone loses its entry.
 
-
-def agrees(said: list[float], measured: float) -> bool:
-    """Whether one of the durations that a reader is told is about the measured one: within a factor of 2.5, or of 20 s."""
-    return any(measured / 2.5 <= each <= measured * 2.5 or abs(each - measured) <= 20 for each in said)
-
-
-def measure_cells(paths: list[Path], folder: Path = NOTEBOOKS) -> dict[str, list[float]]:
-    """Run notebooks and write how long their cells took; entries of notebooks that are gone are dropped.
-
-    Returns:
-        What the file holds now.
+    Raises:
+        BadValue: a cell ends in an error.
     """
     os.environ["OMP_NUM_THREADS"] = THREADS
-    known = {str(path.relative_to(folder)) for path in (*lessons(folder), *exercises(folder))}
-    budgets = {name: seconds for name, seconds in load(folder).items() if name in known}
+    names = {path.relative_to(folder).as_posix() for path in (*lessons(folder), *exercises(folder))}
     for path in paths:
-        name = str(path.resolve().relative_to(folder.resolve()))
-        budgets[name] = [round(each, 1) for each in run(read(path), path.parent)]
-        save(budgets, folder)
         book = read(path)
-        if "minutes_cpu" in book.metadata.get("tt", {}):
-            book.metadata["tt"]["minutes_cpu"] = round(sum(budgets[name]) / 60, 1)
-            write(path, book)
-        print(f"{name}: {sum(budgets[name]):.0f} s, the longest cell {max(budgets[name], default=0):.0f} s")
-    return budgets
+        seconds = run(book, path.parent)
+        write(path, book)
+        name = path.resolve().relative_to(folder.resolve()).as_posix()
+        save({each: cells for each, cells in load(folder).items() if each in names} | {name: seconds}, folder)
+        print(f"{name}: {sum(seconds):.0f} s, the longest cell {max(seconds, default=0):.0f} s", flush=True)
+
+
+def label(name: str, scale: str) -> str:
+    """What the row of a lesson is called."""
+    return f"notebook {name}, TT_SCALE={scale}"
+
+
+def measure_scale(paths: list[Path], scale: str, results: Path) -> None:
+    """Run lessons at a larger scale, each in a fresh kernel, and write a row for each as soon as it is done.
+
+    Raises:
+        BadValue: a cell ends in an error.
+    """
+    import torch
+
+    from tt_lib.study.speed import speed_row
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for path in paths:
+        row = speed_row(label(path.stem, scale), sum(run(read(path), path.parent, scale)), None, "s", device)
+        write_rows(results, [{**row, "command": f"python notebooks/tools/times.py {scale}"}], SPEED_COLUMNS, SPEED_KEY)
+        print(f"{row['what']}: {row['ours']} s on {row['device']}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to what another machine would say: "30 s", "7 min"."""
+    return f"{max(10, round(seconds, -1)):.0f} s" if seconds < 95 else f"{seconds / 60:.0f} min"
+
+
+def measured(path: Path) -> str:
+    """How long a lesson takes, as a sentence, from ``budgets.toml`` beside it and the rows of larger scales."""
+    took = [(SCALES[0], sum(load(path.parent).get(path.name, [])), f"cpu ({THREADS} threads)")]
+    rows = read_rows(results_folder() / "speed.csv", SPEED_COLUMNS).set_index("what")
+    for scale in SCALES[1:]:
+        for row in rows.loc[rows.index == label(path.stem, scale)].to_dict("records"):
+            took.append((scale, float(row["ours"]), str(row["device"])))
+    return f"{', '.join(f'`TT_SCALE={scale}` {duration(time)} on {machine(device)}' for scale, time, device in took)}."
+
+
+def machine(device: str) -> str:
+    """A row's device in words."""
+    threads = re.fullmatch(r"cpu \((\d+) threads?\)", device)
+    return f"{threads[1]} CPU cores" if threads else f"a machine with an {device}"
 
 
 def main(arguments: list[str]) -> int:
     """The command; 0 where all is well."""
 
     def job() -> None:
-        if arguments and arguments[0] in SCALES:
-            paths = named(arguments[1:], "give the paths of lessons, or none for all of them")
-            measure(paths or lessons(), arguments[0], results_folder() / "speed.csv")
+        scale, names = (
+            (arguments[0], arguments[1:]) if arguments[:1] in [[each] for each in SCALES] else (SCALES[0], arguments)
+        )
+        for name in names:
+            if not Path(name).is_file():
+                usage = f"python notebooks/tools/times.py [{'|'.join(SCALES)}] [NOTEBOOK ...]"
+                raise BadValue(f"no notebook {name!r}; usage: {usage}")
+        paths = [Path(name) for name in names]
+        if scale == SCALES[0]:
+            measure_cells(paths or [*lessons(), *exercises()])
         else:
-            usage = f"usage: python notebooks/tools/times.py [{'|'.join(SCALES)}] [NOTEBOOK ...]"
-            measure_cells(named(arguments, usage) or [*lessons(), *exercises()])
+            measure_scale(paths or lessons(), scale, results_folder() / "speed.csv")
 
     return command(job)
 

@@ -1,13 +1,11 @@
-"""A notebook in a real browser: JupyterLab in headless Chromium opens it, runs it, moves a slider, and the figure changes.
+"""A notebook in a real browser: JupyterLab in headless Chromium runs it, moves a slider, and the figure changes.
 
 ``python tests/browser/explorer.py [NOTEBOOK]`` (`make browser`); without a name it is 02_direction_error.ipynb.
-``--screenshot FILE`` keeps a picture of the end. It needs Chromium or Chrome (``CHROMIUM`` names another) and the extra
-``browser``; without them it says so and ends with 0, unless ``--strict`` is given.
+It needs Chromium or Chrome (``CHROMIUM`` names another) and the extra ``browser``; without them it only says so.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import importlib.util
@@ -101,7 +99,7 @@ def picture(page) -> str:
     return hashlib.sha256(bytes(page.locator(PICTURE).first.evaluate(IMAGE_BYTES))).hexdigest()
 
 
-def move_a_slider(notebook: Path, screenshot: Path | None = None) -> None:
+def move_a_slider(notebook: Path) -> None:
     """Open, run, move, compare.
 
     Raises:
@@ -133,28 +131,19 @@ def move_a_slider(notebook: Path, screenshot: Path | None = None) -> None:
             while picture(page) == before and time.monotonic() < end:
                 page.wait_for_timeout(250)
             after = picture(page)
-            if screenshot:
-                page.screenshot(path=screenshot)
         browser.close()
     assert after != before, "the slider moved, and the figure stayed as it was"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebook", nargs="?", type=Path, default=DEFAULT)
-    parser.add_argument("--screenshot", type=Path)
-    parser.add_argument("--strict", action="store_true", help="fail where there is no browser")
-    arguments = parser.parse_args()
+def main(notebook: Path) -> None:
     if why := missing():
         print(f"skipped: {why}")
-        return int(arguments.strict)
+        return
     start = time.monotonic()
-    move_a_slider(arguments.notebook, arguments.screenshot)
-    print(
-        f"{arguments.notebook.name} in {chromium()}: the slider moved and the figure changed ({time.monotonic() - start:.0f} s)"
-    )
-    return 0
+    move_a_slider(notebook)
+    seconds = time.monotonic() - start
+    print(f"{notebook.name} in {chromium()}: the slider moved and the figure changed ({seconds:.0f} s)")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT)
