@@ -140,6 +140,7 @@ class _Tuning:
         again = config.strategy == "parallel" and sampler.solver.history
         self.stages = self.groups * (SWEEPS if again else 1)
         self.begun = self.last_saved = time.monotonic()
+        self.fingerprint = self._fingerprint()
         self.place = self._load()
 
     def run(self) -> TuneResult:
@@ -226,7 +227,7 @@ class _Tuning:
     def _save(self) -> None:
         self.last_saved = time.monotonic()
         if self.state:
-            content = {"fingerprint": self._fingerprint(), **vars(self.place), "seconds": self._seconds()}
+            content = {"fingerprint": self.fingerprint, **vars(self.place), "seconds": self._seconds()}
             with atomic_path(self.state) as temporary:
                 torch.save(content, temporary)
 
@@ -237,7 +238,7 @@ class _Tuning:
             content = torch.load(self.state, weights_only=True)
         except Exception as error:  # zip, pickle and torch name no single type
             raise CorruptFile(f"{self.state} is no state of a tuning; delete it to begin again") from error
-        if content.pop("fingerprint") != self._fingerprint():
+        if content.pop("fingerprint") != self.fingerprint:
             raise BadValue(
                 f"{self.state} is the state of another tuning (other model, solver, grid, images or options); delete it"
             )
