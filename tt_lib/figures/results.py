@@ -126,7 +126,7 @@ def direction_against_distance(joined: pd.DataFrame) -> Figure:
     """Fréchet distance against the direction error: a panel for each measure, a point for each sampler.
 
     Args:
-        joined: what :func:`tt_lib.study.compare.beside_distances` gives.
+        joined: columns ``timing``, ``value`` and the measures, as of :func:`tt_lib.study.compare.errors_and_distances`.
 
     Raises:
         BadValue: no row.

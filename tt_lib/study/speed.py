@@ -501,7 +501,7 @@ def measure_against_one_process(
     far their distances lie apart.
 
     Both begin with seeds and end with a distance and its interval. All processes run the same kernels
-    (:func:`tt_lib.networks.running.compile_options`), so the distances differ by the order in which statistics are
+    (:func:`tt_lib.networks.running.compile_network`), so the distances differ by the order in which statistics are
     added.
 
     Args:
