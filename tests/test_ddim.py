@@ -68,7 +68,7 @@ def test_ddims_coefficients_are_the_papers(end):
 def test_eta_has_the_papers_mean_and_variance_on_gaussian_data(eta):
     times = [0.95, 0.5, 0.2, 0.05]
     m, v = 0.3, 1.2**2
-    found = law_of("ddim", float64(times), m, v, eta=eta)
+    law = law_of("ddim", float64(times), m, v, eta=eta)
     for t, s in pairwise(times):
         a_t, a_s = alpha_bar(t), alpha_bar(s)
         # Eq. 16 of Song et al.: at eta = 1 the variance of the posterior q(x_s | x_t, x_0).
@@ -78,7 +78,7 @@ def test_eta_has_the_papers_mean_and_variance_on_gaussian_data(eta):
         slope = math.sqrt(a_s / a_t) * (1 - math.sqrt(1 - a_t) * k) + math.sqrt(1 - a_s - c2) * k
         m = math.sqrt(a_s) * MEAN + slope * (m - math.sqrt(a_t) * MEAN)
         v = slope**2 * v + c2
-    assert found == pytest.approx((m, v), rel=1e-9)
+    assert law == pytest.approx((m, v), rel=1e-9)
 
 
 @pytest.mark.parametrize("name, options", [("ddim", {"eta": 1.0}), ("ddpm", {}), ("ddpm", {"variance": "large"})])

@@ -75,7 +75,7 @@ def test_singlestep_solvers_are_diffusers_step_by_step(name, algorithm, order):
         lower_order_final=False,
         final_sigmas_type="sigma_min",
     )
-    grid = Grid("mine", (0.9, 0.6, 0.3, 0.1))
+    grid = Grid("own", (0.9, 0.6, 0.3, 0.1))
     run = our_run(name, grid)
     times = [float(request.t) for request in run.trajectory]
     assert run.nfe == order * grid.steps

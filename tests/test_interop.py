@@ -317,7 +317,7 @@ REFUSED = [
     ("DDPMScheduler", {}, {}, "cannot adapt DDPMScheduler: it draws noise.*DDIMScheduler with eta"),
     ("EulerAncestralDiscreteScheduler", {}, {}, "draws noise.*choose one of"),
     ("EDMEulerScheduler", {}, {}, "scales its states"),
-    ("IPNDMScheduler", {}, {}, "cannot adapt IPNDMScheduler: it is not known"),
+    ("IPNDMScheduler", {}, {}, "cannot adapt IPNDMScheduler: it is none of.*choose one of"),
     ("ddim", {"thresholding": True}, {}, "thresholding=True.*Clipped"),
     ("ddim", {"prediction_type": "velocity"}, {}, "prediction_type 'velocity'.*epsilon, v_prediction, sample"),
     ("dpm", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, {}, "'flow_prediction'"),

@@ -21,7 +21,8 @@ def test_first_order_by_hand(variant):
     a, s, lam = (of(times).tolist() for of in (LINEAR.alpha, LINEAR.sigma, LINEAR.lam))
     x, e0, e1 = (points(4, seed=seed) for seed in (0, 1, 2))
     answers = iter([e0, e1])
-    found = drive(make_solver("unipc", order=1, variant=variant)(x, times, LINEAR), lambda x, t, tau: next(answers)).x
+    solver = make_solver("unipc", order=1, variant=variant)
+    end = drive(solver(x, times, LINEAR), lambda x, t, tau: next(answers)).x
     h = lam[1] - lam[0]
     m0 = (x - s[0] * e0) / a[0]
     predicted = s[1] / s[0] * x - a[1] * math.expm1(-h) * m0
@@ -29,7 +30,7 @@ def test_first_order_by_hand(variant):
     B = -h if variant == "bh1" else math.expm1(-h)
     corrected = predicted - a[1] * B * (m1 - m0) / 2
     expected = s[2] / s[1] * corrected - a[2] * math.expm1(lam[1] - lam[2]) * m1
-    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(end, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("end", ["zero", "sigma_min"])

@@ -219,7 +219,7 @@ def _stage_of(scheduler: Any) -> Callable[[Any], int]:
         if kind.__name__ in STAGES and kind.__module__.startswith("diffusers."):
             return STAGES[kind.__name__]
     name = type(scheduler).__name__
-    reason = next((why for part, why in REFUSED.items() if part in name), "it is not known here")
+    reason = next((why for part, why in REFUSED.items() if part in name), "it is none of the supported ones")
     raise BadValue(f"cannot adapt {name}: {reason}; choose one of: {', '.join(STAGES)}")
 
 
