@@ -242,29 +242,16 @@ def assert_close(folder: Path, expected: dict[str, torch.Tensor]) -> None:
         assert torch.allclose(value.float(), expected[name].float(), rtol=2**-9, atol=2e-5), name
 
 
-def test_training_is_the_plain_loop(whole):
+def test_training_is_the_plain_loop_and_checkpoints_of_before_resume(whole, tmp_path):
+    """The checkpoint is of a time without dropout, attention, min-SNR and a start."""
     names = [name for name, _ in tiny_unet().named_parameters()]
-    state = plain_loop(CONFIG.steps)
-    assert_close(whole, dict(zip(names, state["average"], strict=True)))
-
-
-def test_a_checkpoint_of_before_resumes(whole, tmp_path):
-    """Written when there was neither dropout, attention, min-SNR nor a start."""
+    expected = dict(zip(names, plain_loop(CONFIG.steps)["average"], strict=True))
+    assert_close(whole, expected)
     (tmp_path / "net").mkdir()
     torch.save(plain_loop(5), tmp_path / "net" / CHECKPOINT)
-    assert_close(train(CONFIG, tmp_path / "net", results=tmp_path / "log.csv"), load_file(whole / WEIGHTS))
+    assert_close(train(CONFIG, tmp_path / "net", results=tmp_path / "log.csv"), expected)
     rows = pd.read_csv(tmp_path / "log.csv")
     assert rows.step.tolist() == list(range(1, 13)) and rows.elapsed_s.iloc[-1] > 100
-
-
-def test_dropout_is_drawn_again_by_a_run_that_goes_on(whole, tmp_path):
-    """Stopped and resumed is the run that was not stopped, and not the one without dropout."""
-    config = replace(CONFIG, dropout=0.3)
-    straight = train(config, tmp_path / "straight")
-    train(config, tmp_path / "stopped", stop_after=5)
-    torch.rand(7)
-    stopped = train(config, tmp_path / "stopped")
-    assert file_hash(straight / WEIGHTS) == file_hash(stopped / WEIGHTS) != file_hash(whole / WEIGHTS)
 
 
 def test_the_model_folder(whole, tmp_path):
@@ -276,13 +263,6 @@ def test_the_model_folder(whole, tmp_path):
     assert card["training"]["images_seen"] == 192 and card["training"]["devices"] == "1 x cpu (1 threads)"
     with pytest.raises(AlreadyDone, match="--force"):
         train(CONFIG, whole)
-
-
-def test_loss_falls(tmp_path):
-    config = replace(CONFIG, images=32 * 70, batch=32, lr=1e-2)
-    train(config, tmp_path / "net", results=tmp_path / "log.csv")
-    loss = pd.read_csv(tmp_path / "log.csv").loss.rolling(10).mean()
-    assert loss[9] > 0.5 and loss.iloc[-1] < 0.6 * loss[9] and loss.iloc[-1] < 0.4
 
 
 def test_batch_that_cannot_be_shared(monkeypatch, tmp_path):

@@ -99,8 +99,8 @@ def _read(path: Path, split: str) -> tuple[Tensor, Tensor]:
             return _decode_batches(_folder_contents(folder, split), split, folder)
     if (path / ARCHIVE).is_file():
         return _read(path / ARCHIVE, split)
-    for folder in PARQUET_FOLDERS:
-        shards = [_read_parquet(shard) for shard in sorted((path / folder).glob(f"{split}-*.parquet"))]
+    for name in PARQUET_FOLDERS:
+        shards = [_read_parquet(shard) for shard in sorted((path / name).glob(f"{split}-*.parquet"))]
         if shards:
             return torch.cat([pixels for pixels, _ in shards]), torch.cat([labels for _, labels in shards])
     names = sorted(entry.name for entry in path.iterdir())

@@ -156,7 +156,9 @@ def train_features(
 
     def write(facts: dict[str, Any]) -> None:
         save_features(network, out, asdict(config) | facts | provenance())
-        share = accuracy(load_features(out, device), test)
+        written = load_features(out, device)
+        assert isinstance(written, FeatureNet)  # as it was saved
+        share = accuracy(written, test)
         write_json(out / CONFIG, read_json(out / CONFIG) | {"test_accuracy": round(share, 6)})
 
     run = Run(

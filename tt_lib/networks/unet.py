@@ -104,7 +104,7 @@ def save_model(network: nn.Module, folder: Path | str, *, name: str, schedule: s
         network: a diffusers ``UNet2DModel``.
         folder: made if it is not there.
         name: what results rows call it.
-        schedule: a name that :func:`tt_lib.schedules.make_schedule` knows.
+        schedule: see :func:`tt_lib.schedules.make_schedule`.
         card: more facts for ``tt_model.json`` (data set, training command, images seen, ...).
     """
     from safetensors.torch import save_file
@@ -151,9 +151,9 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         if name in PRETRAINED:
             remedy = f"train it: tt train --dataset {name} --out {pretrained / PRETRAINED[name]}"
             raise MissingFile(f"no network of {name} at {pretrained / PRETRAINED[name]}; {remedy}")
-        known = ", ".join(sorted(path.name for path in pretrained.glob("*") if (path / CARD).exists())) or "none"
+        models = ", ".join(sorted(card.parent.name for card in pretrained.glob(f"*/{CARD}"))) or "none"
         raise MissingFile(
-            f"no model {name!r}: it is no folder, no network in {pretrained} (there: {known}), and no Hub repository "
+            f"no model {name!r}: it is no folder, no network in {pretrained} (there: {models}), and no Hub repository "
             "(those read owner/name)"
         )
     source = str(folder or name)
