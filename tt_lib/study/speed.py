@@ -399,28 +399,20 @@ def run_pytorch_fid(pngs: Path, reference: Path, device: torch.device, weights: 
 
 
 def measure_against_authors(
-    bench: Bench,
-    images: Tensor,
-    source: str,
-    *,
-    cell: Cell,
-    iterations: int,
-    metric: Metric | None = None,
-    n: int = 0,
-    tell: Tell,
+    bench: Bench, images: Tensor, source: str, *, cell: Cell, iterations: int, tell: Tell
 ) -> list[Row]:
     """Tuning in one batch beside the authors' procedure, with what both timings are worth.
 
     The peer is the paper's own way with the defaults of the authors' code (:class:`tt_lib.tuning.TuneConfig`):
     consistency, one step after another on the states of the tuned sampler, 500 iterations of Adam each. Ours is the
     same objective for all steps in one batch by a search. Being faster says nothing unless the timings are as good,
-    so both, and no timing at all, are compared on images that neither was tuned on.
+    so both, and no timing at all, are compared on images that neither was tuned on. (Their Fréchet distances are rows
+    of `fd.csv`: the table of ablations has them.)
 
     Args:
         images: [2 P, C, H, W] in [-1, 1]: the first half is tuned on, the second is held out.
         source: where they come from.
         iterations: of the peer's Adam, fewer for a rehearsal.
-        metric, n: for a row with the distance of ``n`` samples by both timings.
 
     Raises:
         BadValue: fewer than two images.
@@ -442,24 +434,12 @@ def measure_against_authors(
     where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, {len(images)} {source} images"
     what = f"tuning {where}, consistency, parallel, search: {peer}"
     rows = [speed_row(what, spent["parallel"], spent["authors"], "s", bench.device)]
-
-    def compare(what: str, unit: str, value: Callable[[Timing | None], float]) -> None:
-        values = {name: value(timing) for name, timing in timings.items()}
-        for name in ("parallel", UNTUNED):
-            row = speed_row(f"{what}, {where}, {name}: {peer}", values[name], values["authors"], unit, bench.device)
-            rows.append(row)
-
     tell("what the timings are worth")
     for objective in OBJECTIVES:
-        loss = partial(held_out_loss, bench, cell, images=held_out, objective=objective)
-        compare(f"{objective} of {len(held_out)} held-out images", "loss", loss)
-    if metric:
-        start = StartNoise(bench.model.shape, bench.device)
-        compare(
-            f"{metric.features.metric} of {n} samples",
-            "FD",
-            lambda timing: measure(bench.sampler(cell, timing), metric, n, batch=bench.batch, start=start).value,
-        )
+        losses = {name: held_out_loss(bench, cell, timing, held_out, objective) for name, timing in timings.items()}
+        for name in ("parallel", UNTUNED):
+            what = f"{objective} of {len(held_out)} held-out images, {where}, {name}: {peer}"
+            rows.append(speed_row(what, losses[name], losses["authors"], "loss", bench.device))
     return rows
 
 
