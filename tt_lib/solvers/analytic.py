@@ -120,7 +120,7 @@ def _check(gamma: Sequence[float], steps: int, pixels: float | None) -> None:
     if len(gamma) == 0:
         raise BadValue(
             "an analytic solver needs gamma = E||eps||^2 / d at each of its times, measured on the network: "
-            "run `tt analytic` for this model, grid, NFE and timing, or give gamma=estimate_gamma(...).values "
+            "`tt sample` and `tt tune` measure it where it is missing; or give gamma=estimate_gamma(...).values "
             "(tt_lib.tuning.gamma)"
         )
     if len(gamma) != steps:
