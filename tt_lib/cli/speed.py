@@ -43,8 +43,7 @@ def speed(
         typer.Option(
             "--n",
             "--samples",
-            help="Samples to time [default: 10000; diffusers: 1024; pytorch-fid and one-process: 50000; authors: 0, no "
-            "distance].",
+            help="Samples to time [default: 10000; diffusers: 1024; pytorch-fid and one-process: 50000].",
         ),
     ] = None,
     batch: BatchOption = 500,
@@ -61,7 +60,7 @@ def speed(
     from tt_lib.datasets import to_uint8
     from tt_lib.errors import BadValue, choose
     from tt_lib.metrics.features import load_features, statistics_of
-    from tt_lib.metrics.reference import Metric, load_metric
+    from tt_lib.metrics.reference import Metric
     from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, results_folder, write_rows
     from tt_lib.study import speed as study
     from tt_lib.study.cells import Cell
@@ -86,9 +85,8 @@ def speed(
             )
         elif against == "authors":
             pictures = bench.tuning_images(source, 2 * images, dataset, data)
-            metric = load_metric(features, dataset, where) if n else None
             rows = study.measure_against_authors(
-                bench, pictures, source, cell=cell, iterations=iterations, metric=metric, **common
+                bench, pictures, source, cell=cell, iterations=iterations, tell=common["tell"]
             )
         elif against == "one-process":
             extractor = load_features(features, where)

@@ -30,7 +30,7 @@ from typing import Any
 
 import pandas as pd
 
-from tt_lib.baselines import read_constant, read_correction
+from tt_lib.baselines import read_constant
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
 from tt_lib.files import data_folder
 from tt_lib.grids import GRIDS
@@ -262,11 +262,6 @@ def has_rows(rows: pd.DataFrame, table: Table, model: str, features: str, cell: 
     return set(metrics) <= set(own["metric"])
 
 
-def needs_timing(cell: Cell) -> bool:
-    """Whether a cell has a timing of its own: it is neither untuned nor corrected while sampling."""
-    return cell.timing != UNTUNED and read_correction(cell.timing) is None
-
-
 def tune_cell(
     table: Table, bench: Bench, cell: Cell, metric: Metric, work: Path, data: Path | str | None, report: Report
 ) -> Timing | None:
@@ -279,26 +274,20 @@ def tune_cell(
     def ensure_gamma(timing: Timing | None) -> None:
         bench.ensure_gamma(cell, timing, lambda: bench.tuning_images(source, images, table.dataset, data), source)
 
-    timing = find_timing(bench.model.name, cell)
-    if needs_timing(cell) and (timing is None or timing.weights != bench.model.digest):
-        ensure_gamma(None)
-        timing = _tune(table, bench, cell, metric, work / f"{cell.label}.tuning", data, report)
-        timing.save(timing_path(bench.model.name, cell))
-    ensure_gamma(timing)
-    return timing
-
-
-def _tune(
-    table: Table, bench: Bench, cell: Cell, metric: Metric, state: Path, data: Path | str | None, report: Report
-) -> Timing:
-    ratio, recipe = read_constant(cell.timing), table.recipe(cell)
-    if recipe is None:
-        return constant_timing(bench.sampler(cell), ratio or 1.0)
-
     def tell(done: int, of: int, message: str) -> None:
         report(0, f"tuning {cell.label}: {done}/{of}")
 
-    return bench.tune_by(cell, recipe, table.dataset, data, metric, state, tell)
+    timing, ratio, recipe = find_timing(bench.model.name, cell), read_constant(cell.timing), table.recipe(cell)
+    if (ratio or recipe) and (timing is None or timing.weights != bench.model.digest):
+        ensure_gamma(None)
+        if recipe:
+            timing = bench.tune_by(cell, recipe, table.dataset, data, metric, work / f"{cell.label}.tuning", tell)
+        elif ratio:
+            timing = constant_timing(bench.sampler(cell), ratio)
+        assert timing is not None
+        timing.save(timing_path(bench.model.name, cell))
+    ensure_gamma(timing)
+    return timing
 
 
 def published_beside(row: Mapping[str, Any]) -> str:

@@ -172,21 +172,6 @@ class Bench:
         return tune(sampler, images, config, source=source, held_out=held_out, state=state, progress=progress)
 
     @cudnn_flags(allow_tf32=False)
-    def tune_joint(
-        self,
-        cell: Cell,
-        metric: Metric | None,
-        config: JointConfig | None = None,
-        state: Path | None = None,
-        progress: Progress | None = None,
-    ) -> TuneResult:
-        """Tune all the times of a cell's sampler at once, by what its samples are like.
-
-        Args:
-            metric: for the objective ``frechet`` only.
-        """
-        return tune_joint(self.sampler(cell), metric, config, batch=self.batch, state=state, progress=progress)
-
     def tune_by(
         self,
         cell: Cell,
@@ -206,7 +191,7 @@ class Bench:
         """
         config, count, source = recipe
         if isinstance(config, JointConfig):
-            result = self.tune_joint(cell, metric, config, state, progress)
+            result = tune_joint(self.sampler(cell), metric, config, batch=self.batch, state=state, progress=progress)
         else:
             images = self.tuning_images(source, count, dataset, data)
             held_out = self.held_out_images(source, count, dataset, data) if config.gate else None
