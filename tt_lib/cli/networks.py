@@ -184,7 +184,6 @@ def stats(
     say(f"{path}: {statistics.n} images, {statistics.dimension} features")
 
 
-
 def info(
     path: Annotated[Path | None, typer.Argument(help="A model folder or a timing; without, what is here.")] = None,
 ) -> None:
