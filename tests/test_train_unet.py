@@ -297,10 +297,10 @@ def test_a_start_from_trained_weights(whole, tmp_path):
 
 
 def test_a_start_of_another_architecture(whole, tmp_path):
-    with pytest.raises(BadValue, match=r"cannot start from net: .*'block_out_channels': \(\(8, 8\), \(8, 16\)\)\}"):
+    with pytest.raises(BadValue, match=r"cannot start from net, .*'block_out_channels': \(\(8, 8\), \(8, 16\)\)\}"):
         train(replace(CONFIG, width=64), tmp_path / "net", start=str(whole))
     save_model(tiny_unet(), tmp_path / "cosine", name="cosine", schedule="cosine", card={})
-    with pytest.raises(BadValue, match=r"cannot start from cosine: .*'schedule': \('cosine', 'linear'\)\}"):
+    with pytest.raises(BadValue, match=r"cannot start from cosine, .*'schedule': \('cosine', 'linear'\)\}"):
         train(CONFIG, tmp_path / "net", start=str(tmp_path / "cosine"))
 
 

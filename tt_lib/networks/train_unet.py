@@ -124,7 +124,8 @@ def load_start(network: Any, name: str) -> str:
     theirs, ours = facts(source.config, model.schedule.name, model.kind), facts(network.config, "linear", "eps")
     differing = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
     if differing:
-        raise BadValue(f"cannot start from {model.name}: it is another network than this run's (it, run): {differing}")
+        remedy = "give this run the same settings, or another --start"
+        raise BadValue(f"cannot start from {model.name}, another architecture (it, this run): {differing}; {remedy}")
     network.load_state_dict(source.state_dict())
     return f"{model.name} {model.digest}".strip()
 
