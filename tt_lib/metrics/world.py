@@ -10,17 +10,23 @@ import atexit
 import datetime
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from tt_lib.errors import BadValue
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=6)
 """How long a process waits for another: the main one may tune for a long while."""
+LEAVING = datetime.timedelta(seconds=20)
+"""How long a process waits for another in the end."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +99,22 @@ def join_world(device: str = "auto") -> tuple[World, torch.device] | None:
     if not on_cpu and here > gpus:
         raise BadValue(f"{here} processes were started on a machine with {gpus} GPUs; start at most one for each")
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)
-    atexit.register(_leave)
+    if on_cpu:
+        atexit.register(_leave, state)
     return World(state.process_index, state.num_processes), state.device
 
 
-def _leave() -> None:
-    """Leave the group while Python is still whole: gloo's threads that outlive it now and then abort a process that has done its work.
+def _leave(state: PartialState) -> None:
+    """Leave gloo's group while Python is still whole, one process after another, the main one last.
 
-    (See pytorch/pytorch pull request 179291.) NCCL's group is left to the end of the process: after an error it would wait for the others.
+    Gloo's threads that outlive Python can abort a process that has done its work (pytorch pull request 179291), and so
+    can connections that both sides close at once. After an error nobody waits longer than :data:`LEAVING`.
     """
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-        torch.distributed.destroy_process_group()
+    store, rank = torch.distributed.distributed_c10d._get_default_store(), state.process_index
+    if rank == 0:
+        store.set("tt/done", "")
+    with suppress(RuntimeError):
+        store.wait(["tt/done" if rank == state.num_processes - 1 else f"tt/left/{rank + 1}"], LEAVING)
+    state.destroy_process_group()
+    with suppress(RuntimeError):
+        store.set(f"tt/left/{rank}", "")
