@@ -21,7 +21,6 @@ from tt_lib.schedules import make_schedule
 from tt_lib.solvers.registry import make_solver
 from tt_lib.study.cells import Cell, find_timing, timing_path
 from tt_lib.study.directions import Protocol, run_directions
-from tt_lib.study.tables import tune_table
 from tt_lib.toy import MixturePredictor, ring_2d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,9 +129,8 @@ def test_as_cells(project):  # noqa: F811
     assert {row["nfe"] for row in rows.values()} == {4}
     assert not any(timing_path("tiny", cell).exists() for cell in cells)
     assert project.run(table) == []
-    assert tune_table(table, project.bench, None, None, project.work) == 0
     with pytest.raises(BadValue, match=r"time-shift corrects the network.*leave it out"):
-        run_directions(project.bench, [cells[3]], Protocol(2), project.work / "direction.csv")
+        run_directions(project.bench, [cells[3]], Protocol(2), project.work / "direction.csv", project.work)
 
 
 def test_on_the_command_line(tmp_path_factory):
@@ -150,10 +148,10 @@ def test_on_the_command_line(tmp_path_factory):
             assert answer.exit_code == 0, answer.output
         rows = read_rows(folder / "fd.csv", FD_COLUMNS)
         assert list(rows["timing"]) == ["epsilon-1.1", "epsilon-1.2"] and rows["value"].nunique() == 2
-        answer = tt("tune", "--gate", "--objective", "end", "--strategy", "joint", "--optimiser", "search")
-        assert answer.exit_code == 2 and "leave --gate out" in " ".join(answer.output.split())
-        gated = ("tune", "--gate", "--optimiser", "search", "--source", "generated", "--images", "2")
-        answer = tt(*gated)
+        answer = tt("tune", "--timing", "end-joint,gate=true")
+        assert answer.exit_code == 2 and "'gate=true' is no option" in " ".join(answer.output.split())
+        gated = "consistency-sequential,gate=true,images=2,source=generated"
+        answer = tt("tune", "--timing", gated)
         assert answer.exit_code == 0, answer.output
-        timing = find_timing("tiny", Cell("ddim", "uniform", 3, "consistency-sequential,gate=true"))
+        timing = find_timing("tiny", Cell("ddim", "uniform", 3, gated))
         assert [record["evaluation"] for record in timing.tuning["gated"]] == [0, 1]

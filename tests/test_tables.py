@@ -22,7 +22,7 @@ from tt_lib.files import PACKAGE_ROOT, hold
 from tt_lib.grids import make_grid
 from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_features, statistics_of
-from tt_lib.metrics.reference import Metric
+from tt_lib.metrics.reference import Metric, collect_bank
 from tt_lib.networks.unet import Model
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.rows import FD_COLUMNS, read_rows
@@ -563,3 +563,90 @@ def test_joint_tuning_of_a_cell(project):
         project.bench.model.digest,
     )
     assert timing.tuning["samples"] == 20 and timing.tuning["loss_tuned"] <= timing.tuning["loss_untuned"]
+
+
+# Several features, and more than a Fréchet distance
+
+NAMES = ["digits-resnet", "digits-simclr"]
+
+
+@pytest.fixture(scope="session")
+def metrics(parts, tmp_path_factory):
+    """Both kinds of features with their banks."""
+    folder, images = tmp_path_factory.getbasetemp() / "tiny-data" / "pretrained", load_dataset("digits", "train").pixels
+    extractors = [load_features(name, weights=folder / name) for name in NAMES]
+    return [Metric(each, statistics_of(images, each), collect_bank(images, each, 40)) for each in extractors]
+
+
+@pytest.fixture
+def plain(metrics):
+    return [replace(metric, bank=None) for metric in metrics]
+
+
+def test_a_row_for_each_of_the_features(project, plain):
+    """A cell that has a row in the first features is sampled again for the second, and its row stays as it is."""
+    assert {row["features"] for row in project.run(replace(TABLE, cells=CELLS[:2]))} == {NAMES[0]}
+    before = project.results.read_text().splitlines()
+    rows = project.run(metrics=plain)
+    assert [(row["timing"], row["features"]) for row in rows] == [
+        *((cell.timing, NAMES[1]) for cell in CELLS[:2]),
+        *((CELLS[2].timing, name) for name in NAMES),
+    ]
+    after = project.results.read_text().splitlines()
+    assert after[: len(before)] == before and len(after) == 1 + 6 and not list((project.work / "sets").iterdir())
+    expected = measure(project.bench.sampler(CELLS[0]), plain[1], 20, first_seed=3)
+    assert rows[0]["value"] == pytest.approx(expected.value, abs=1e-6) and rows[0]["metric"] == f"FD ({NAMES[1]})"
+    calls = project.predictor.calls
+    assert project.run(metrics=plain) == [] and project.predictor.calls == calls
+    assert len(project.run(metrics=plain, force=True)) == 6 and len(project.rows()) == 6
+    assert project.predictor.calls == calls + 10 * (2 + 3 + 3), "by force too the samples are made once"
+
+
+def test_interrupted_and_resumed_with_several_features(project, plain):
+    table = replace(TABLE, cells=CELLS[:1])
+    with interrupted():
+        project.run(table, plain, progress=interrupt(lambda message: message == CELLS[0].label, 4))
+    assert len(project.run(table, plain)) == 2
+    assert project.predictor.calls == 10 * 2 + 2, "the set that was interrupted is made again"
+
+
+def test_frechet_joint_is_tuned_by_the_first(project, plain):
+    cell = Cell("ddim", "uniform", 2, "frechet-joint")
+    rows = project.run(replace(TABLE, cells=(cell,), tuning={"samples": 20}), plain)
+    assert [row["features"] for row in rows] == NAMES
+    assert find_timing("tiny", cell).tuning["features"] == NAMES[0]
+
+
+BOTH = replace(TABLE, cells=(CELLS[0], replace(CELLS[0], timing="constant-0.95")), more=True)
+
+
+def test_more_is_measured_in_each(project, metrics):
+    rows = project.run(BOTH, metrics)
+    for name in NAMES:
+        untuned, tuned = (
+            {row["metric"]: row["value"] for row in rows if (row["features"], row["timing"]) == (name, timing)}
+            for timing in ("untuned", "constant-0.95")
+        )
+        assert len(tuned) == 6 and len(untuned) == 5
+        gain = untuned[f"FD ({name})"] - tuned[f"FD ({name})"]
+        assert tuned[f"gain of FD ({name})"] == pytest.approx(gain, abs=2e-6)
+    assert project.run(BOTH, metrics) == []
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["untuned sets kept", "untuned sets gone"])
+def test_a_cell_that_lacks_its_gain_is_measured_again(project, metrics, kept):
+    """With its untuned sampler's sets, which are made again where nothing of them is there."""
+    project.run(BOTH, metrics)
+    order = ["metric", "timing"]
+    whole, path = project.rows().sort_values(order, ignore_index=True), project.results
+    rows = read_rows(path, FD_COLUMNS)
+    rows[~rows["metric"].str.startswith("gain of")].to_csv(path, index=False)
+    if not kept:
+        shutil.rmtree(project.work)
+    project.predictor.calls = 0
+    again = project.run(BOTH, metrics)
+    assert len(again) == 12 and {row["timing"] for row in again} == {"constant-0.95"}
+    assert project.predictor.calls == (1 + (not kept)) * 10 * CELLS[0].nfe
+    pd.testing.assert_frame_equal(project.rows().sort_values(order, ignore_index=True), whole)
+    assert replace(BOTH, more=False).baseline(BOTH.cells[1]) is None
+    assert replace(BOTH, cells=BOTH.cells[1:]).baseline(BOTH.cells[1]) is None
