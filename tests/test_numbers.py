@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from tt_lib.engine import drive
-from tt_lib.files import data_folder
 from tt_lib.grids import make_grid
 from tt_lib.metrics.direction import measure_directions
 from tt_lib.metrics.evaluate import measure
-from tt_lib.metrics.features import load_feature_extractor
-from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.metrics.reference import load_metric
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import make_schedule
 from tt_lib.solvers.registry import make_solver
@@ -105,9 +103,8 @@ def test_samples_of_the_shipped_network(bench, solver):
 @pytest.mark.parametrize("timing", DISTANCES := {"untuned": 18.7782154, "truncation-parallel": 15.8693218})
 def test_distances_of_100_samples(bench, timing):
     cell = Cell("ddim", "quadratic", 5, timing)
-    features = load_feature_extractor("cifar10-resnet")
-    reference = FeatureStatistics.load(data_folder() / "stats" / "cifar10-train-cifar10-resnet.safetensors")
-    value = measure(bench.sampler(cell, require_timing(NETWORK, cell)), features, reference, 100, batch=20).value
+    metric = load_metric("cifar10-resnet", "cifar10")
+    value = measure(bench.sampler(cell, require_timing(NETWORK, cell)), metric, 100, batch=20).value
     close(value, [DISTANCES[timing]])
 
 
