@@ -79,8 +79,8 @@ def metadata_is_ours(path, book):
 
 
 def no_path_of_a_machine(path, book):
-    for found in MACHINE_PATH.findall(path.read_text(encoding="utf-8")):
-        yield f"it names {found}..., a machine's path"
+    for place in MACHINE_PATH.findall(path.read_text(encoding="utf-8")):
+        yield f"it names {place}..., a machine's path"
 
 
 # ---- figures
@@ -187,11 +187,11 @@ def numbers_come_from_rows(path, book):
 
 def slugs(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub and as Jupyter make them."""
-    found = set()
+    anchors = set()
     for heading in re.findall(r"(?m)^#{1,6} +(.+?)\s*$", re.sub(r"```.*?```", "", text, flags=re.S)):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*_]", r"\1", heading)
-        found |= {heading.replace(" ", "-"), re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")}
-    return found
+        anchors |= {heading.replace(" ", "-"), re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")}
+    return anchors
 
 
 OWN_ADDRESS = re.compile(

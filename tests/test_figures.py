@@ -62,11 +62,11 @@ def test_fixed_looks_differ_in_colour_marker_and_dashes():
 
 
 def test_looks_keep_fixed_meanings_and_never_repeat():
-    names = ["constant-0.98", "constant-0.95", "untuned", "mine", "consistency-parallel-lr0.01", "constant"]
-    found = style.looks(names)
-    assert list(found) == names and len(set(found.values())) == len(names)
-    assert found["untuned"] == style.FIXED["untuned"] and found["constant"] == style.FIXED["constant"]
-    assert found["consistency-parallel-lr0.01"] == style.FIXED["consistency-parallel"]
+    names = ["constant-0.98", "constant-0.95", "untuned", "other", "consistency-parallel-lr0.01", "constant"]
+    looks = style.looks(names)
+    assert list(looks) == names and len(set(looks.values())) == len(names)
+    assert looks["untuned"] == style.FIXED["untuned"] and looks["constant"] == style.FIXED["constant"]
+    assert looks["consistency-parallel-lr0.01"] == style.FIXED["consistency-parallel"]
     many = style.looks(f"line {i}" for i in range(28))
     assert len(set(many.values())) == 28
     with pytest.raises(BadValue, match="too many"):
@@ -154,12 +154,12 @@ def test_compare_rows_refuses_rows_that_do_not_match(rows, message):
 
 
 def test_timing_plot_draws_ratios_in_the_order_of_the_calls_from_noise_to_data():
-    figure = results.timing_plot({"untuned": timing(), "mine": timing(0.9)})
+    figure = results.timing_plot({"untuned": timing(), "other": timing(0.9)})
     (axes,) = figure.axes
-    untuned, mine = lines(axes)[:2]
-    np.testing.assert_allclose(mine.get_ydata(), 0.9)
-    np.testing.assert_allclose(mine.get_xdata(), TIMES)
-    assert untuned.get_color() == style.FIXED["untuned"].color and legend(figure) == ["untuned", "mine"]
+    untuned, other = lines(axes)[:2]
+    np.testing.assert_allclose(other.get_ydata(), 0.9)
+    np.testing.assert_allclose(other.get_xdata(), TIMES)
+    assert untuned.get_color() == style.FIXED["untuned"].color and legend(figure) == ["untuned", "other"]
     left, right = axes.get_xlim()
     assert left > 1 and -0.05 < right < 0
     with pytest.raises(BadValue, match="no row to draw"):
@@ -202,7 +202,7 @@ def test_direction_profile_has_a_column_for_each_sampler_and_intervals():
 
 
 def test_distances_are_drawn_against_each_measure():
-    frame = pd.DataFrame({"value": [1.0, 4.0], "timing": ["untuned", "mine"]})
+    frame = pd.DataFrame({"value": [1.0, 4.0], "timing": ["untuned", "other"]})
     frame = frame.assign(**{name: [2.0 + k, 8.0 + k] for k, name in enumerate(results.MEASURES)})
     figure = results.direction_against_distance(frame)
     assert [axes.collections[0].get_offsets().tolist() for axes in figure.axes] == [

@@ -58,9 +58,9 @@ def test_tops_of_notebooks_are_written_from_one_address_and_the_budgets(folder, 
     assert lesson[0].source.endswith(f"\n\n{index.TIME} `TT_SCALE=ci` 20 s on 2 CPU cores. <!-- constant -->\nMore.")
     assert exercise[0].source.endswith(f"{index.TIME} Long.\nMore."), "an exercise takes as long as its reader"
     monkeypatch.setattr(index, "REPOSITORY", "some/where")
-    found = {path.relative_to(folder.parent).as_posix(): content for path, content in index.stale(folder)}
-    assert len(found) == 5  # four notebooks and their index; the project's README names files only
-    assert all("some/where" in content and "timetuner-lessons" not in content for content in found.values())
+    files = {path.relative_to(folder.parent).as_posix(): content for path, content in index.stale(folder)}
+    assert len(files) == 5  # four notebooks and their index; the project's README names files only
+    assert all("some/where" in content and "timetuner-lessons" not in content for content in files.values())
 
 
 def test_what_is_missing_is_named(folder):

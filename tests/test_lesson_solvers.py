@@ -107,8 +107,8 @@ def test_families(name, options, counts, words):
 
 
 def test_a_solver_that_never_makes_the_evaluations_it_is_asked_for_is_named():
-    wasteful = Solver("mine", SOLVERS["ddim"].function, plan=lambda nfe: (nfe + 1, {}))
-    with pytest.raises(BadValue, match="mine spends no number of evaluations below 5"):
+    wasteful = Solver("own", SOLVERS["ddim"].function, plan=lambda nfe: (nfe + 1, {}))
+    with pytest.raises(BadValue, match="own spends no number of evaluations below 5"):
         smallest_nfe(wasteful, linear_betas(), most=5)
 
 
@@ -193,12 +193,12 @@ def test_orders_are_powers_of_the_errors():
 
 def test_the_ladder_measures_the_largest_error_and_the_order():
     ladder = (40, 80, 160)
-    errors = ladder_errors(["ddim", "dpmpp-3m,variant=exact", Solver("mine", SOLVERS["heun"].function)], ladder=ladder)
-    assert list(errors) == ["ddim", "dpmpp-3m,variant=exact", "mine"]
+    errors = ladder_errors(["ddim", "dpmpp-3m,variant=exact", Solver("own", SOLVERS["heun"].function)], ladder=ladder)
+    assert list(errors) == ["ddim", "dpmpp-3m,variant=exact", "own"]
     assert orders(errors["ddim"])[-1] == pytest.approx(1, abs=0.1)
-    assert orders(errors["mine"])[-1] == pytest.approx(2, abs=0.1)
-    first, second = errors_figure({"a": errors, "b": {"mine": errors["mine"]}}, ladder, "steps", "error").axes
-    assert drawn(first) == list(errors.values()) and drawn(second) == [errors["mine"]]
+    assert orders(errors["own"])[-1] == pytest.approx(2, abs=0.1)
+    first, second = errors_figure({"a": errors, "b": {"own": errors["own"]}}, ladder, "steps", "error").axes
+    assert drawn(first) == list(errors.values()) and drawn(second) == [errors["own"]]
     assert first.get_ylabel() == "error" and [axes.get_title() for axes in (first, second)] == ["a", "b"]
 
 

@@ -132,8 +132,8 @@ def test_kinds(timing, drawn_as):
 
 
 def test_ranking_says_who_ties_with_the_best():
-    found = ranking(FRAME, 5, TIMINGS)
-    assert found["value"].tolist() == [7.5, 7.6, 10.0, 38.0] and found["tied"].tolist() == [True, True, False, False]
+    table = ranking(FRAME, 5, TIMINGS)
+    assert table["value"].tolist() == [7.5, 7.6, 10.0, 38.0] and table["tied"].tolist() == [True, True, False, False]
     assert ranking(FRAME, 5, TIMINGS[:1])["solver"].tolist() == ["dpmpp-2m", "ddim"]
     with pytest.raises(BadValue, match="no row of NFE 7; choose one of 5, 10"):
         ranking(FRAME, 7, TIMINGS)

@@ -48,9 +48,9 @@ def test_a_lesson_is_run_at_a_larger_scale_and_has_a_row(tmp_path, results):
     path = make(tmp_path, SLEEP)
     before = path.read_bytes()
     times.measure_scale([path], "laptop", results)
-    found = read_rows(results, SPEED_COLUMNS)
-    assert list(found["what"]) == ["notebook 01_a, TT_SCALE=laptop"] and float(found["ours"][0]) >= 0.6
-    assert found["command"][0] == "python notebooks/tools/times.py laptop" and path.read_bytes() == before
+    rows = read_rows(results, SPEED_COLUMNS)
+    assert list(rows["what"]) == ["notebook 01_a, TT_SCALE=laptop"] and float(rows["ours"][0]) >= 0.6
+    assert rows["command"][0] == "python notebooks/tools/times.py laptop" and path.read_bytes() == before
     with pytest.raises(BadValue, match="ends in an error"):
         times.measure_scale([make(tmp_path, "1 / 0")], "laptop", results)
 

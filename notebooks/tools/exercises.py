@@ -89,15 +89,15 @@ def same_sources(one: Any, other: Any) -> bool:
 
 def stale(folder: Path = NOTEBOOKS) -> list[str]:
     """What is wrong with the exercises beside their solutions, one line each: nothing where they are up to date."""
-    found = []
+    lines = []
     for solved in solutions(folder):
         path = exercise_path(solved)
         if not path.exists():
-            found.append(f"{path.name} is missing")
+            lines.append(f"{path.name} is missing")
         elif not same_sources(read(path), exercise(read(solved), solved.name)):
-            found.append(f"{path.name} is not what {solved.name} gives")
+            lines.append(f"{path.name} is not what {solved.name} gives")
     paired = {*solutions(folder), *map(exercise_path, solutions(folder))}
-    return found + [f"{path.name} has no solutions" for path in exercises(folder) if path not in paired]
+    return lines + [f"{path.name} has no solutions" for path in exercises(folder) if path not in paired]
 
 
 def generate(folder: Path = NOTEBOOKS) -> list[Path]:

@@ -13,8 +13,8 @@ from tt_lib.files import data_folder
 from tt_lib.lessons.kit import explorer
 from tt_lib.timing import Timing, load_timing
 
-PLAIN = ("consistency-sequential", "consistency-parallel", "truncation-parallel", "frechet-joint")
-"""The timings of the explorer: one for each objective and strategy, as they come without options."""
+PLAIN = ("consistency-parallel", "truncation-parallel", "frechet-joint")
+"""The timings of the explorer: one for each objective, as they come without options."""
 
 
 def shipped_timings(model: str, solver: str | None = None, nfe: int | None = None) -> list[Timing]:

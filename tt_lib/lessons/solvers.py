@@ -158,7 +158,7 @@ class Weights(NamedTuple):
 
 
 def step_weights(solver: Solver, times: Tensor, schedule: Schedule, of: str = "eps") -> Weights:
-    """The weights of a solver, found by answering its n evaluations with n unit vectors.
+    """The weights of a solver, by answering its n evaluations with n unit vectors.
 
     The state is a vector, too: its entry 0 counts the start, entry j evaluation j - 1. From one state at which the
     network is asked, y = x / alpha at t, to the next, at s,
@@ -196,16 +196,16 @@ def weights_figure(names: Sequence[str], spacing: str, steps: int, of: str = "ep
     """A heat map of :func:`step_weights` for each solver, on one grid from 0.9 to 0.1."""
     schedule = ContinuousLinearVP()
     times = spaced(spacing, steps, schedule)
-    found = {name: step_weights(make_solver(name), times, schedule, of) for name in names}
+    weights = {name: step_weights(make_solver(name), times, schedule, of) for name in names}
     columns = min(columns, len(names))
     rows = math.ceil(len(names) / columns)
-    widest = max(len(weights.requests) for weights in found.values())
+    widest = max(len(each.requests) for each in weights.values())
     width = 2.9 if columns > 1 else max(5.0, 0.5 * widest)
     figure = Figure(figsize=(0.9 + width * columns, 0.8 + max(2.6, 0.45 * steps) * rows))
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat[len(names) :]:
         axes.set_visible(False)
-    for axes, (name, (table, _, requests)) in zip(panels.flat, found.items(), strict=False):
+    for axes, (name, (table, _, requests)) in zip(panels.flat, weights.items(), strict=False):
         frame = pd.DataFrame(table.numpy(), columns=step_names(requests))
         words = frame.map(lambda value: f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "")
         image = heat_map(axes, frame, words, SATURATED, fontsize=9 if len(requests) < 8 else 7)
@@ -244,7 +244,7 @@ def ladder_errors(
 
     Args:
         solvers: names of the registry, perhaps with options, ``dpmpp-3m,variant=exact``, or your own,
-            ``Solver("mine", function)``.
+            ``Solver("midpoint", function)``.
         ladder: numbers of steps.
         run_up: cut the first step, see :func:`with_run_up`.
     """
@@ -358,7 +358,7 @@ def spread_figure(solvers: Mapping[str, Solver], steps: Sequence[int]) -> Figure
         for count in steps
     ]
     frame = pd.DataFrame(
-        [(name, count, found.spread / found.right_spread) for name, count, found in rows],
+        [(name, count, moments.spread / moments.right_spread) for name, count, moments in rows],
         columns=["solver", "steps", "share"],
     )
     grid = relplot(frame, "solver", (7, 3.8), x="steps", y="share", kind="line")

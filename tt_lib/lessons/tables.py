@@ -44,11 +44,11 @@ def gain_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
     Raises:
         BadValue: no tuned row with an untuned one beside it.
     """
-    found = changes(rows)
-    found = found[found["timing"].isin(timings)].sort_values(["solver", "grid"], kind="stable")
-    if found.empty:
+    gains = changes(rows)
+    gains = gains[gains["timing"].isin(timings)].sort_values(["solver", "grid"], kind="stable")
+    if gains.empty:
         raise BadValue(f"no row of {', '.join(timings)} has an untuned row beside it; measure some with `tt table`")
-    return _heat_maps({timing: found[found["timing"] == timing] for timing in timings})
+    return _heat_maps({timing: gains[gains["timing"] == timing] for timing in timings})
 
 
 def gain_map_in_both(
@@ -65,14 +65,14 @@ def gain_map_in_both(
     Raises:
         BadValue: no such cell was measured in both features.
     """
-    found = changes_in_both(frame, features, n, model)
-    found = found[(found["timing"] == timing) & found["grid"].isin(grids)]
-    if found.empty:
+    gains = changes_in_both(frame, features, n, model)
+    gains = gains[(gains["timing"] == timing) & gains["grid"].isin(grids)]
+    if gains.empty:
         raise BadValue(f"no {timing} was measured in both {' and '.join(features)}; measure some with `tt table`")
     # Grid by grid: the grid decides more than the solver.
-    found = found.assign(place=found["grid"].map(list(grids).index)).sort_values(["place", "solver"], kind="stable")
+    gains = gains.assign(place=gains["grid"].map(list(grids).index)).sort_values(["place", "solver"], kind="stable")
     columns = dict(zip(features, ("change_first", "change_second"), strict=True))
-    return _heat_maps({name: found.assign(change=found[column]) for name, column in columns.items()})
+    return _heat_maps({name: gains.assign(change=gains[column]) for name, column in columns.items()})
 
 
 @style()
@@ -171,11 +171,11 @@ def ranking(rows: pd.DataFrame, nfe: int, timings: Sequence[str]) -> pd.DataFram
     Raises:
         BadValue: no row of that NFE.
     """
-    found = rows[(rows["nfe"] == nfe) & rows["timing"].isin(timings)]
-    if found.empty:
+    table = rows[(rows["nfe"] == nfe) & rows["timing"].isin(timings)]
+    if table.empty:
         raise BadValue(f"no row of NFE {nfe}; choose one of {', '.join(map(str, sorted(rows['nfe'].unique())))}")
-    found = found.sort_values("value", kind="stable", ignore_index=True)
-    return found.assign(tied=found["low"] <= found["high"].iloc[0])
+    table = table.sort_values("value", kind="stable", ignore_index=True)
+    return table.assign(tied=table["low"] <= table["high"].iloc[0])
 
 
 @style()
@@ -185,20 +185,20 @@ def ranking_figure(rows: pd.DataFrame, nfe: int, timings: Sequence[str], most: i
     Args:
         most: samplers that are drawn, the best ones; all, if None.
     """
-    found = ranking(rows, nfe, timings).head(most)
-    figure = Figure(figsize=(7.5, 1 + 0.3 * len(found)))
+    table = ranking(rows, nfe, timings).head(most)
+    figure = Figure(figsize=(7.5, 1 + 0.3 * len(table)))
     axes = figure.subplots()
     for timing, look in looks(timings).items():
-        own = found[found["timing"] == timing]
+        own = table[table["timing"] == timing]
         if len(own):
             reach = [own["value"] - own["low"], own["high"] - own["value"]]
             axes.errorbar(
                 own["value"], own.index, xerr=reach, color=look.color, fmt=look.marker, capsize=3, label=timing
             )
-    axes.set_yticks(found.index, found["solver"] + ", " + found["grid"])
+    axes.set_yticks(table.index, table["solver"] + ", " + table["grid"])
     axes.invert_yaxis()
-    log_axis(axes, "x", [*found["low"], *found["high"]])
-    axes.set(xlabel=f"Fréchet distance ({found['features'].iloc[0]} features), NFE {nfe}")
+    log_axis(axes, "x", [*table["low"], *table["high"]])
+    axes.set(xlabel=f"Fréchet distance ({table['features'].iloc[0]} features), NFE {nfe}")
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
