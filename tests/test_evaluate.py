@@ -1,4 +1,4 @@
-"""Measuring a sampler: against a direct computation, by several metrics at once, interrupted and resumed, and its rows."""
+"""Measuring a sampler: against a direct computation, by several metrics at once, interrupted and resumed; rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ N = 40
 
 
 def make_tiny_data(base: Path) -> Path:
-    """A data folder with the model ``tiny`` and the features ``digits-resnet`` and ``digits-simclr``; made once a session.
+    """A data folder with the model ``tiny`` and the features ``digits-resnet`` and ``digits-simclr``; made once.
 
     The network is trained for a second: the samples of one with random weights are all black or white, and
     nothing that is done to its times shows in them.

@@ -7,6 +7,7 @@ torch hub's name for the file, stand in for them.
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from PIL import Image
 from pytorch_fid import fid_score
 from pytorch_fid import inception as theirs
+from torch import nn
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import file_hash
 from tt_lib.metrics import inception
-from tt_lib.metrics.features import empty_statistics, load_feature_extractor
+from tt_lib.metrics.features import Features, load_features, make_fast, statistics_of
 from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.study.speed import inception_features, run_pytorch_fid
 
@@ -30,11 +32,7 @@ NAME = "pt_inception-2015-12-05-6726825d.pth"
 def home(tmp_path_factory):
     """A torch home whose cache holds random weights under the official name."""
     home = tmp_path_factory.mktemp("torch")
-    (home / "hub" / "checkpoints").mkdir(parents=True)
-    torch.manual_seed(0)
-    # The FID variant changes only the pooling, so the parameters are torchvision's, with 1008 classes.
-    network = theirs._inception_v3(num_classes=1008, aux_logits=False)
-    torch.save(network.state_dict(), home / "hub" / "checkpoints" / NAME)
+    inception.plant_random_inception(home)
     return home
 
 
@@ -81,28 +79,28 @@ def test_same_as_pytorch_fid(home, pixels, tmp_path):
     expected = fid_score.get_activations(
         files, theirs.InceptionV3([block]), batch_size=8, dims=2048, device="cpu", num_workers=0
     )
-    found = inception.load_inception(verify=False)(pixels)
-    assert found.shape == (8, 2048) and found.dtype == torch.float32
-    assert np.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    vectors = inception.InceptionFeatures(weights(home))(pixels)
+    assert vectors.shape == (8, 2048) and vectors.dtype == torch.float32
     # Eight different images have eight different features, so the comparison means something.
-    assert expected.std(0).max() > 100 * np.abs(found.numpy() - expected).max()
+    difference = np.abs(vectors.numpy() - expected).max()
+    assert difference < 1e-4 * expected.max() and expected.std(0).max() > 100 * difference
 
 
-def test_fid_is_what_pytorch_fids_own_command_prints(tmp_path):
-    """Of two folders of PNG files, with planted weights of the true architecture: ours is the float64 distance of our own features."""
-    place = inception.plant_random_inception(tmp_path)
+def test_fid_is_what_pytorch_fids_own_command_prints(home, tmp_path):
+    """Of two folders of PNG files: ours is the float64 distance of our own features."""
+    place = weights(home)
     features = inception_features(place, torch.device("cpu"))
     both = {"a": smooth(12, 0), "b": smooth(12, 1, darkest=60)}
     for name, pictures in both.items():
         save(pictures, tmp_path / name)
-    found = [empty_statistics(features).update(features(pictures)) for pictures in both.values()]
+    a, b = (statistics_of(pictures, features) for pictures in both.values())
     printed = run_pytorch_fid(tmp_path / "a", tmp_path / "b", torch.device("cpu"), place, 50)
-    assert frechet_distance(*found) == pytest.approx(printed, rel=1e-4) and printed > 1
+    assert frechet_distance(a, b) == pytest.approx(printed, rel=1e-4) and printed > 1
 
 
 def test_as_named_features(home, pixels, monkeypatch):
     monkeypatch.setattr(inception, "HASH_PREFIX", file_hash(weights(home))[:8])
-    features = load_feature_extractor("inception-2015")
+    features = load_features("inception-2015")
     assert (features.name, features.dimension, features.metric) == ("inception-2015", 2048, "FID")
     assert features.sha256 == file_hash(weights(home))
     assert features(pixels[:2]).shape == (2, 2048)
@@ -112,7 +110,7 @@ def test_as_named_features(home, pixels, monkeypatch):
 
 def test_other_weights_are_refused(home):
     with pytest.raises(CorruptFile, match="should begin with 6726825d"):
-        load_feature_extractor("inception-2015")
+        load_features("inception-2015")
 
 
 def test_missing_weights_say_where_to_get_them(home, tmp_path, monkeypatch):
@@ -150,11 +148,31 @@ def test_damaged_weights(home, tmp_path, content):
     else:
         torch.save({"fc.weight": torch.zeros(2)} if content == "another network" else [1, 2], path)
     with pytest.raises(CorruptFile, match="holds no Inception weights"):
-        inception.load_inception(path, verify=False)
+        inception.load_inception(path)
+
+
+def test_the_faster_form_is_the_same_in_any_batch():
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.sizes = nn.Conv2d(3, 5, 3), []
+
+        def forward(self, pixels):
+            self.sizes.append(len(pixels))
+            return self.layer(pixels.float() / 255).mean((2, 3))
+
+    slow = Features("inception-2015", Network(), 5, "", torch.device("cpu"))
+    pixels, fast = smooth(7, 0), make_fast(slow, 3)
+    expected = slow(pixels)
+    vectors = fast(pixels)
+    assert slow.network.sizes == [7, 3, 3, 3] and vectors.shape == (7, 5) and vectors.dtype == torch.float32
+    assert torch.allclose(vectors, expected, atol=2e-3) and not torch.equal(vectors, expected), "float16, and near"
+    with pytest.raises(BadValue, match="cifar10-resnet are fast as they are"):
+        make_fast(replace(slow, name="cifar10-resnet"), 3)
 
 
 def test_wrong_pixels(home):
-    network = inception.load_inception(verify=False)
+    network = inception.InceptionFeatures(weights(home))
     with pytest.raises(BadValue, match=r"uint8 pixels \[B, 3, H, W\]"):
         network(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(BadValue, match="float32"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tt_lib.datasets import Images
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
-from tt_lib.metrics.features import disjoint_sets, reference_statistics
+from tt_lib.metrics.features import disjoint_sets, statistics_of
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
+
+CPU = torch.device("cpu")
 
 
 def samples(n: int = 301, dimension: int = 5, seed: int = 0) -> torch.Tensor:
@@ -25,10 +27,10 @@ def samples(n: int = 301, dimension: int = 5, seed: int = 0) -> torch.Tensor:
 
 def gathered(x: torch.Tensor, *cuts: int) -> FeatureStatistics:
     """Statistics of the rows of ``x``, added in parts that end at ``cuts``."""
-    found = FeatureStatistics(x.shape[1], "made", "abc")
+    statistics = FeatureStatistics(x.shape[1], "made", "abc")
     for part in x.tensor_split(torch.tensor(cuts)) if cuts else (x,):
-        found.update(part)
-    return found
+        statistics.update(part)
+    return statistics
 
 
 def equal(a: FeatureStatistics, b: FeatureStatistics) -> bool:
@@ -41,10 +43,10 @@ def equal(a: FeatureStatistics, b: FeatureStatistics) -> bool:
 
 def test_against_numpy():
     x = samples()
-    found = gathered(x, 1, 7, 7, 150)
-    assert found.n == 301 and found.mean.dtype == found.covariance.dtype == torch.float64
-    assert np.allclose(found.mean, x.numpy().mean(0), rtol=1e-12)
-    assert np.allclose(found.covariance, np.cov(x.numpy(), rowvar=False), rtol=1e-12)
+    statistics = gathered(x, 1, 7, 7, 150)
+    assert statistics.n == 301 and statistics.mean.dtype == statistics.covariance.dtype == torch.float64
+    assert np.allclose(statistics.mean, x.numpy().mean(0), rtol=1e-12)
+    assert np.allclose(statistics.covariance, np.cov(x.numpy(), rowvar=False), rtol=1e-12)
 
 
 def test_merge_is_one_pass():
@@ -75,19 +77,19 @@ def test_any_floating_type_is_summed_in_float64(kind):
 
 
 def test_bad_batches_add_nothing():
-    found = gathered(samples())
-    before = found.copy()
+    statistics = gathered(samples())
+    before = copy(statistics)
     for value in (float("nan"), float("inf")):
         bad = samples(4)
         bad[2, 3] = value
         with pytest.raises(NotFinite, match="'made' of sample 303"):
-            found.update(bad)
+            statistics.update(bad)
     with pytest.raises(BadValue, match=r"\[B, 5\]"):
-        found.update(samples(4, 6))
+        statistics.update(samples(4, 6))
     with pytest.raises(BadValue, match=r"\[B, 5\]"):
-        found.update(samples(4)[0])
-    found.update(samples(0))
-    assert found.n == 301 and torch.equal(found.scatter, before.scatter)
+        statistics.update(samples(4)[0])
+    statistics.update(samples(0))
+    assert statistics.n == 301 and torch.equal(statistics.scatter, before.scatter)
 
 
 def test_too_few_samples():
@@ -116,49 +118,60 @@ def test_merge_of_different_features_names_both(other):
 
 
 def test_saved_and_loaded(tmp_path):
-    found = gathered(samples())
-    found.meta["dataset"] = "digits"
-    path = found.save(tmp_path / "new" / "s.safetensors", {"split": "train"})
+    statistics = gathered(samples())
+    path = statistics.save(tmp_path / "new" / "s.safetensors", {"split": "train"})
     loaded = FeatureStatistics.load(path)
     assert (loaded.n, loaded.features, loaded.sha256, loaded.dimension) == (301, "made", "abc", 5)
-    assert loaded.meta == {"dataset": "digits", "split": "train"}
-    assert torch.equal(loaded.mean, found.mean) and torch.equal(loaded.scatter, found.scatter)
+    assert loaded.meta == {"split": "train"} and loaded.vectors is None
+    assert torch.equal(loaded.mean, statistics.mean) and torch.equal(loaded.scatter, statistics.scatter)
     assert [file.name for file in path.parent.iterdir()] == ["s.safetensors"]
-    # A loaded file can be saved again and gathered on.
-    assert FeatureStatistics.load(loaded.update(samples(9)).save(path)).n == 310
+    # A loaded file can be saved again, with vectors, and gathered on.
+    loaded.vectors = samples(4).half()
+    again = FeatureStatistics.load(loaded.update(samples(9)).save(path))
+    assert again.n == 310 and torch.equal(again.vectors, loaded.vectors) and again.meta == loaded.meta
+    assert again.merge(statistics).vectors is None, "vectors are of one set"
 
 
-def test_missing_and_damaged_files(tmp_path):
-    with pytest.raises(MissingFile, match="tt stats"):
-        FeatureStatistics.load(tmp_path / "none")
-    path = gathered(samples()).save(tmp_path / "s")
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(CorruptFile, match="make them again"):
+def test_copies_are_independent():
+    first = gathered(samples())
+    twin = first.to("cpu")
+    first.update(samples(1))
+    assert (twin.n, first.n) == (301, 302) and equal(twin, gathered(samples()))
+
+
+def header(**changes) -> dict[str, str]:
+    return {"format": "tt feature statistics 1", "features": "made", "sha256": "", "n": "3"} | changes
+
+
+def test_files_that_are_missing_damaged_or_of_another_kind(tmp_path):
+    path = tmp_path / "s"
+    with pytest.raises(MissingFile, match="`make it`"):
+        FeatureStatistics.load(path, "make it")
+    whole = gathered(samples()).save(path).read_bytes()
+    square = {"mean": torch.zeros(5), "scatter": torch.zeros(5, 5)}
+    for write in (
+        lambda: path.write_bytes(whole[:-8]),
+        lambda: path.write_bytes(b"<html>404</html>"),
+        lambda: save_file(square, path, header(format="other")),
+        lambda: save_file(square | {"scatter": torch.zeros(5, 4)}, path, header()),
+        lambda: save_file(square, path, header(n="three")),
+        lambda: save_file(square, path, {"format": header()["format"]}),
+        lambda: save_file({"mean": torch.zeros(5)}, path, header()),
+    ):
+        write()
+        with pytest.raises(CorruptFile, match=r"holds no feature statistics .*make it again with `tt stats`"):
+            FeatureStatistics.load(path)
+
+
+def test_references_of_other_tools_are_refused(tmp_path):
+    """pytorch-fid and clean-fid write mean and covariance alone: how the images were resized is not in the file."""
+    path = tmp_path / "cifar10.npz"
+    np.savez(path, mu=np.zeros(5), sigma=np.eye(5))
+    with pytest.raises(BadValue, match=r"cifar10\.npz.*resized.*tt stats"):
         FeatureStatistics.load(path)
-    path.write_bytes(b"<html>404</html>")
-    with pytest.raises(CorruptFile, match="make them again"):
-        FeatureStatistics.load(path)
-
-
-@pytest.mark.parametrize(
-    ("shape", "header"),
-    [
-        ((5, 5), {"format": "other", "features": "made", "sha256": "", "n": "3"}),
-        ((5, 4), {"format": "tt feature statistics 1", "features": "made", "sha256": "", "n": "3"}),
-        ((5, 5), {"format": "tt feature statistics 1", "sha256": "", "n": "3"}),
-        ((5, 5), {"format": "tt feature statistics 1", "features": "made", "sha256": "", "n": "three"}),
-    ],
-)
-def test_files_of_another_kind(tmp_path, shape, header):
-    save_file({"mean": torch.zeros(5), "scatter": torch.zeros(shape)}, tmp_path / "s", header)
-    with pytest.raises(CorruptFile, match="does not hold feature statistics"):
-        FeatureStatistics.load(tmp_path / "s")
 
 
 # Of images
-
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -169,7 +182,6 @@ class MeanColours:
     name: str = "mean-colours"
     dimension: int = 3
     sha256: str = "0"
-    metric: str = "FD (mean-colours)"
     device: torch.device = CPU
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -181,36 +193,16 @@ def pixels(n: int) -> torch.Tensor:
     return torch.randint(256, (n, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_reference_knows_what_it_is_of():
+def test_statistics_of_images_and_of_disjoint_sets():
     features = MeanColours([])
-    images = Images(pixels(23), torch.zeros(23, dtype=torch.int64), "cifar10-train", ("a",))
-    found = reference_statistics(images, features, batch=10)
-    assert found.meta == {"dataset": "cifar10", "split": "train"}
-    assert (found.features, found.sha256, found.n) == ("mean-colours", "0", 23)
-    assert features.batches == [10, 10, 3]
-    assert np.allclose(found.covariance, np.cov(images.pixels.float().mean((2, 3)).numpy(), rowvar=False))
-
-
-def test_disjoint_sets_make_up_the_whole():
-    features = MeanColours([])
-    sets = disjoint_sets(pixels(52), features, sets=5, batch=10)
-    assert [one.n for one in sets] == [11, 11, 10, 10, 10]
-    whole = FeatureStatistics(3, "mean-colours", "0").update(pixels(52).float().mean((2, 3)))
-    assert equal(merge_all(sets), whole)
-
-
-def test_impossible_sets_and_batches():
+    whole = statistics_of(pixels(23), features, batch=10)
+    assert (whole.features, whole.sha256, whole.n) == ("mean-colours", "0", 23) and features.batches == [10, 10, 3]
+    assert np.allclose(whole.covariance, np.cov(pixels(23).float().mean((2, 3)).numpy(), rowvar=False))
+    sets = disjoint_sets(pixels(23), features, sets=5, batch=2)
+    assert [one.n for one in sets] == [5, 5, 5, 4, 4] and equal(merge_all(sets), whole)
     with pytest.raises(BadValue, match="at least 2 images"):
-        disjoint_sets(pixels(9), MeanColours([]), sets=5)
+        disjoint_sets(pixels(9), features, sets=5)
     with pytest.raises(BadValue, match="batch 0"):
-        disjoint_sets(pixels(9), MeanColours([]), sets=1, batch=0)
+        statistics_of(pixels(9), features, batch=0)
     with pytest.raises(BadValue, match="0 images"):
-        reference_statistics(Images(pixels(0), torch.zeros(0, dtype=torch.int64), "x", ()), MeanColours([]))
-
-
-def test_references_of_other_tools_are_refused(tmp_path):
-    """pytorch-fid and clean-fid write mean and covariance alone: how the images were resized is not in the file."""
-    path = tmp_path / "cifar10.npz"
-    np.savez(path, mu=np.zeros(5), sigma=np.eye(5))
-    with pytest.raises(BadValue, match=r"cifar10\.npz.*resized.*tt stats"):
-        FeatureStatistics.load(path)
+        statistics_of(pixels(0), features)

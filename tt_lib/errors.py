@@ -35,20 +35,20 @@ class AlreadyDone(TTError, FileExistsError):
 
 
 def all_there(*loads: Callable[[], Any]) -> list[Any]:
-    """What each function loads; if files are missing, one error that names them all, so that nobody mends one after another.
+    """What each function loads; if files are missing, one error that names them all.
 
     Raises:
         MissingFile
     """
-    found, missing = [], []
+    loaded, missing = [], []
     for load in loads:
         try:
-            found.append(load())
+            loaded.append(load())
         except MissingFile as error:
             missing.append(str(error))
     if missing:
         raise MissingFile("; and ".join(missing))
-    return found
+    return loaded
 
 
 def choose(kind: str, name: str, options) -> None:

@@ -89,13 +89,13 @@ def measure_directions(
     """Compare each step of a sampler with the true flow.
 
     Args:
-        predictor: ``(x, t, tau) -> eps``. A :class:`~tt_lib.toy.MixturePredictor` has an exact flow; for a network it is
-            taken in ``substeps`` steps of DPM-Solver++(2M) for each interval, and its error is estimated.
+        predictor: ``(x, t, tau) -> eps``. A :class:`~tt_lib.toy.MixturePredictor` has an exact flow. That of a network
+            is taken in ``substeps`` steps of DPM-Solver++(2M) for each interval, and its error is estimated.
         solver: deterministic.
         x: the start [B, ...] at ``grid.times[0]``.
         taus: the conditioning times, untuned if None.
         substeps: steps of the flow in each interval; even, at least 2.
-        reference: :func:`reference_trajectory` of the same start, grid and substeps, where several samplers share it.
+        reference: :func:`reference_trajectory` of the same start, grid and substeps, if several samplers share it.
         progress: called with (intervals done, of all, message).
 
     Raises:
@@ -109,7 +109,7 @@ def measure_directions(
     run = drive(solver(x, grid, schedule), predictor, taus, keep=True)
     # The K + 1 states where the sampler begins a step, and where it ends.
     states = [*(request.x for request in run.trajectory if request.stage == 0), run.x]
-    times = torch.tensor(grid.times, dtype=torch.float64)
+    times = grid.tensor()
     rows = []
     for k in range(grid.steps):
         t, s = times[k], times[k + 1]
@@ -135,7 +135,7 @@ def reference_trajectory(
 ) -> tuple[Tensor, ...]:
     """The true trajectory from ``x`` [B, ...] at ``grid.times[0]``: its K + 1 states at the nominal times."""
     flow, _ = _flows(predictor, schedule, substeps)
-    times = torch.tensor(grid.times, dtype=torch.float64)
+    times = grid.tensor()
     states = [x]
     for t, s in pairwise(times):
         states.append(flow(states[-1], t, s))

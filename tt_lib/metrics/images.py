@@ -16,9 +16,9 @@ def beside_fine(x: Tensor, fine: Tensor) -> dict[str, float]:
 
     Returns:
         Means over the images. ``contrast`` (standard deviation of the values) and ``detail`` (its norm), as shares of
-        the solutions' own; ``shared``: how much of the solution's detail an image has (1 if all of it, by least squares);
-        ``foreign``: the detail that the solution does not have, as a share of the solution's; ``apart``: the root mean
-        square distance.
+        the solutions' own; ``shared``: how much of the solution's detail an image has (1 if all of it, by least
+        squares); ``foreign``: the detail that the solution does not have, as a share of the solution's; ``apart``: the
+        root mean square distance.
 
     Raises:
         BadValue: other shapes.

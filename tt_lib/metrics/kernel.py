@@ -5,9 +5,9 @@ features are those of Inception-2015. Unlike a Fréchet distance it fits no Gaus
 does not depend on the number of samples, and it may come out below 0.
 
 Precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991) say how many samples look real, and how much of what
-is real they reach. The manifold of a set of features is the union of balls, one around each vector, that reach to its k-th
-nearest neighbour in the set. Precision is the share of samples within the manifold of the real images, recall the share
-of real images within that of the samples. A Fréchet distance mixes the two.
+is real they reach. The manifold of a set of features is the union of balls, one around each vector, that reach to its
+k-th nearest neighbour in the set. Precision is the share of samples within the manifold of the real images, recall the
+share of real images within that of the samples. A Fréchet distance mixes the two.
 """
 
 from __future__ import annotations

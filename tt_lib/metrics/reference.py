@@ -45,12 +45,11 @@ def load_metric(
     *,
     split: str = "train",
     bank: bool = False,
-    weights: Path | str | None = None,
 ) -> Metric:
     """The features of a name with the shipped statistics of a data set's images, and with ``bank`` their bank.
 
     Args:
-        name, device, weights: see :func:`tt_lib.metrics.features.load_features`.
+        name, device: see :func:`tt_lib.metrics.features.load_features`.
         split: whose images are the reference.
 
     Raises:
@@ -58,7 +57,7 @@ def load_metric(
         MissingFile: no weights, no statistics or no bank; the message gives the command that makes them.
         CorruptFile: a file is damaged.
     """
-    features = load_features(name, device, weights)
+    features = load_features(name, device)
     command = f"tt stats --dataset {dataset} --split {split} --features {name}"
     path = reference_path(dataset, split, name)
     reference = FeatureStatistics.load(path, command)
@@ -66,7 +65,7 @@ def load_metric(
     if not bank:
         return Metric(features, reference)
     path, command = reference_path(dataset, split, name, bank=True), f"{command} --bank {BANK_SIZE}"
-    vectors, sha256 = load_tensors(path, BANK_FORMAT, _bank_of, "a bank of features", command)
+    vectors, sha256 = load_tensors(path, BANK_FORMAT, _bank_of, "bank of features", command)
     _require_weights(path, sha256, features, command)
     return Metric(features, reference, vectors)
 

@@ -142,7 +142,7 @@ class FeatureStatistics:
         if Path(path).is_file() and Path(path).suffix == ".npz":
             # A mean and a covariance alone: nothing in the file tells pytorch-fid's resizing from clean-fid's.
             raise BadValue(
-                f"{path} is of another tool (pytorch-fid, clean-fid, ...) and does not say how its images were resized; "
+                f"{path} is of another tool, such as pytorch-fid, and does not say how its images were resized; "
                 "make the reference from the images with `tt stats`"
             )
 
@@ -230,4 +230,4 @@ def load_tensors(
             raise ValueError(f"its format is not {format!r}")
         return build(tensors, header)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise CorruptFile(f"{path} does not hold {what} ({error}); make it again with `{command}`") from error
+        raise CorruptFile(f"{path} holds no {what} ({error}); make it again with `{command}`") from error

@@ -79,7 +79,7 @@ def test_bad_input():
             call(normal(5), normal(5, 2))
         with pytest.raises(BadValue, match="NaN"):
             call(normal(5) * float("nan"), normal(5))
-    with pytest.raises(BadValue, match="got 1, 5"):
+    with pytest.raises(BadValue, match="got 1 of 5"):
         kernel_distance(normal(5), normal(5), blocks=1)
     with pytest.raises(BadValue, match="more than 3 vectors on both sides, got 5 and 3"):
         precision_recall(normal(5), normal(3))
