@@ -232,7 +232,10 @@ def _integrate(
     def slope(place: float, flat):
         with torch.no_grad():
             state = torch.from_numpy(flat).reshape(x.shape).to(x.device)
-            return (span * velocity(state, begin + place * (end - begin))).flatten().cpu().numpy()
+            change = span * velocity(state, begin + place * (end - begin))
+        if not bool(change.isfinite().all()):  # scipy would try ever shorter steps, without end
+            raise NotFinite("the direction is NaN or infinite on the exact flow; check the predictor and the times")
+        return change.flatten().cpu().numpy()
 
     # scipy holds the root mean square over the batch to the tolerance; this holds its worst member to it.
     tolerance = max(rtol / math.sqrt(max(x.numel(), 1)), 1e-13)
