@@ -66,7 +66,7 @@ def demo(
     config = TuneConfig("truncation", "parallel", "search")
     count, nfe = min(CONVERGED, n), CELL.nfe
     # Progress is counted in evaluations of the network on one image, which is where the time goes.
-    tuning = (nfe - 1) * IMAGES * SEARCH_TRIES
+    tuning = (nfe - 1) * IMAGES * (config.substeps + SEARCH_TRIES)
     done, total = 0, 2 * n * nfe + tuning + count * FINE_STEPS
 
     def stage(message: str, cost: int) -> Progress:
