@@ -39,12 +39,7 @@ class Metric:
 
 
 def load_metric(
-    name: str,
-    dataset: str,
-    device: torch.device | str = "cpu",
-    *,
-    split: str = "train",
-    bank: bool = False,
+    name: str, dataset: str, device: torch.device | str = "cpu", *, split: str = "train", bank: bool = False
 ) -> Metric:
     """The features of a name with the shipped statistics of a data set's images, and with ``bank`` their bank.
 
@@ -75,23 +70,27 @@ def reference_path(dataset: str, split: str, features: str, bank: bool = False) 
     return data_folder() / "stats" / f"{dataset}-{split}-{features}{'-bank' if bank else ''}.safetensors"
 
 
-def collect_bank(pixels: Tensor, features: Features, count: int, seed: int = 0, batch: int = BATCH) -> Tensor:
+def collect_bank(pixels: Tensor, features: Features, count: int) -> Tensor:
     """The features, float16 [count, D], of images drawn from ``pixels``, uint8 [N, C, H, W], without replacement.
 
-    float16 rounds by a few parts in ten thousand, far below what samples differ by.
+    The draw is always the same. float16 rounds by a few parts in ten thousand, far below what samples differ by.
 
     Raises:
         BadValue: fewer images than that, or fewer than two asked for.
     """
     if not 2 <= count <= len(pixels):
         raise BadValue(f"a bank of {len(pixels)} images holds 2 to {len(pixels)} vectors, got {count}")
-    rows = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed))[:count]
-    return torch.cat([features(pixels[part]).half().cpu() for part in rows.split(batch)])
+    rows = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]
+    return torch.cat([features(pixels[part]).half().cpu() for part in rows.split(BATCH)])
 
 
-def save_bank(path: Path | str, vectors: Tensor, features: Features, meta: Mapping[str, object]) -> Path:
-    """Write a bank with the identity of its features; see :func:`tt_lib.metrics.statistics.save_tensors`."""
-    header = {**meta, "features": features.name, "sha256": features.sha256}
+def save_bank(path: Path | str, vectors: Tensor, features: Features, facts: Mapping[str, object]) -> Path:
+    """Write a bank, with ``facts`` beside the identity of its features in its header.
+
+    Raises:
+        BadValue: the path cannot be written.
+    """
+    header = {**facts, "features": features.name, "sha256": features.sha256}
     return save_tensors(path, {"vectors": vectors}, BANK_FORMAT, header)
 
 

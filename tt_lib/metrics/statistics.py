@@ -37,7 +37,6 @@ class FeatureStatistics:
         mean: the mean, float64 [D].
         scatter: sum over the samples of the outer product of their deviation from the mean, float64 [D, D].
         vectors: float16 [V, D], the features of the first samples, if they were kept. They are saved, too.
-        meta: what a file says beside, such as ``dataset`` and ``split``.
     """
 
     def __init__(self, dimension: int, features: str, sha256: str = "", device: torch.device | str = "cpu") -> None:
@@ -48,7 +47,6 @@ class FeatureStatistics:
         self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
         self.vectors: Tensor | None = None
-        self.meta: dict[str, str] = {}
 
     @property
     def covariance(self) -> Tensor:
@@ -118,17 +116,15 @@ class FeatureStatistics:
         twin.mean, twin.scatter = self.mean.to(device), self.scatter.to(device)
         return twin
 
-    def save(self, path: Path | str, meta: Mapping[str, object] | None = None) -> Path:
-        """Write a safetensors file, whole or not at all; ``meta`` is added to the own one.
+    def save(self, path: Path | str, facts: Mapping[str, object] | None = None) -> Path:
+        """Write a safetensors file, whole or not at all, with ``facts`` beside the statistics' own in its header.
 
         Raises:
             BadValue: the path cannot be written.
         """
-        header = {**self.meta, **(meta or {}), "features": self.features, "sha256": self.sha256, "n": self.n}
-        tensors = {"mean": self.mean, "scatter": self.scatter}
-        return save_tensors(
-            path, tensors if self.vectors is None else {**tensors, "vectors": self.vectors}, FORMAT, header
-        )
+        header = {**(facts or {}), "features": self.features, "sha256": self.sha256, "n": self.n}
+        tensors = {"mean": self.mean, "scatter": self.scatter, "vectors": self.vectors}
+        return save_tensors(path, {name: x for name, x in tensors.items() if x is not None}, FORMAT, header)
 
     @classmethod
     def load(cls, path: Path | str, command: str = "tt stats") -> FeatureStatistics:
@@ -136,23 +132,16 @@ class FeatureStatistics:
 
         Raises:
             MissingFile: no such file.
-            BadValue: the statistics of another tool.
             CorruptFile: not a file that :meth:`save` wrote.
         """
-        if Path(path).is_file() and Path(path).suffix == ".npz":
-            # A mean and a covariance alone: nothing in the file tells pytorch-fid's resizing from clean-fid's.
-            raise BadValue(
-                f"{path} is of another tool, such as pytorch-fid, and does not say how its images were resized; "
-                "make the reference from the images with `tt stats`"
-            )
 
         def build(tensors: dict[str, Tensor], header: dict[str, str]) -> FeatureStatistics:
             mean, scatter = tensors["mean"], tensors["scatter"]
             if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
                 raise ValueError(f"mean {list(mean.shape)} and scatter {list(scatter.shape)} do not fit")
-            loaded = cls(len(mean), header.pop("features"), header.pop("sha256"))
-            loaded.n, loaded.mean, loaded.scatter = int(header.pop("n")), mean, scatter
-            loaded.vectors, loaded.meta = tensors.get("vectors"), header
+            loaded = cls(len(mean), header["features"], header["sha256"])
+            loaded.n, loaded.mean, loaded.scatter = int(header["n"]), mean, scatter
+            loaded.vectors = tensors.get("vectors")
             return loaded
 
         return load_tensors(path, FORMAT, build, "feature statistics", command)
@@ -166,9 +155,6 @@ class FeatureStatistics:
         self.mean = self.mean + shift * (n / total)
         self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.n * n / total)
         self.n = total
-
-    def __repr__(self) -> str:
-        return f"FeatureStatistics(n={self.n}, features={self.identity})"
 
 
 def merge_all(sets: Iterable[FeatureStatistics]) -> FeatureStatistics:
@@ -226,7 +212,7 @@ def load_tensors(
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        if header.pop("format", None) != format:
+        if header.get("format") != format:
             raise ValueError(f"its format is not {format!r}")
         return build(tensors, header)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
