@@ -94,6 +94,8 @@ def test_cells_that_cannot_be_measured_are_refused_before_any_is(bench, tmp_path
     path = tmp_path / "direction.csv"
     with pytest.raises(BadValue, match="ddpm draws noise"):
         run_directions(bench, [CELLS[0], Cell("ddpm", "uniform", 3)], PROTOCOL, path, tmp_path)
+    with pytest.raises(BadValue, match=r"time-shift corrects the network.*leave it out"):
+        run_directions(bench, [Cell("ddim", "uniform", 3, "time-shift")], PROTOCOL, path, tmp_path)
     with pytest.raises(MissingFile, match=r"ddim-uniform-4-truncation-parallel\.json.*tt tune"):
         run_directions(bench, [CELLS[0], Cell("ddim", "uniform", 4, TUNED)], PROTOCOL, path, tmp_path)
     assert not path.exists()
