@@ -224,10 +224,10 @@ def directly(sampler: Sampler, metric: Metric, seeds: range) -> float:
 @pytest.mark.parametrize("first", [0, 1000])
 def test_equals_the_direct_computation(metric, eta, first):
     sampler = make_sampler(grid="quadratic", eta=eta)
-    found = measure(sampler, metric, N, first_seed=first)
+    measured = measure(sampler, metric, N, first_seed=first)
     expected = directly(sampler, metric, range(first, first + N))
-    assert found.value == pytest.approx(expected, rel=1e-6) and 0 <= found.low < found.value < found.high
-    assert found.value != pytest.approx(directly(sampler, metric, range(first + 1, first + 1 + N)), rel=1e-4)
+    assert measured.value == pytest.approx(expected, rel=1e-6) and 0 <= measured.low < measured.value < measured.high
+    assert measured.value != pytest.approx(directly(sampler, metric, range(first + 1, first + 1 + N)), rel=1e-4)
     whole = sample_statistics(sampler, metric.features, range(first, first + N), batch=7)
     assert frechet_distance(whole, metric.reference) == pytest.approx(expected, rel=1e-6)
 
@@ -353,9 +353,9 @@ def test_sets_of_another_measurement_are_not_used(sampler, metric, tmp_path, cha
     else:
         changed = CHANGES[change](sampler)
     watched, predictor = counted(changed)
-    found = measure(watched, by, n, work=tmp_path, **options)
+    measured = measure(watched, by, n, work=tmp_path, **options)
     assert predictor.calls == SETS * changed.grid.steps
-    assert found == measure(changed, by, n, **options)
+    assert measured == measure(changed, by, n, **options)
     # and the old sets are still there
     watched, predictor = counted(sampler)
     assert measure(watched, metric, 20, work=tmp_path) == before and predictor.calls == 0
@@ -373,10 +373,10 @@ def test_each_is_measured_as_if_alone_and_the_samples_are_made_once(metrics, eta
     watched, predictor = counted(make_sampler(eta=eta))
     both = measure_all(watched, metrics, N, first_seed=5, batch=3)
     assert predictor.calls == SETS * 2 * 3, "two batches a set, three evaluations each"
-    for metric, found in zip(metrics, both, strict=True):
+    for metric, measured in zip(metrics, both, strict=True):
         alone = measure(watched, metric, N, first_seed=5, batch=3)
-        assert (found.value, found.low, found.high) == approximately(alone)
-        for one, other in zip(found.sets, alone.sets, strict=True):
+        assert (measured.value, measured.low, measured.high) == approximately(alone)
+        for one, other in zip(measured.sets, alone.sets, strict=True):
             assert torch.equal(one.vectors, other.vectors)
     assert both[0].value != pytest.approx(both[1].value, rel=0.01)
 
@@ -390,12 +390,12 @@ def test_only_what_is_missing_is_measured(metrics, sampler, tmp_path, banks):
     with pytest.raises(KeyboardInterrupt):
         measure_all(sampler, metrics, N, work=tmp_path, progress=interrupt(20))
     watched, predictor = counted(sampler)
-    found = measure_all(watched, metrics, N, work=tmp_path)
+    measured = measure_all(watched, metrics, N, work=tmp_path)
     assert predictor.calls == 6 * 3, "the sets of the second metric that were not finished; of the first, none"
-    assert found[0] == first and {path: path.stat().st_mtime_ns for path in before} == before
-    for one, other in zip(found, expected, strict=True):
+    assert measured[0] == first and {path: path.stat().st_mtime_ns for path in before} == before
+    for one, other in zip(measured, expected, strict=True):
         assert (one.value, one.low, one.high) == approximately(other)
-    assert measure_all(watched, metrics, N, work=tmp_path) == found and predictor.calls == 6 * 3
+    assert measure_all(watched, metrics, N, work=tmp_path) == measured and predictor.calls == 6 * 3
 
 
 @pytest.mark.parametrize("batch", [1, 3, 500])
@@ -448,8 +448,8 @@ def test_evaluations_are_counted_not_computed(sampler, metric):
 
 def test_row(sampler, metric, tmp_path):
     sampler = replace(sampler, solver=make_solver("ddim", eta=0.5))
-    found = measure(sampler, metric, N, first_seed=7)
-    [row] = rows_of(found, sampler, metric)
+    measured = measure(sampler, metric, N, first_seed=7)
+    [row] = rows_of(measured, sampler, metric)
     expected = {
         "dataset": "digits",
         "model": "tiny",
@@ -468,7 +468,7 @@ def test_row(sampler, metric, tmp_path):
     }
     assert {key: row[key] for key in expected} == expected
     for name in ("value", "low", "high"):
-        assert row[name] == pytest.approx(getattr(found, name), abs=6e-7)
+        assert row[name] == pytest.approx(getattr(measured, name), abs=6e-7)
     assert row["device"].startswith("cpu") and torch.__version__ in row["versions"]
     # Written twice it is one row, and it reads back as it was.
     for _ in range(2):

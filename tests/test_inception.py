@@ -1,4 +1,4 @@
-"""Inception-2015 features: pytorch-fid's own, found and checked without a download.
+"""Inception-2015 features: pytorch-fid's own, looked for and checked without a download.
 
 The real weights are not at hand where tests run; random ones of the true architecture, planted under
 torch hub's name for the file, stand in for them.
@@ -128,10 +128,10 @@ def test_missing_weights_say_where_to_get_them(home, tmp_path, monkeypatch):
 
 def test_where_the_weights_are_looked_for(home, tmp_path, monkeypatch):
     assert inception.find_inception() == weights(home)
-    mine = tmp_path / "mine.pth"
-    mine.touch()
-    monkeypatch.setenv("TT_INCEPTION", str(mine))
-    assert inception.find_inception() == mine
+    own = tmp_path / "own.pth"
+    own.touch()
+    monkeypatch.setenv("TT_INCEPTION", str(own))
+    assert inception.find_inception() == own
     assert inception.find_inception(weights(home).parent) == weights(home)
     monkeypatch.setenv("TT_INCEPTION", str(tmp_path / "gone"))
     with pytest.raises(MissingFile, match="gone"):  # a wrong setting is not passed over

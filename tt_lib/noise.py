@@ -13,7 +13,7 @@ GENERATED_FIRST_SEED = 1_000_000_000
 HELD_OUT_FIRST_SEED = 1_500_000_000
 """Images that the network makes for a gate, which decides whether a tuned time is kept."""
 JOINT_FIRST_SEED = 2_000_000_000
-"""Samples that a joint tuning judges a timing by; its ``seed`` is added."""
+"""Samples that a joint tuning takes the loss of a timing from; its ``seed`` is added."""
 GAMMA_FIRST_SEED = 3_000_000_000
 """Noise on the images that gamma is measured on; its ``seed`` and the image's number are added."""
 HELD_OUT_NOISE = 777_777

@@ -1,4 +1,4 @@
-"""Sampling images: a predictor, a solver, a grid and perhaps a timing, over as many seeds as wanted.
+"""Sampling images: a predictor, a solver, a grid and perhaps a timing, over any number of seeds.
 
 Beside few-step samplers there are accurate ones to compare with: :func:`fine_sampler` over a whole run,
 :func:`fine_solution` over one interval.

@@ -112,9 +112,9 @@ class FeatureStatistics:
 
     def to(self, device: torch.device | str) -> FeatureStatistics:
         """The same statistics on another device, as new ones."""
-        twin = copy(self)
-        twin.mean, twin.scatter = self.mean.to(device), self.scatter.to(device)
-        return twin
+        moved = copy(self)
+        moved.mean, moved.scatter = self.mean.to(device), self.scatter.to(device)
+        return moved
 
     def save(self, path: Path | str, facts: Mapping[str, object] | None = None) -> Path:
         """Write a safetensors file, whole or not at all, with ``facts`` beside the statistics' own in its header.
