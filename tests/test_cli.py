@@ -22,10 +22,8 @@ from typer.testing import CliRunner
 from tt_lib.cli import app
 from tt_lib.datasets import load_dataset
 from tt_lib.files import PACKAGE_ROOT, file_hash, read_json, write_json
-from tt_lib.metrics import evaluate as evaluating
 from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_features, statistics_of
-from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.reference import Metric
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks.unet import CARD, WEIGHTS
@@ -44,27 +42,6 @@ PARALLEL = (*TINY, "--timing", NAME)
 DIGITS = ("--dataset", "digits", "--features", "digits-resnet")
 TIMING = f"data/timings/tiny/ddim-uniform-3-{NAME}.json"
 EVALUATE = ("evaluate", *TINY, *DIGITS, "--n", "20")
-
-TABLE = """
-[table]
-dataset = "digits"
-model = "tiny"
-features = "digits-resnet"
-n = 20
-seed = 0
-
-[tuning]
-optimiser = "search"
-substeps = 2
-images = 2
-source = "generated"
-
-[[cells]]
-solver = "ddim"
-grid = "quadratic"
-nfe = 2
-timing = ["untuned", "truncation-parallel"]
-"""
 
 
 def tt(*arguments):
@@ -101,7 +78,6 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(make_tiny_data(tmp_path_factory.getbasetemp()), folder / "data")
     (folder / "a-file").write_text("not a folder")
-    (folder / "table.toml").write_text(TABLE)
     (folder / "pictures").mkdir()
     (folder / "pictures" / "cat.png").write_bytes(b"miaow")
     (folder / "truncated").mkdir()
@@ -124,9 +100,6 @@ def pipeline(project, one_thread):
         "sample": succeeds("sample", *TINY, "--timing", TIMING, "--n", 5, "--out", "runs/a.png"),
         "evaluate": succeeds(*EVALUATE),
         "evaluate tuned": succeeds(*EVALUATE, "--timing", TIMING, "--seed", 5),
-        "table": succeeds("table", "--config", "table.toml"),
-        "floor": succeeds("floor", *DIGITS),
-        "demo": succeeds("demo", "--model", "data/pretrained/tiny", "--n", 20),
     }
 
 
@@ -238,7 +211,7 @@ def test_evaluate(pipeline):
 
 def test_rows_hold_what_a_reader_would_type(pipeline, project):
     commands = set(fd_rows().command)
-    assert f"tt {' '.join(EVALUATE)}" in commands and "tt table --config table.toml" in commands
+    assert f"tt {' '.join(EVALUATE)}" in commands
     # An absolute path below the current folder is somebody's own; the same path from here is everybody's.
     succeeds(*EVALUATE, "--seed", 40, "--work", project / "runs" / "my work")
     rows = fd_rows()
@@ -254,56 +227,6 @@ def test_evaluate_again_replaces_the_row_and_a_correction_has_its_own(pipeline):
         succeeds(*EVALUATE, "--timing", timing, "--results", "runs/epsilon.csv")
     rows = read_rows("runs/epsilon.csv", FD_COLUMNS)
     assert list(rows.timing) == ["epsilon-1.1", "epsilon-1.2"] and rows.value.nunique() == 2
-
-
-def test_table(pipeline):
-    rows = fd_rows()
-    rows = rows[rows.grid == "quadratic"]
-    assert set(rows.timing) == {"untuned", "truncation-parallel"} and set(rows.nfe) == {2}
-    assert "2 rows written to data/results/fd.csv" in pipeline["table"]
-    assert "ddim quadratic 2 truncation-parallel: FD (digits-resnet)" in pipeline["table"]
-    assert load_timing("data/timings/tiny/ddim-quadratic-2-truncation-parallel.json").tuning["substeps"] == 2
-    before = fd_rows()
-    assert "0 rows written" in succeeds("table", "--config", "table.toml")
-    said = succeeds("table", "--config", "table.toml", "--dry-run", "--n", 30)
-    assert "ddim-quadratic-2-untuned: to do" in said and "2 of 2 cells to do, 120 evaluations" in said
-    pd.testing.assert_frame_equal(fd_rows(), before)
-    # Another number of samples is another row, in the file that is named.
-    assert "2 rows written" in succeeds("table", "--config", "table.toml", "--n", 30, "--results", "runs/fd.csv")
-    assert set(read_rows("runs/fd.csv", FD_COLUMNS).n) == {30}
-
-
-def test_floor(pipeline):
-    row = fd_rows()[fd_rows().timing == "floor"]
-    features = load_features("digits-resnet")
-    train, test = (statistics_of(load_dataset("digits", split).pixels, features) for split in ("train", "test"))
-    assert row.value.item() == pytest.approx(frechet_distance(test, train), abs=1e-6) and row.n.item() == 297
-    assert f"{row.value.item():.4f} [" in pipeline["floor"]
-
-
-def test_demo(pipeline):
-    table = pd.read_csv("runs/demo/demo.csv")
-    assert list(table.sampler) == ["untuned", "tuned"] and list(table.nfe) == [10, 10]
-    for name in ("distance", "fd"):
-        assert (table[f"{name}_low"] <= table[name]).all() and (table[name] <= table[f"{name}_high"]).all()
-    timing = load_timing("runs/demo/timing.json")
-    assert timing.nfe == 10 and timing.name == "truncation-parallel" and timing.tuning["images"] == 4
-    for name in ("samples.png", "timing.png"):
-        with Image.open(f"runs/demo/{name}") as picture:
-            assert picture.info["Title"] and picture.info["Description"]
-        assert f"runs/demo/{name}" in pipeline["demo"]
-    assert f"{table.distance[1]:.4f} [" in pipeline["demo"] and "FD (digits-resnet)" in pipeline["demo"]
-    assert not Path("runs/demo/tuning.state").exists()
-
-
-def test_demo_measures_what_sampling_gives(pipeline):
-    """Its Fréchet distances are those of the same seeds, measured the usual way."""
-    table = pd.read_csv("runs/demo/demo.csv", index_col="sampler")
-    bench, features = make_bench("tiny", batch=50), load_features("digits-resnet")
-    reference = statistics_of(load_dataset("digits", "train").pixels, features)
-    for name, timing in (("untuned", None), ("tuned", load_timing("runs/demo/timing.json"))):
-        found = measure(bench.sampler(Cell("ddim", "uniform", 10), timing), Metric(features, reference), 20)
-        assert table.fd[name] == pytest.approx(found.value, rel=1e-4)
 
 
 # Nothing is overwritten
@@ -371,7 +294,6 @@ def damaged(project):
 
 SAMPLE = ("sample", *TINY, "--n", "1", "--out", "runs/never.png")
 TUNE = ("tune", *TINY, "--out", "runs/never.json")
-DEMO = ("demo", "--model", "tiny", "--out", "runs/refused")
 
 ERRORS = {
     "missing model": (("sample", "--model", "nothing", "--out", "runs/never.png"), "'nothing'", "data/pretrained"),
@@ -416,12 +338,6 @@ ERRORS = {
     "unwritable statistics": (("stats", *DIGITS, "--out", "a-file/x"), "a-file/x", "choose another"),
     "unwritable results": ((*EVALUATE, "--results", "a-file/fd.csv"), "a-file/fd.csv", "choose another"),
     "unwritable state": ((*EVALUATE, "--seed", 9, "--work", "a-file/w"), "a-file/w", "choose another"),
-    "unwritable demo": (
-        (*DEMO, "--n", 20, "--out", "a-file/x"),
-        "a-file/x",
-        "choose",
-    ),
-    "unwritable table's state": (("table", "--config", "table.toml", "--work", "a-file/w", "--force"), "a-file/w"),
     "unknown device": ((*SAMPLE, "--device", "gpu"), "'gpu'", "auto or cpu"),
     "device without memory": ((*SAMPLE, "--device", "meta"), "'meta'", "auto or cpu"),
     "unknown solver": ((*SAMPLE, "--solver", "eular"), "'eular'", "ddim, "),
@@ -449,14 +365,9 @@ ERRORS = {
     "tuning in batches of none": ((*TUNE, *PARALLEL, "--batch", 0), "batch", "0"),
     "tuning on no image": ((*TUNE, "--timing", "truncation-parallel,images=0"), "images must be at least 1, got 0"),
     "tuning on images of another size": ((*TUNE, "--model", "larger", "--dataset", "digits"), "16", "8", "digits"),
-    "table that is not there": (("table", "--config", "no.toml"), "no.toml", "data/tables"),
-    "table that is none": (("table", "--config", "pictures/cat.png"), "cat.png", "TOML"),
-    "table of no samples": (("table", "--config", "table.toml", "--n", 0), "multiple of 10", "0"),
     "timing by its name alone": ((*SAMPLE, "--timing", "truncation-parallel"), "truncation-parallel", "tt tune"),
     "seed beyond 64 bits": ((*SAMPLE, "--seed", 2**64), str(2**64), "smaller"),
-    "results that are none": ((*EVALUATE, "--results", "table.toml"), "table.toml", "restore"),
-    "demo of too few": ((*DEMO, "--n", 10), "multiple of 10 and at least 20", "got 10"),
-    "demo that does not divide": ((*DEMO, "--n", 25), "multiple of 10 and at least 20", "got 25"),
+    "results that are none": ((*EVALUATE, "--results", "a-file"), "a-file", "restore"),
     "folder that is no model": ((*SAMPLE, "--model", "pictures"), "pictures", "model folder", "give one"),
     "features for a model": ((*SAMPLE, "--model", "data/pretrained/digits-resnet"), "digits-resnet"),
 }
@@ -520,7 +431,7 @@ def test_state_of_another_tuning(pipeline):
     [
         (*EVALUATE, "--results", "a-file/x.csv"),
         ("speed", "--results", "a-file/x.csv"),
-        ("table", "--config", "table.toml", "--results", "a-file/x.csv"),
+        ("table", "--config", "spine", "--results", "a-file/x.csv"),
         ("direction", "--results", "a-file/x.csv"),
         ("direction", "--figure", "a-file/x.png"),
         ("direction", "--figure", "runs/x.jpg"),
@@ -608,19 +519,3 @@ def test_tune_killed_and_started_again(project, monkeypatch):
     succeeds(*words, "runs/whole.json")
     assert stages[1:] == [[0], [1]]
     assert load_timing("runs/killed.json").taus == pytest.approx(load_timing("runs/whole.json").taus, rel=1e-6)
-
-
-def test_table_killed_and_started_again(pipeline, monkeypatch):
-    """Killed when three of its second cell's ten sets are written: the first cell and these are not sampled again."""
-    words = ["table", "--config", "table.toml", "--work", "runs/killed", "--results"]
-    run_until_killed(
-        *words, "runs/killed.csv", module="tt_lib.metrics.statistics", owner="FeatureStatistics", save="save", times=13
-    )
-    assert read_rows("runs/killed.csv", FD_COLUMNS)["timing"].tolist() == ["untuned"]
-    sampled, gather = [], evaluating._gather
-    monkeypatch.setattr(evaluating, "_gather", lambda *arguments: sampled.append(None) or gather(*arguments))
-    assert "1 rows written" in succeeds(*words, "runs/killed.csv")
-    assert 6 <= len(sampled) <= 7, "the next set may have been written as the process was killed"
-    whole, again = fd_rows(), read_rows("runs/killed.csv", FD_COLUMNS)
-    whole = whole[whole["command"].str.startswith("tt table --config table.toml")]
-    assert again["value"].tolist() == pytest.approx(whole["value"].tolist(), rel=1e-6) and len(again) == 2
