@@ -6,7 +6,7 @@ Beside few-step samplers there are accurate ones to compare with: :func:`fine_sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -162,12 +162,11 @@ def make_sampler(
     )
 
 
-def batches(first: int, count: int, size: int) -> Iterator[range]:
+def batches(first: int, count: int, size: int) -> list[range]:
     """The seeds ``first .. first + count - 1`` in batches of ``size``."""
     if count < 1 or size < 1:
         raise BadValue(f"need at least one sample and a batch of at least 1, got n {count} and batch {size}")
-    for begin in range(first, first + count, size):
-        yield range(begin, min(begin + size, first + count))
+    return [range(begin, min(begin + size, first + count)) for begin in range(first, first + count, size)]
 
 
 def run_batches(
@@ -207,7 +206,7 @@ def sample_images(
         progress: called with (images done, count, message).
     """
     images: list[Tensor] = []
-    for seeds, run in run_batches(sampler, list(batches(first_seed, count, batch))):
+    for seeds, run in run_batches(sampler, batches(first_seed, count, batch)):
         images.append(run.x.cpu())
         if progress:
             progress(seeds.stop - first_seed, count, f"{run.nfe} evaluations an image")

@@ -56,7 +56,7 @@ def sample_statistics(
         batch: samples at a time, for the network as for the features.
         start: where to take x_T from (deterministic solvers only).
     """
-    runs = run_batches(sampler, list(batches(seeds.start, len(seeds), batch)), start)
+    runs = run_batches(sampler, batches(seeds.start, len(seeds), batch), start)
     return _gather([features], runs)[0]
 
 
@@ -123,7 +123,7 @@ def sample_sets(
     sets = world.decide([[_load(path, vectors) for path in row] for row in paths] if world.main else [])
     todo = [[j for j, statistics in enumerate(row) if statistics is None] for row in sets]
     parts = [
-        world.share(list(batches(part.start, size, batch))) if missing else []
+        world.share(batches(part.start, size, batch)) if missing else []
         for part, missing in zip(seeds, todo, strict=True)
     ]
 
