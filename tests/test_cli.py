@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -15,11 +16,13 @@ import pytest
 import torch
 import typer
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from test_evaluate import make_tiny_data
 from typer.testing import CliRunner
 
 from tt_lib.cli import app
+from tt_lib.cli.app import progress_bar
 from tt_lib.datasets import load_dataset
 from tt_lib.files import PACKAGE_ROOT, file_hash, read_json, write_json
 from tt_lib.metrics.evaluate import measure
@@ -476,6 +479,19 @@ def test_messages_are_text_not_markup(project):
 def test_paths_are_printed_in_one_piece(pipeline):
     path = "runs/" + "a-long-name-of-a-folder/" * 4 + "[red]x.png"
     assert path in succeeds("sample", "--model", "tiny", "--nfe", 1, "--n", 1, "--out", path)
+
+
+def test_the_progress_bar(monkeypatch):
+    stream = io.StringIO()
+    module = sys.modules["tt_lib.cli.app"]  # the package's attribute of that name is the application
+    monkeypatch.setattr(module, "console", Console(file=stream, force_terminal=True, width=100))
+    with progress_bar("cooking") as report:
+        report(3, 4, "stirring")
+    assert all(word in stream.getvalue() for word in ("cooking", "3/4", "stirring"))
+    monkeypatch.setenv("RANK", "1")
+    with progress_bar("silent") as report:
+        report(3, 4, "stirring")
+    assert "silent" not in stream.getvalue(), "only the first process shows one"
 
 
 # Killed and started again

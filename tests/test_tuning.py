@@ -120,6 +120,8 @@ def test_a_search_takes_the_lower_of_two_minima():
         return torch.minimum((taus / 0.5 - 1.02) ** 2 + 0.01, (taus / 0.5 - 0.78) ** 2)
 
     assert search(a_problem([0.5], two_valleys), TuneConfig()).taus.item() == pytest.approx(0.39, rel=1e-6)
+    nowhere = TuneConfig(bounds=(1.0, 1.0))
+    assert search(a_problem([0.5], two_valleys), nowhere).taus.item() == 0.5, "a range of one value"
 
 
 @pytest.mark.parametrize(("name", "objective"), [("dpmpp-2m", "truncation"), ("ddim", "consistency")])
