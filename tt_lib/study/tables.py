@@ -282,9 +282,8 @@ def tune_cell(
         ensure_gamma(None)
         if recipe:
             timing = bench.tune_by(cell, recipe, table.dataset, data, metric, work / f"{cell.label}.tuning", tell)
-        elif ratio:
-            timing = constant_timing(bench.sampler(cell), ratio)
-        assert timing is not None
+        else:
+            timing = constant_timing(bench.sampler(cell), ratio or 1.0)
         timing.save(timing_path(bench.model.name, cell))
     ensure_gamma(timing)
     return timing
