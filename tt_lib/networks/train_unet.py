@@ -206,4 +206,6 @@ def train(
         graphs=graphs,
     )
     run_training(run, out, **options)
+    # Gloo's threads that outlive Python can abort a process that has done its work.
+    accelerator.end_training()
     return out
