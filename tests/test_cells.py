@@ -16,7 +16,7 @@ SPELLINGS = {
     "untuned": "untuned",
     "truncation-parallel": "truncation-parallel",
     "truncation-parallel,seed=3,images=16": "truncation-parallel,images=16,seed=3",
-    "consistency-sequential,optimiser=adam,iterations=200,learning_rate=1e-3": "consistency-sequential,iterations=200,learning_rate=0.001,optimiser=adam",
+    "consistency-sequential,learning_rate=1e-3,iterations=2": "consistency-sequential,iterations=2,learning_rate=0.001",
     "consistency-parallel,freeze_last=0": "consistency-parallel-freeze0",
     "consistency-parallel,freeze_last=1": "consistency-parallel",
     "consistency-parallel-freeze1": "consistency-parallel",

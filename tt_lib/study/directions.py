@@ -75,17 +75,17 @@ def run_directions(
     # All is looked at before anything is measured: a missing timing is not found out after an hour.
     samplers = {cell: _sampler(bench, cell) for cell in cells}
     x = SampleNoise(range(protocol.seed, protocol.seed + protocol.n)).start(bench.model.shape).to(bench.device)
-    known: tuple[tuple[float, ...], tuple[Tensor, ...]] | None = None
+    trajectory: tuple[tuple[float, ...], tuple[Tensor, ...]] | None = None
 
     def pending(rows: pd.DataFrame, cell: Cell) -> bool:
         return force or not matching(rows, _where(bench, cell, protocol)).any()
 
     def run(cell: Cell, _: bool, report: Report) -> Iterator[list[Row]]:
-        nonlocal known
+        nonlocal trajectory
         sampler = samplers[cell]
-        if known is None or known[0] != sampler.grid.times:
+        if trajectory is None or trajectory[0] != sampler.grid.times:
             truth = reference_trajectory(bench.predictor, sampler.schedule, sampler.grid, x, protocol.substeps)
-            known = sampler.grid.times, truth
+            trajectory = sampler.grid.times, truth
         frame = measure_directions(
             bench.predictor,
             sampler.schedule,
@@ -94,7 +94,7 @@ def run_directions(
             x,
             sampler.timing.taus if sampler.timing else None,
             substeps=protocol.substeps,
-            reference=known[1],
+            reference=trajectory[1],
             progress=lambda step, of, message: report(step, cell.label),
         ).frame()
         yield _rows(frame, bench, cell, protocol)

@@ -196,7 +196,7 @@ class Bench:
             images = self.tuning_images(source, count, dataset, data)
             held_out = self.held_out_images(source, count, dataset, data) if config.gate else None
             result = self.tune(cell, config, images, source, state, progress, held_out)
-        # Two timings that differ in an option are told apart by their names.
+        # Two timings that differ in an option have different names.
         return replace(result.timing, name=cell.timing)
 
 
