@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tt_lib.engine import Run, drive
 from tt_lib.grids import Grid
-from tt_lib.schedules import Schedule, make_schedule
+from tt_lib.schedules import Schedule, along, make_schedule
 from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.toy import MixturePredictor, single_gaussian
 
@@ -35,6 +35,16 @@ def even_in_lambda(steps: int, schedule: Schedule, first: float = 0.9, last: flo
     """K + 1 times that end above 0, where lambda is finite."""
     place = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     return schedule.time_of_lam(torch.lerp(*schedule.lam(float64([first, last])), place))
+
+
+def gaussian_flow(x: Tensor, t, u, mean, scale: float, schedule: Schedule) -> Tensor:
+    """The exact flow of ``N(m, s^2 I)`` from t to u, for ``x`` [B, D], times scalar or [B], the mean a number or [D]:
+
+    ``x_u = alpha_u m + sqrt((alpha_u^2 s^2 + sigma_u^2) / (alpha_t^2 s^2 + sigma_t^2)) (x_t - alpha_t m)``
+    """
+    spread_t, spread_u = (torch.hypot(schedule.alpha(time) * scale, schedule.sigma(time)) for time in (t, u))
+    alpha_t, alpha_u, factor = (along(each, x) for each in (schedule.alpha(t), schedule.alpha(u), spread_u / spread_t))
+    return alpha_u * float64(mean) + factor * (x - alpha_t * float64(mean))
 
 
 # ---- coefficients

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from solver_helpers import gaussian_flow
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
@@ -14,7 +15,7 @@ from tt_lib.metrics.direction import MEASURES, measure_directions
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import make_schedule
 from tt_lib.solvers.registry import make_solver
-from tt_lib.toy import MixturePredictor, exact_flow, gaussian_flow, ring_2d, single_gaussian
+from tt_lib.toy import MixturePredictor, exact_flow, ring_2d, single_gaussian
 from tt_lib.tuning import TuneConfig, tune
 
 LINEAR = make_schedule("linear")

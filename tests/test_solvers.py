@@ -23,6 +23,7 @@ from solver_helpers import (
     draw,
     even_in_lambda,
     float64,
+    gaussian_flow,
     law_of,
     points,
     start_law,
@@ -38,7 +39,7 @@ from tt_lib.noise import SampleNoise
 from tt_lib.solvers.layout import layout
 from tt_lib.solvers.orders import orders_of_steps
 from tt_lib.solvers.registry import SOLVERS, make_solver
-from tt_lib.toy import MixturePredictor, exact_flow, gaussian_flow, single_gaussian, two_modes_1d
+from tt_lib.toy import MixturePredictor, exact_flow, single_gaussian, two_modes_1d
 
 WITH_OPTIONS = [
     *LOWERED,

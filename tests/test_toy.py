@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 from scipy.stats import norm
-from solver_helpers import LINEAR, SCHEDULES, float64
+from solver_helpers import LINEAR, SCHEDULES, float64, gaussian_flow
 from torch.autograd import gradcheck
 
 from tt_lib.engine import drive
@@ -21,7 +21,6 @@ from tt_lib.toy import (
     exact_flow,
     exact_trajectory,
     gaussian_ddim,
-    gaussian_flow,
     ring_2d,
     single_gaussian,
     two_modes_1d,

@@ -275,21 +275,6 @@ def _angle(t: Times, schedule: Schedule) -> Tensor:
     return torch.atan2(schedule.sigma(t), schedule.alpha(t))
 
 
-# ---- one Gaussian, in closed form
-
-
-def gaussian_flow(x: Tensor, t_start: Times, t_end: Times, mean: Numbers, scale: float, schedule: Schedule) -> Tensor:
-    """The exact flow of ``N(m, s^2 I)`` from t to u:
-
-    ``x_u = alpha_u m + sqrt((alpha_u^2 s^2 + sigma_u^2) / (alpha_t^2 s^2 + sigma_t^2)) (x_t - alpha_t m)``
-
-    for ``x`` [B, D], times scalar or [B], the mean a number or [D].
-    """
-    alpha_t, alpha_u = schedule.alpha(t_start), schedule.alpha(t_end)
-    spread_t, spread_u = (torch.hypot(schedule.alpha(time) * scale, schedule.sigma(time)) for time in (t_start, t_end))
-    return _about_mean(x, mean, alpha_t, alpha_u, spread_u / spread_t)
-
-
 def gaussian_ddim(x: Tensor, times: Numbers, mean: Numbers, scale: float, schedule: Schedule) -> Tensor:
     """What DDIM (eta 0) makes of ``N(m, s^2 I)`` along ``times`` [K + 1], for ``x`` [B, D] at ``times[0]``.
 
@@ -301,12 +286,8 @@ def gaussian_ddim(x: Tensor, times: Numbers, mean: Numbers, scale: float, schedu
     alpha, sigma = schedule.alpha(_float64(times)), schedule.sigma(_float64(times))
     overlap = alpha[:-1] * alpha[1:] * scale**2 + sigma[:-1] * sigma[1:]
     variance = (alpha[:-1] * scale) ** 2 + sigma[:-1] ** 2
-    return _about_mean(x, mean, alpha[0], alpha[-1], (overlap / variance).prod())
-
-
-def _about_mean(x: Tensor, mean: Numbers, alpha_from: Tensor, alpha_to: Tensor, factor: Tensor) -> Tensor:
-    x, mean = x.double(), _float64(mean).to(x.device)
-    return along(alpha_to, x) * mean + along(factor, x) * (x - along(alpha_from, x) * mean)
+    x, mean, factor = x.double(), _float64(mean).to(x.device), (overlap / variance).prod()
+    return along(alpha[-1], x) * mean + along(factor, x) * (x - along(alpha[0], x) * mean)
 
 
 def _float64(values: Numbers | None) -> Tensor:
