@@ -1,4 +1,4 @@
-"""Numbers that must not move when code does: recorded at commit 67dd835, before the library was rebuilt. Nothing here is trained."""
+"""Numbers that must not move when code does, recorded at commit 67dd835. Nothing here is trained."""
 
 from __future__ import annotations
 
