@@ -205,7 +205,7 @@ def test_a_flow_that_cannot_be_integrated(monkeypatch):
         exact_flow(lambda x, t, tau: torch.full_like(x, math.nan), x, 1.0, 0.5, LINEAR)
     failed = SimpleNamespace(success=False, message="too small a step")
     monkeypatch.setattr("tt_lib.toy.solve_ivp", lambda *arguments, **options: failed)
-    with pytest.raises(NotFinite, match="too small a step.*larger rtol"):
+    with pytest.raises(NotFinite, match=r"too small a step.*larger rtol"):
         exact_flow(MIXTURES["two"], x, 1.0, 0.5, LINEAR)
 
 
