@@ -38,9 +38,11 @@ test: lint ## style, types, tests, then every notebook run and compared with its
 	@$(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) tests
 	@$(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) -p tests.nbval_budgets --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks/
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy, and the layers that imports keep to
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check -q .
 	@$(BIN)/python -m mypy
+	@$(BIN)/lint-imports > /dev/null || $(BIN)/lint-imports
 
 lab: $(STAMP) ## JupyterLab, open on the map of the notebooks
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb

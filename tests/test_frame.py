@@ -14,6 +14,8 @@ import yaml
 from declared import DEPENDENCIES, EXTRAS, PROJECT, bounds, imported, undeclared
 from nbval.plugin import get_sanitize_patterns
 
+import tt_lib
+
 ROOT = Path(__file__).resolve().parent.parent
 # Distribution names that differ between PyPI and conda-forge.
 CONDA_NAMES = {"torch": "pytorch"}
@@ -166,8 +168,10 @@ def test_misused_finds_what_is_wrong():
         assert misused(command, line.split()), line
 
 
-def test_readme_s_commands_exist():
-    commands = [shlex.split(line) for line in shell_commands(readme())]
+@pytest.mark.parametrize("page", ["README.md", "notebooks/commands.md", "data/README.md", ".github/CONTRIBUTING.md"])
+def test_the_commands_of_a_page_exist(page):
+    commands = [shlex.split(line) for line in shell_commands((ROOT / page).read_text(encoding="utf-8"))]
+    assert commands
     for program, *words in commands:
         if program == "make":
             assert {word for word in words if "=" not in word} <= set(TARGETS), words
@@ -304,7 +308,9 @@ def test_licence_and_citation():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= set(citation)
-    assert str(citation["version"]) == PROJECT["version"]
+    assert str(citation["version"]) == PROJECT["version"] == tt_lib.__version__
+    changes = (ROOT / ".github" / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\S+)", changes, re.M)[1] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]["text"] == "MIT"
     paper = citation["preferred-citation"]
     assert [author["family-names"] for author in paper["authors"]] == [

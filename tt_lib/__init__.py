@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from tt_lib.tuning import TuneConfig as TuneConfig
     from tt_lib.tuning import tune as tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     # Networks.
