@@ -193,6 +193,12 @@ def test_sample(pipeline):
         succeeds(*words, *more)
         pictures.append(Path("runs/b.png").read_bytes())
     assert pictures[0] == first and len(set(pictures)) == 4
+    # A name stands for the shipped file, one ratio needs none, and what is not there is named with its remedy.
+    for timing, same in ((NAME, first), ("untuned", pictures[2]), ("constant-0.9", None)):
+        succeeds(*words, "--timing", timing)
+        assert same is None or Path("runs/b.png").read_bytes() == same, timing
+    assert Path("runs/b.png").read_bytes() not in pictures
+    assert "make it with `tt tune`" in fails(*words, "--timing", "consistency-parallel")
 
 
 def test_evaluate(pipeline):

@@ -29,8 +29,9 @@ PROVENANCE = ("versions", "date", "commit", "command")
 """The columns that :func:`provenance` fills in."""
 _CELL = ("solver", "grid", "nfe", "eta", "timing")
 """The columns of a cell: which sampler of a model it is."""
-FD_KEY = ("dataset", "model", *_CELL, "metric", "features", "reference", "n", "seed")
-FD_COLUMNS = (*FD_KEY[:-1], "value", "low", "high", "seed", "device", *PROVENANCE)
+_MEASURED = ("dataset", "model", *_CELL, "metric", "features", "reference", "n")
+FD_KEY = (*_MEASURED, "seed")
+FD_COLUMNS = (*_MEASURED, "value", "low", "high", "seed", "device", *PROVENANCE)
 TRAINING_COLUMNS = ("run", "step", "images", "loss", "images_per_s", "devices", "elapsed_s", *PROVENANCE)
 DIRECTION_KEY = ("model", *_CELL, "step", "n", "seed", "substeps")
 _MEANS = tuple(name + end for name in ("angle", "relative", "local", "accumulated") for end in ("", "_margin"))

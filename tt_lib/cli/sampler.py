@@ -49,9 +49,10 @@ SamplesOption = Annotated[
     int, typer.Option("--n", "--samples", help="Samples, a multiple of 10: 50000 for a number to compare with.")
 ]
 TimingOption = Annotated[
-    str | None,
+    str,
     typer.Option(
-        help="A tuned timing (JSON), or the name of a correction: epsilon-1.005, time-shift; untuned without."
+        help="The file of a timing (JSON), or a name as tables have it: untuned, truncation-parallel, constant-0.95, "
+        "epsilon-1.005, time-shift, ... (of tuned ones the shipped file)."
     ),
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile the network: for many images on a GPU.")]
@@ -116,17 +117,23 @@ def tune(
     say(f"{path}\ntau / t, from noise to data: {ratios}")
 
 
-def _sampler(bench: Bench, cell: Cell, timing: str | None, report: Report) -> tuple[Sampler, str]:
+def _sampler(bench: Bench, cell: Cell, timing: str, report: Report) -> tuple[Sampler, str]:
     """The sampler of an untuned ``cell`` with what --timing says, and the name of that timing.
 
     gamma of an analytic solver is measured where it is missing, and stored where samplers look.
     """
-    from tt_lib.baselines import read_correction
+    from tt_lib.baselines import read_constant
+    from tt_lib.study.cells import require_timing
+    from tt_lib.study.workbench import constant_timing
     from tt_lib.timing import load_timing
 
-    correction = read_correction(timing) if timing else None
-    tuned = load_timing(timing) if timing and not correction else None
-    cell = replace(cell, timing=correction.name) if correction else cell
+    if Path(timing).suffix == ".json":
+        tuned = load_timing(timing)
+    else:
+        cell = replace(cell, timing=timing)
+        ratio = read_constant(timing)
+        untuned = replace(cell, timing="untuned")
+        tuned = constant_timing(bench.sampler(untuned), ratio) if ratio else require_timing(bench.model.name, cell)
     bench.ensure_gamma(
         cell, tuned, lambda: bench.tuning_images("generated", GAMMA_IMAGES, "", None), "generated", report
     )
@@ -140,7 +147,7 @@ def sample(
     grid: GridOption = "uniform",
     nfe: NfeOption = 10,
     eta: EtaOption = 0.0,
-    timing: TimingOption = None,
+    timing: TimingOption = "untuned",
     n: Annotated[int, typer.Option(help="Number of images.")] = 32,
     batch: BatchOption = 64,
     seed: SeedOption = 0,
@@ -174,7 +181,7 @@ def evaluate(
     grid: GridOption = "uniform",
     nfe: NfeOption = 10,
     eta: EtaOption = 0.0,
-    timing: TimingOption = None,
+    timing: TimingOption = "untuned",
     dataset: Annotated[str, typer.Option(help="Whose training images are the reference.")] = "cifar10",
     features: Annotated[
         list[str] | None,

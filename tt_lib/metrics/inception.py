@@ -125,13 +125,14 @@ def load_inception(path: Path | str | None = None) -> InceptionFeatures:
         MissingFile: no weights.
         CorruptFile: other weights than the official ones, or a damaged file.
     """
-    network = InceptionFeatures(find_inception(path))
-    if not network.sha256.startswith(HASH_PREFIX):
+    weights = find_inception(path)
+    sha256 = file_hash(weights)
+    if not sha256.startswith(HASH_PREFIX):
         raise CorruptFile(
-            f"{find_inception(path)} has sha256 {network.sha256}, which should begin with {HASH_PREFIX}: "
+            f"{weights} has sha256 {sha256}, which should begin with {HASH_PREFIX}: "
             f"it is damaged or another file; fetch {URL} again"
         )
-    return network
+    return InceptionFeatures(weights)
 
 
 def plant_random_inception(home: Path | str, seed: int = 0) -> Path:

@@ -115,7 +115,7 @@ def _read(name: str) -> dict[str, Any]:
         raise BadValue(
             f"unknown timing {name!r}; choose one of: {names} (-freeze2 at the end leaves the last 2 steps alone)"
         )
-    objective, strategy = match[1].split("-")
+    objective, strategy = match[1].rsplit("-", 1)
     values: dict[str, Any] = {"objective": objective, "strategy": strategy}
     if match[2]:
         values["freeze_last"] = int(match[2])

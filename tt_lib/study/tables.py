@@ -2,11 +2,14 @@
 
 The file::
 
-    [table] dataset = "cifar10"              # its reference statistics and tuning images model = "cifar10-ddpm-w64"
-    features = "cifar10-resnet"      # or a list: all are taken from the same samples, frechet-joint tunes by the
-    first n = 50000                        # samples for each cell seed = 0                         # the first
-    sample's seed more = true                      # also what `tt evaluate --more` measures (needs the bank of the
-    reference), and the # gain of tuned cells over the table's untuned one, compared seed by seed
+    [table]
+    dataset = "cifar10"              # its reference statistics and tuning images
+    model = "cifar10-ddpm-w64"
+    features = "cifar10-resnet"      # or a list: all are taken from the same samples, frechet-joint tunes by the first
+    n = 50000                        # samples for each cell
+    seed = 0                         # the first sample's seed
+    more = true                      # also what `tt evaluate --more` measures (needs the bank of the reference), and
+                                     # the gain of tuned cells over the table's untuned one, compared seed by seed
 
     [tuning]                         # any field of TuneConfig, `images`, `source` ("real" or "generated"), and
     optimiser = "search"             # `samples` of a joint tuning
