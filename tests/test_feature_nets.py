@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import file_hash, read_json, write_json
 from tt_lib.networks.config import FeatureConfig
-from tt_lib.networks.feature_nets import CONFIG, WEIGHTS, FeatureNet, PlainNet, load_features, save_features
+from tt_lib.networks.feature_nets import CONFIG, WEIGHTS, FeatureNet, PlainNet, read_feature_network, save_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +38,7 @@ def test_folders_keep_the_network(tmp_path, network, parameters, features):
     assert config["sha256"] == file_hash(tmp_path / WEIGHTS)
     stored = load_file(tmp_path / WEIGHTS)
     assert {value.dtype for value in stored.values() if value.ndim > 1} == {torch.float16}
-    again = load_features(tmp_path)
+    again = read_feature_network(tmp_path)
     assert type(again) is type(network) and not again.training
     assert {(value.dtype, value.requires_grad) for value in again.parameters()} == {(torch.float32, False)}
     pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -89,13 +89,13 @@ def test_damaged_and_missing_files(folder):
     content[-7] ^= 1
     (folder / WEIGHTS).write_bytes(content)
     with pytest.raises(CorruptFile, match="restore the folder"):
-        load_features(folder)
+        read_feature_network(folder)
     (folder / WEIGHTS).unlink()
     with pytest.raises(MissingFile, match=r"model\.safetensors"):
-        load_features(folder)
+        read_feature_network(folder)
     (folder / CONFIG).unlink()
     with pytest.raises(MissingFile, match=r"lacks config\.json.*tt features"):
-        load_features(folder)
+        read_feature_network(folder)
 
 
 @pytest.mark.parametrize("change", [{"architecture": "vgg"}, {"widths": [8, 8]}, {"in_channels": 3}, {"sha256": None}])
@@ -103,4 +103,4 @@ def test_configuration_that_does_not_fit(folder, change):
     config = read_json(folder / CONFIG) | change
     write_json(folder / CONFIG, {key: value for key, value in config.items() if value is not None})
     with pytest.raises(CorruptFile, match=r"config\.json"):
-        load_features(folder)
+        read_feature_network(folder)

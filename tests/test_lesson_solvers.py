@@ -9,7 +9,7 @@ from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
 from tt_lib.lessons.solvers import (
-    KINDS,
+    ANSWERS,
     SPACINGS,
     errors_figure,
     evaluations,
@@ -18,7 +18,6 @@ from tt_lib.lessons.solvers import (
     gaussian_moments,
     ladder_errors,
     orders,
-    per_step,
     registry_table,
     smallest_nfe,
     spaced,
@@ -114,10 +113,10 @@ def test_a_solver_that_never_makes_the_evaluations_it_is_asked_for_is_named():
 
 def test_evaluations_are_counted_and_named_by_their_step():
     times = spaced("even in t", 3, SCHEDULE)
-    requests = evaluations(make_solver("heun"), times, SCHEDULE)
-    assert per_step(requests) == [2, 2, 2] and step_names(requests) == ["0", "0'", "1", "1'", "2", "2'"]
+    made = evaluations(make_solver("heun"), times, SCHEDULE)
+    assert step_names(made) == ["0", "0'", "1", "1'", "2", "2'"]
     middle = times[1:3].repeat_interleave(2).tolist()
-    assert [request.t.item() for request in requests] == pytest.approx([0.9, *middle, 0.1])
+    assert [each.t for each in made] == pytest.approx([0.9, *middle, 0.1])
     assert step_names(evaluations(make_solver("pndm"), times, SCHEDULE))[:5] == ["0", "0'", "0''", "0'''", "1"]
 
 
@@ -125,11 +124,11 @@ def test_evaluations_are_counted_and_named_by_their_step():
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-@pytest.mark.parametrize("of", KINDS)
+@pytest.mark.parametrize("of", ANSWERS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_rows_sum_to_1_and_hold_nothing_of_the_start(name, of, spacing):
     weights = step_weights(make_solver(name), spaced(spacing, 5, SCHEDULE), SCHEDULE, of)
-    assert weights.table.shape == (5, len(weights.requests)) and weights.rest.abs().max() < 1e-9
+    assert weights.table.shape == (5, len(weights.evaluations)) and weights.rest.abs().max() < 1e-9
     assert torch.allclose(weights.table.sum(1), torch.ones(5, dtype=torch.float64), rtol=1e-9)
 
 
@@ -140,7 +139,7 @@ def test_even_steps_in_rho_have_adams_and_bashforths_weights(name):
 
 
 @pytest.mark.parametrize("name", ["dpmpp-2m", "unipc", "dpm-solver-2", "heun"])
-@pytest.mark.parametrize("of", KINDS)
+@pytest.mark.parametrize("of", ANSWERS)
 def test_the_weights_make_the_run_again(name, of):
     """Answers, weighted and summed from step to step, are what the solver returns: nothing of it is left out."""
     times, mixture = spaced("even in t", 4, SCHEDULE), ring_2d()

@@ -19,7 +19,7 @@ from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, NotFinite
 from tt_lib.files import read_json, write_json
 from tt_lib.networks import loop
 from tt_lib.networks.config import Config, FeatureConfig, TrainConfig
-from tt_lib.networks.loop import CHECKPOINT, Run, compile_loss, refuse_finished, run_training, update_average
+from tt_lib.networks.loop import CHECKPOINT, Training, compile_loss, refuse_finished, run_training, update_average
 from tt_lib.rows import TRAINING_COLUMNS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +65,7 @@ def quiet(tmp_path_factory):
         yield
 
 
-def make_run(out: Path, config: Config | None = None, **changes) -> Run:
+def make_run(out: Path, config: Config | None = None, **changes) -> Training:
     config = config or Settings()
     network = make_network(config.seed)
 
@@ -74,7 +74,7 @@ def make_run(out: Path, config: Config | None = None, **changes) -> Run:
         write_json(out / "facts.json", facts)
 
     optimizer = torch.optim.SGD(network.parameters(), lr=9.0, momentum=0.9)
-    run = Run(config, STEPS, network, Loss(network), optimizer, batch_of, learning_rate, write, clip=0.5)
+    run = Training(config, STEPS, network, Loss(network), optimizer, batch_of, learning_rate, write, clip=0.5)
     return replace(run, **changes)
 
 

@@ -12,7 +12,7 @@ from tt_lib.datasets import load_dataset
 from tt_lib.errors import AlreadyDone, BadValue
 from tt_lib.files import file_hash, read_json
 from tt_lib.networks.config import FeatureConfig
-from tt_lib.networks.feature_nets import CONFIG, WEIGHTS, FeatureNet, load_features
+from tt_lib.networks.feature_nets import CONFIG, WEIGHTS, FeatureNet, read_feature_network
 from tt_lib.networks.train_features import (
     AugmentedBatches,
     accuracy,
@@ -104,7 +104,7 @@ def test_weight_decay_spares_norms_and_biases():
 def test_training_learns_and_reports_the_accuracy_of_what_is_written(trained):
     config = read_json(trained / CONFIG)
     assert config["test_accuracy"] > 0.9
-    network = load_features(trained)
+    network = read_feature_network(trained)
     assert accuracy(network, load_dataset("digits", "test")) == pytest.approx(config["test_accuracy"], abs=1e-6)
     settings = asdict(SETTINGS) | {"widths": [8, 16], "images_seen": 9000, "in_channels": 1, "commit": "abc"}
     assert settings.items() <= config.items()

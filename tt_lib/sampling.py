@@ -28,6 +28,8 @@ from tt_lib.solvers.layout import Evaluation, layout
 from tt_lib.solvers.registry import Solver, make_solver
 from tt_lib.timing import Timing
 
+Progress = Callable[[int, int, str], None]
+"""Called with (done, of all, message) while something long runs."""
 FINE_STEPS = 20
 """Steps of :func:`fine_sampler`."""
 
@@ -198,7 +200,7 @@ def sample_images(
     *,
     first_seed: int = 0,
     batch: int = 64,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """The samples of ``count`` seeds as float32 [count, C, H, W] on the CPU.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from typer.core import TyperGroup
 
 from tt_lib.errors import BadValue, TTError
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
     from tt_lib.metrics.reference import Metric
     from tt_lib.metrics.world import World
+    from tt_lib.sampling import Progress
 
 console = Console()
-Report = Callable[[int, int, str], None]
 
 DataOption = Annotated[
     Path | None,
@@ -139,7 +140,7 @@ def pick_devices(name: str) -> tuple[World, torch.device]:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Report]:
+def progress_bar(title: str) -> Iterator[Progress]:
     """A progress bar with the time left; yields ``report(done, total, message)``.
 
     Only the first process of a distributed run shows it, and where the output is no terminal (a log
@@ -159,12 +160,12 @@ def progress_bar(title: str) -> Iterator[Report]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[message]}"),
         )
-        with Progress(*columns, console=console) as bars:
+        with Bars(*columns, console=console) as bars:
             task = bars.add_task(title, total=None, message="")
             yield lambda done, total, message: bars.update(task, completed=done, total=total, message=message)
 
 
-def _plain_lines(title: str, every: float = 10.0) -> Report:
+def _plain_lines(title: str, every: float = 10.0) -> Progress:
     """A report that prints a line about every ``every`` seconds, and the time left since the first report."""
     begun = time.monotonic()
     last, first = begun - every, (0, begun)

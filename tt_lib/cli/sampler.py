@@ -13,7 +13,6 @@ from tt_lib.cli.app import (
     DeviceOption,
     FastFeaturesOption,
     ForceOption,
-    Report,
     SeedOption,
     console,
     faster,
@@ -29,9 +28,10 @@ from tt_lib.files import refuse_overwrite
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tt_lib.sampling import Sampler
+    from tt_lib.sampling import Progress, Sampler
     from tt_lib.study.cells import Cell
     from tt_lib.study.workbench import Bench
+    from tt_lib.timing import Timing
 
 GAMMA_IMAGES = 64
 """Images that a network makes for itself to measure gamma on, where an analytic solver has none yet."""
@@ -71,7 +71,7 @@ def tune(
     data: DataOption = None,
     features: Annotated[str, typer.Option(help="Features of the distance (frechet-joint only).")] = "cifar10-resnet",
     out: Annotated[
-        Path | None, typer.Option(help="Timing to write [default: data/timings/<model>/<cell>.json].")
+        Path | None, typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].")
     ] = None,
     batch: BatchOption = 64,
     compile: CompileOption = False,
@@ -117,7 +117,7 @@ def tune(
     say(f"{path}\ntau / t, from noise to data: {ratios}")
 
 
-def _sampler(bench: Bench, cell: Cell, timing: str, report: Report) -> tuple[Sampler, str]:
+def _sampler(bench: Bench, cell: Cell, timing: str, report: Progress) -> tuple[Sampler, str]:
     """The sampler of an untuned ``cell`` with what --timing says, and the name of that timing.
 
     gamma of an analytic solver is measured where it is missing, and stored where samplers look.
@@ -127,6 +127,7 @@ def _sampler(bench: Bench, cell: Cell, timing: str, report: Report) -> tuple[Sam
     from tt_lib.study.workbench import constant_timing
     from tt_lib.timing import load_timing
 
+    tuned: Timing | None
     if Path(timing).suffix == ".json":
         tuned = load_timing(timing)
     else:

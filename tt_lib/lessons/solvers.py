@@ -17,19 +17,20 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tt_lib.engine import Request, drive
+from tt_lib.engine import drive
 from tt_lib.errors import BadValue, choose
 from tt_lib.figures.style import GREY, count_axis, heat_map, relplot, style
 from tt_lib.grids import make_grid
 from tt_lib.lessons.kit import explorer
 from tt_lib.predictors import to_eps
 from tt_lib.schedules import ContinuousLinearVP, Schedule, linear_betas
+from tt_lib.solvers.layout import Evaluation, layout, stages_of
 from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.toy import MixturePredictor, exact_flow, ring_2d, two_modes_1d
 
 START, END = 0.9, 0.1
 """Times between which weights are shown and orders measured: both ends of lambda are finite there."""
-KINDS = ("eps", "x0")
+ANSWERS = ("eps", "x0")
 SPACINGS = ("even in lambda", "even in rho", "even in t", "long and short")
 LADDER = (20, 40, 80, 160, 320)
 SATURATED = 2.0
@@ -84,24 +85,16 @@ def with_run_up(times: Tensor, schedule: Schedule) -> Tensor:
 # ---- what solvers are
 
 
-def evaluations(solver: Solver, times: Tensor, schedule: Schedule) -> list[Request]:
-    """The requests of one run with a network that answers zeros. An analytic solver gets a gamma of ones."""
+def evaluations(solver: Solver, times: Tensor, schedule: Schedule) -> tuple[Evaluation, ...]:
+    """The evaluations of one run, see :func:`tt_lib.solvers.layout.layout`. An analytic solver gets a gamma of ones."""
     if solver.needs_gamma:
         solver = make_solver(solver.name, **{**solver.options, "gamma": (1.0,) * (len(times) - 1)})
-    start = torch.zeros(1, 1, dtype=torch.float64)
-    solution = solver(start, times, schedule, torch.zeros_like)
-    return drive(solution, lambda x, t, tau: torch.zeros_like(x), keep=True).trajectory
+    return layout(solver, times, schedule)
 
 
-def per_step(requests: Sequence[Request]) -> list[int]:
-    """How many evaluations each step makes: a step begins with stage 0."""
-    begins = [place for place, request in enumerate(requests) if request.stage == 0]
-    return [after - before for before, after in pairwise([*begins, len(requests)])]
-
-
-def step_names(requests: Sequence[Request]) -> list[str]:
+def step_names(evaluations: Sequence[Evaluation]) -> list[str]:
     """Evaluations by the step that makes them: 0 1 2, and 0 0' 1 1' where a step makes two."""
-    return [f"{step}" + "'" * stage for step, count in enumerate(per_step(requests)) for stage in range(count)]
+    return [f"{each.step}" + "'" * each.stage for each in evaluations]
 
 
 def smallest_nfe(solver: Solver, schedule: Schedule, most: int = 50) -> int:
@@ -136,7 +129,8 @@ def registry_table(steps: int = 6) -> pd.DataFrame:
     times = float64(make_grid("logsnr", steps, schedule).times)
     first: dict[Any, str] = {}
     for name, solver in SOLVERS.items():
-        counts = per_step(evaluations(solver, times, schedule))
+        of_solver = evaluations(solver, times, schedule)
+        counts = [stages_of(of_solver, step) for step in range(steps)]
         same = first.setdefault(solver.function, name)
         each_step, same = " ".join(map(str, counts)), "" if same == name else same
         rows.append((name, family(solver, counts), each_step, sum(counts), smallest_nfe(solver, schedule), same))
@@ -153,7 +147,7 @@ class Weights(NamedTuple):
     """[K, n]: row k holds the weights of the answers in the direction of step k, or in the image it moves towards."""
     rest: Tensor
     """[K], what it takes from the start besides them: 0 for every solver here."""
-    requests: list[Request]
+    evaluations: tuple[Evaluation, ...]
     """[n]"""
 
 
@@ -172,8 +166,9 @@ def step_weights(solver: Solver, times: Tensor, schedule: Schedule, of: str = "e
     Raises:
         BadValue: neither eps nor x0.
     """
-    choose("answers", of, KINDS)
-    count = len(evaluations(solver, times, schedule))
+    choose("answers", of, ANSWERS)
+    made = evaluations(solver, times, schedule)
+    count = len(made)
     units = iter(torch.eye(count + 1, dtype=torch.float64)[1:, None])
 
     def answer(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
@@ -188,7 +183,7 @@ def step_weights(solver: Solver, times: Tensor, schedule: Schedule, of: str = "e
     else:
         kept = rho[1:] / rho[:-1]
         rows = (y[1:] - kept * y[:-1]) / (1 - kept)
-    return Weights(rows[:, 1:], rows[:, 0], run.trajectory)
+    return Weights(rows[:, 1:], rows[:, 0], made)
 
 
 @style()
@@ -199,16 +194,16 @@ def weights_figure(names: Sequence[str], spacing: str, steps: int, of: str = "ep
     weights = {name: step_weights(make_solver(name), times, schedule, of) for name in names}
     columns = min(columns, len(names))
     rows = math.ceil(len(names) / columns)
-    widest = max(len(each.requests) for each in weights.values())
+    widest = max(len(each.evaluations) for each in weights.values())
     width = 2.9 if columns > 1 else max(5.0, 0.5 * widest)
     figure = Figure(figsize=(0.9 + width * columns, 0.8 + max(2.6, 0.45 * steps) * rows))
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat[len(names) :]:
         axes.set_visible(False)
-    for axes, (name, (table, _, requests)) in zip(panels.flat, weights.items(), strict=False):
-        frame = pd.DataFrame(table.numpy(), columns=step_names(requests))
+    for axes, (name, (table, _, made)) in zip(panels.flat, weights.items(), strict=False):
+        frame = pd.DataFrame(table.numpy(), columns=step_names(made))
         words = frame.map(lambda value: f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "")
-        image = heat_map(axes, frame, words, SATURATED, fontsize=9 if len(requests) < 8 else 7)
+        image = heat_map(axes, frame, words, SATURATED, fontsize=9 if len(made) < 8 else 7)
         axes.set(title=name, xlabel="evaluation", ylabel="step")
     label = f"weight of {'an answer eps' if of == 'eps' else 'a prediction x0'}"
     figure.colorbar(image, ax=panels, extend="both", label=label)
@@ -221,7 +216,7 @@ def weights_explorer() -> Any:
     solver = ipywidgets.Dropdown(options=plain, value="dpmpp-2m", description="solver")
     spacing = ipywidgets.Dropdown(options=list(SPACINGS), value="even in t", description="grid")
     steps = ipywidgets.IntSlider(value=5, min=2, max=8, description="steps", continuous_update=False)
-    of = ipywidgets.ToggleButtons(options=list(KINDS), value="eps", description="answers")
+    of = ipywidgets.ToggleButtons(options=list(ANSWERS), value="eps", description="answers")
     return explorer([solver, spacing, steps, of], lambda name, *choices: weights_figure([name], *choices))
 
 

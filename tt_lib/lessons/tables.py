@@ -18,7 +18,7 @@ from tt_lib.study.compare import AGREED_BETTER, AGREED_WORSE, UNDECIDED, beside_
 
 SATURATED = 40
 """Changes in per cent beyond this have the map's last colour: one ruined sampler must not hide the others."""
-KINDS = {
+TIMING_KINDS = {
     "untuned": FIXED["untuned"],
     "consistency": FIXED["consistency-parallel"],
     "truncation": FIXED["truncation-parallel"],
@@ -30,8 +30,8 @@ KINDS = {
 
 
 def kind(timing: str) -> str:
-    """Which of :data:`KINDS` a timing is of."""
-    return next((name for name in KINDS if timing.startswith(name)), "corrections and others")
+    """Which of :data:`TIMING_KINDS` a timing is of."""
+    return next((name for name in TIMING_KINDS if timing.startswith(name)), "corrections and others")
 
 
 def gain_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
@@ -147,7 +147,7 @@ def _by_kind(points: pd.DataFrame, missing: str, room: float = 1, **options: Any
     if points.empty:
         raise BadValue(f"no {missing}; measure some with `tt table`")
     points = points.assign(kind=points["timing"].map(kind))
-    used = [name for name in KINDS if (points["kind"] == name).any()]
+    used = [name for name in TIMING_KINDS if (points["kind"] == name).any()]
     grid = relplot(
         points,
         "kind",
@@ -156,8 +156,8 @@ def _by_kind(points: pd.DataFrame, missing: str, room: float = 1, **options: Any
         y="y",
         hue_order=used,
         style_order=used,
-        palette={name: KINDS[name].color for name in used},
-        markers={name: KINDS[name].marker for name in used},
+        palette={name: TIMING_KINDS[name].color for name in used},
+        markers={name: TIMING_KINDS[name].marker for name in used},
         **options,
     )
     for which in ("x", "y"):

@@ -34,7 +34,7 @@ from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import Grid
 from tt_lib.predictors import Predictor
-from tt_lib.sampling import fine_solution
+from tt_lib.sampling import Progress, fine_solution
 from tt_lib.schedules import Schedule, along
 from tt_lib.solvers.registry import Solver
 from tt_lib.toy import MixturePredictor, exact_flow
@@ -84,7 +84,7 @@ def measure_directions(
     *,
     substeps: int = 16,
     reference: Sequence[Tensor] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Directions:
     """Compare each step of a sampler with the true flow.
 

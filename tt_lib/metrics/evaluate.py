@@ -31,10 +31,9 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.world import ALONE, World
 from tt_lib.noise import StartNoise
 from tt_lib.rows import device_name, provenance
-from tt_lib.sampling import Sampler, batches, run_batches
+from tt_lib.sampling import Progress, Sampler, batches, run_batches
 
 SETS = 10
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

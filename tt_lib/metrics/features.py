@@ -71,7 +71,7 @@ def load_features(name: str, device: torch.device | str = "cpu", weights: Path |
         inception = load_inception(weights).to(device)
         return Features(name, inception, DIMENSION, inception.sha256, device)
     folder = Path(weights) if weights else data_folder() / "pretrained" / name
-    network = feature_nets.load_features(folder, device)
+    network = feature_nets.read_feature_network(folder, device)
     return Features(name, network, network.widths[-1], feature_nets.read_config(folder)["sha256"], device)
 
 

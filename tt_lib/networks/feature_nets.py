@@ -186,7 +186,7 @@ def save_features(network: FeatureNetwork, folder: Path | str, card: Mapping[str
     write_json(folder / CONFIG, config)
 
 
-def load_features(path: Path | str, device: torch.device | str = "cpu") -> FeatureNetwork:
+def read_feature_network(path: Path | str, device: torch.device | str = "cpu") -> FeatureNetwork:
     """The network of a folder, in eval mode, float32, its gradients off.
 
     Raises:

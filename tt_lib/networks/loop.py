@@ -34,7 +34,7 @@ LOG_ROWS = 200
 
 
 @dataclass
-class Run:
+class Training:
     """What is trained, and how.
 
     Attributes:
@@ -75,7 +75,7 @@ def refuse_finished(out: Path, weights: str, force: bool) -> None:
 
 
 def run_training(
-    run: Run,
+    run: Training,
     out: Path,
     *,
     checkpoint_seconds: float = 60.0,

@@ -20,8 +20,8 @@ from tt_lib.datasets import Images, load_dataset
 from tt_lib.errors import BadValue
 from tt_lib.files import read_json, write_json
 from tt_lib.networks.config import FeatureConfig
-from tt_lib.networks.feature_nets import CONFIG, FeatureNet, load_features, save_features
-from tt_lib.networks.loop import Run, refuse_finished, run_training
+from tt_lib.networks.feature_nets import CONFIG, FeatureNet, read_feature_network, save_features
+from tt_lib.networks.loop import Training, refuse_finished, run_training
 from tt_lib.noise import derive_seed
 from tt_lib.rows import provenance
 
@@ -156,12 +156,12 @@ def train_features(
 
     def write(facts: dict[str, Any]) -> None:
         save_features(network, out, asdict(config) | facts | provenance())
-        written = load_features(out, device)
+        written = read_feature_network(out, device)
         assert isinstance(written, FeatureNet)  # as it was saved
         share = accuracy(written, test)
         write_json(out / CONFIG, read_json(out / CONFIG) | {"test_accuracy": round(share, 6)})
 
-    run = Run(
+    run = Training(
         config,
         steps,
         network,

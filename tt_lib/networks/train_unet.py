@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tt_lib.datasets import load_dataset, to_float
 from tt_lib.errors import BadValue
 from tt_lib.networks.config import TrainConfig
-from tt_lib.networks.loop import Run, compile_loss, refuse_finished, run_training
+from tt_lib.networks.loop import Training, compile_loss, refuse_finished, run_training
 from tt_lib.networks.unet import WEIGHTS, load_model, make_unet, save_model
 from tt_lib.noise import derive_seed
 from tt_lib.rows import provenance
@@ -192,7 +192,7 @@ def train(
         card = {"dataset": config.dataset, "training": asdict(config) | facts, **provenance()}
         save_model(network, out, name=out.name, schedule="linear", card=card)
 
-    run = Run(
+    run = Training(
         config,
         config.steps,
         network,

@@ -29,7 +29,7 @@ NAMES = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), *(f"{o}-{JOINT}"
 FIELDS = {"learning_rate": "lr"}
 """The field of the configuration that an option sets, where that is spelled otherwise."""
 SWITCH = {"true": True, "false": False}
-KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 class Recipe(NamedTuple):
@@ -132,7 +132,7 @@ def _read(name: str) -> dict[str, Any]:
         try:
             values[FIELDS.get(key, key)] = SWITCH[text] if kind is bool else kind(text)
         except (ValueError, KeyError) as error:
-            raise BadValue(f"timing {name!r}: {key} must be {KINDS[kind]}, got {text!r}") from error
+            raise BadValue(f"timing {name!r}: {key} must be {IN_WORDS[kind]}, got {text!r}") from error
     return values
 
 

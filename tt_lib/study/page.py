@@ -26,7 +26,7 @@ MODEL = "cifar10-ddpm-w64"
 FEATURES = ("cifar10-resnet", "cifar10-simclr")
 README_N, STUDY_N = 50_000, 10_000
 """Samples of the README's table, and of the study and the ablations."""
-BEGIN, END = "<!-- results: written by `tt card` from data/results/fd.csv -->", "<!-- end of results -->"
+MARK, END_MARK = "<!-- results: written by `tt card` from data/results/fd.csv -->", "<!-- end of results -->"
 DIRECTION_N = 256
 """Samples of the direction errors that stand beside the main table's distances."""
 CEILING_NFE = 200
@@ -266,7 +266,7 @@ def rank_sentence(errors: pd.DataFrame, measure: str) -> str:
 def results_block(frame: pd.DataFrame) -> str:
     """What stands between the markers in README."""
     shown = frame[frame["grid"].isin(README_GRIDS) & (frame["nfe"] <= README_MOST_NFE)]
-    return "\n".join([BEGIN, main_table(shown), floor_and_ceiling(frame)]) + END
+    return "\n".join([MARK, main_table(shown), floor_and_ceiling(frame)]) + END_MARK
 
 
 def results_page(frame: pd.DataFrame, directions: pd.DataFrame) -> str:
@@ -296,10 +296,10 @@ def insert_block(page: str, block: str) -> str:
     Raises:
         CorruptFile: the page lacks the markers.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(MARK)
+    _, end, after = rest.partition(END_MARK)
     if not (begin and end):
-        raise CorruptFile(f"the page lacks the markers {BEGIN!r} and {END!r}; put them where the results belong")
+        raise CorruptFile(f"the page lacks the markers {MARK!r} and {END_MARK!r}; put them where the results belong")
     return before + block + after
 
 

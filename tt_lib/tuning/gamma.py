@@ -22,7 +22,6 @@ interpolated in both, and one for a sampler is exact and costs no more than its 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from tt_lib.errors import BadValue
 from tt_lib.files import data_folder, read_record, write_json
 from tt_lib.noise import GAMMA_FIRST_SEED, SampleNoise
 from tt_lib.rows import provenance
-from tt_lib.sampling import Sampler
+from tt_lib.sampling import Progress, Sampler
 from tt_lib.schedules import along
 from tt_lib.timing import UNTUNED, Timing, check_same, differing_time, same_weights
 
@@ -136,7 +135,7 @@ def estimate_gamma(
     source: str = "",
     seed: int = 0,
     batch: int = 64,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Gamma:
     """Measure gamma at each of a sampler's steps, on noised images.
 

@@ -39,8 +39,8 @@ from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.reference import Metric
 from tt_lib.noise import JOINT_FIRST_SEED, StartNoise
 from tt_lib.rows import provenance
-from tt_lib.sampling import FINE_STEPS, Sampler, batches, fine_sampler
-from tt_lib.tuning.tuner import HISTORY_COLUMNS, Progress, TuneResult
+from tt_lib.sampling import FINE_STEPS, Progress, Sampler, batches, fine_sampler
+from tt_lib.tuning.tuner import HISTORY_COLUMNS, TuneResult
 
 END = "end"
 JOINT_OBJECTIVES = ("frechet", END)

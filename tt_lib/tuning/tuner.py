@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.files import atomic_path
 from tt_lib.noise import HELD_OUT_NOISE, derive_seed
 from tt_lib.rows import provenance
-from tt_lib.sampling import Sampler
+from tt_lib.sampling import Progress, Sampler
 from tt_lib.solvers.layout import stages_of
 from tt_lib.solvers.registry import Solver
 from tt_lib.timing import Timing
@@ -38,7 +38,6 @@ HISTORY_COLUMNS = ("evaluation", "iteration", "loss", "tau", "t")
 SWEEPS = 2
 """Rounds of a parallel tuning of a multistep solver: its states depend on the taus before."""
 LEVEL = 0.05
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass
