@@ -70,9 +70,7 @@ def tune(
     dataset: Annotated[str, typer.Option(help="Data set of real images: cifar10 or digits.")] = "cifar10",
     data: DataOption = None,
     features: Annotated[str, typer.Option(help="Features of the distance (frechet-joint only).")] = "cifar10-resnet",
-    out: Annotated[
-        Path | None, typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].")] = None,
     batch: BatchOption = 64,
     compile: CompileOption = False,
     device: DeviceOption = "auto",
