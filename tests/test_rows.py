@@ -17,7 +17,18 @@ import torch
 
 from tt_lib import rows as results
 from tt_lib.errors import BadValue, CorruptFile
-from tt_lib.rows import command_line, device_name, git_commit, provenance, read_rows, results_folder, write_rows
+from tt_lib.rows import (
+    SPEED_COLUMNS,
+    SPEED_KEY,
+    check_results,
+    command_line,
+    device_name,
+    git_commit,
+    provenance,
+    read_rows,
+    results_folder,
+    write_rows,
+)
 
 COLUMNS, KEY = ("model", "nfe", "value", "commit"), ("model", "nfe")
 
@@ -67,20 +78,20 @@ def test_numbers_of_one_value_are_one_key(path):
     assert [line[2] for line in cells(path)[1:]] == ["4", "5"]
 
 
-def test_a_key_does_not_depend_on_its_neighbours(path):
-    """pandas makes floats of a column of integers with a gap, and text of one with a word."""
-    write(path, row("a", 10, 1), row("b", None, 1))
-    write(path, row("a", 10, 2))
-    write(path, row("c", "many", 1), row("a", 10, 3))
-    write(path, row("b", math.nan, 2))
-    assert [(line[0], line[2]) for line in cells(path)[1:]] == [("a", "3"), ("b", "2"), ("c", "1")]
+def test_names_that_look_like_numbers_are_names(path):
+    """Two networks whose names are one number are two networks."""
+    names = ["10", "10.0", "1e1", "010", "nan", "inf"]
+    for name in names:
+        write(path, row(name))
+    assert read_rows(path, COLUMNS).model.tolist() == names and len(read_rows(path).query("model == '10'")) == 1
 
 
 def test_nothing_is_one_key(path):
     for value, nothing in enumerate((None, math.nan, "")):
-        write(path, row(nfe=nothing, value=value))
-    write(path, row(nfe=0, value=3))
-    assert [line[1:3] for line in cells(path)[1:]] == [["", "2"], ["0", "3"]]
+        write(path, row(nothing, value=value))
+    write(path, row("0", value=3))
+    assert [[line[0], line[2]] for line in cells(path)[1:]] == [["", "2"], ["0", "3"]]
+    assert read_rows(path, COLUMNS).model.isna().tolist() == [True, False]
 
 
 def test_words_that_look_like_nothing_stay(path):
@@ -95,12 +106,12 @@ def test_other_rows_keep_their_text(path):
     for place, commit in enumerate(commits):
         write(path, row("a", place, 0.1 + 0.2, commit))
         before = path.read_text()
-        write(path, row("b", place, None, commit), row("c", None, 1, commit))
+        write(path, row("b", place, 1, commit), row("c", 0, 1, commit))
         assert path.read_text().startswith(before.partition("c,")[0])
     text = {line[0] + line[1]: line for line in cells(path)[1:]}
     for place, commit in enumerate(commits):
         assert text[f"a{place}"] == ["a", str(place), "0.30000000000000004", commit]
-        assert text[f"b{place}"] == ["b", str(place), "", commit]
+        assert text[f"b{place}"] == ["b", str(place), "1", commit]
 
 
 def test_no_rows_keep_the_header(path):
@@ -123,8 +134,38 @@ def test_rows_with_other_columns(path, bad):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "", "many", True, "2.", "1_0", " 1"])
+def test_values_that_are_no_numbers(path, value):
+    """NaN was written as nothing, and nothing is left out of tables."""
+    write(path, row())
+    before = path.read_bytes()
+    with pytest.raises(BadValue, match=r"cannot be written: value is .* must be a number"):
+        write(path, row("b", 5, 1.5), row("c", value=value))
+    assert path.read_bytes() == before
+
+
+def test_a_value_that_was_cut_lies_outside_of_its_interval(path):
+    columns = ("model", "value", "low", "high")
+    write_rows(path, [dict(zip(columns, ("a", 17.54, 17.4, 17.7), strict=True))], columns, ("model",))
+    write_rows(path, [dict(zip(columns, ("b", 0.7, math.nan, math.nan), strict=True))], columns, ("model",))
+    assert read_rows(path, columns).value.tolist() == [17.54, 0.7]
+    path.write_text(path.read_text().replace("17.54", "7.54"))
+    with pytest.raises(CorruptFile, match=r"line 2: its value 7.54 lies outside of its interval \[17.4, 17.7\]"):
+        read_rows(path, columns)
+    with pytest.raises(BadValue, match="outside of its interval"):
+        write_rows(path, [dict(zip(columns, ("a", 2, 0, 1), strict=True))], columns, ("model",))
+
+
 DAMAGED = {
     "empty": b"",
+    "a number that is cut": b"model,nfe,value,commit\na,1,2.,x\na,2,3,x\n",
+    "a word for a number": b"model,nfe,value,commit\na,1,2,x\na,2,l3,x\n",
+    "no number": b"model,nfe,value,commit\na,1,2,x\na,2,,x\n",
+    "NaN": b"model,nfe,value,commit\na,1,2,x\na,2,nan,x\n",
+    "zeros of a disk": b"model,nfe,value,commit\na,1,2,x\na,2,3,\0\0\0\n",
+    "a row twice": b"model,nfe,value,commit\na,1,2,x\nb,1,2,x\na,1,2,x\n",
+    "a column twice": b"model,nfe,value,value,commit\na,1,2,3,x\n",
+    "a blank line": b"model,nfe,value,commit\na,1,2,x\n\na,2,3,x\n",
     "no text": b"\xff\xfe\x00\x81",
     "an open quote": b'model,nfe,value,commit\na,1,2,"x\n',
     "cut within a row": b"model,nfe,value,commit\na,1,2,x\na,2,3",
@@ -146,6 +187,34 @@ def test_damaged_files_are_neither_read_nor_written(path, content):
             use()
         assert str(path) in str(caught.value)
     assert path.read_bytes() == content
+
+
+def test_what_is_wrong_is_named(path):
+    """Columns are named once, lines by their number in the file, and of known files the key counts, not the row."""
+    path.parent.mkdir()
+    path.write_text("model,nef,value,value\n")
+    with pytest.raises(CorruptFile) as caught:
+        read_rows(path, COLUMNS)
+    lacks, unknown = "lacks the columns 'commit', 'nfe'", "has unknown columns 'nef'"
+    assert f"{path} {lacks} and {unknown} and has columns twice 'value'; restore" in str(caught.value)
+    numbers = {"peer": "", "ratio": ""}
+    speeds = [dict.fromkeys(SPEED_COLUMNS, "x") | {"what": f"{i}", "ours": i, **numbers} for i in range(3)]
+    write_rows(path.with_name("s.csv"), speeds, SPEED_COLUMNS, SPEED_KEY)
+    path.write_text(path.with_name("s.csv").read_text().replace("\n2,", "\n0,"))
+    with pytest.raises(CorruptFile, match="lines 2 and 4 are of one and the same measurement"):
+        read_rows(path, SPEED_COLUMNS)
+
+
+def test_asked_before_the_work(path):
+    """What would be refused after it is refused before it."""
+    check_results(path, COLUMNS)
+    assert not path.parent.exists()
+    path.parent.mkdir()
+    path.mkdir()
+    with pytest.raises(CorruptFile, match="directory"):
+        check_results(path, COLUMNS)
+    with pytest.raises(BadValue, match="cannot write"):
+        check_results(Path("/proc/no-such-folder/rows.csv"), COLUMNS)
 
 
 def test_unwritable_results(tmp_path):
@@ -193,7 +262,7 @@ def test_provenance():
     assert fields["commit"] == git_commit() and fields["command"] == command_line()
 
 
-@pytest.mark.parametrize("name", ["fd", "speed", "direction"])
+@pytest.mark.parametrize("name", ["fd", "speed", "direction", "training"])
 def test_shipped_rows_have_the_columns(name):
     columns, key = getattr(results, f"{name.upper()}_COLUMNS"), getattr(results, f"{name.upper()}_KEY")
     frame = read_rows(results_folder() / f"{name}.csv", columns)

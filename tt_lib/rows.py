@@ -3,6 +3,9 @@
 A row is written by a command, says what made it, and is replaced (not doubled) when the same command
 runs again. The files are small, so they are read whole, changed and written back atomically, under a
 lock: several processes may write to one file.
+
+What may be written may be read, and nothing else: a number is written as Python writes it, a distance lies within its
+interval, and no two rows have one key. A file in which that does not hold is damaged, and is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import csv
 import datetime
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -23,7 +27,7 @@ import pandas as pd
 import torch
 
 from tt_lib.errors import BadValue, CorruptFile
-from tt_lib.files import PACKAGE_ROOT, atomic_path, data_folder, hold
+from tt_lib.files import PACKAGE_ROOT, atomic_path, check_writable, data_folder, hold
 
 PROVENANCE = ("versions", "date", "commit", "command")
 """The columns that :func:`provenance` fills in."""
@@ -32,6 +36,7 @@ _CELL = ("solver", "grid", "nfe", "eta", "timing")
 _MEASURED = ("dataset", "model", *_CELL, "metric", "features", "reference", "n")
 FD_KEY = (*_MEASURED, "seed")
 FD_COLUMNS = (*_MEASURED, "value", "low", "high", "seed", "device", *PROVENANCE)
+TRAINING_KEY = ("run", "step")
 TRAINING_COLUMNS = ("run", "step", "images", "loss", "images_per_s", "devices", "elapsed_s", *PROVENANCE)
 DIRECTION_KEY = ("model", *_CELL, "step", "n", "seed", "substeps")
 _MEANS = tuple(name + end for name in ("angle", "relative", "local", "accumulated") for end in ("", "_margin"))
@@ -41,6 +46,22 @@ DIRECTION_COLUMNS = (
 )
 SPEED_KEY = ("what", "device")
 SPEED_COLUMNS = ("what", "ours", "peer", "ratio", "unit", "device", *PROVENANCE)
+_FILES = (
+    (FD_COLUMNS, FD_KEY),
+    (TRAINING_COLUMNS, TRAINING_KEY),
+    (DIRECTION_COLUMNS, DIRECTION_KEY),
+    (SPEED_COLUMNS, SPEED_KEY),
+)
+_INTERVAL = ("low", "value", "high")
+_OR_EMPTY = ("low", "high", "peer", "ratio")
+"""Columns of numbers in which a row may have none."""
+_NUMBERS = {
+    *("nfe", "eta", "n", "seed", "value", "step", "images", "loss", "images_per_s", "elapsed_s"),
+    *("t", "s", *_MEANS, "doubt", "substeps", "ours", *_OR_EMPTY),
+}
+"""Columns of numbers, whichever file they are in; all others are of text."""
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
+_REMEDY = "restore it from git or move it away"
 
 
 def results_folder() -> Path:
@@ -112,9 +133,18 @@ def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> pd.Data
     """
     if not Path(path).exists():
         return pd.DataFrame(columns=list(columns or ()))
-    _read_text(path, columns)
-    # A commit such as 61e5298 is no number, whatever it looks like.
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(PROVENANCE, str))
+    header, rows = _read_text(path, columns)
+    return pd.DataFrame({name: _column(name, [row[name] for row in rows]) for name in header})
+
+
+def check_results(path: Path | str, columns: Sequence[str]) -> None:
+    """Raise unless rows can be added to a results file: asked before the work, which would be lost after it.
+
+    Raises:
+        BadValue, CorruptFile: as in :func:`write_rows`.
+    """
+    check_writable(path)
+    read_rows(path, columns)
 
 
 def matching(rows: pd.DataFrame, values: Mapping[str, Any]) -> np.ndarray:
@@ -127,40 +157,81 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]], columns: Seq
     """Add ``rows`` to a results file; a row with the same ``key`` as an old one takes its place.
 
     Raises:
-        BadValue: a row lacks a column or has an unknown one, or the file cannot be written.
-        CorruptFile: the file that is there is no CSV, has other columns, or is cut.
+        BadValue: a row lacks a column or has an unknown one, or what cannot be written (NaN where there must be a
+            number, a distance outside of its interval), or the file cannot be written.
+        CorruptFile: the file that is there is no CSV, has other columns, is cut, or holds what cannot be written.
     """
-    path, new = Path(path), list(rows)
-    for row in new:
+    path, new = Path(path), []
+    for row in rows:
         if set(row) != set(columns):
             raise BadValue(f"a row of {path} needs exactly the columns {list(columns)}, got {sorted(row)}")
+        text = {name: _text(row[name]) for name in columns}
+        if fault := _fault(text):
+            raise BadValue(f"a row of {path} cannot be written: {fault}; look at what it was measured from: {text}")
+        new.append(text)
     with hold(path.parent / f".{path.name}.lock", wait=True):
         # As text, not as numbers: rows that are not replaced keep every digit they were written with.
-        table = {_key(row, key): row for row in (_read_text(path, columns) if path.exists() else [])}
-        for row in new:
-            text = {name: _text(row[name]) for name in columns}
-            table[_key(text, key)] = text
+        old = _read_text(path, columns)[1] if path.exists() else []
+        table = {_key(row, key): row for row in [*old, *new]}
         with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
             writer.writeheader()
             writer.writerows(table.values())
 
 
-def _read_text(path: Path | str, columns: Sequence[str] | None) -> list[dict[str, str]]:
-    """The rows of a results file as text. pandas alone would fill up short lines and take a cut number for a number."""
+def _read_text(path: Path | str, columns: Sequence[str] | None) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of a results file, and its rows as text: what every reader and the writer take from a file.
+
+    pandas alone would fill up short lines and take a cut number for a number.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as stream:
             lines = stream.readlines()
-        header, *rows = csv.reader(lines, strict=True)
-    except (csv.Error, ValueError) as error:
-        raise CorruptFile(f"{path} is not a results file ({error}); restore it from git") from error
-    if columns and set(header) != set(columns):
-        raise CorruptFile(
-            f"{path} has the columns {header} where {list(columns)} are needed; restore it from git or move it away"
-        )
-    if not lines[-1].endswith("\n") or any(len(row) != len(header) for row in rows):
-        raise CorruptFile(f"{path} has a line that is cut or has too many cells; restore it from git")
-    return [dict(zip(header, row, strict=True)) for row in rows]
+        header, *cells = csv.reader(lines, strict=True) if lines else [[]]
+    except (csv.Error, ValueError, OSError) as error:
+        raise CorruptFile(f"{path} is not a results file ({error}); {_REMEDY}") from error
+    names = set(columns or header)
+    faults = {
+        "lacks the columns": sorted(names - set(header)),
+        "has unknown columns": sorted(set(header) - names),
+        "has columns twice": sorted({name for name in header if header.count(name) > 1}),
+    }
+    wrong = [f"{what} {', '.join(map(repr, which))}" for what, which in faults.items() if which]
+    if wrong or not header:
+        raise CorruptFile(f"{path} {' and '.join(wrong) or 'is empty'}; {_REMEDY}")
+    if not lines[-1].endswith("\n") or any(len(row) != len(header) for row in cells):
+        raise CorruptFile(f"{path} has a line that is cut or has too many cells; {_REMEDY}")
+    rows = [dict(zip(header, row, strict=True)) for row in cells]
+    key = next((key for known, key in _FILES if set(known) == set(header)), header)
+    first: dict[tuple[str, ...], int] = {}
+    for line, row in enumerate(rows, 2):
+        if fault := _fault(row):
+            raise CorruptFile(f"{path}, line {line}: {fault}; {_REMEDY}")
+        if (other := first.setdefault(_key(row, key), line)) != line:
+            raise CorruptFile(f"{path}, lines {other} and {line} are of one and the same measurement; {_REMEDY}")
+    return header, rows
+
+
+def _fault(row: Mapping[str, str]) -> str:
+    """What a row as text has that may not stand in a file; nothing if all is well."""
+    for name, text in row.items():
+        if name not in _NUMBERS:
+            if "\0" in text:
+                return f"{name} is {text!r}, which is no text"
+        elif not (_NUMBER.fullmatch(text) or (text == "" and name in _OR_EMPTY)):
+            return f"{name} is {text!r} and must be a number"
+    interval = [row.get(name, "") for name in _INTERVAL]
+    if all(interval) and sorted(map(float, interval)) != list(map(float, interval)):
+        return "its value {1} lies outside of its interval [{0}, {2}]".format(*interval)
+    return ""
+
+
+def _column(name: str, texts: list[str]) -> pd.Series:
+    """A column of a table. A commit such as 61e5298 is no number, whatever it looks like."""
+    if name not in _NUMBERS:
+        return pd.Series([text or np.nan for text in texts])
+    whole = all(text.lstrip("-").isdecimal() for text in texts)
+    return pd.Series([int(text) if whole else float(text or "nan") for text in texts])
 
 
 def _text(value: Any) -> str:
@@ -168,12 +239,5 @@ def _text(value: Any) -> str:
 
 
 def _key(row: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:
-    """The key of a row, in which 10, 10.0 and "10" are one, and so are None, NaN and nothing."""
-    return tuple(_canonical(row[name]) for name in names)
-
-
-def _canonical(text: str) -> str:
-    try:
-        return "" if text in ("", "nan") else repr(float(text))
-    except ValueError:
-        return text
+    """The key of a row, in which the numbers 10, 10.0 and "10" are one."""
+    return tuple(repr(float(row[name])) if name in _NUMBERS and row[name] else row[name] for name in names)

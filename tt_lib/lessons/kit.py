@@ -13,10 +13,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
-
 from tt_lib.errors import BadValue, choose
-from tt_lib.rows import results_folder
+from tt_lib.rows import read_rows, results_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,12 +53,13 @@ def fact(file: str, column: str = "value", digits: int = 2, **where: Any) -> str
 
     Raises:
         BadValue: no such file or column, no such row, or several.
+        CorruptFile: the file is damaged.
     """
     path = results_folder() / f"{file}.csv"
     if not path.exists():
         files = ", ".join(sorted(each.stem for each in results_folder().glob("*.csv")))
         raise BadValue(f"no rows {file!r}; choose one of {files}")
-    rows = pd.read_csv(path)
+    rows = read_rows(path)
     for name in (column, *where):
         if name not in rows:
             raise BadValue(f"{file}.csv has no column {name!r}; it has {', '.join(rows.columns)}")

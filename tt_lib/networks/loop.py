@@ -23,7 +23,7 @@ from tt_lib.files import atomic_path, refuse_overwrite
 from tt_lib.networks.config import Config
 from tt_lib.networks.running import cudnn_flags
 from tt_lib.noise import derive_seed
-from tt_lib.rows import TRAINING_COLUMNS, device_name, provenance, results_folder, write_rows
+from tt_lib.rows import TRAINING_COLUMNS, TRAINING_KEY, device_name, provenance, results_folder, write_rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -120,7 +120,7 @@ def run_training(
         state = {"config": asdict(config), **place, "weights": tensors, "average": average}
         with atomic_path(out / CHECKPOINT) as temporary:
             torch.save(state | {"optimizer": optimizer.state_dict()}, temporary)
-        write_rows(log, rows, TRAINING_COLUMNS, ("run", "step"))
+        write_rows(log, rows, TRAINING_COLUMNS, TRAINING_KEY)
 
     with cudnn_flags(benchmark=True):
         for step in range(first, last):
