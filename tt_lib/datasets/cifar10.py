@@ -1,8 +1,9 @@
-"""CIFAR-10 (Krizhevsky 2009), read from whichever of its three forms is at hand.
+"""CIFAR-10 (Krizhevsky 2009), read from whichever of its forms is at hand.
 
 The forms: torchvision's extracted folder ``cifar-10-batches-py``, the official archive ``cifar-10-python.tar.gz``
-(read in place), and the Hub's parquet files, whose rows hold an encoded image and a label. Images keep the order of the
-files. Each form is checked: by hash where the authors published one, by counts and shapes always.
+(read in place), and those of :mod:`tt_lib.datasets.folder`, pictures by class, npz and the Hub's parquet files. They
+differ in the order of the images. A digest that no order changes says whether the images are CIFAR-10's, and they are
+put into one order, so that a tuning on the first 256 of a shuffle is the same whichever form was read.
 """
 
 from __future__ import annotations
@@ -20,22 +21,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tt_lib.datasets.images import Images
-from tt_lib.errors import CorruptFile, MissingFile, choose
+from tt_lib.datasets.folder import forms, inside, read_split
+from tt_lib.datasets.images import Images, by_hash
+from tt_lib.errors import CorruptFile, MissingFile, TTError, choose
 from tt_lib.files import data_folder
 
-CLASSES = 10
-COUNTS = {"train": 50_000, "test": 10_000}
+DIGESTS = {
+    "train": "b9d611034c5ab66df5792aa79e3d25ac505910d86354ef8df4a30530ad2c76e1",
+    "test": "b66d6f981320cd6c9a6bec9c104e57746ca132a1a37f8378192b33739703da2e",
+}
+"""What :func:`~tt_lib.datasets.images.by_hash` says of the images of each split."""
+ORDER = Path(__file__).with_name("cifar10_order.npz")
+"""For each split uint16 [N]: the place of each image in the order by hash. The images stand as in the copy from which
+all shipped timings, statistics and rows were made; it was shuffled once."""
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 ARCHIVE_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
-PARQUET_FOLDERS = (".", "plain_text", "data")
 ENVIRONMENT = "TT_CIFAR10"
 REMEDIES = (
     f"give the folder (--data, root=), set {ENVIRONMENT} to it, put {ARCHIVE_URL} there, or fetch it with "
     "torchvision.datasets.CIFAR10('data/cifar10', download=True)"
 )
-FORMS = f"{FOLDER}/ (torchvision), {ARCHIVE}, or train-*.parquet and test-*.parquet, here or in plain_text/ or data/"
 BATCH_MD5 = {
     "train": {
         "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -58,7 +64,7 @@ ALLOWED = {
 
 
 def load_cifar10(split: str = "train", root: str | Path | None = None) -> Images:
-    """The 50,000 training or 10,000 test images, uint8 [N, 3, 32, 32], in the order of the files.
+    """The 50,000 training or 10,000 test images, uint8 [N, 3, 32, 32], in one order whatever form is read.
 
     Args:
         split: ``train`` or ``test``.
@@ -68,44 +74,60 @@ def load_cifar10(split: str = "train", root: str | Path | None = None) -> Images
     Raises:
         BadValue: an unknown split.
         MissingFile: there is no such folder, or it holds none of the forms.
-        CorruptFile: a hash, a count or a shape is not that of CIFAR-10.
+        CorruptFile: a file is damaged, or the images are not those of CIFAR-10.
     """
-    choose("split", split, COUNTS)
+    choose("split", split, DIGESTS)
     usual = data_folder() / "cifar10"
     path = Path(root or os.environ.get(ENVIRONMENT) or usual).expanduser()
     if not path.exists():
         asked = "root" if root else f"${ENVIRONMENT}" if os.environ.get(ENVIRONMENT) else f"${ENVIRONMENT} is not set"
         raise MissingFile(f"CIFAR-10 not found: no such file or folder as {path} ({asked}); {REMEDIES}")
-    pixels, labels = _read(path, split)
-    if pixels.shape != (COUNTS[split], 3, 32, 32) or len(labels) != len(pixels):
+    try:
+        pixels, labels = _read(path, split)
+    except TTError:
+        raise
+    except OSError as error:
+        raise CorruptFile(f"cannot read {error.filename or path}: {error.strerror or error}; restore it") from error
+    order, digest = by_hash(pixels, labels)
+    if digest != DIGESTS[split]:
         raise CorruptFile(
-            f"CIFAR-10 {split} has {list(pixels.shape)} pixels and {len(labels)} labels, expected "
-            f"{[COUNTS[split], 3, 32, 32]}: a file is missing or incomplete; restore the folder"
+            f"{path} holds {_description(pixels, labels, digest)}, which are not CIFAR-10's {split} images: "
+            "a file is missing, damaged, mixed up or stored with loss; restore the folder. Other images need a name of "
+            "their own, --dataset NAME"
         )
-    bad = sorted(set(labels.tolist()) - set(range(CLASSES)))[:5]
-    if bad:
-        raise CorruptFile(f"CIFAR-10 {split} has labels outside 0..9: {bad}; these are not CIFAR-10's files")
-    return Images(pixels, labels, f"cifar10-{split}")
+    rows = order[torch.from_numpy(np.load(ORDER)[split].astype(np.int64))]
+    return Images(pixels[rows], labels[rows], f"cifar10-{split}", digest)
+
+
+def _description(pixels: Tensor, labels: Tensor, digest: str) -> str:
+    """What images are that are not those expected, in the words of an error."""
+    for split, expected in DIGESTS.items():
+        if digest == expected:
+            return f"CIFAR-10's {split} images"
+    different = len({image.tobytes() for image in pixels.numpy()})
+    classes = labels.unique(return_counts=True)[1]
+    return (
+        f"{len(pixels)} images of {list(pixels.shape[1:])}, {different} of them different, in {len(classes)} classes "
+        f"of {classes.min()} to {classes.max()}"
+    )
 
 
 def _read(path: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Pixels uint8 [N, 3, 32, 32] and labels int64 [N]: from the extracted folder, else the archive, else parquet."""
+    """Pixels uint8 [N, C, H, W] and labels int64 [N] of the official files, else of what :func:`read_split` finds."""
+    accepted = f"{FOLDER}/ (torchvision), {ARCHIVE}, {forms(split)}"
     if path.is_file():
         if not path.name.endswith((".tar.gz", ".tgz")):
-            raise MissingFile(f"{path} is a file but not {ARCHIVE}; give that archive or a folder with {FORMS}")
+            raise MissingFile(f"{path} is a file but not {ARCHIVE}; give that archive or a folder with {accepted}")
         return _decode_batches(_archive_contents(path, split), split, path)
     for folder in (path, path / FOLDER):
         if any((folder / name).is_file() for names in BATCH_MD5.values() for name in names):
             return _decode_batches(_folder_contents(folder, split), split, folder)
     if (path / ARCHIVE).is_file():
         return _read(path / ARCHIVE, split)
-    for name in PARQUET_FOLDERS:
-        shards = [_read_parquet(shard) for shard in sorted((path / name).glob(f"{split}-*.parquet"))]
-        if shards:
-            return torch.cat([pixels for pixels, _ in shards]), torch.cat([labels for _, labels in shards])
-    names = sorted(entry.name for entry in path.iterdir())
-    inside = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    raise MissingFile(f"{path} holds no CIFAR-10 {split} images but {inside or 'nothing'}; expected {FORMS}")
+    images = read_split(path, split)
+    if images is None:
+        raise MissingFile(f"{path} holds no CIFAR-10 {split} images but {inside(path)}; expected {accepted}")
+    return images
 
 
 def _folder_contents(folder: Path, split: str) -> dict[str, bytes]:
@@ -165,34 +187,3 @@ def _decode_batches(contents: dict[str, bytes], split: str, place: Path) -> tupl
         except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CorruptFile(f"{name} in {place} is not a CIFAR-10 batch: {error}") from error
     return torch.cat(pixels), torch.cat(labels)
-
-
-def _read_parquet(path: Path) -> tuple[Tensor, Tensor]:
-    """Pixels uint8 [N, 3, 32, 32] and labels int64 [N] of one file."""
-    import pyarrow.parquet
-
-    try:
-        # Not read_table: that would take a folder's name such as split=train for a column.
-        table = pyarrow.parquet.ParquetFile(path).read().to_pydict()
-        rows, labels = table.get("img") or table["image"], table["label"]
-        encoded = [row["bytes"] for row in rows]
-    except (pyarrow.ArrowException, OSError, KeyError, TypeError) as error:
-        raise CorruptFile(f"{path} is not CIFAR-10 in parquet form ({error}); fetch it again") from error
-    if None in labels:
-        raise CorruptFile(f"{path} has rows without a label; fetch it again")
-    pixels = np.stack([_decode_image(content, f"row {row} of {path}") for row, content in enumerate(encoded)])
-    return torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64)
-
-
-def _decode_image(content: bytes | None, place: str) -> np.ndarray:
-    """One encoded image as uint8 [3, 32, 32]."""
-    from PIL import Image
-
-    try:
-        # The lossless formats; naming them skips the search for one, which takes longer than decoding 32x32 pixels.
-        pixels = np.asarray(Image.open(io.BytesIO(content or b""), formats=("PNG", "WEBP")).convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise CorruptFile(f"{place} is not an image ({error}); fetch the file again") from error
-    if pixels.shape != (32, 32, 3):
-        raise CorruptFile(f"{place} is {pixels.shape[1]}x{pixels.shape[0]}, not 32x32: it is not CIFAR-10")
-    return pixels.transpose(2, 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tt_lib.datasets.images import Images
+from tt_lib.datasets.images import Images, by_hash
 from tt_lib.errors import choose
 
 TRAIN_COUNT = 1500
@@ -24,4 +24,5 @@ def load_digits(split: str = "train") -> Images:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     rows = order[:TRAIN_COUNT] if split == "train" else order[TRAIN_COUNT:]
     pixels = (levels[rows].reshape(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
-    return Images(pixels, labels[rows].to(torch.int64), f"digits-{split}")
+    labels = labels[rows].to(torch.int64)
+    return Images(pixels, labels, f"digits-{split}", by_hash(pixels, labels)[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,9 @@ class Images:
 
     Attributes:
         pixels: uint8 [N, C, H, W], 0..255.
-        labels: int64 [N], the classes 0..9.
+        labels: int64 [N], the classes, from 0 on.
         name: data set and split, for example ``cifar10-train``.
+        digest: of :func:`by_hash`, which data these are; empty for images made in memory.
 
     Raises:
         BadValue: a tensor of another type or shape.
@@ -26,6 +28,7 @@ class Images:
     pixels: Tensor
     labels: Tensor
     name: str
+    digest: str = ""
 
     def __post_init__(self) -> None:
         pixels, labels = self.pixels, self.labels
@@ -36,6 +39,28 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+def by_hash(pixels: Tensor, labels: Tensor) -> tuple[Tensor, str]:
+    """An order of the images that does not depend on the order in which they are given, and what names them all.
+
+    Args:
+        pixels: uint8 [N, C, H, W].
+        labels: int64 [N].
+
+    Returns:
+        The rows int64 [N] sorted by the sha256 of pixels and label, and the sha256 of these sorted hashes.
+    """
+    hashes: list[bytes] = []
+    for image, label in zip(pixels.contiguous().numpy(), labels.tolist(), strict=True):
+        one = hashlib.sha256(image)
+        one.update(label.to_bytes(8, "little", signed=True))
+        hashes.append(one.digest())
+    order = sorted(range(len(hashes)), key=hashes.__getitem__)
+    whole = hashlib.sha256(f"{list(pixels.shape[1:])}".encode())
+    for row in order:
+        whole.update(hashes[row])
+    return torch.tensor(order), whole.hexdigest()
 
 
 def to_float(pixels: Tensor) -> Tensor:
