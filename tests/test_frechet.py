@@ -7,13 +7,15 @@ import pytest
 import scipy.linalg
 import torch
 
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, NotFinite
+from tt_lib.metrics import frechet
 from tt_lib.metrics.frechet import (
     extrapolated_interval,
     frechet_distance,
     jackknife_interval,
     leading_bias,
     paired_interval,
+    square_root,
 )
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
 
@@ -211,3 +213,74 @@ def test_a_bias_that_is_not_defined():
         leading_bias(torch.zeros(2, 3), 5)
     with pytest.raises(BadValue, match="and 0"):
         leading_bias(torch.eye(2), 0)
+
+
+# What is no distance
+
+
+def damaged(what: str) -> FeatureStatistics:
+    """Statistics that a NaN, an infinity or a lost sign went into after they were gathered."""
+    bad = planted([0.0, 1.0, 2.0], np.diag([1.0, 4.0, 9.0]))
+    if what == "sign":
+        bad.scatter = -bad.scatter
+    elif what == "huge":
+        bad.mean = bad.mean * 1e200
+    else:
+        tensor = bad.mean if what.endswith("mean") else bad.scatter
+        tensor.view(-1)[1] = float(what.split()[0])
+    return bad
+
+
+@pytest.mark.parametrize("what", ["nan mean", "nan scatter", "inf mean", "inf scatter", "sign", "huge"])
+def test_nan_is_no_perfect_score(what):
+    """max(0.0, nan) is 0.0: each of these was a distance of 0 or infinity, with the interval [0, 0]."""
+    generator = torch.Generator().manual_seed(0)
+    good = [statistics(normal(generator, 20, 3)) for _ in range(5)]
+    bad, reference = damaged(what), statistics(normal(generator, 50, 3))
+    bad.n = 20
+    broken = [*good[:4], bad]
+    for measure in (
+        lambda: frechet_distance(bad, reference),
+        lambda: frechet_distance(reference, bad),
+        lambda: jackknife_interval(good, bad),
+        lambda: jackknife_interval(broken, reference),
+        lambda: extrapolated_interval(broken, reference),
+        lambda: paired_interval(good, broken, reference),
+        lambda: paired_interval(broken, good, reference),
+    ):
+        with pytest.raises(NotFinite):
+            measure()
+
+
+def test_only_rounding_is_forgiven_below_0(monkeypatch):
+    """A root that is too large, as of a matrix with eigenvalues lost, gives a distance clearly below 0."""
+    a = planted([0.0, 0.0], np.eye(2))
+    for scale, expected in ((1 + 1e-7, 0.0), (1 + 1e-5, None)):
+        with monkeypatch.context() as patch:
+            patch.setattr(frechet, "square_root", lambda covariance, scale=scale: square_root(covariance) * scale)
+            if expected is None:
+                with pytest.raises(NotFinite, match="comes out as -"):
+                    frechet_distance(a, a)
+            else:
+                assert frechet_distance(a, a) == expected
+
+
+def test_images_of_another_shape_are_not_compared():
+    sets = [statistics(part) for part in normal(torch.Generator().manual_seed(0), 20, 3).tensor_split(5)]
+    reference = statistics(normal(torch.Generator().manual_seed(1), 50, 3))
+    sets[0].shape, reference.shape = (3, 64, 64), (3, 32, 32)
+    for measure in (lambda: frechet_distance(sets[0], reference), lambda: jackknife_interval(sets, reference)):
+        with pytest.raises(BadValue, match=r"different shapes .*\[3, 64, 64\] and \[3, 32, 32\]"):
+            measure()
+
+
+def test_an_interval_holds_its_value():
+    """Extrapolated to infinitely many samples a distance may come out below 0; its interval ended at 0 then."""
+    generator = torch.Generator().manual_seed(0)
+    reference = planted(np.zeros(6), np.eye(6))
+    below = 0
+    for _ in range(20):
+        value, low, high = extrapolated_interval([statistics(normal(generator, 30, 6)) for _ in range(10)], reference)
+        assert low <= value <= high
+        below += value < 0
+    assert below

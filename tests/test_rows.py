@@ -210,9 +210,13 @@ def test_asked_before_the_work(path):
     check_results(path, COLUMNS)
     assert not path.parent.exists()
     path.parent.mkdir()
+    path.write_bytes(DAMAGED["cut within a row"])
+    with pytest.raises(CorruptFile, match="is cut"):
+        check_results(path, COLUMNS)
+    path.unlink()
     path.mkdir()
     with pytest.raises(CorruptFile, match="directory"):
-        check_results(path, COLUMNS)
+        read_rows(path, COLUMNS)
     with pytest.raises(BadValue, match="cannot write"):
         check_results(Path("/proc/no-such-folder/rows.csv"), COLUMNS)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
 from tt_lib.metrics.features import disjoint_sets, statistics_of
-from tt_lib.metrics.statistics import FeatureStatistics, merge_all
+from tt_lib.metrics.statistics import FORMAT, FeatureStatistics, merge_all, save_tensors, to_half
 
 CPU = torch.device("cpu")
 
@@ -131,27 +131,82 @@ def test_copies_are_independent():
 
 
 def header(**changes) -> dict[str, str]:
-    return {"format": "tt feature statistics 1", "features": "made", "sha256": "", "n": "3"} | changes
+    return {"features": "made", "sha256": "", "n": "3", "shape": "[]"} | changes
 
 
 def test_files_that_are_missing_damaged_or_of_another_kind(tmp_path):
+    """Each write but the first three has the digest of what it writes."""
     path = tmp_path / "s"
     with pytest.raises(MissingFile, match="`make it`"):
         FeatureStatistics.load(path, "make it")
     whole = gathered(samples()).save(path).read_bytes()
-    square = {"mean": torch.zeros(5), "scatter": torch.zeros(5, 5)}
-    for write in (
-        lambda: path.write_bytes(whole[:-8]),
-        lambda: path.write_bytes(b"<html>404</html>"),
-        lambda: save_file(square, path, header(format="other")),
-        lambda: save_file(square | {"scatter": torch.zeros(5, 4)}, path, header()),
-        lambda: save_file(square, path, header(n="three")),
-        lambda: save_file(square, path, {"format": header()["format"]}),
-        lambda: save_file({"mean": torch.zeros(5)}, path, header()),
+    square = {"mean": torch.zeros(5), "scatter": torch.eye(5)}
+    nan, negative = torch.full((5,), float("nan")), -torch.eye(5)
+
+    def save(tensors, **changes):
+        save_tensors(path, square | tensors, FORMAT, header(**changes))
+
+    for write, message in (
+        (lambda: path.write_bytes(whole[:-8]), ""),
+        (lambda: path.write_bytes(b"<html>404</html>"), ""),
+        (lambda: save_file(square, path, header(format=FORMAT)), "digest"),
+        (lambda: save_tensors(path, square, "other", header()), "format"),
+        (lambda: save({"scatter": torch.zeros(5, 4)}), "do not fit"),
+        (lambda: save({"mean": torch.zeros(5, dtype=torch.float64)}), "do not fit"),
+        (lambda: save({}, n="three"), "three"),
+        (lambda: save({}, n="0"), "0 samples"),
+        (lambda: save({}, n="-5"), "-5 samples"),
+        (lambda: save_tensors(path, square, FORMAT, {}), "features"),
+        (lambda: save_tensors(path, {"mean": torch.zeros(5)}, FORMAT, header()), "scatter"),
+        (lambda: save({"mean": nan}), "NaN or infinity"),
+        (lambda: save({"scatter": 1 / torch.zeros(5, 5)}), "NaN or infinity"),
+        (lambda: save({"scatter": negative}), "below 0"),
+        (lambda: save({"vectors": nan[None].half()}), "NaN or infinity"),
+        (lambda: save({"vectors": torch.zeros(4, 5)}), r"vectors \[4, 5\]"),
     ):
         write()
-        with pytest.raises(CorruptFile, match=r"holds no feature statistics .*make it again with `tt stats`"):
+        with pytest.raises(
+            CorruptFile, match=rf"holds no feature statistics .*{message}.*make it again with `tt stats`"
+        ):
             FeatureStatistics.load(path)
+    save({})
+    assert FeatureStatistics.load(path).n == 3
+
+
+@pytest.mark.parametrize("change", ["mean", "scatter", "vectors", "n", "sha256", "shape"])
+def test_a_number_that_changed_on_the_disk_is_no_number(tmp_path, change):
+    """The file is a safetensors file still, with finite numbers."""
+    statistics = gathered(samples())
+    statistics.vectors = samples(4).half()
+    path = statistics.save(tmp_path / "s", {"split": "train"})
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    if change in tensors:
+        tensors[change].view(-1)[0] += 1
+    else:
+        metadata[change] = {"n": "310", "sha256": "other", "shape": "[3, 2, 2]"}[change]
+    save_file(tensors, path, metadata)
+    with pytest.raises(CorruptFile, match="its content is not what its digest says"):
+        FeatureStatistics.load(path)
+
+
+@pytest.mark.parametrize("name", ["mean", "scatter", "vectors"])
+def test_what_cannot_be_loaded_is_not_saved(tmp_path, name):
+    statistics = gathered(samples())
+    setattr(
+        statistics, name, torch.full_like(samples() if name == "vectors" else getattr(statistics, name), float("nan"))
+    )
+    with pytest.raises(NotFinite, match="'made' hold NaN or infinity"):
+        statistics.save(tmp_path / "s")
+    with pytest.raises(BadValue, match="0 samples"):
+        FeatureStatistics(5, "made").save(tmp_path / "s")
+    assert not list(tmp_path.iterdir())
+
+
+def test_single_vectors_beyond_float16():
+    assert to_half(torch.tensor([6.5e4])).isfinite().all()
+    with pytest.raises(NotFinite, match="a feature is 70000, beyond 65504"):
+        to_half(torch.tensor([[1.0, 7e4]]))
 
 
 # Of images
@@ -189,3 +244,14 @@ def test_statistics_of_images_and_of_disjoint_sets():
         statistics_of(pixels(9), features, batch=0)
     with pytest.raises(BadValue, match="0 images"):
         statistics_of(pixels(0), features)
+
+
+def test_the_shape_of_the_images_stays_with_the_statistics(tmp_path):
+    """Features of images of any size are alike; distances between images of two sizes mean nothing."""
+    features = MeanColours([])
+    small, large = statistics_of(pixels(5), features), statistics_of(pixels(5).repeat(1, 1, 2, 2), features)
+    empty = FeatureStatistics(3, "mean-colours", "0")
+    assert small.shape == FeatureStatistics.load(small.save(tmp_path / "s")).shape == (3, 2, 2)
+    assert empty.merge(small).shape == small.merge(empty).shape == small.to("cpu").shape == (3, 2, 2)
+    with pytest.raises(BadValue, match=r"different shapes .*\[3, 2, 2\] and \[3, 4, 4\]"):
+        small.merge(large)

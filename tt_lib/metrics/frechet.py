@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, NotFinite
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all, require_same_features
 from tt_lib.metrics.world import ALONE, World
 
 FEWEST_SETS = 5
+ROUNDING = 1e-6
+"""How far below 0 rounding brings a distance, as a share of the sum of both traces. What is lower is no distance."""
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -27,9 +29,10 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     In float64 through two symmetric eigen-decompositions. (In float32 it comes out 0.7-2.4 % low.)
 
     Raises:
-        BadValue: statistics of different features, or of fewer than two samples.
+        BadValue: statistics of different features, of images of different shapes, or of fewer than two samples.
+        NotFinite: statistics with NaN, infinity or a variance below 0, or with which the distance comes out so.
     """
-    require_same_features(a, b)
+    require_same_features(a.check(), b.check())
     return _distance(a, b, square_root(b.covariance))
 
 
@@ -44,10 +47,23 @@ def _distance(a: FeatureStatistics, b: FeatureStatistics, root_b: Tensor) -> flo
     covariance = a.covariance.to(root_b.device)
     shift = a.mean.to(root_b.device) - b.mean.to(root_b.device)
     product = root_b @ covariance @ root_b
+    if not bool(product.isfinite().all()):
+        raise _no_distance(a, b, math.nan)
     # The eigenvalues of S_b^1/2 S_a S_b^1/2 are those of S_a S_b.
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    distance = shift.square().sum() + covariance.trace() + b.covariance.to(root_b.device).trace() - 2 * cross
-    return max(0.0, distance.item())
+    traces = covariance.trace() + b.covariance.to(root_b.device).trace()
+    distance = (shift.square().sum() + traces - 2 * cross).item()
+    # max(0, NaN) is 0: a perfect score.
+    if not math.isfinite(distance) or distance < -ROUNDING * traces.item():
+        raise _no_distance(a, b, distance)
+    return max(0.0, distance)
+
+
+def _no_distance(a: FeatureStatistics, b: FeatureStatistics, value: float) -> NotFinite:
+    return NotFinite(
+        f"the distance of {a.n} samples from {b.n} in the features {a.features!r} comes out as {value}: their "
+        "statistics are damaged, or too large for float64; make them again"
+    )
 
 
 def jackknife_interval(
@@ -144,7 +160,9 @@ def _distance_of(sets: Sequence[FeatureStatistics], reference: FeatureStatistics
     if max(sizes) > 1.05 * min(sizes):
         # The bias depends on n: with unequal sets it would not drop out of the spread.
         raise BadValue(f"the sets must be of equal size (within 5 %), got {sizes}")
-    require_same_features(sets[0], reference)
+    reference.check()
+    for one in sets:
+        require_same_features(one.check(), reference)
     root = square_root(reference.covariance)
     return lambda keep: _distance(merge_all(sets[i] for i in keep), reference, root)
 
@@ -163,7 +181,10 @@ def _jackknife(
     mean = sum(left_out) / count
     error = math.sqrt((count - 1) / count * sum((one - mean) ** 2 for one in left_out))
     margin = float(student.ppf(0.975, count - 1)) * error
-    return value, max(floor, value - margin), value + margin
+    if not (math.isfinite(value) and math.isfinite(margin)):
+        raise NotFinite(f"a distance comes out as {value} ± {margin}; its samples' statistics are out of range")
+    # Extrapolated to infinitely many samples a distance may lie below the floor.
+    return value, min(value, max(floor, value - margin)), value + margin
 
 
 def leading_bias(covariance: Tensor, n: float) -> float:

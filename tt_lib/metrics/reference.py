@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tt_lib.errors import BadValue
+from tt_lib.datasets import check_dataset
+from tt_lib.errors import BadValue, CorruptFile, NotFinite
 from tt_lib.files import data_folder
 from tt_lib.metrics.features import BATCH, Features, load_features
-from tt_lib.metrics.statistics import FeatureStatistics, load_tensors, save_tensors
+from tt_lib.metrics.statistics import FeatureStatistics, load_tensors, save_tensors, to_half
 
-BANK_FORMAT = "tt feature bank 1"
+BANK_FORMAT = "tt feature bank 2"
 BANK_SIZE = 10_000
 """Vectors that are kept of a sample, and of the training images: enough for two digits, and 5 MB."""
 
@@ -37,6 +38,14 @@ class Metric:
     reference: FeatureStatistics
     bank: Tensor | None = None
 
+    def require_shape(self, shape: Sequence[int], what: str) -> None:
+        """Raise :class:`BadValue` unless the real images are of this shape, (C, H, W); ``what`` has it, for errors."""
+        if self.reference.shape and self.reference.shape != tuple(shape):
+            raise BadValue(
+                f"{what} has images of {list(shape)}, the reference in {self.features.name} is of images of "
+                f"{list(self.reference.shape)}: their distance says nothing; choose a data set of its own shape"
+            )
+
 
 def load_metric(
     name: str, dataset: str, device: torch.device | str = "cpu", *, split: str = "train", bank: bool = False
@@ -48,15 +57,19 @@ def load_metric(
         split: whose images are the reference.
 
     Raises:
-        BadValue: an unknown name, or a file that was made with other weights of the features.
+        BadValue: an unknown name of features, a bad one of a data set, or a file made with other weights of the features.
         MissingFile: no weights, no statistics or no bank; the message gives the command that makes them.
         CorruptFile: a file is damaged.
     """
+    check_dataset(dataset)
     features = load_features(name, device)
-    command = f"tt stats --dataset {dataset} --split {split} --features {name}"
+    own = "" if dataset in ("cifar10", "digits") else " --data FOLDER"
+    command = f"tt stats --dataset {dataset}{own} --split {split} --features {name}"
     path = reference_path(dataset, split, name)
     reference = FeatureStatistics.load(path, command)
     _require_weights(path, reference.sha256, features, command)
+    if not reference.shape:
+        raise CorruptFile(f"{path} does not say of which shape its images were; make it again with `{command} --force`")
     if not bank:
         return Metric(features, reference)
     path, command = reference_path(dataset, split, name, bank=True), f"{command} --bank {BANK_SIZE}"
@@ -77,11 +90,12 @@ def collect_bank(pixels: Tensor, features: Features, count: int) -> Tensor:
 
     Raises:
         BadValue: fewer images than that, or fewer than two asked for.
+        NotFinite: a feature is too large for float16.
     """
     if not 2 <= count <= len(pixels):
         raise BadValue(f"a bank of {len(pixels)} images holds 2 to {len(pixels)} vectors, got {count}")
     rows = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]
-    return torch.cat([features(pixels[part]).half().cpu() for part in rows.split(BATCH)])
+    return torch.cat([to_half(features(pixels[part])) for part in rows.split(BATCH)])
 
 
 def save_bank(path: Path | str, vectors: Tensor, features: Features, facts: Mapping[str, object]) -> Path:
@@ -103,6 +117,8 @@ def check_names(names: Sequence[str]) -> None:
 def _bank_of(tensors: dict[str, Tensor], header: dict[str, str]) -> tuple[Tensor, str]:
     if tensors["vectors"].ndim != 2:
         raise ValueError(f"its vectors are {list(tensors['vectors'].shape)}")
+    if not bool(tensors["vectors"].isfinite().all()):
+        raise NotFinite("its vectors hold NaN or infinity")
     return tensors["vectors"], header["sha256"]
 
 

@@ -6,6 +6,8 @@ own mean and the scatter about it, so no large squares are subtracted from one a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import reduce
@@ -20,7 +22,7 @@ from tt_lib.files import atomic_path
 from tt_lib.metrics.world import World
 
 T = TypeVar("T")
-FORMAT = "tt feature statistics 1"
+FORMAT = "tt feature statistics 2"
 
 
 class FeatureStatistics:
@@ -37,6 +39,7 @@ class FeatureStatistics:
         mean: the mean, float64 [D].
         scatter: sum over the samples of the outer product of their deviation from the mean, float64 [D, D].
         vectors: float16 [V, D], the features of the first samples, if they were kept. They are saved, too.
+        shape: (C, H, W) of the images that the features are of; empty where they are of no images.
     """
 
     def __init__(self, dimension: int, features: str, sha256: str = "", device: torch.device | str = "cpu") -> None:
@@ -47,6 +50,7 @@ class FeatureStatistics:
         self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
         self.vectors: Tensor | None = None
+        self.shape: tuple[int, ...] = ()
 
     @property
     def covariance(self) -> Tensor:
@@ -63,6 +67,25 @@ class FeatureStatistics:
     def identity(self) -> str:
         """Features, dimension and weights in words, as errors name them."""
         return f"{self.features!r} ({self.dimension} dimensions, weights {self.sha256[:12] or 'not named'})"
+
+    def check(self) -> FeatureStatistics:
+        """Returns itself, if there are samples that it can be of.
+
+        Raises:
+            BadValue: no samples, or tensors of other shapes or types.
+            NotFinite: NaN, infinity or a variance below 0.
+        """
+        mean, scatter, vectors = self.mean, self.scatter, self.vectors
+        size = [self.dimension]
+        if self.n < 1 or [*mean.shape] != size or [*scatter.shape] != size * 2 or mean.dtype != scatter.dtype:
+            raise BadValue(f"{self.n} samples, mean {list(mean.shape)} and scatter {list(scatter.shape)} do not fit")
+        if vectors is not None and (vectors.ndim != 2 or vectors.shape[1] != self.dimension or len(vectors) > self.n):
+            raise BadValue(f"vectors {list(vectors.shape)} do not fit {self.n} samples of {self.dimension} features")
+        if not all(bool(x.isfinite().all()) for x in (mean, scatter, vectors) if x is not None):
+            raise NotFinite(f"the statistics of the features {self.features!r} hold NaN or infinity; make them again")
+        if bool((scatter.diagonal() < 0).any()):
+            raise NotFinite(f"a variance of the features {self.features!r} is below 0; make the statistics again")
+        return self
 
     def update(self, features: Tensor) -> FeatureStatistics:
         """Add a batch, any floating type [B, D]; returns itself.
@@ -95,7 +118,7 @@ class FeatureStatistics:
         """
         require_same_features(self, other)
         both = copy(self)
-        both.vectors = None
+        both.vectors, both.shape = None, self.shape or other.shape
         both._join(other.n, other.mean.to(self.mean.device), other.scatter.to(self.mean.device))
         return both
 
@@ -121,8 +144,11 @@ class FeatureStatistics:
 
         Raises:
             BadValue: the path cannot be written.
+            BadValue, NotFinite: see :meth:`check`.
         """
-        header = {**(facts or {}), "features": self.features, "sha256": self.sha256, "n": self.n}
+        self.check()
+        own = {"features": self.features, "sha256": self.sha256, "n": self.n, "shape": list(self.shape)}
+        header = {**(facts or {}), **own}
         tensors = {"mean": self.mean, "scatter": self.scatter, "vectors": self.vectors}
         return save_tensors(path, {name: x for name, x in tensors.items() if x is not None}, FORMAT, header)
 
@@ -137,12 +163,10 @@ class FeatureStatistics:
 
         def build(tensors: dict[str, Tensor], header: dict[str, str]) -> FeatureStatistics:
             mean, scatter = tensors["mean"], tensors["scatter"]
-            if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
-                raise ValueError(f"mean {list(mean.shape)} and scatter {list(scatter.shape)} do not fit")
-            loaded = cls(len(mean), header["features"], header["sha256"])
+            loaded = cls(mean.numel(), header["features"], header["sha256"])
             loaded.n, loaded.mean, loaded.scatter = int(header["n"]), mean, scatter
-            loaded.vectors = tensors.get("vectors")
-            return loaded
+            loaded.vectors, loaded.shape = tensors.get("vectors"), tuple(json.loads(header["shape"]))
+            return loaded.check()
 
         return load_tensors(path, FORMAT, build, "feature statistics", command)
 
@@ -170,16 +194,35 @@ def merge_all(sets: Iterable[FeatureStatistics]) -> FeatureStatistics:
 
 
 def require_same_features(a: FeatureStatistics, b: FeatureStatistics) -> None:
-    """Raise :class:`BadValue`, naming both, unless the two are of the same features."""
+    """Raise :class:`BadValue`, naming both, unless the two are of the same features, of images of one shape."""
     if (a.features, a.sha256, a.dimension) != (b.features, b.sha256, b.dimension):
         raise BadValue(
             f"statistics of different features cannot be compared or merged: {a.identity} and {b.identity}; "
             "take both with the same features"
         )
+    if a.shape and b.shape and a.shape != b.shape:
+        raise BadValue(
+            f"statistics of images of different shapes cannot be compared or merged: {list(a.shape)} and "
+            f"{list(b.shape)}; take both of images of one shape"
+        )
+
+
+def to_half(features: Tensor) -> Tensor:
+    """Single vectors as they are kept: float16, on the CPU.
+
+    Raises:
+        NotFinite: a feature is beyond what float16 holds.
+    """
+    half = features.half().cpu()
+    if not bool(half.isfinite().all()):
+        raise NotFinite(f"a feature is {float(features.abs().max()):g}, beyond 65504, the largest number of float16")
+    return half
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], format: str, header: Mapping[str, object]) -> Path:
     """Write a safetensors file, whole or not at all, with ``format`` and ``header`` (as text) in its metadata.
+
+    A digest of both is stored with them: a number that changes on a disk is a number still.
 
     Raises:
         BadValue: the path cannot be written.
@@ -187,9 +230,19 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], format: str, h
     from safetensors.torch import save_file
 
     metadata = {key: str(value) for key, value in {**header, "format": format}.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        save_file(tensors, temporary, metadata | {"digest": _digest(tensors, metadata)})
     return Path(path)
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """sha256 of the header and of the tensors with their names, types and shapes."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.numpy())
+    return digest.hexdigest()
 
 
 def load_tensors(
@@ -202,7 +255,8 @@ def load_tensors(
 
     Raises:
         MissingFile: no such file.
-        CorruptFile: another format, or ``build`` raised a ValueError or a KeyError.
+        CorruptFile: another format, a content that its digest does not name, or ``build`` raised a ValueError, a
+            KeyError or a NotFinite.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -214,6 +268,8 @@ def load_tensors(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         if header.get("format") != format:
             raise ValueError(f"its format is not {format!r}")
+        if header.pop("digest", "") != _digest(tensors, header):
+            raise ValueError("its content is not what its digest says")
         return build(tensors, header)
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, OSError, NotFinite) as error:
         raise CorruptFile(f"{path} holds no {what} ({error}); make it again with `{command}`") from error
