@@ -1,4 +1,4 @@
-"""The data sets: three forms of CIFAR-10, digits, and every way in which a file can be wrong."""
+"""The data sets: the forms of CIFAR-10 and of a user's own, digits, and every way in which a file can be wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +20,39 @@ import torch
 from PIL import Image
 
 from tt_lib.datasets import Images, cifar10, load_cifar10, load_dataset, to_float, to_uint8
+from tt_lib.datasets.images import by_hash
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 
 TINY = {"train": 20, "test": 4}
 """Four images for each of the six batch files."""
+REAL = cifar10.DIGESTS, cifar10.ORDER
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch, tmp_path):
-    """No data but what a test makes; counts as small as the made files."""
+def nowhere(monkeypatch, tmp_path, tmp_path_factory):
+    """No data but what a test makes, and CIFAR-10 is the tiny made set."""
     monkeypatch.delenv("TT_CIFAR10", raising=False)
     monkeypatch.setenv("TT_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(cifar10, "COUNTS", TINY)
+    pretend(monkeypatch, tmp_path_factory.mktemp("order"))
+
+
+def pretend(monkeypatch, folder: Path) -> None:
+    """Make the loader of CIFAR-10 know the images of :func:`made` in their order, in place of the real ones."""
+    known, places = {}, {}
+    for split in TINY:
+        pixels, labels = map(torch.from_numpy, made(split))
+        order, known[split] = by_hash(pixels, labels)
+        places[split] = order.argsort().numpy().astype(np.uint16)
+    np.savez(folder / "order.npz", **places)
+    monkeypatch.setattr(cifar10, "DIGESTS", known)
+    monkeypatch.setattr(cifar10, "ORDER", folder / "order.npz")
 
 
 def made(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels [N, 3, 32, 32] and labels of a tiny split."""
+    """The pixels [N, 3, 32, 32] and labels of a tiny split; both splits have the classes 0..3."""
     generator = np.random.default_rng(len(split))
     pixels = generator.integers(0, 256, (TINY[split], 3, 32, 32), dtype=np.uint8)
-    return pixels, generator.integers(0, 10, TINY[split])
+    return pixels, generator.permutation(TINY[split]) % 4
 
 
 def assert_made(images: Images, split: str) -> None:
@@ -43,6 +60,7 @@ def assert_made(images: Images, split: str) -> None:
     assert torch.equal(images.pixels, torch.from_numpy(pixels))
     assert images.labels.tolist() == labels.tolist() and images.labels.dtype == torch.int64
     assert images.name == f"cifar10-{split}" and len(images) == TINY[split]
+    assert images.digest == cifar10.DIGESTS[split]
 
 
 @pytest.fixture
@@ -79,11 +97,11 @@ def encode(pixels: np.ndarray, form: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def write_shard(path: Path, images: list, labels: list, column: str = "img") -> None:
+def write_shard(path: Path, images: list, labels: list, column: str = "img", label: str = "label", kind=None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"bytes": content, "path": None} for content in images]
-    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    table = {column: pyarrow.array(rows, kind), "label": pyarrow.array(labels, pyarrow.int64())}
+    struct = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = {column: pyarrow.array(rows, struct), label: pyarrow.array(labels, kind)}
     pyarrow.parquet.write_table(pyarrow.table(table), path)
 
 
@@ -97,7 +115,22 @@ def write_parquet(root: Path, form: str = "PNG", column: str = "img") -> None:
             write_shard(root / name, [encode(x, form) for x in pixels[part]], labels[part].tolist(), column)
 
 
-# The three forms
+def write_npz(root: Path, **replaced) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    for split in TINY:
+        pixels, labels = made(split)
+        np.savez(root / f"{split}.npz", **({"images": pixels.transpose(0, 2, 3, 1), "labels": labels} | replaced))
+
+
+def write_classes(root: Path, classes: tuple[str, ...] = ("airplane", "bird", "cat", "deer")) -> None:
+    for split in TINY:
+        for i, (pixels, label) in enumerate(zip(*made(split), strict=True)):
+            path = root / split / classes[label] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(pixels))
+
+
+# The forms
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -114,6 +147,86 @@ def test_parquet(tmp_path, folder, form, column):
     write_parquet(root / "plain_text" if folder == "plain_text" else root, form, column)
     for split in TINY:
         assert_made(load_cifar10(split, root), split)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "synthetic"])
+@pytest.mark.parametrize(
+    "classes", [("airplane", "bird", "cat", "deer"), tuple("0123"), ("00", "01", "2", "003")], ids=lambda it: it[0]
+)
+def test_class_folders(tmp_path, name, classes):
+    write_classes(tmp_path, classes)
+    (tmp_path / "train" / ".DS_Store").touch()
+    picture = next((tmp_path / "test" / classes[0]).iterdir())
+    picture.rename(picture.with_suffix(".PNG"))
+    for split in TINY:
+        images = load_dataset(name, split, tmp_path)
+        assert images.digest == cifar10.DIGESTS[split] and images.name == f"{name}-{split}"
+        if name == "cifar10":
+            assert_made(images, split)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "synthetic"])
+@pytest.mark.parametrize("layout", ["C", "Fortran", "compressed"])
+def test_npz(tmp_path, name, layout):
+    write_npz(tmp_path)
+    if layout != "C":
+        for split in TINY:
+            arrays = dict(np.load(tmp_path / f"{split}.npz"))
+            arrays = {key: np.asfortranarray(value) for key, value in arrays.items()}
+            (np.savez if layout == "Fortran" else np.savez_compressed)(tmp_path / f"{split}.npz", **arrays)
+    for split in TINY:
+        images = load_dataset(name, split, tmp_path)
+        assert images.digest == cifar10.DIGESTS[split] and images.pixels.is_contiguous()
+        if name == "cifar10":
+            assert_made(images, split)
+
+
+def test_own_images_do_not_depend_on_form_or_order(tmp_path):
+    pixels, labels = made("train")
+    write_npz(tmp_path / "a")
+    write_parquet(tmp_path / "b", "WEBP")
+    write_classes(tmp_path / "c")
+    shuffled = np.random.default_rng(3).permutation(20)
+    write_shard(tmp_path / "d" / "data" / "train-1.parquet", [encode(pixels[i]) for i in shuffled], labels[shuffled])
+    sets = [load_dataset("synthetic", "train", tmp_path / name) for name in "abcd"]
+    for images in sets:
+        assert torch.equal(images.pixels, sets[0].pixels) and torch.equal(images.labels, sets[0].labels)
+        assert images.digest == sets[0].digest and len(images) == 20
+    rows = {(image.tobytes(), label) for image, label in zip(pixels, labels.tolist(), strict=True)}
+    assert {
+        (x.numpy().tobytes(), label) for x, label in zip(images.pixels, images.labels.tolist(), strict=True)
+    } == rows
+
+
+def test_the_digest_is_of_pixels_labels_and_shape():
+    pixels, labels = map(torch.from_numpy, made("train"))
+    order, digest = by_hash(pixels, labels)
+    assert sorted(order.tolist()) == list(range(20))
+    hashes = [
+        hashlib.sha256(x.tobytes() + int(n).to_bytes(8, "little")).digest() for x, n in zip(*made("train"), strict=True)
+    ]
+    assert digest == hashlib.sha256(b"[3, 32, 32]" + b"".join(sorted(hashes))).hexdigest()
+    other = {digest}
+    for changed in (
+        by_hash(pixels ^ torch.eye(32, dtype=torch.uint8), labels),
+        by_hash(pixels, labels.roll(1)),
+        by_hash(pixels[:19], labels[:19]),
+        by_hash(pixels[[0, *range(19)]], labels[[0, *range(19)]]),
+        by_hash(pixels.reshape(20, 3, 16, 64), labels),
+    ):
+        other.add(changed[1])
+    assert len(other) == 6
+
+
+def test_grey_images_and_any_number_of_classes(tmp_path):
+    grey = made("train")[0][:, :1].transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "train.npz", images=grey, labels=np.arange(20, dtype=np.uint8))
+    images = load_dataset("my-grey-2", "train", tmp_path)
+    assert images.pixels.shape == (20, 1, 32, 32) and sorted(images.labels.tolist()) == list(range(20))
+    for i in range(20):
+        (tmp_path / "b" / "train" / f"{i}").mkdir(parents=True)
+        Image.fromarray(grey[i, :, :, 0]).save(tmp_path / "b" / "train" / f"{i}" / "x.png")
+    assert load_dataset("my-grey-2", "train", tmp_path / "b").digest == images.digest, "class 10 is not class 2"
 
 
 def test_looked_for_in_the_environment_then_in_data(batches, tmp_path, monkeypatch):
@@ -149,7 +262,11 @@ def test_wrong_folder_says_what_is_in_it(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("mnist", "train"), "cifar10, digits"),
+        (("mnist", "train"), "'mnist' is none of cifar10, digits; .*give their folder"),
+        (("Mnist", "train", "a-folder"), "lower-case letters, digits and hyphens, got 'Mnist'"),
+        (("../mnist", "train", "a-folder"), "got '../mnist'"),
+        (("", "train", "a-folder"), "got ''"),
+        (("synthetic", "valid", "a-folder"), "test, train"),
         (("cifar10", "valid"), "test, train"),
         (("digits", "valid"), "test, train"),
         (("digits", "train", "a-folder"), "'a-folder'; leave it out"),
@@ -216,30 +333,253 @@ def test_truncated_or_missing_parquet(tmp_path):
     write_parquet(tmp_path)
     path = tmp_path / "test-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(CorruptFile, match="not CIFAR-10 in parquet form"):
+    with pytest.raises(CorruptFile, match="no readable parquet file"):
         load_cifar10("test", tmp_path)
     (tmp_path / "train-00001-of-00002.parquet").unlink()
-    with pytest.raises(CorruptFile, match=r"\[10, 3, 32, 32\].*expected \[20, 3, 32, 32\]"):
+    for name in ("cifar10", "synthetic"):
+        with pytest.raises(CorruptFile, match=r"train-00000-of-00002.parquet is one of 2 files, .* holds 1"):
+            load_dataset(name, "train", tmp_path)
+    (tmp_path / "train-00000-of-00002.parquet").rename(tmp_path / "train-0.parquet")
+    with pytest.raises(CorruptFile, match=r"holds 10 images of \[3, 32, 32\].*not CIFAR-10's train images"):
         load_cifar10("train", tmp_path)
 
 
+def saved(form: str, **options) -> bytes:
+    """A picture in another format or of another kind."""
+    stream = io.BytesIO()
+    mode = options.pop("mode", "RGB")
+    picture = Image.fromarray(made("test")[0][3].transpose(1, 2, 0))
+    (Image.new("I;16", (32, 32), 40_000) if mode == "I;16" else picture.convert(mode)).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def deep_png() -> bytes:
+    """A PNG of 16 bits a channel, which Pillow reads as one of 8."""
+    rows = b"".join(b"\0" + bytes(range(192)) for _ in range(32))
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows), b"IEND"]
+    framed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def animated() -> bytes:
+    frames = [Image.fromarray(x.transpose(1, 2, 0)) for x in made("test")[0]]
+    stream = io.BytesIO()
+    frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:])
+    return stream.getvalue()
+
+
+PICTURES = {
+    "text": (b"no image", "no picture or a damaged one"),
+    "empty": (b"", "empty"),
+    "JPEG": (saved("JPEG"), "a JPEG file"),
+    "BMP": (saved("BMP"), "a BMP file"),
+    "another size": (encode(np.zeros((3, 8, 24), np.uint8)), "24x8 with 3 channels, the first picture 32x32"),
+    "grey": (saved("PNG", mode="L"), "32x32 with 1 channels, the first picture 32x32 with 3"),
+    "RGBA": (saved("PNG", mode="RGBA"), "PNG of 8 bits, mode RGBA"),
+    "palette": (saved("PNG", mode="P"), "mode P"),
+    "one bit": (saved("PNG", mode="1"), "PNG of 1 bits"),
+    "16 bits grey": (saved("PNG", mode="I;16"), "PNG of 16 bits"),
+    "16 bits": (deep_png(), "PNG of 16 bits, mode RGB"),
+    "transparent": (saved("PNG", transparency=(0, 0, 0)), "transparent"),
+    "animated": (animated(), "several frames"),
+    "truncated": (saved("PNG")[:-400], "a damaged or truncated PNG"),
+    "damaged": (saved("PNG")[:900] + b"\0" + saved("PNG")[901:], "a damaged or truncated PNG"),
+    "truncated WebP": (saved("WEBP", lossless=True)[:-400], "no picture or a damaged one"),
+}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "synthetic"])
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_of_another_kind(tmp_path, kind, name):
+    content, message = PICTURES[kind]
+    good = [encode(x) for x in made("test")[0]]
+    write_shard(tmp_path / "a" / "test-0.parquet", [*good[:3], content], [0, 1, 2, 3])
+    with pytest.raises(CorruptFile, match=f"row 3 of .*test-0.parquet is .*{message}.*; accepted: PNG"):
+        load_dataset(name, "test", tmp_path / "a")
+    write_classes(tmp_path / "b")
+    (tmp_path / "b" / "test" / "cat" / "z.png").write_bytes(content)
+    with pytest.raises(CorruptFile, match=f"z.png is .*{message}.*; accepted: PNG"):
+        load_dataset(name, "test", tmp_path / "b")
+
+
 @pytest.mark.parametrize(
-    ("image", "label", "column", "message"),
+    ("labels", "options", "message"),
     [
-        (None, 1, "photo", "in parquet form .*image"),
-        (None, 12, "img", "outside 0..9: \\[12\\]"),
-        (None, None, "img", "without a label"),
-        (b"no image", 1, "img", "row 3 of .* is not an image"),
-        (b"", 1, "img", "row 3 of .* is not an image"),
-        (encode(np.zeros((3, 8, 8), np.uint8)), 1, "img", "8x8"),
+        ([0, 1, 2, 3], {"column": "photo"}, r"columns photo \(struct.*, label \(int64\); accepted: img or image"),
+        ([0, 1, 2, 3], {"label": "fine_label"}, r"fine_label \(int64\); accepted: .* label"),
+        (["cat", "dog", "cat", "frog"], {}, r"label \(string\)"),
+        ([0.0, 1.0, 2.0, 3.5], {}, r"label \(double\)"),
+        ([True, False, True, True], {}, r"label \(bool\)"),
+        ([0, 1, 2, None], {}, "without a label"),
+        ([0, 1, 2, -1], {}, r"outside 0\.\.\d+: \[-1\]"),
+        ([0, 1, 2, 2**64 - 1], {"kind": pyarrow.uint64()}, r"outside 0\.\.\d+: \[18446744073709551615\]"),
+        ([], {}, "no rows"),
     ],
 )
-def test_damaged_parquet_rows(tmp_path, image, label, column, message):
+def test_parquet_with_other_columns_or_labels(tmp_path, labels, options, message):
     good = [encode(x) for x in made("test")[0]]
-    images = [*good[:3], good[3] if image is None else image]
-    write_shard(tmp_path / "test-0.parquet", images, [0, 1, 2, label], column)
+    write_shard(
+        tmp_path / "test-0.parquet",
+        good[: len(labels)],
+        labels,
+        **({"kind": pyarrow.int64()} if not labels else {}) | options,
+    )
+    for name in ("cifar10", "synthetic"):
+        with pytest.raises(CorruptFile, match=message):
+            load_dataset(name, "test", tmp_path)
+
+
+HWC = made("test")[0].transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": HWC / 255}, r"float64 \[4, 32, 32, 3\]; accepted: images uint8"),
+        ({"images": HWC.astype(np.uint16)}, "uint16"),
+        ({"images": HWC.transpose(0, 3, 1, 2)}, r"uint8 \[4, 3, 32, 32\] \(channels first\?\)"),
+        ({"images": HWC[..., 0]}, r"uint8 \[4, 32, 32\];"),
+        ({"images": HWC[..., [0, 1, 2, 2]]}, r"\[4, 32, 32, 4\]"),
+        ({"images": HWC[:0], "labels": np.arange(0)}, r"\[0, 32, 32, 3\]"),
+        ({"images": np.array([1, "a", None, {}], object)}, "holds Python objects"),
+        ({"labels": np.array(["a", "b", "c", 1], object)}, "holds Python objects"),
+        ({"labels": np.array([0, 1, 2, 3.5])}, "float64, such as .*accepted: integers"),
+        ({"labels": np.array(["cat"] * 4)}, "<U3, such as .*cat"),
+        ({"labels": np.array([0, 1, 2, -3])}, r"outside .*\[-3\]"),
+        ({"labels": np.arange(3)}, r"labels in .* are \[3\] for 4 images"),
+        ({"labels": np.eye(4, dtype=int)}, r"labels in .* are \[4, 4\] for 4 images"),
+    ],
+)
+def test_npz_with_other_arrays(tmp_path, arrays, message):
+    write_npz(tmp_path, **arrays)
+    for name in ("cifar10", "synthetic"):
+        with pytest.raises(CorruptFile, match=message):
+            load_dataset(name, "test", tmp_path)
+
+
+@pytest.mark.parametrize("content", ["cut", "pickle", "npy", "other names", "attack"])
+def test_npz_that_is_none(tmp_path, content):
+    path, mark = tmp_path / "test.npz", tmp_path / "attacked"
+    write_npz(tmp_path)
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:-50])
+    elif content == "npy":
+        with open(path, "wb") as stream:
+            np.save(stream, HWC)
+    elif content == "other names":
+        np.savez(path, arr_0=HWC)
+    else:
+        path.write_bytes(pickle.dumps(Attack(mark) if content == "attack" else {"images": HWC}))
+    with pytest.raises(CorruptFile, match=r"test.npz (holds|is no readable npz).*accepted: images uint8"):
+        load_dataset("synthetic", "test", tmp_path)
+    assert not mark.exists()
+
+
+def test_images_that_are_not_cifar10(tmp_path):
+    pixels, labels = made("train")
+    hwc = pixels.transpose(0, 2, 3, 1)
+    for images, classes, found in (
+        (hwc[:19], labels[:19], "19 images"),
+        (hwc[[0] * 20], labels, "20 images of .*, 1 of them different"),
+        (hwc, (labels + 1) % 4, "in 4 classes of 5 to 5"),
+        (hwc, np.zeros(20, int), "in 1 classes of 20 to 20"),
+        (hwc ^ (np.arange(32) == 7).astype(np.uint8)[:, None], labels, "20 of them different"),
+        (hwc[:, :16], labels, r"images of \[3, 16, 32\]"),
+    ):
+        np.savez(tmp_path / "train.npz", images=images, labels=classes)
+        with pytest.raises(CorruptFile, match=f"{found}.*not CIFAR-10's train images.*--dataset NAME"):
+            load_cifar10("train", tmp_path)
+        assert len(load_dataset("synthetic", "train", tmp_path)) == len(images)
+    write_npz(tmp_path)
+    (tmp_path / "test.npz").rename(tmp_path / "train.npz")
+    with pytest.raises(CorruptFile, match="holds CIFAR-10's test images, which are not CIFAR-10's train"):
+        load_cifar10("train", tmp_path)
+    lossy = [saved("WEBP", quality=90)] * 4
+    write_shard(tmp_path / "lossy" / "test-0.parquet", lossy, made("test")[1])
+    with pytest.raises(CorruptFile, match=r"1 of them different.*stored with loss"):
+        load_cifar10("test", tmp_path / "lossy")
+
+
+def broken(root: Path, kind: str) -> None:
+    """Class folders that are wrong in some way."""
+    write_classes(root)
+    train = root / "train"
+    if kind == "jpeg":
+        (train / "cat" / "z.jpg").write_bytes(saved("JPEG"))
+    elif kind == "text":
+        (train / "cat" / "notes.txt").touch()
+    elif kind == "flat":
+        (train / "cat" / "7.png").touch()
+        (train / "9_cat.png").write_bytes(saved("PNG"))
+    elif kind == "edm":
+        (train / "dataset.json").touch()
+    elif kind == "empty class":
+        (train / "dog").mkdir()
+        (root / "test" / "dog").mkdir()
+    elif kind == "empty":
+        shutil.rmtree(train)
+        train.mkdir()
+    elif kind == "nested":
+        (train / "cat" / "more.png").mkdir()
+    elif kind == "loop":
+        (train / "cat" / "loop").symlink_to(root)
+    elif kind == "loop of one":
+        (train / "dog").symlink_to(train / "dog")
+    elif kind == "dangling":
+        (train / "cat" / "z.png").symlink_to(root / "gone.png")
+    elif kind == "case":
+        (train / "Cat").mkdir()
+    elif kind == "classes":
+        shutil.rmtree(root / "test" / "bird")
+    elif kind == "numbers":
+        for split in TINY:
+            for before, after in (("airplane", "0"), ("bird", "1"), ("cat", "01"), ("deer", "2")):
+                (root / split / before).rename(root / split / after)
+    elif kind == "twice":
+        write_npz(root)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "synthetic"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    {
+        "jpeg": r"z\.jpg is not a PNG file; .*CLASS/\*\.png",
+        "text": r"notes\.txt is not a PNG",
+        "flat": r"9_cat\.png is in no class folder",
+        "edm": r"dataset\.json is in no class folder.*EDM",
+        "empty class": "dog holds no PNG files",
+        "empty": "train is empty",
+        "nested": "cannot read .*more.png: Is a directory",
+        "loop": "loop is not a PNG file",
+        "loop of one": "dog is in no class folder",
+        "dangling": "cannot read .*z.png: No such file",
+        "case": "differ only by case: Cat, airplane, bird, cat",
+        "classes": r"not have the same classes \(bird is in one",
+        "numbers": "one number: 0, 01, 1, 2",
+        "twice": r"the train images twice, train/ and train\.npz",
+    }.items(),
+)
+def test_class_folders_that_are_wrong(tmp_path, kind, message, name):
+    broken(tmp_path, kind)
     with pytest.raises(CorruptFile, match=message):
-        load_cifar10("test", tmp_path)
+        load_dataset(name, "train", tmp_path)
+
+
+def test_own_folder_that_is_none(tmp_path):
+    with pytest.raises(
+        MissingFile, match=r"gone does not exist; .*train/CLASS/\*\.png, train\.npz .*train-\*\.parquet"
+    ):
+        load_dataset("synthetic", "train", tmp_path / "gone")
+    (tmp_path / "edm.zip").touch()
+    with pytest.raises(MissingFile, match=r"edm\.zip is a file; give a folder with train/CLASS"):
+        load_dataset("synthetic", "train", tmp_path / "edm.zip")
+    with pytest.raises(MissingFile, match=r"edm\.zip is a file but not .*train/CLASS.*train\.npz"):
+        load_dataset("cifar10", "train", tmp_path / "edm.zip")
+    with pytest.raises(MissingFile, match=r"holds no train images of synthetic but edm\.zip; expected train/CLASS"):
+        load_dataset("synthetic", "train", tmp_path)
+    write_npz(tmp_path, images=(HWC > 127).astype(np.uint8), labels=np.arange(4))
+    with pytest.raises(CorruptFile, match=r"no value above 1: .*store 0\.\.255"):
+        load_dataset("synthetic", "train", tmp_path)
 
 
 # Digits, and images in memory
@@ -281,10 +621,23 @@ def test_images_refuse_other_types_and_shapes():
 
 
 @pytest.mark.cifar10
-def test_real_cifar10(cifar10_root, monkeypatch):
-    monkeypatch.setattr(cifar10, "COUNTS", {"train": 50_000, "test": 10_000})
+def test_real_cifar10(cifar10_root, monkeypatch, tmp_path):
+    monkeypatch.setattr(cifar10, "DIGESTS", REAL[0])
+    monkeypatch.setattr(cifar10, "ORDER", REAL[1])
     train, test = load_cifar10("train", cifar10_root), load_cifar10("test", cifar10_root)
     means = train.pixels.double().mean((0, 2, 3)) / 255
     assert means.tolist() == pytest.approx([0.49140, 0.48216, 0.44653], abs=1e-5)
     assert train.labels.bincount().tolist() == [5000] * 10 and test.labels.bincount().tolist() == [1000] * 10
     assert len({row.tobytes() for row in train.pixels.numpy()}) == 50_000
+    # The order of the shipped numbers, from rows in another order.
+    assert train.labels[:12].tolist() == [1, 1, 6, 0, 4, 7, 2, 8, 0, 1, 2, 7]
+    assert test.labels[:12].tolist() == [9, 6, 5, 8, 6, 4, 3, 6, 3, 6, 6, 8]
+    rows = torch.randperm(10_000)
+    np.savez(tmp_path / "test.npz", images=test.pixels[rows].permute(0, 2, 3, 1), labels=test.labels[rows])
+    again = load_cifar10("test", tmp_path)
+    assert torch.equal(again.pixels, test.pixels) and torch.equal(again.labels, test.labels)
+
+
+def test_the_stored_order_is_a_permutation():
+    for split, count in (("train", 50_000), ("test", 10_000)):
+        assert sorted(np.load(REAL[1])[split].tolist()) == list(range(count))

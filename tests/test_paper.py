@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DModel
-from test_datasets import TINY, write_parquet
+from test_datasets import pretend, write_parquet
 from test_unet import GOOGLE_CONFIG, GOOGLE_SCHEDULER
 from torch import nn
 from typer.testing import CliRunner
 
 from tt_lib.cli import app
-from tt_lib.datasets import cifar10
 from tt_lib.errors import BadValue, MissingFile, all_there
 from tt_lib.files import PACKAGE_ROOT, file_hash
 from tt_lib.metrics import inception
@@ -54,7 +53,6 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(cifar10, "COUNTS", TINY)
     for name in ("TT_INCEPTION", "TT_CIFAR10"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TT_DATA", "data")
@@ -124,6 +122,7 @@ def test_the_whole_path_with_stand_ins(offline, monkeypatch):
     plant_network(offline)
     plant_inception(offline, monkeypatch)
     write_parquet(offline / "images")
+    pretend(monkeypatch, offline)
     monkeypatch.setenv("TT_CIFAR10", str(offline / "images"))
     code, said = tt("stats", "--features", "inception-2015")
     assert code == 0, said

@@ -20,7 +20,7 @@ __all__ = ["Images", "check_dataset", "load_cifar10", "load_dataset", "load_digi
 
 def check_dataset(name: str) -> None:
     """Raise :class:`BadValue` unless a data set may have this name, which files and rows are named by."""
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+    if not (isinstance(name, str) and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)):
         raise BadValue(f"a data set's name has lower-case letters, digits and hyphens, got {name!r}")
 
 

@@ -262,7 +262,7 @@ def _kind_of(content: bytes) -> str:
     try:
         kind = Image.open(io.BytesIO(content)).format
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "not a picture, or its beginning is damaged"
+        return "no picture or a damaged one"
     return f"a damaged or truncated {kind} file" if kind in ("PNG", "WEBP") else f"a {kind} file"
 
 
