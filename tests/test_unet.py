@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import file_hash, read_json, write_json
+from tt_lib.interop.scheduler import STAGES
 from tt_lib.networks.running import make_predictor
-from tt_lib.networks.unet import CARD, PRETRAINED, WEIGHTS, find_model, load_model, make_unet, save_model
+from tt_lib.networks.unet import (
+    CARD,
+    DIFFUSION,
+    INDEX,
+    PRETRAINED,
+    WEIGHTS,
+    Model,
+    find_model,
+    load_model,
+    make_unet,
+    save_model,
+    weights_hash,
+)
 from tt_lib.schedules import DiscreteSchedule, make_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,15 +90,21 @@ def folder(saved, tmp_path):
     return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
-@pytest.fixture
-def google(saved, tmp_path):
+@pytest.fixture(scope="module")
+def tiny(one_thread, tmp_path_factory):
     """A folder shaped like google/ddpm-cifar10-32, but tiny: a network and a scheduler, no ``tt_model.json``."""
     torch.manual_seed(1)
     small = UNet2DModel.from_config(GOOGLE_CONFIG | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4})
-    place = tmp_path / "ddpm-tiny"
+    place = tmp_path_factory.mktemp("tiny") / "ddpm-tiny"
     small.save_pretrained(place)
     (place / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER))
     return place
+
+
+@pytest.fixture
+def google(tiny, tmp_path):
+    """A copy of the tiny folder, to be changed."""
+    return Path(shutil.copytree(tiny, tmp_path / "ddpm-tiny"))
 
 
 def answer(network, channels=1, size=8):
@@ -243,7 +264,7 @@ def test_a_folder_from_the_hub(google):
     theirs = UNet2DModel.from_pretrained(str(google)).half()
     theirs.save_pretrained(google)
     model = load_model(str(google))
-    assert (model.name, model.shape, model.digest, model.card) == ("ddpm-tiny", (3, 32, 32), "", {})
+    assert (model.name, model.shape, model.card) == ("ddpm-tiny", (3, 32, 32), {})
     assert {weight.dtype for weight in model.network.parameters()} == {torch.float32}
     assert torch.allclose(answer(model.network, 3, 32), answer(theirs.float().eval(), 3, 32), atol=1e-5)
     times, linear = torch.linspace(0, 1, 1001, dtype=torch.float64), make_schedule("linear")
@@ -277,6 +298,171 @@ def test_networks_that_cannot_be_used(google, change, message):
     (google / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER | change))
     with pytest.raises(BadValue, match=message):
         load_model(str(google))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler: it samples a flow"),
+        ({"_class_name": "LTXEulerAncestralRFScheduler"}, "LTXEulerAncestralRFScheduler: its noise schedule is not"),
+        ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler: it scales its states and times as EDM does"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler: .* variance-exploding"),
+        ({"_class_name": "CogVideoXDDIMScheduler"}, "CogVideoXDDIMScheduler: its noise schedule is not known here"),
+        ({"_class_name": "NoSuchScheduler"}, "NoSuchScheduler: its noise schedule is not known here"),
+        ({"_class_name": None}, "None: its noise schedule is not known here"),
+        (
+            {"use_flow_sigmas": True, "_class_name": "UniPCMultistepScheduler"},
+            "use_flow_sigmas=True of its UniPC.*flow",
+        ),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True of its DDPMScheduler: at its last level"),
+        ({"timestep_type": "continuous", "_class_name": "EulerDiscreteScheduler"}, "timestep_type='continuous'"),
+    ],
+)
+def test_other_kinds_of_diffusion_are_refused_by_name(google, change, reason):
+    """Each would be sampled as if it predicted the noise of a variance-preserving diffusion."""
+    (google / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER | change))
+    with pytest.raises(BadValue, match=f"cannot sample .*ddpm-tiny with .*{reason}") as caught:
+        load_model(str(google))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_every_scheduler_of_a_diffusion_names_the_betas(google, name):
+    (google / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER | {"_class_name": name}))
+    model = load_model(str(google))
+    assert model.schedule.name == "linear" and model.schedule.levels == 1000
+    assert torch.allclose(model.schedule.log_alpha(0.7), make_schedule("linear").log_alpha(0.7), rtol=1e-6)
+
+
+def test_what_can_be_adapted_can_be_loaded():
+    assert set(STAGES) <= set(DIFFUSION)
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        ({}, "linear"),
+        ({"beta_end": 0.03}, "linear-0.0001-0.03-1000"),
+        ({"num_train_timesteps": 500}, "linear-0.0001-0.02-500"),
+        ({"trained_betas": [0.001, 0.002]}, r"trained-[0-9a-f]{8}"),
+    ],
+)
+def test_other_betas_have_another_name(google, own, name):
+    """A timing, or samples of an interrupted evaluation, know the schedule by its name."""
+    (google / "scheduler_config.json").write_text(json.dumps(GOOGLE_SCHEDULER | own))
+    assert re.fullmatch(name, load_model(str(google)).schedule.name)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_class_embeds": 10}, r"class-conditional \(num_class_embeds=10\), and labels are not supported"),
+        ({"class_embed_type": "timestep"}, r"class-conditional \(class_embed_type='timestep'\)"),
+        ({"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel and no UNet2DModel"),
+        ({"in_channels": 6}, "makes 3 channels of 6"),
+        ({"sample_size": None}, "sample_size is None"),
+    ],
+)
+def test_networks_that_need_more_than_an_image_and_a_time(google, change, reason):
+    write_json(google / "config.json", read_json(google / "config.json") | change)
+    with pytest.raises(BadValue, match=rf"cannot sample .*ddpm-tiny: its .*{reason}.*; choose another model"):
+        load_model(str(google))
+
+
+# Pipelines, and the layouts of weights
+
+
+LAYOUTS = {
+    "plain": {},
+    "fp16": {"variant": "fp16"},
+    "bin": {"safe_serialization": False},
+    "fp16 bin": {"variant": "fp16", "safe_serialization": False},
+    "in several files": {"max_shard_size": "100KB"},
+    "fp16 in several files": {"variant": "fp16", "max_shard_size": "100KB"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_a_pipeline_of_diffusers_saves(google, tmp_path, layout):
+    """``unet/`` and ``scheduler/``, as DDPMPipeline.save_pretrained and diffusers' training example write them."""
+    unet, place = UNet2DModel.from_pretrained(str(google)), tmp_path / "pipeline"
+    DDPMPipeline(unet, DDPMScheduler(beta_end=0.03)).save_pretrained(place)
+    shutil.rmtree(place / "unet")
+    unet.save_pretrained(place / "unet", **LAYOUTS[layout])
+    model = load_model(str(place))
+    assert (model.name, model.shape, model.schedule.name) == ("pipeline", (3, 32, 32), "linear-0.0001-0.03-1000")
+    assert torch.allclose(answer(model.network, 3, 32), answer(unet.eval(), 3, 32), atol=1e-5)
+    assert model.digest == weights_hash(unet), "whatever the files, they are the same weights"
+
+
+def test_pipelines_that_cannot_be_used(google, tmp_path):
+    unet, place = UNet2DModel.from_pretrained(str(google)), tmp_path / "latent"
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(place)
+    index = read_json(place / "model_index.json")
+    write_json(place / "model_index.json", index | {"vqvae": ["diffusers", "VQModel"], "safety_checker": [None, None]})
+    with pytest.raises(BadValue, match="latent: its pipeline has vqvae beside network and scheduler"):
+        load_model(str(place))
+    write_json(place / "model_index.json", index)
+    weights = place / "unet" / WEIGHTS
+    for variant in ("fp16", "ema"):
+        shutil.copy(weights, weights.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
+    assert load_model(str(place)).digest == weights_hash(unet), "plain weights go before variants"
+    weights.unlink()
+    with pytest.raises(BadValue, match="weights in the variants ema, fp16; leave one"):
+        load_model(str(place))
+
+
+# Which network it is
+
+
+def test_the_hash_is_of_the_weights(google, tmp_path):
+    first = load_model(str(google))
+    assert first.digest == weights_hash(first.network) and re.fullmatch("[0-9a-f]{64}", first.digest)
+    other = UNet2DModel.from_pretrained(str(google))
+    with torch.no_grad():
+        other.conv_in.bias[0] += 1e-6
+    other.save_pretrained(tmp_path / "elsewhere" / "ddpm-tiny")
+    shutil.copy(google / "scheduler_config.json", tmp_path / "elsewhere" / "ddpm-tiny")
+    second = load_model(str(tmp_path / "elsewhere" / "ddpm-tiny"))
+    assert second.name == first.name and second.digest != first.digest
+    made = Model(other.eval(), first.schedule, first.shape, "made")
+    assert made.digest == second.digest, "in memory as from a file"
+    # Names, types and shapes count, and where the numbers lie does not.
+    layer = torch.nn.Linear(2, 3, bias=False)
+    hashes = [weights_hash(layer), weights_hash(torch.nn.Sequential(layer)), weights_hash(layer.double())]
+    layer = torch.nn.Linear(3, 2, bias=False)
+    layer.weight.data = torch.zeros(2, 3)
+    hashes += [weights_hash(layer)]
+    layer.weight.data = torch.zeros(3, 2)
+    hashes += [weights_hash(layer)]
+    assert len(set(hashes)) == 5
+    layer.weight.data = torch.zeros(2, 3).t()
+    assert weights_hash(layer) == hashes[-1]
+
+
+def test_weights_in_several_files_do_not_pass_for_those_of_the_card(network, folder):
+    """Loaders take them, if they are there, and not the file whose hash the card names."""
+    UNet2DModel.from_config(network.config).save_pretrained(folder, max_shard_size="100KB")
+    save_model(network, folder, name="my digits", schedule="cosine", card={})
+    assert not (folder / INDEX).exists(), "a save removes the index"
+    assert torch.allclose(answer(load_model(str(folder)).network), answer(network), atol=5e-3)
+    UNet2DModel.from_config(network.config).save_pretrained(folder, max_shard_size="100KB")
+    save_model(network, folder.parent / "again", name="my digits", schedule="cosine", card={})
+    for name in (WEIGHTS, CARD):
+        shutil.copy(folder.parent / "again" / name, folder / name)
+    with pytest.raises(CorruptFile, match=rf"{INDEX} names other weights than {CARD}.*remove it"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_tied_weights_are_saved(network, tmp_path, half):
+    tied = copy.deepcopy(network)
+    tied.mid_block.resnets[0].conv2.weight = tied.mid_block.resnets[0].conv1.weight
+    tied = tied.half() if half else tied
+    save_model(tied, tmp_path / "tied", name="tied", schedule="linear", card={})
+    stored = load_file(tmp_path / "tied" / WEIGHTS)
+    first, second = (stored[f"mid_block.resnets.0.conv{i}.weight"] for i in (1, 2))
+    assert torch.equal(first, second) and torch.equal(first, tied.mid_block.resnets[0].conv1.weight.half())
 
 
 def test_shipped_cifar10_network():

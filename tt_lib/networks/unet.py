@@ -3,12 +3,16 @@
 A model folder is what diffusers itself writes (``config.json`` and
 ``diffusion_pytorch_model.safetensors``), so anyone can load it with ``UNet2DModel.from_pretrained``,
 plus ``tt_model.json``, which adds what diffusers does not say: the schedule, the data set, the
-weights' hash and how they were trained.
+weights' hash and how they were trained. What others save is loaded, too: a network with its
+``scheduler_config.json`` beside it, or a pipeline's folder with ``unet/`` and ``scheduler/``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +26,32 @@ from tt_lib.predictors import PREDICTION_TYPES
 from tt_lib.schedules import DiscreteSchedule, Schedule, make_schedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+"""Of weights in several files; where it is there, diffusers reads them and not :data:`WEIGHTS`."""
 CARD = "tt_model.json"
 PRETRAINED = {"cifar10": "cifar10-ddpm-w64", "digits": "digits-ddpm"}
 """The folder in ``data/pretrained/`` that a data set's name stands for. Only CIFAR-10's is shipped."""
+
+DIFFUSION = (
+    *("DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler"),
+    *("DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"),
+    *("HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler"),
+    *("PNDMScheduler", "UniPCMultistepScheduler"),
+)
+"""The schedulers of diffusers whose betas are a variance-preserving diffusion's, whatever they sample it with."""
+FLOW = "it samples a flow, not a variance-preserving diffusion"
+OTHER_KINDS = {
+    "Flow": FLOW,
+    "EDM": "it scales its states and times as EDM does, not as a variance-preserving network expects them",
+    "Ve": "its noise is added to images that keep their size: it is variance-exploding",
+}
+"""Why a scheduler is of no variance-preserving diffusion, by a part of its class's name."""
+OTHER_OPTIONS = {
+    "use_flow_sigmas": (False, FLOW),
+    "rescale_betas_zero_snr": (False, "at its last level eps says nothing of the image"),
+    "timestep_type": ("discrete", "the network is conditioned on noise levels and not on timesteps"),
+}
+"""Options of schedulers with the only value that is supported, and why."""
 
 
 @dataclass
@@ -37,7 +64,8 @@ class Model:
         schedule: the noise schedule it was trained on.
         shape: (C, H, W) of one sample, in [-1, 1].
         name: what results rows and timings call it.
-        digest: sha256 of the weights' file (empty for a network made in memory).
+        digest: which network it is: the sha256 that ``tt_model.json`` names, that of the weights' file; where there is
+            none, :func:`weights_hash`.
         card: the content of ``tt_model.json``.
         kind: what it predicts, ``eps``, ``x0`` or ``v`` (see :mod:`tt_lib.predictors`).
     """
@@ -49,6 +77,21 @@ class Model:
     digest: str = ""
     card: dict[str, Any] = field(default_factory=dict)
     kind: str = "eps"
+
+    def __post_init__(self) -> None:
+        self.digest = self.digest or weights_hash(self.network)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """sha256 of a network's weights as it runs with them: names, types, shapes and bytes, in the order of the names.
+
+    So it does not depend on the files that they came from.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def make_unet(dataset: str = "cifar10", width: int = 64, dropout: float = 0.0, attention: Sequence[int] = ()) -> Any:
@@ -106,11 +149,18 @@ def save_model(network: nn.Module, folder: Path | str, *, name: str, schedule: s
         name: what results rows call it.
         schedule: see :func:`tt_lib.schedules.make_schedule`.
         card: more facts for ``tt_model.json`` (data set, training command, images seen, ...).
+
+    The index of weights that an earlier save split into several files is removed: loaders would read those.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    weights = {key: value.detach().half().contiguous().cpu() for key, value in network.state_dict().items()}
+    # Copies: a file of safetensors holds no two tensors that share their memory, as tied weights do.
+    weights = {
+        key: value.detach().to("cpu", torch.float16, copy=True, memory_format=torch.contiguous_format)
+        for key, value in network.state_dict().items()
+    }
+    (folder / INDEX).unlink(missing_ok=True)
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(weights, str(temporary), metadata={"format": "pt"})
     config: Any = network.config
@@ -142,8 +192,10 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
             repository on the Hub such as ``google/ddpm-cifar10-32``.
 
     Raises:
-        MissingFile: there is no such folder, and the Hub cannot be reached or has no such repository.
-        CorruptFile: the weights' hash is not the one in ``tt_model.json``.
+        MissingFile: there is no such folder, and the Hub cannot be reached or has no such repository; or the noise
+            schedule is nowhere said.
+        CorruptFile: the weights' hash is not the one in ``tt_model.json``, or they do not fit the network.
+        BadValue: the network needs more than a noisy image and a time, or it is of another kind of diffusion.
     """
     folder = find_model(name)
     if folder is None and name.count("/") != 1:
@@ -159,13 +211,17 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
     source = str(folder or name)
     card = read_json(folder / CARD) if folder and (folder / CARD).exists() else {}
     if folder and "sha256" in card:
+        if (folder / INDEX).exists():
+            raise CorruptFile(f"{folder / INDEX} names other weights than {CARD}, and would be read; remove it")
         remedy = "restore the file (git checkout, git lfs pull) or train it again with `tt train`"
         check_hash(folder / WEIGHTS, card["sha256"], remedy=remedy)
-    network = _from_pretrained(source)
+    part = _part_of(source)
+    # What cannot be sampled is refused before its weights are read.
     if "schedule" in card:
         schedule, kind = make_schedule(card["schedule"]), card.get("kind", "eps")
     else:
-        schedule, kind = _scheduler_of(source)
+        schedule, kind = _schedule_of(source, ("scheduler", None) if part else (None, "scheduler"))
+    network = _from_pretrained(source, part)
     size = network.config["sample_size"]
     shape = (network.config["in_channels"], *((size, size) if isinstance(size, int) else size))
     network.requires_grad_(False).eval().to(device)
@@ -173,49 +229,166 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
     return Model(network, schedule, shape, own_name, card.get("sha256", ""), card, kind)
 
 
-def _from_pretrained(source: str) -> Any:
+def weights_options(folder: Path) -> dict[str, Any]:
+    """Options of ``from_pretrained`` for the weights that a folder of diffusers holds.
+
+    As in diffusers plain weights go before variants such as ``fp16``, and safetensors before ``.bin``.
+
+    Raises:
+        BadValue: several variants, and no plain weights.
+    """
+    layouts = set()
+    for file in folder.glob("diffusion_pytorch_model[-.]*"):
+        stem, *middle, kind = re.sub(r"-\d+-of-\d+", "", file.name).split(".")
+        if stem == "diffusion_pytorch_model" and len(middle) < 2 and kind in ("safetensors", "bin"):
+            layouts.add((middle[0] if middle else "", kind))
+    variants = sorted({variant for variant, _ in layouts})
+    if len(variants) > 1 and "" not in variants:
+        raise BadValue(f"{folder} has weights in the variants {', '.join(variants)}; leave one of them there")
+    if not layouts:
+        return {}
+    variant, kind = min(layouts, key=lambda layout: (layout[0], layout[1] == "bin"))
+    return {"variant": variant or None, "use_safetensors": kind == "safetensors"}
+
+
+def _part_of(source: str) -> str | None:
+    """Where a folder or a repository has its network: ``unet`` in a pipeline's, else None.
+
+    Raises:
+        BadValue: it is of another class, or of a pipeline with more parts than a network and a scheduler, or the
+            network needs labels, or does not say how large its images are.
+        MissingFile, CorruptFile: there is none.
+    """
+    from diffusers import ConfigMixin, UNet2DModel
+
+    class Index(ConfigMixin):
+        config_name: Any = "model_index.json"
+
+    config, part = _load_config(UNet2DModel, source, (None, "unet"))
+    index: dict[str, Any] = {}
+    with contextlib.suppress(MissingFile, CorruptFile):
+        index, _ = _load_config(Index, source, (None,))
+    more = sorted(
+        key for key, value in index.items() if isinstance(value, list) and value[0] and key not in ("unet", "scheduler")
+    )
+    kind, labels = config.get("_class_name", "UNet2DModel"), ("num_class_embeds", "class_embed_type")
+    size, into, out = (config.get(key, 3) for key in ("sample_size", "in_channels", "out_channels"))
+    reason = ""
+    if more:
+        reason = f"its pipeline has {', '.join(more)} beside network and scheduler, so it samples no plain images"
+    elif kind != "UNet2DModel":
+        reason = f"its network is a {kind} and no UNet2DModel"
+    elif given := [key for key in labels if config.get(key) is not None]:
+        reason = f"its network is class-conditional ({given[0]}={config[given[0]]!r}), and labels are not supported"
+    elif out not in (into, 2 * into):
+        reason = f"its network makes {out} channels of {into}, so it takes more than a noisy image"
+    elif not config.get("sample_size"):
+        reason = f"its config.json does not say how large images are (sample_size is {size!r})"
+    if reason:
+        raise BadValue(f"cannot sample {source}: {reason}; choose another model")
+    return part
+
+
+def _load_config(kind: Any, source: str, places: Sequence[str | None]) -> tuple[dict[str, Any], str | None]:
+    """The configuration of a class of diffusers, from the first place (a subfolder, or None) that has it."""
+    first: Exception | None = None
+    for place in places:
+        try:
+            return dict(kind.load_config(source, subfolder=place)), place
+        except (OSError, ValueError) as error:
+            first = first or error
+    assert first is not None
+    raise _not_loaded(source, first) from first
+
+
+def _not_loaded(source: str, error: Exception) -> CorruptFile | MissingFile:
+    """The one line for whatever diffusers says where it cannot load something."""
+    what = " ".join(str(error).split()).rstrip(".")
+    if Path(source).is_dir():
+        remedy = "give one, or restore its files (git checkout, git lfs pull)"
+        return CorruptFile(f"{source} is not a model folder of diffusers: {what}; {remedy}")
+    return MissingFile(
+        f"cannot load {source!r} from the Hub ({str(error).splitlines()[0]}); check the name and the network, "
+        "or download the repository and give its folder"
+    )
+
+
+def _from_pretrained(source: str, part: str | None) -> Any:
     from diffusers import UNet2DModel
 
+    folder = Path(source, part or "")
+    options = weights_options(folder) if folder.is_dir() else {}
     try:
         # float32 whatever the file holds: the taus are tuned through this network.
         network, report = UNet2DModel.from_pretrained(
-            source, torch_dtype=torch.float32, low_cpu_mem_usage=False, output_loading_info=True
+            source,
+            subfolder=part,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        if Path(source).is_dir():
-            remedy = "give one, or restore its files (git checkout, git lfs pull)"
-            raise CorruptFile(
-                f"{source} is not a model folder of diffusers: {str(error).rstrip('.')}; {remedy}"
-            ) from error
-        raise MissingFile(
-            f"cannot load {source!r} from the Hub ({str(error).splitlines()[0]}); check the name and the network, "
-            "or download the repository and give its folder"
-        ) from error
+        raise _not_loaded(source, error) from error
     if report["missing_keys"]:
         missing = report["missing_keys"][:3]
         raise CorruptFile(f"the weights of {source} do not fit its config.json: no {missing}; restore the folder")
     return network
 
 
-def _scheduler_of(source: str) -> tuple[Schedule, str]:
-    """The schedule, and what the network predicts, from a repository's ``scheduler_config.json``.
+def _schedule_of(source: str, places: Sequence[str | None]) -> tuple[Schedule, str]:
+    """The schedule, and what the network predicts, from a ``scheduler_config.json`` in one of the places.
 
-    It lies at the top, as DDPM's do, or in ``scheduler/``.
+    Raises:
+        MissingFile: there is none.
+        BadValue: it is of another kind of diffusion, or unknown.
     """
-    from diffusers import DDPMScheduler
+    import diffusers
 
-    for options in ({}, {"subfolder": "scheduler"}):
-        try:
-            scheduler = DDPMScheduler.from_pretrained(source, **options)
-        except OSError:
-            continue
-        except NotImplementedError as error:
-            raise BadValue(f"the noise schedule of {source} is unknown: {error}; add tt_model.json") from error
-        kind = PREDICTION_TYPES.get(scheduler.config["prediction_type"])
-        if kind is None:
+    try:
+        config, _ = _load_config(diffusers.DDPMScheduler, source, places)
+    except (MissingFile, CorruptFile) as error:
+        raise MissingFile(
+            f"{source} has no scheduler_config.json, so its noise schedule is unknown; add tt_model.json"
+        ) from error
+    name = str(config.get("_class_name"))
+    check_diffusion(source, name, config)
+    try:
+        scheduler = getattr(diffusers, name).from_config(config)
+    except (NotImplementedError, ImportError, TypeError, ValueError) as error:
+        raise BadValue(f"the noise schedule of {source} is unknown: {error}; add tt_model.json") from error
+    own = scheduler.config
+    kind = PREDICTION_TYPES.get(own["prediction_type"])
+    if kind is None:
+        raise BadValue(
+            f"the network of {source} predicts {own['prediction_type']!r}, which is none of "
+            f"{', '.join(PREDICTION_TYPES)}; choose another model"
+        )
+    return DiscreteSchedule(scheduler.betas.double(), _schedule_name(own)), kind
+
+
+def check_diffusion(source: str, name: str, config: Mapping[str, Any]) -> None:
+    """Raise :class:`BadValue` unless a scheduler's class and options are of a diffusion that is supported.
+
+    Args:
+        source: what has the scheduler, for the error.
+        name: of its class.
+        config: its options.
+    """
+    if name not in DIFFUSION:
+        why = next((why for part, why in OTHER_KINDS.items() if part in name), "its noise schedule is not known here")
+        raise BadValue(f"cannot sample {source} with its {name}: {why}; choose a model of DDPMScheduler or its like")
+    for key, (supported, why) in OTHER_OPTIONS.items():
+        if (config.get(key) or supported) != supported:
             raise BadValue(
-                f"the network of {source} predicts {scheduler.config['prediction_type']!r}, which is none of "
-                f"{', '.join(PREDICTION_TYPES)}; choose another model"
+                f"cannot sample {source} with {key}={config[key]!r} of its {name}: {why}; choose a model with "
+                f"{supported!r}"
             )
-        return DiscreteSchedule(scheduler.betas.double(), scheduler.config["beta_schedule"]), kind
-    raise MissingFile(f"{source} has no scheduler_config.json, so its noise schedule is unknown; add tt_model.json")
+
+
+def _schedule_name(config: Mapping[str, Any]) -> str:
+    """Names differ where betas do: a timing of one is not used with the other."""
+    if config["trained_betas"] is not None:
+        return "trained-" + hashlib.sha256(repr(list(config["trained_betas"])).encode()).hexdigest()[:8]
+    betas = config["beta_schedule"], config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+    return "linear" if betas == ("linear", 1e-4, 0.02, 1000) else "-".join(map(str, betas))
