@@ -63,16 +63,17 @@ def succeeds(*arguments) -> str:
 
 
 def fails(*arguments) -> str:
-    """Check that a command ends with one line ``error: ...`` and code 2; returns that line without the word."""
+    """Check that a command ends with code 2 and one line ``error: ...`` on stderr; returns it without the word."""
     result = tt(*arguments)
     if not isinstance(result.exception, SystemExit):
         raise AssertionError(f"no error that was meant: {result.output!r}") from result.exception
     assert result.exit_code == 2, result.output
-    *before, last = result.output.splitlines()
-    assert last.startswith("error: "), result.output
-    # Only progress may stand before it.
-    assert all(": " in line and "/" in line and " s, " in line for line in before), result.output
-    return last.removeprefix("error: ")
+    # A library may warn of what it lacks, as torch does of CUDA.
+    (line,) = [line for line in result.stderr.splitlines() if "WARNING" not in line and "No CUDA" not in line]
+    assert line.startswith("error: "), result.output
+    # Nothing but progress is on stdout.
+    assert all(": " in line and "/" in line and " s, " in line for line in result.stdout.splitlines()), result.output
+    return line.removeprefix("error: ")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,8 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     shutil.copytree(make_tiny_data(tmp_path_factory.getbasetemp()), folder / "data")
     (folder / "a-file").write_text("not a folder")
+    (folder / "none.csv").write_text("not rows")
+    (folder / "a-folder.csv").mkdir()
     (folder / "pictures").mkdir()
     (folder / "pictures" / "cat.png").write_bytes(b"miaow")
     (folder / "truncated").mkdir()
@@ -344,7 +347,7 @@ ERRORS = {
     "unwritable picture": ((*SAMPLE, "--out", "a-file/x.png"), "a-file/x.png", "choose another"),
     "not a picture": ((*SAMPLE, "--out", "runs/x.gif"), "x.gif", ".png"),
     "unwritable timing": ((*TUNE, *PARALLEL, "--out", "a-file/x.json"), "a-file/x", "choose another"),
-    "unwritable statistics": (("stats", *DIGITS, "--out", "a-file/x"), "a-file/x", "choose another"),
+    "unwritable statistics": (("stats", *DIGITS, "--out", "a-file/x.safetensors"), "a-file/x", "choose another"),
     "unwritable results": ((*EVALUATE, "--results", "a-file/fd.csv"), "a-file/fd.csv", "choose another"),
     "unwritable state": ((*EVALUATE, "--seed", 9, "--work", "a-file/w"), "a-file/w", "choose another"),
     "unknown device": ((*SAMPLE, "--device", "gpu"), "'gpu'", "auto or cpu"),
@@ -359,7 +362,7 @@ ERRORS = {
         "truncation-parallel",
     ),
     "unknown source": ((*TUNE, "--timing", "truncation-parallel,source=drawn"), "'drawn'", "generated, real"),
-    "unknown data set": ((*TUNE, "--dataset", "mnist"), "'mnist'", "cifar10, digits"),
+    "unknown data set": ((*TUNE, "--dataset", "mnist"), "'mnist'", "cifar10, digits", "--data"),
     "unknown features": ((*EVALUATE, "--features", "vgg"), "'vgg'", "digits-resnet"),
     "features that are not there": ((*EVALUATE, "--features", "cifar10-resnet"), "cifar10-resnet", "tt features"),
     "statistics that are not there": (
@@ -376,7 +379,7 @@ ERRORS = {
     "tuning on images of another size": ((*TUNE, "--model", "larger", "--dataset", "digits"), "16", "8", "digits"),
     "timing by its name alone": ((*SAMPLE, "--timing", "truncation-parallel"), "truncation-parallel", "tt tune"),
     "seed beyond 64 bits": ((*SAMPLE, "--seed", 2**64), str(2**64), "smaller"),
-    "results that are none": ((*EVALUATE, "--results", "a-file"), "a-file", "restore"),
+    "results that are none": ((*EVALUATE, "--results", "none.csv"), "none.csv", "restore"),
     "folder that is no model": ((*SAMPLE, "--model", "pictures"), "pictures", "model folder", "give one"),
     "features for a model": ((*SAMPLE, "--model", "data/pretrained/digits-resnet"), "digits-resnet"),
 }
@@ -435,22 +438,96 @@ def test_state_of_another_tuning(pipeline):
     assert "other.state is the state of another tuning" in fails("tune", *PARALLEL, "--out", "runs/other.json")
 
 
+PLACES = {
+    ("tune",): {"--out": ".json"},
+    ("sample",): {"--out": ".png"},
+    ("evaluate",): {"--results": ".csv", "--work": ""},
+    ("table", "--config", "data/table.toml"): {"--results": ".csv", "--work": ""},
+    ("floor",): {"--results": ".csv"},
+    ("direction",): {"--results": ".csv", "--work": "", "--figure": ".png"},
+    ("speed",): {"--results": ".csv"},
+    ("demo",): {"--out": ""},
+    ("train", "--out", "runs/never"): {"--results": ".csv", "--out": ""},
+    ("features", "--out", "runs/never"): {"--results": ".csv", "--out": ""},
+    ("stats",): {"--out": ".safetensors"},
+}
+"""What each command writes where it is told to: files with their endings, and folders."""
+DEFAULT_PLACES = [
+    *(
+        (*words, "results/training.csv")
+        for words in (("train", "--out", "runs/never"), ("features", "--out", "runs/never"))
+    ),
+    *((*words, "results/fd.csv") for words in (("evaluate",), ("table", "--config", "data/table.toml"), ("floor",))),
+    ("direction", "results/direction.csv"),
+    ("speed", "results/speed.csv"),
+    ("stats", "stats/cifar10-train-cifar10-resnet.safetensors"),
+    ("card", "MANIFEST.csv"),
+    ("card", "results/README.md"),
+]
+
+
+def test_every_option_that_names_a_place_is_listed():
+    names = {"out", "results", "work", "figure"}
+    listed = {(words[0], option.strip("-")) for words, options in PLACES.items() for option in options}
+    assert listed == {(name, each.name) for name, command in COMMANDS.items() for each in command.params} & {
+        (name, each) for name in COMMANDS for each in names
+    }
+
+
+@pytest.fixture
+def no_work(monkeypatch, project):
+    """What any work begins with fails the test."""
+    (project / "data" / "table.toml").write_text(TABLE)
+    for module in ("study.workbench", "networks.unet"):
+        monkeypatch.setattr(f"tt_lib.{module}.load_model", lambda *a, **k: pytest.fail("work, and no place for it"))
+    for module in ("datasets", "networks.train_unet", "networks.train_features"):
+        monkeypatch.setattr(f"tt_lib.{module}.load_dataset", lambda *a, **k: pytest.fail("work, and no place for it"))
+    monkeypatch.setattr("tt_lib.metrics.features.load_features", lambda *a, **k: pytest.fail("work, and no place"))
+
+
+TABLE = """
+[table]
+dataset = "digits"
+model = "tiny"
+features = "digits-resnet"
+n = 20
+seed = 0
+[[cells]]
+solver = "ddim"
+grid = "uniform"
+nfe = 3
+"""
+
+
 @pytest.mark.parametrize(
-    "words",
-    [
-        (*EVALUATE, "--results", "a-file/x.csv"),
-        ("speed", "--results", "a-file/x.csv"),
-        ("table", "--config", "spine", "--results", "a-file/x.csv"),
-        ("direction", "--results", "a-file/x.csv"),
-        ("direction", "--figure", "a-file/x.png"),
-        ("direction", "--figure", "runs/x.jpg"),
-        ("sample", "--out", "runs/x.jpg"),
-    ],
+    ("words", "option", "suffix"), [(words, *each) for words, options in PLACES.items() for each in options.items()]
 )
-def test_every_place_is_looked_at_before_the_work(pipeline, monkeypatch, words):
-    monkeypatch.setattr("tt_lib.study.workbench.load_model", lambda *a: pytest.fail("work, and no place for it"))
+def test_every_place_is_looked_at_before_the_work(no_work, words, option, suffix):
+    needed = ("--out", "runs/never.png") if words == ("sample",) else ()
+    bad = [f"a-file/x{suffix}", f"a-file/new/x{suffix}", "/proc/new/x" + suffix, "n" * 250 + suffix]
+    bad += ["a-folder.csv", "runs/x.other", "runs/x", "new/"] if suffix else ["a-file"]
+    for place in bad:
+        message = fails(*words, *needed, option, place)
+        assert message.startswith("BadValue: ") and (place in message or "path that ends in" in message), message
+    assert not Path("runs/never").exists() and not Path("new").exists()
+
+
+@pytest.mark.parametrize("words", DEFAULT_PLACES)
+def test_every_usual_place_is_looked_at_before_the_work(no_work, monkeypatch, tmp_path, words):
+    *words, place = words
+    monkeypatch.setenv("TT_DATA", str(tmp_path))
+    (tmp_path / "results").mkdir()
+    if words == ["card"]:
+        (tmp_path / "results" / "fd.csv").write_text("")
+        monkeypatch.setattr("tt_lib.rows.read_rows", lambda *a: pd.DataFrame())
+    (tmp_path / place).mkdir(parents=True)
+    assert f"cannot write {tmp_path / place}: it is a folder" in fails(*words)
+    (tmp_path / place).rmdir()
+    if words[0] in ("stats", "card"):
+        return
+    (tmp_path / place).write_text("not,rows\n1,2\n")
     message = fails(*words)
-    assert message.startswith("BadValue: ") and ("a-file/x" in message or "ends in .png" in message)
+    assert message.startswith("CorruptFile: ") and place in message, "rows that cannot be read"
 
 
 def test_tuning_ddim_with_noise(pipeline):

@@ -17,10 +17,11 @@ from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, MissingFile
 from tt_lib.files import (
     atomic_path,
     check_hash,
-    check_png,
+    check_suffix,
     check_writable,
     data_folder,
     file_hash,
+    file_name,
     hold,
     read_json,
     refuse_overwrite,
@@ -156,21 +157,122 @@ def test_refuse_overwrite(tmp_path):
     refuse_overwrite(path, force=False)
     path.write_text("x")
     refuse_overwrite(path, force=True)
-    for there in (path, tmp_path):
-        with pytest.raises(AlreadyDone, match="--force") as caught:
-            refuse_overwrite(there, force=False)
-        assert str(there) in str(caught.value)
+    with pytest.raises(AlreadyDone, match=r"out\.csv exists; give --force"):
+        refuse_overwrite(path, force=False)
     assert path.read_text() == "x"
 
 
 def test_places_are_looked_at_before_the_work(tmp_path):
-    check_writable(tmp_path / "new" / "out.csv")
+    check_suffix("a.png", ".png")
+    with pytest.raises(BadValue, match=r"ends in \.png, got a\.pdf"):
+        check_suffix("a.pdf", ".png")
     (tmp_path / "plain").write_text("")
-    with pytest.raises(BadValue, match="plain is no folder to write to"):
-        check_writable(tmp_path / "plain" / "out.csv")
-    check_png("a.png")
-    with pytest.raises(BadValue, match=r"PNG files, got a\.pdf"):
-        check_png("a.pdf")
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "out.csv")
+    for good in ("new/far/out.csv", "plain", "link", "n" * 240):
+        check_writable(tmp_path / good)
+        refuse_overwrite(tmp_path / good, force=True)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    for bad, reason in (
+        (tmp_path, "it is a folder; give the path of a file"),
+        (tmp_path / "plain" / "out.csv", "Not a directory; choose another output folder"),
+        (tmp_path / "plain" / "new" / "out.csv", "Not a directory"),
+        (tmp_path / "loop" / "out.csv", "loop"),
+        (tmp_path / "pipe", "no plain file"),
+        # As an administrator one may write there, and would put a file in its place.
+        (Path("/dev/full"), "no plain file"),
+        (Path("/proc/out.csv"), "No such file"),
+        (tmp_path / ("n" * 250), "File name too long"),
+        (tmp_path / "new" / ("n" * 250) / "out.csv", "File name too long"),
+    ):
+        for force in (False, True):
+            with pytest.raises(BadValue, match=reason) as caught:
+                refuse_overwrite(bad, force)
+            assert str(bad) in str(caught.value) and "\n" not in str(caught.value)
+    assert names(tmp_path) == ["link", "loop", "pipe", "plain"], "nothing is left of it"
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_is_read_only_is_refused(tmp_path, what):
+    """As a user who is no administrator: for that one no permission counts."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "out.csv").write_text("old")
+    for each in (*tmp_path.parents, tmp_path):
+        if each.stat().st_uid == os.getuid():
+            each.chmod(each.stat().st_mode | 0o011)
+    (folder / "out.csv").chmod(0o444 if what == "file" else 0o666)
+    folder.chmod(0o777 if what == "file" else 0o555)
+    program = (
+        "import os, sys\nfrom tt_lib.files import check_writable\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"
+        "try:\n    check_writable(sys.argv[1])\nexcept ValueError as error:\n    print(error)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(folder / "out.csv")], cwd=files.PACKAGE_ROOT, capture_output=True, text=True
+    )
+    reason = "it is read-only" if what == "file" else "Permission denied"
+    assert reason in ended.stdout, ended.stderr
+    folder.chmod(0o755)
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "there" / "file.txt")
+    for text in ("old", "new"):
+        write_text(tmp_path / "link.txt", text)
+        assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "there" / "file.txt").read_text() == text
+
+
+def test_names_of_files_on_any_system():
+    assert file_name("cifar10-ddpm-w64") == "cifar10-ddpm-w64" and file_name("google/ddpm") == "google--ddpm"
+    assert file_name("unipc,order=2-uniform-5-end-joint,seed=1.json") == "unipc,order=2-uniform-5-end-joint,seed=1.json"
+    assert file_name("C:\\a?b") == "C----a--b" and file_name("..") == "--" and file_name("a. ") == "a"
+
+
+FULL = """
+import resource, signal, sys
+import numpy, torch
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import save_file
+from tt_lib.files import TTError, atomic_path
+from tt_lib.figures.style import save_figure
+from tt_lib.rows import write_rows
+import tt_lib.rows
+
+tensors, path = {"x": torch.zeros(100_000)}, sys.argv[1]
+writers = {
+    "text": lambda file: file.write_text("x" * 100_000),
+    "torch": lambda file: torch.save(tensors, file),
+    "safetensors": lambda file: save_file(tensors, file),
+    "numpy": lambda file: numpy.save(open(file, "wb"), tensors["x"].numpy()),
+    "picture": lambda file: Image.effect_noise((500, 500), 80).save(file, "PNG"),
+    "figure": lambda file: Figure(figsize=(20, 20)).savefig(file, format="png", dpi=300),
+}
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for name, write in writers.items():
+    try:
+        with atomic_path(path) as file:
+            write(file)
+    except TTError as error:
+        print(name, error)
+    else:
+        print(name, "was written")
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path):
+    """A limit to the size of files stands for the disk: Python, C++ and Rust meet it as they meet a full one."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], cwd=files.PACKAGE_ROOT, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 6 and all(f"cannot write {path}: " in line and "make room" in line for line in lines), lines
+    assert path.read_text() == "old" and names(tmp_path) == ["file"]
 
 
 def test_data_folder(tmp_path, monkeypatch):

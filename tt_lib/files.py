@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, MissingFile
+from tt_lib.errors import AlreadyDone, BadValue, CorruptFile, MissingFile, TTError, check_type
 
 T = TypeVar("T")
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
@@ -35,18 +37,18 @@ def data_folder() -> Path:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` if the block ends without an error.
 
+    Where ``path`` is a link, the file that it leads to is replaced and the link stays.
+
     Raises:
-        BadValue: the folder cannot be made or written to.
+        BadValue: the folder cannot be made or written to, or the disk is full.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
     except OSError as error:
-        raise BadValue(
-            f"cannot write {path}: {error.strerror}; choose another output folder or mend its permissions"
-        ) from error
+        raise _unwritable(path, error.strerror) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -55,8 +57,25 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
+    except Exception as error:
+        if _is_failed_write(error):
+            raise _unwritable(path, getattr(error, "strerror", None) or "it could not be written whole") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_failed_write(error: Exception) -> bool:
+    """Whether a file could not be written: the disk is full, say. safetensors and torch raise errors of their own."""
+    if isinstance(error, OSError):
+        return not isinstance(error, TTError)
+    return type(error).__name__ == "SafetensorError" or any(
+        each in str(error) for each in ("inline_container", "iostream", "PytorchStreamWriter")
+    )
+
+
+def _unwritable(path: Path, reason: str | None) -> BadValue:
+    return BadValue(f"cannot write {path}: {reason}; choose another output folder, make room or mend its permissions")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -73,6 +92,8 @@ def write_json(path: Path | str, value: Any) -> None:
 def read_json(path: Path | str, remedy: str = "") -> Any:
     """Read JSON; a missing or damaged file gives one clear error, with the ``remedy`` for a missing one.
 
+    NaN, infinity and numbers too large for a float are no JSON: :func:`write_json` never writes them.
+
     Raises:
         MissingFile, CorruptFile
     """
@@ -80,9 +101,23 @@ def read_json(path: Path | str, remedy: str = "") -> Any:
     if not path.is_file():
         raise MissingFile(f"no file at {path}" + (f"; {remedy}" if remedy else ""))
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(
+            path.read_text(encoding="utf-8"), parse_float=_number, parse_int=_whole_number, parse_constant=_number
+        )
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path} is not JSON ({error}); restore it or make it again") from error
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
+
+
+def _whole_number(text: str) -> int:
+    _number(text)
+    return int(text)
 
 
 def read_record(path: Path | str, kind: type[T], format: str, tuples: Sequence[str], what: str, command: str) -> T:
@@ -101,12 +136,27 @@ def read_record(path: Path | str, kind: type[T], format: str, tuples: Sequence[s
         raise CorruptFile(f"{path} is not a {what} (its format is not {format!r}); make one with `{command}`")
     try:
         for name in tuples:
-            content[name] = tuple(float(value) for value in content[name])
+            content[name] = _floats(name, content[name])
         return kind(**content)
     except (TypeError, KeyError, ValueError) as error:
         raise CorruptFile(
-            f"{path} is a damaged {what} ({error}); restore it or make it again with `{command}`"
+            f"{path} is a damaged {what} ({error}); restore it, or delete it and make it again with `{command}`"
         ) from error
+
+
+def _floats(name: str, values: Any) -> tuple[float, ...]:
+    """A list of numbers, as JSON has it, as a tuple: a text would be one of its letters, and true would be 1."""
+    if not isinstance(values, list):
+        raise BadValue(f"{name} must be a list of numbers, got {repr(values)[:60]}")
+    for value in values:
+        check_type(f"each of {name}", value, float)
+    return tuple(map(float, values))
+
+
+def spell(value: float) -> str:
+    """The shortest spelling of a number that reads back as just this number, for names: 0.95, 1, 2e-05."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
@@ -130,24 +180,45 @@ def check_hash(path: Path | str, expected: str, algorithm: str = "sha256", remed
         )
 
 
-def check_png(path: Path | str) -> None:
-    """Raise :class:`BadValue` unless a figure may have this path."""
-    if Path(path).suffix != ".png":
-        raise BadValue(f"figures are PNG files, got {path}; give a path that ends in .png")
+def check_suffix(path: Path | str, suffix: str) -> None:
+    """Raise :class:`BadValue` unless the name of a file ends as its kind does, in ``.png`` say."""
+    if Path(path).suffix != suffix:
+        raise BadValue(f"give a path that ends in {suffix}, got {path}")
 
 
 def check_writable(path: Path | str) -> None:
-    """Raise :class:`BadValue` if there is no place for ``path``: now, and not when hours of work are done."""
-    parent = next(folder for folder in Path(path).absolute().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise BadValue(f"cannot write {path}: {parent} is no folder to write to; choose another output folder")
+    """Raise :class:`BadValue` if the file ``path`` cannot be written: now, and not when hours of work are done.
+
+    What will be done is tried: permissions alone say nothing of a name that is too long or a read-only disk. Nothing
+    is left of it, and no folder is made.
+    """
+    path = Path(os.path.realpath(path))
+    try:
+        if path.is_dir():
+            raise BadValue(f"cannot write {path}: it is a folder; give the path of a file")
+        if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+            raise BadValue(f"cannot write {path}: it is read-only or no plain file; choose another output")
+        folder = next(parent for parent in path.parents if os.path.lexists(parent))
+        for part in (path, *path.parents):
+            if part == folder:
+                break
+            with tempfile.NamedTemporaryFile(prefix=f".{part.name}.", suffix=".tmp", dir=folder):
+                pass
+    except OSError as error:
+        raise _unwritable(path, error.strerror) from error
 
 
 def refuse_overwrite(path: Path | str, force: bool) -> None:
     """:func:`check_writable`, and raise :class:`AlreadyDone` if ``path`` exists and ``force`` is false."""
+    check_writable(path)
     if Path(path).exists() and not force:
         raise AlreadyDone(f"{path} exists; give --force to replace it or choose another --out")
-    check_writable(path)
+
+
+def file_name(text: str) -> str:
+    """A text, such as the name of a model, as the name of one file or folder on any system."""
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "--", text).rstrip(". ")
+    return name or "--"
 
 
 @contextlib.contextmanager
@@ -166,9 +237,10 @@ def hold(path: Path, wait: bool = False) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the second: a file system without locks
+        reason = getattr(error, "strerror", None) or error
         raise BadValue(
-            f"cannot write to {path.parent}: {error.strerror}; choose another output folder or --work folder"
+            f"cannot write to {path.parent}: {reason}; choose another output folder or --work folder"
         ) from error
     try:
         yield True

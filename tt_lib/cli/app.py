@@ -5,9 +5,11 @@ Nothing here imports PyTorch before a command runs, so that ``tt --help`` answer
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +19,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 from typer.core import TyperGroup
 
 from tt_lib.errors import BadValue, TTError
-from tt_lib.files import check_png, check_writable
+from tt_lib.files import check_suffix, check_writable
 
 if TYPE_CHECKING:
     import torch
@@ -30,45 +33,72 @@ if TYPE_CHECKING:
     from tt_lib.sampling import Progress
 
 console = Console()
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for unknown and missing options. Versions of typer differ in the module that it is in."""
 
 DataOption = Annotated[
     Path | None,
-    typer.Option("--data", help="The CIFAR-10 folder or archive (else $TT_CIFAR10, else data/cifar10)."),
+    typer.Option(
+        "--data",
+        help="Folder of the images: train/CLASS/*.png, train.npz or train-*.parquet, and the same of test; for cifar10 "
+        "also the official files (else $TT_CIFAR10, else data/cifar10).",
+    ),
+]
+DatasetOption = Annotated[
+    str, typer.Option(help="Data set of the real images: cifar10, digits, or a name of your own for those in --data.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda or cuda:1.")]
 FastFeaturesOption = Annotated[
     bool,
     typer.Option(
         "--fast-features",
-        help="Inception in float16, and compiled with --compile: several times faster on a GPU, and its distance is "
-        "a little different.",
+        help="Features of enlarged images faster on a GPU, and compiled with --compile: inception-2015 in float16, "
+        "so that its distance is a little different, imagenet-efficientnet-lite0 in float32.",
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a finished result.")]
 
 
 def check_seed(seed: int) -> int:
-    """The seed, if it fits torch's 64 bits."""
-    if not -(2**63) <= seed < 2**63:
-        raise BadValue(f"a seed has at most 64 bits, with its sign, got {seed}; give a smaller one")
+    """The seed, if there is one such for users."""
+    from tt_lib.noise import check_seeds
+
+    check_seeds(seed)
     return seed
 
 
 SeedOption = Annotated[int, typer.Option(help="Everything drawn at random follows from it.", callback=check_seed)]
 
 
-def place(path: Path | None) -> Path | None:
-    """The path of an option, if it can be written to: asked before the work, for files that are written after it."""
-    if path is not None:
-        check_writable(path)
+def place(suffix: str) -> Callable[[Path | None], Path | None]:
+    """The callback of an option that names a file to write: before any work, its name and its place are looked at."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None:
+            check_suffix(path, suffix)
+            check_writable(path)
+        return path
+
+    return check
+
+
+def work_place(folder: Path) -> Path:
+    """The callback of an option that names a folder for states and locks."""
+    check_writable(folder / "state")
+    return folder
+
+
+def results_file(given: Path | None, name: str, columns: Sequence[str]) -> Path:
+    """The file that a command adds rows to, by default ``name`` in ``data/results``.
+
+    Asked before the work: it can be written, and the rows that are there can be read.
+    """
+    from tt_lib.rows import read_rows, results_folder
+
+    path = given or results_folder() / name
+    check_writable(path)
+    read_rows(path, columns)
     return path
-
-
-def png_place(path: Path | None) -> Path | None:
-    """:func:`place` for a figure."""
-    if path is not None:
-        check_png(path)
-    return place(path)
 
 
 def say(text: str) -> None:
@@ -77,15 +107,64 @@ def say(text: str) -> None:
 
 
 class OneLineErrors(TyperGroup):
-    """Prints the library's own errors as one line and exits with 2; other errors are bugs and keep their traceback."""
+    """Prints errors that a user can mend as one line on stderr; other errors are bugs and keep their traceback.
 
-    def invoke(self, ctx: Any):
+    Those are the library's own, a wrong option, a file or a disk that fails, and memory that does not suffice.
+    """
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # A letter that the terminal's encoding lacks is shown as its number, and ends nothing.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
         try:
+            check_words(sys.argv[1:])
             return super().invoke(ctx)
-        except TTError as error:
-            console.print(f"[bold red]error:[/] {type(error).__name__}: ", end="", highlight=False)
-            say(" ".join(str(error).split()))
+        except KeyboardInterrupt as stop:
+            say_error("stopped; the same command goes on from what it has kept")
+            raise typer.Exit(130) from stop
+        except Exception as error:
+            text = describe(error)
+            if text is None:
+                raise
+            say_error(f"{type(error).__name__}: {text}")
             raise typer.Exit(2) from error
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise BadValue for a word that is no text in this locale: it could be neither shown nor written into a row."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise BadValue(f"{word!a} is no text in this locale; set PYTHONUTF8=1, or choose a name in UTF-8")
+
+
+def describe(error: Exception) -> str | None:
+    """What to tell the user of an error that is his to mend; None for a bug, and for a reader that has gone away."""
+    if isinstance(error, BrokenPipeError):
+        return None
+    if isinstance(error, TTError):
+        return str(error)
+    if isinstance(error, UsageError):
+        return f"{error.format_message()}; --help lists the options"
+    if isinstance(error, OSError):
+        return f"{error}; mend that and start the same command again"
+    # torch has a type of its own for a GPU's memory, and for a CPU's only words.
+    words = ("out of memory", "can't allocate memory")
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    ):
+        first = (str(error).splitlines() or [""])[0]
+        return f"not enough memory ({first}); give a smaller --batch, or fewer samples or images"
+    return None
+
+
+def say_error(text: str) -> None:
+    """Print one line on stderr."""
+    line = Text.assemble(("error:", "bold red"), " ", " ".join(text.split()))
+    Console(stderr=True).print(line, soft_wrap=True)
 
 
 def make_app() -> typer.Typer:
@@ -114,7 +193,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
+        if device.type not in ("cpu", "cuda"):  # others lack float64 or memory of their own
+            raise RuntimeError("it is neither cpu nor cuda")
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise BadValue(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"
         ) from error

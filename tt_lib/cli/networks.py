@@ -11,6 +11,7 @@ import typer
 
 from tt_lib.cli.app import (
     DataOption,
+    DatasetOption,
     DeviceOption,
     ForceOption,
     SeedOption,
@@ -18,6 +19,7 @@ from tt_lib.cli.app import (
     pick_device,
     place,
     progress_bar,
+    results_file,
     say,
 )
 from tt_lib.errors import BadValue, TTError, choose
@@ -25,9 +27,10 @@ from tt_lib.files import data_folder, read_json, refuse_overwrite
 from tt_lib.networks.config import DEFAULTS, FEATURE_DEFAULTS, Config
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
-DatasetOption = Annotated[str, typer.Option(help="cifar10 or digits.")]
+TrainedOnOption = Annotated[str, typer.Option(help="cifar10 or digits: those with settings for training.")]
 LogOption = Annotated[
-    Path | None, typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place)
+    Path | None,
+    typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place(".csv")),
 ]
 
 
@@ -43,13 +46,13 @@ def setting(text: str, name: str, defaults: Mapping[str, Config] = DEFAULTS) -> 
 
 def settings(defaults: Mapping[str, AnyConfig], dataset: str, **given: Any) -> AnyConfig:
     """A data set's defaults, with the options that were given."""
-    choose("data set", dataset, defaults)
+    choose("data set to train on", dataset, defaults)
     return replace(defaults[dataset], **{name: value for name, value in given.items() if value is not None})
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Model folder to write; its name becomes the model's name.")],
-    dataset: DatasetOption = "cifar10",
+    dataset: TrainedOnOption = "cifar10",
     data: DataOption = None,
     images: Annotated[int | None, setting("Images to see in all", "images")] = None,
     width: Annotated[int | None, setting("Channels of the UNet's first level", "width")] = None,
@@ -85,11 +88,15 @@ def train(
 
     Example: `tt train --dataset digits --out runs/digits` (a little more than a minute on two CPU cores).
     """
+    from tt_lib.metrics.world import join_world
     from tt_lib.networks.train_unet import train as run
+    from tt_lib.rows import TRAINING_COLUMNS
 
+    log = results_file(results, "training.csv", TRAINING_COLUMNS)
     given: dict[str, Any] = dict(images=images, width=width, batch=batch, lr=lr, dropout=dropout, min_snr=min_snr)
     sides = read_sides(attention) if attention else None
     config = settings(DEFAULTS, dataset, attention=sides, seed=seed, **given)
+    join_world()
     with progress_bar(f"train {out.name}") as report:
         run(
             config,
@@ -100,7 +107,7 @@ def train(
             graphs=graphs,
             force=force,
             checkpoint_seconds=checkpoint_seconds,
-            results=results,
+            results=log,
             stop_after=stop_after,
             progress=report,
         )
@@ -117,7 +124,7 @@ def read_sides(text: str) -> tuple[int, ...]:
 
 def features(
     out: Annotated[Path, typer.Option(help="Folder to write the network to.")],
-    dataset: DatasetOption = "cifar10",
+    dataset: TrainedOnOption = "cifar10",
     data: DataOption = None,
     epochs: Annotated[int | None, setting("Passes over the training images", "epochs", FEATURE_DEFAULTS)] = None,
     batch: Annotated[int | None, setting("Images a step", "batch", FEATURE_DEFAULTS)] = None,
@@ -134,12 +141,12 @@ def features(
     Example: `tt features --dataset digits --out runs/digits-resnet`
     """
     from tt_lib.networks.train_features import train_features
+    from tt_lib.rows import TRAINING_COLUMNS
 
+    log = results_file(results, "training.csv", TRAINING_COLUMNS)
     config = settings(FEATURE_DEFAULTS, dataset, epochs=epochs, batch=batch, seed=seed)
     with progress_bar(f"features {out.name}") as report:
-        train_features(
-            config, out, data=data, device=pick_device(device), force=force, results=results, progress=report
-        )
+        train_features(config, out, data=data, device=pick_device(device), force=force, results=log, progress=report)
     say(f"{out}: test accuracy {100 * read_json(out / 'config.json')['test_accuracy']:.2f} %")
 
 
@@ -147,7 +154,10 @@ def stats(
     dataset: DatasetOption = "cifar10",
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     features: Annotated[
-        str, typer.Option(help="cifar10-resnet, cifar10-simclr, the same of digits, or inception-2015.")
+        str,
+        typer.Option(
+            help="cifar10-resnet, cifar10-simclr, the same of digits, imagenet-efficientnet-lite0 or inception-2015."
+        ),
     ] = "cifar10-resnet",
     weights: Annotated[
         Path | None, typer.Option(help="The features' weights, if they are not in their usual place.")
@@ -157,7 +167,9 @@ def stats(
         int | None,
         typer.Option(help="Keep the features of so many images, in place of mean and covariance of all: 10000."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write [default: data/stats/...].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write [default: data/stats/...].", callback=place(".safetensors"))
+    ] = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:

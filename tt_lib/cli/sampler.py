@@ -10,6 +10,7 @@ import typer
 
 from tt_lib.cli.app import (
     DataOption,
+    DatasetOption,
     DeviceOption,
     FastFeaturesOption,
     ForceOption,
@@ -19,9 +20,10 @@ from tt_lib.cli.app import (
     pick_device,
     pick_devices,
     place,
-    png_place,
     progress_bar,
+    results_file,
     say,
+    work_place,
 )
 from tt_lib.files import refuse_overwrite
 
@@ -67,10 +69,13 @@ def tune(
     timing: Annotated[
         str, typer.Option(help="Objective, strategy and options, as tables name them: see below.")
     ] = "truncation-parallel",
-    dataset: Annotated[str, typer.Option(help="Data set of real images: cifar10 or digits.")] = "cifar10",
+    dataset: DatasetOption = "cifar10",
     data: DataOption = None,
     features: Annotated[str, typer.Option(help="Features of the distance (frechet-joint only).")] = "cifar10-resnet",
-    out: Annotated[Path | None, typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].", callback=place(".json")),
+    ] = None,
     batch: BatchOption = 64,
     compile: CompileOption = False,
     device: DeviceOption = "auto",
@@ -90,17 +95,21 @@ def tune(
     """
     from tt_lib.errors import BadValue
     from tt_lib.metrics.reference import load_metric
-    from tt_lib.study.cells import Cell, is_tuned, parse_timing, timing_path
+    from tt_lib.study.cells import Cell, check_recipe, is_tuned, parse_timing, timing_path
     from tt_lib.study.workbench import make_bench
 
     cell = Cell(solver, grid, nfe, timing, eta)
     if not is_tuned(cell.timing):
         raise BadValue(f"there is nothing to tune in {timing!r}; name objective and strategy, as truncation-parallel")
     recipe = parse_timing(cell.timing, {"optimiser": "search"})
+    check_recipe(cell, recipe)
     bench = make_bench(model, pick_device(device), batch=batch, compile=compile)
     path = out or timing_path(bench.model.name, cell)
     refuse_overwrite(path, force)
+    state = path.with_name(f"{path.name}.state")
     metric = load_metric(features, dataset, bench.device) if recipe.config.objective == "frechet" else None
+    if metric:
+        metric.require_shape(bench.model.shape, bench.model.name)
 
     def images() -> Tensor:
         return bench.tuning_images(recipe.source, recipe.images, dataset, data)
@@ -108,11 +117,14 @@ def tune(
     with progress_bar(f"tune {cell.label}") as report:
         # An analytic solver is tuned with its untuned gamma, and has another at the tuned times.
         bench.ensure_gamma(cell, None, images, recipe.source, report)
-        tuned = bench.tune_by(cell, recipe, dataset, data, metric, path.with_suffix(".state"), report)
+        tuned = bench.tune_by(cell, recipe, dataset, data, metric, state, report)
         bench.ensure_gamma(cell, tuned, images, recipe.source, report)
     tuned.save(path)
+    state.unlink(missing_ok=True)
     ratios = " ".join(f"{ratio:.3f}" for ratio in tuned.ratios)
     say(f"{path}\ntau / t, from noise to data: {ratios}")
+    if tuned.taus == tuned.times:
+        say("no time has moved: nothing that was tried is better than tau = t, or the gate refused it")
 
 
 def _sampler(bench: Bench, cell: Cell, timing: str, report: Progress) -> tuple[Sampler, str]:
@@ -140,7 +152,7 @@ def _sampler(bench: Bench, cell: Cell, timing: str, report: Progress) -> tuple[S
 
 
 def sample(
-    out: Annotated[Path, typer.Option(help="PNG to write, with all images in a grid.", callback=png_place)],
+    out: Annotated[Path, typer.Option(help="PNG to write, with all images in a grid.", callback=place(".png"))],
     model: ModelOption = "cifar10",
     solver: SolverOption = "ddim",
     grid: GridOption = "uniform",
@@ -160,11 +172,13 @@ def sample(
     from tt_lib.datasets import to_uint8
     from tt_lib.figures.pictures import image_grid
     from tt_lib.figures.style import save_figure
+    from tt_lib.noise import check_seeds
     from tt_lib.sampling import sample_images
     from tt_lib.study.cells import Cell
     from tt_lib.study.workbench import make_bench
 
     refuse_overwrite(out, force)
+    check_seeds(seed, n)
     bench = make_bench(model, pick_device(device), batch=batch)
     with progress_bar("sample") as report:
         sampler, name = _sampler(bench, Cell(solver, grid, nfe, eta=eta), timing, report)
@@ -185,17 +199,19 @@ def evaluate(
     features: Annotated[
         list[str] | None,
         typer.Option(
-            help="cifar10-resnet, cifar10-simclr, the same of digits, or inception-2015 (that is FID); may be "
-            "repeated: all are taken from the same samples [default: cifar10-resnet]."
+            help="cifar10-resnet, cifar10-simclr, the same of digits, imagenet-efficientnet-lite0 or inception-2015 "
+            "(that is FID); may be repeated: all are taken from the same samples [default: cifar10-resnet]."
         ),
     ] = None,
     n: SamplesOption = 50_000,
     batch: BatchOption = 500,
     seed: SeedOption = 0,
     results: Annotated[
-        Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].", callback=place)
+        Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].", callback=place(".csv"))
     ] = None,
-    work: Annotated[Path, typer.Option(help="Folder for the state of an unfinished run.")] = Path("runs/evaluate"),
+    work: Annotated[Path, typer.Option(help="Folder for the state of an unfinished run.", callback=work_place)] = Path(
+        "runs/evaluate"
+    ),
     more: Annotated[
         bool,
         typer.Option("--more", help="Also distance at infinitely many samples, kernel distance, precision, recall."),
@@ -212,15 +228,20 @@ def evaluate(
     """
     from tt_lib.metrics.evaluate import fd_rows, forget_sets, measure_all
     from tt_lib.metrics.reference import check_names, load_metric
-    from tt_lib.rows import FD_COLUMNS, FD_KEY, results_folder, write_rows
+    from tt_lib.noise import check_seeds
+    from tt_lib.rows import FD_COLUMNS, FD_KEY, write_rows
     from tt_lib.study.cells import Cell
     from tt_lib.study.workbench import make_bench
 
     names = features or ["cifar10-resnet"]
     check_names(names)
+    check_seeds(seed, n)
+    path = results_file(results, "fd.csv", FD_COLUMNS)
     world, where = pick_devices(device)
     metrics = [load_metric(name, dataset, where, bank=more) for name in names]
     bench = make_bench(model, where, batch=batch, compile=compile)
+    for metric in metrics:
+        metric.require_shape(bench.model.shape, bench.model.name)
     metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
     with progress_bar("evaluate") as report:
         sampler, name = _sampler(bench, Cell(solver, grid, nfe, eta=eta), timing, report)
@@ -228,13 +249,14 @@ def evaluate(
             sampler, metrics, n, first_seed=seed, batch=batch, work=work, world=world, progress=report
         )
     if not world.main:
-        return
+        return world.wait()
     rows = []
     for metric, each in zip(metrics, measured, strict=True):
         rows += fd_rows(each, sampler, metric, dataset=dataset, seed=seed, timing=name, world=world)
-    write_rows(results or results_folder() / "fd.csv", rows, FD_COLUMNS, FD_KEY)
+    write_rows(path, rows, FD_COLUMNS, FD_KEY)
     for metric in metrics:
         forget_sets(sampler, metric.features, n, seed, work)
     for row in rows:
         shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
         console.print(shown, highlight=False)
+    world.wait()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tt_lib.cli.app import DataOption, DeviceOption, pick_devices, place, say
+from tt_lib.cli.app import DataOption, DatasetOption, DeviceOption, pick_devices, place, results_file, say
 from tt_lib.cli.sampler import BatchOption, CompileOption
 
 SAMPLES = {None: 10_000, "diffusers": 1024, "pytorch-fid": 50_000, "authors": 0, "one-process": 50_000}
@@ -36,7 +36,7 @@ def speed(
         ),
     ] = None,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
-    dataset: Annotated[str, typer.Option(help="Data set of the real images: cifar10 or digits.")] = "cifar10",
+    dataset: DatasetOption = "cifar10",
     data: DataOption = None,
     n: Annotated[
         int | None,
@@ -49,7 +49,8 @@ def speed(
     batch: BatchOption = 500,
     compile: CompileOption = False,
     results: Annotated[
-        Path | None, typer.Option(help="File to add the rows to [default: data/results/speed.csv].", callback=place)
+        Path | None,
+        typer.Option(help="File to add the rows to [default: data/results/speed.csv].", callback=place(".csv")),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -61,7 +62,7 @@ def speed(
     from tt_lib.errors import BadValue, choose
     from tt_lib.metrics.features import load_features, statistics_of
     from tt_lib.metrics.reference import Metric
-    from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, results_folder, write_rows
+    from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, write_rows
     from tt_lib.study import speed as study
     from tt_lib.study.cells import Cell
     from tt_lib.study.workbench import make_bench
@@ -72,6 +73,7 @@ def speed(
     images = images or (10_000 if against in ("pytorch-fid", "one-process") else 256)
     if iterations < 1:
         raise BadValue(f"iterations must be at least 1, got {iterations}")
+    path = results_file(results, "speed.csv", SPEED_COLUMNS)
     world, where = pick_devices(device)
     bench, cell = make_bench(model, where, batch=batch, compile=compile), Cell("ddim", "uniform", nfe)
     common: dict[str, Any] = {"n": n, "tell": say if world.main else lambda text: None}
@@ -100,7 +102,6 @@ def speed(
             rows = study.measure_own(bench, extractor, pictures, source, cell=cell, compiled=compile, **common)
     if not rows:
         return
-    path = results or results_folder() / "speed.csv"
     write_rows(path, rows, SPEED_COLUMNS, SPEED_KEY)
     for row in rows:
         peer = f" against {row['peer']}" if row["peer"] != "" else ""

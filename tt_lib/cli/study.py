@@ -9,6 +9,7 @@ import typer
 
 from tt_lib.cli.app import (
     DataOption,
+    DatasetOption,
     DeviceOption,
     FastFeaturesOption,
     ForceOption,
@@ -17,17 +18,19 @@ from tt_lib.cli.app import (
     pick_device,
     pick_devices,
     place,
-    png_place,
     progress_bar,
+    results_file,
     say,
+    work_place,
 )
 from tt_lib.cli.sampler import BatchOption, CompileOption
+from tt_lib.files import check_writable
 
 if TYPE_CHECKING:
     from tt_lib.study.demo import Demo
 
 ResultsOption = Annotated[
-    Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].", callback=place)
+    Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].", callback=place(".csv"))
 ]
 
 
@@ -41,18 +44,24 @@ def demo(
 
     Writes `demo.csv`, `timing.json` and two figures to `--out`, and shows the table.
     """
+    from tt_lib.metrics.evaluate import check_n
     from tt_lib.metrics.reference import load_metric
     from tt_lib.study.demo import demo as run
-    from tt_lib.study.demo import write_demo
+    from tt_lib.study.demo import demo_files, write_demo
     from tt_lib.study.workbench import make_bench
 
+    for path in demo_files(out):
+        check_writable(path)
+    check_n(n)
     where = pick_device(device)
     bench = make_bench(model, where, batch=50)
     dataset = bench.model.card.get("dataset", "cifar10")
     metric = load_metric(f"{dataset}-resnet", dataset, where)
+    metric.require_shape(bench.model.shape, bench.model.name)
     with progress_bar("demo") as report:
         result = run(bench, metric, n=n, state=out / "tuning.state", progress=report)
     paths = write_demo(result, out)
+    (out / "tuning.state").unlink(missing_ok=True)
     _show(result, metric.features.metric, n)
     for path in paths:
         say(str(path))
@@ -97,8 +106,8 @@ def table(
 ) -> None:
     """Tune and measure every cell of a table.
 
-    Cells that have their rows are skipped, so a killed table goes on when it is started again. Rows name the model
-    and not its weights: after training one anew under an old name, give --force. On several GPUs either start it once
+    Cells that have their rows are skipped, so a killed table goes on when it is started again. Rows have the
+    hash of the model's weights: a network that was trained anew is measured anew. On several GPUs either start it once
     for each, with `--device cuda:0`, `--device cuda:1`, ...: they share the cells; or once with `torchrun
     --nproc_per_node 2 -m tt_lib table ...`: they share the samples of each cell.
     """
@@ -107,17 +116,18 @@ def table(
     from tt_lib.errors import all_there
     from tt_lib.metrics.reference import load_metric
     from tt_lib.networks.unet import load_model
-    from tt_lib.rows import results_folder
+    from tt_lib.rows import FD_COLUMNS, results_folder
     from tt_lib.study.tables import dry_run as dry_run_lines
     from tt_lib.study.tables import find_table, published_beside, read_table, run_table
     from tt_lib.study.workbench import make_bench
 
-    spec, path = read_table(find_table(config)), results or results_folder() / "fd.csv"
+    spec = read_table(find_table(config))
     spec = replace(spec, n=n) if n is not None else spec
     if dry_run:
-        for line in dry_run_lines(spec, load_model(spec.model).name, path):
+        for line in dry_run_lines(spec, load_model(spec.model), results or results_folder() / "fd.csv"):
             say(line)
         return
+    path, work = results_file(results, "fd.csv", FD_COLUMNS), work_place(work)
     world, where = pick_devices(device)
     bench, *metrics = all_there(
         lambda: make_bench(spec.model, where, batch=batch, compile=compile),
@@ -127,16 +137,17 @@ def table(
     with progress_bar(f"table {config.stem}") as report:
         rows = run_table(spec, bench, metrics, path, work, data=data, force=force, world=world, progress=report)
     if not world.main:
-        return
+        return world.wait()
     for row in rows:
         sampler = f"{row['solver']} {row['grid']} {row['nfe']} {row['timing']}"
         value = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         say(f"{sampler}: {row['metric']} {value}{published_beside(row)}")
     say(f"{len(rows)} rows written to {path}")
+    world.wait()
 
 
 def floor(
-    dataset: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    dataset: DatasetOption = "cifar10",
     features: Annotated[str, typer.Option(help="Features of the distance.")] = "cifar10-resnet",
     data: DataOption = None,
     results: ResultsOption = None,
@@ -147,12 +158,14 @@ def floor(
     from tt_lib.metrics.evaluate import SETS, floor_row
     from tt_lib.metrics.features import disjoint_sets
     from tt_lib.metrics.reference import load_metric
-    from tt_lib.rows import FD_COLUMNS, FD_KEY, results_folder, write_rows
+    from tt_lib.rows import FD_COLUMNS, FD_KEY, write_rows
 
+    path = results_file(results, "fd.csv", FD_COLUMNS)
     metric = load_metric(features, dataset, pick_device(device))
     images = load_dataset(dataset, "test", data)
+    metric.require_shape(images.pixels.shape[1:], images.name)
     row = floor_row(metric, dataset, disjoint_sets(images.pixels, metric.features, SETS))
-    write_rows(results or results_folder() / "fd.csv", [row], FD_COLUMNS, FD_KEY)
+    write_rows(path, [row], FD_COLUMNS, FD_KEY)
     say(f"floor, {row['metric']}, n {row['n']}: {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]")
 
 
@@ -172,14 +185,15 @@ def direction(
     substeps: Annotated[int, typer.Option(help="Steps of the converged solution in each interval; even.")] = 16,
     batch: BatchOption = 64,
     compile: CompileOption = False,
-    figure: Annotated[Path | None, typer.Option(help="PNG to draw.", callback=png_place)] = None,
+    figure: Annotated[Path | None, typer.Option(help="PNG to draw.", callback=place(".png"))] = None,
     results: Annotated[
-        Path | None, typer.Option(help="File to add the rows to [default: data/results/direction.csv].", callback=place)
+        Path | None,
+        typer.Option(help="File to add the rows to [default: data/results/direction.csv].", callback=place(".csv")),
     ] = None,
     device: DeviceOption = "auto",
-    work: Annotated[Path, typer.Option(help="Folder for the locks of samplers that are being measured.")] = Path(
-        "runs/direction"
-    ),
+    work: Annotated[
+        Path, typer.Option(help="Folder for the locks of samplers that are being measured.", callback=work_place)
+    ] = Path("runs/direction"),
     force: ForceOption = False,
 ) -> None:
     """Measure the direction error of each step of samplers: angle, relative, local and accumulated.
@@ -195,7 +209,7 @@ def direction(
 
     from tt_lib.figures.results import direction_against_distance, direction_profile
     from tt_lib.figures.style import save_figure
-    from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
+    from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, read_rows, short_hash
     from tt_lib.study.cells import Cell
     from tt_lib.study.compare import JOINED, errors_and_distances
     from tt_lib.study.directions import Protocol, measurable, order, run_directions
@@ -203,8 +217,10 @@ def direction(
     from tt_lib.study.workbench import make_bench
 
     spec = read_table(find_table(config)) if config else None
+    path = results_file(results, "direction.csv", DIRECTION_COLUMNS)
+    if figure and spec:
+        read_rows(path.parent / "fd.csv", FD_COLUMNS)  # drawn when all is measured: a damaged file is refused now
     bench = make_bench(spec.model if spec else model, pick_device(device), batch=batch, bf16=False, compile=compile)
-    path = results or results_folder() / "direction.csv"
     if spec:
         cells, missing = measurable(bench, spec.cells, most_nfe)
         if missing:
@@ -221,6 +237,7 @@ def direction(
         say(f"{len(cells) - measured} more are being measured by another process; start this again when it has ended")
     elif figure and spec:
         frame, features = read_rows(path.parent / "fd.csv", FD_COLUMNS), spec.features[0]
+        frame = frame[frame["weights"] == short_hash(bench.model.digest)]
         errors = errors_and_distances(rows, frame, [features], spec.n, bench.model.name)
         drawn = direction_against_distance(errors.rename(columns={features: "value"}))
         caption = (
@@ -242,13 +259,19 @@ def card() -> None:
 
     That is `data/results/README.md`, the results in the project's README with their figure, and `data/MANIFEST.csv`.
     """
+    from tt_lib.errors import MissingFile
     from tt_lib.files import PACKAGE_ROOT, data_folder, write_text
     from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, read_rows, results_folder
     from tt_lib.study.page import manifest, results_page, write_report
 
-    frame = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
+    results = results_folder() / "fd.csv"
+    if not results.is_file():
+        raise MissingFile(f"no results at {results}; measure some with `tt table`, or set TT_DATA to where they are")
+    frame = read_rows(results, FD_COLUMNS)
     directions = read_rows(results_folder() / "direction.csv", DIRECTION_COLUMNS)
     files, page = data_folder() / "MANIFEST.csv", results_folder() / "README.md"
+    for path in (files, page):
+        check_writable(path)
     write_text(files, manifest(data_folder()))
     write_text(page, results_page(frame, directions))
     # A package installed without its repository has no README to write to.

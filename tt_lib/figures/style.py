@@ -30,7 +30,7 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from tt_lib.errors import BadValue
-from tt_lib.files import atomic_path, check_png
+from tt_lib.files import atomic_path, check_suffix
 
 # Okabe and Ito, "Color Universal Design", 2008.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -240,7 +240,7 @@ def save_figure(figure: Figure, path: Path | str, caption: str, alt: str) -> Pat
         BadValue: a path that does not end in .png or cannot be written, an empty caption or text alternative.
     """
     path = Path(path)
-    check_png(path)
+    check_suffix(path, ".png")
     content = png_bytes(figure, {"Title": _one_line("caption", caption), "Description": _one_line("alt text", alt)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

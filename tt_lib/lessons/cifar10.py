@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tt_lib.errors import MissingFile
 from tt_lib.figures.results import timing_plot
-from tt_lib.files import data_folder
+from tt_lib.files import data_folder, file_name
 from tt_lib.lessons.kit import explorer
 from tt_lib.timing import Timing, load_timing
 
@@ -23,7 +23,7 @@ def shipped_timings(model: str, solver: str | None = None, nfe: int | None = Non
     Raises:
         MissingFile: there is none for this model.
     """
-    folder = data_folder() / "timings" / model.replace("/", "--")
+    folder = data_folder() / "timings" / file_name(model)
     timings = [load_timing(path) for path in sorted(folder.glob("*.json"))]
     if not timings:
         raise MissingFile(f"no timing of {model!r} in {folder}; tune one with `tt tune` or `tt table`")

@@ -10,28 +10,23 @@ import atexit
 import datetime
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tt_lib.errors import BadValue
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
+from tt_lib.networks.loop import leave_in_order
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(hours=6)
 """How long a process waits for another: the main one may tune for a long while."""
-LEAVING = datetime.timedelta(seconds=20)
-"""How long a process waits for another in the end."""
 
 
 @dataclass(frozen=True)
 class World:
-    """One process among ``size``. Every process must call :meth:`gather`, :meth:`total` and :meth:`decide`.
+    """One process among ``size``. All of them must call :meth:`gather`, :meth:`total`, :meth:`decide` and :meth:`wait`.
 
     Attributes:
         rank: which one, from 0; 0 is the main one, which decides and writes.
@@ -73,8 +68,22 @@ class World:
 
         return broadcast_object_list([value])[0]
 
+    def wait(self) -> None:
+        """Wait for all processes: at the end of a command, until the main one has written."""
+        self.gather(None)
+
 
 ALONE = World()
+
+
+def check_launch() -> None:
+    """Raise :class:`BadValue` unless the environment says all that processes need to find each other."""
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    values = {name: os.environ.get(name, "") for name in names}
+    numbers = [value.isdecimal() for name, value in values.items() if name != "MASTER_ADDR"]
+    if not (all(numbers) and values["MASTER_ADDR"] and int(values["RANK"]) < int(values["WORLD_SIZE"])):
+        shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise BadValue(f"no processes can be joined by {shown}; start them with torchrun, or unset WORLD_SIZE")
 
 
 def join_world(device: str = "auto") -> tuple[World, torch.device] | None:
@@ -84,9 +93,10 @@ def join_world(device: str = "auto") -> tuple[World, torch.device] | None:
         device: ``auto``, ``cuda`` (one GPU for each process) or ``cpu``.
 
     Raises:
-        BadValue: one GPU is named for all processes, or there are fewer GPUs on this machine than processes.
+        BadValue: one GPU is named for all processes, there are fewer GPUs on this machine than processes, or the
+            environment is half that of several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if (os.environ.get("WORLD_SIZE") or "1") == "1":
         return None
     if device not in ("auto", "cuda", "cpu"):
         raise BadValue(
@@ -98,23 +108,8 @@ def join_world(device: str = "auto") -> tuple[World, torch.device] | None:
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if not on_cpu and here > gpus:
         raise BadValue(f"{here} processes were started on a machine with {gpus} GPUs; start at most one for each")
+    check_launch()
     state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     if on_cpu:
-        atexit.register(_leave, state)
+        atexit.register(leave_in_order, state)
     return World(state.process_index, state.num_processes), state.device
-
-
-def _leave(state: PartialState) -> None:
-    """Leave gloo's group while Python is still whole, one process after another, the main one last.
-
-    Gloo's threads that outlive Python can abort a process that has done its work (pytorch pull request 179291), and so
-    can connections that both sides close at once. After an error nobody waits longer than :data:`LEAVING`.
-    """
-    store, rank = torch.distributed.distributed_c10d._get_default_store(), state.process_index
-    if rank == 0:
-        store.set("tt/done", "")
-    with suppress(RuntimeError):
-        store.wait(["tt/done" if rank == state.num_processes - 1 else f"tt/left/{rank + 1}"], LEAVING)
-    state.destroy_process_group()
-    with suppress(RuntimeError):
-        store.set(f"tt/left/{rank}", "")

@@ -35,8 +35,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("batch", "lr", "images", "epochs"):
-            if not getattr(self, name, 1) > 0:
-                raise BadValue(f"{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name, 1) < math.inf:
+                raise BadValue(f"{name} must be a number above 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ weights. Several processes may share each batch. Only steps that write a row of 
 
 from __future__ import annotations
 
+import datetime
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tt_lib.errors import BadValue, CorruptFile, NotFinite
-from tt_lib.files import atomic_path, refuse_overwrite
+from tt_lib.files import atomic_path, check_writable, refuse_overwrite
 from tt_lib.networks.config import Config
 from tt_lib.networks.running import cudnn_flags
 from tt_lib.noise import derive_seed
@@ -28,6 +31,8 @@ from tt_lib.rows import TRAINING_COLUMNS, TRAINING_KEY, device_name, provenance,
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+LEAVING = datetime.timedelta(seconds=20)
+"""How long a process waits for another to leave."""
 CHECKPOINT = "checkpoint.pt"
 LOG_ROWS = 200
 """About how many rows a run adds to the training log."""
@@ -65,13 +70,18 @@ class Training:
     graphs: bool = False
 
 
+def run_name(out: Path) -> str:
+    """The name of a run: that of its folder, which ``.`` has too."""
+    return Path(os.path.abspath(out)).name
+
+
 def refuse_finished(out: Path, weights: str, force: bool) -> None:
-    """Raise AlreadyDone if ``out`` holds a finished network, unless ``force``.
+    """Raise AlreadyDone if ``out`` holds a finished network, unless ``force``, and BadValue if it cannot be written.
 
     A checkpoint means an unfinished run, which goes on whatever else lies in the folder.
     """
-    if not (out / CHECKPOINT).exists():
-        refuse_overwrite(out / weights, force)
+    refuse_overwrite(out / weights, force or (out / CHECKPOINT).exists())
+    check_writable(out / CHECKPOINT)
 
 
 def run_training(
@@ -93,10 +103,14 @@ def run_training(
         progress: called with (step, steps, message) about once a second.
 
     Raises:
-        BadValue: the checkpoint belongs to other settings.
+        BadValue: the checkpoint belongs to other settings, or a number is out of its range.
         CorruptFile: the checkpoint cannot be read.
         NotFinite: the loss became NaN or infinite.
     """
+    if stop_after is not None and stop_after < 1:
+        raise BadValue(f"stop_after must be at least 1 step, got {stop_after}")
+    if not checkpoint_seconds >= 0:
+        raise BadValue(f"checkpoint_seconds must be 0 (after each step) or above, got {checkpoint_seconds}")
     config, optimizer, device = run.config, run.optimizer, next(run.network.parameters()).device
     rank, world = (run.accelerator.process_index, run.accelerator.num_processes) if run.accelerator else (0, 1)
     main = rank == 0
@@ -148,7 +162,7 @@ def run_training(
                     raise NotFinite(f"the training loss is {value} at step {done}; {remedy}")
                 now = time.monotonic()
                 rate = (done - row_step) * config.batch / (now - row_time)
-                row = {"run": out.name, "step": done, "images": done * config.batch, "loss": round(value, 6)}
+                row = {"run": run_name(out), "step": done, "images": done * config.batch, "loss": round(value, 6)}
                 row |= {"images_per_s": round(rate, 1), "devices": devices, "elapsed_s": round(now - begun, 1)}
                 rows.append(row | origin)
                 running, counted, row_step, row_time = torch.zeros_like(running), 0, done, now
@@ -227,3 +241,27 @@ def compile_loss(loss: nn.Module, batch: tuple[Tensor, ...], graphs: bool) -> nn
         torch._dynamo.reset()
         return compile_loss(loss, batch, graphs=False)
     return compiled  # type: ignore[return-value]
+
+
+def leave_in_order(state: Any) -> None:
+    """Leave the processes' group, on a CPU while Python is still whole, one after another and the main process last.
+
+    Gloo's threads that outlive Python can abort a process that has done its work (pytorch pull request 179291), and so
+    can connections that both sides close at once. After an error nobody waits longer than :data:`LEAVING`.
+
+    Args:
+        state: accelerate's, of the processes. A group that has been left already is no error.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    if state.device.type != "cpu":
+        state.destroy_process_group()
+        return
+    store, rank = torch.distributed.distributed_c10d._get_default_store(), state.process_index
+    with suppress(RuntimeError):
+        if rank == 0:
+            store.set("tt/done", "")
+        store.wait(["tt/done" if rank == state.num_processes - 1 else f"tt/left/{rank + 1}"], LEAVING)
+    state.destroy_process_group()
+    with suppress(RuntimeError):
+        store.set(f"tt/left/{rank}", "")

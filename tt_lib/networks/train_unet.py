@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from tt_lib.datasets import load_dataset, to_float
 from tt_lib.errors import BadValue
 from tt_lib.networks.config import TrainConfig
-from tt_lib.networks.loop import Training, compile_loss, refuse_finished, run_training
+from tt_lib.networks.loop import Training, compile_loss, leave_in_order, refuse_finished, run_name, run_training
 from tt_lib.networks.unet import WEIGHTS, load_model, make_unet, save_model
-from tt_lib.noise import derive_seed
+from tt_lib.noise import check_seeds, derive_seed
 from tt_lib.rows import provenance
 from tt_lib.schedules import make_schedule
 
@@ -168,6 +168,7 @@ def train(
     from accelerate import Accelerator
 
     out = Path(out)
+    check_seeds(config.seed)
     refuse_finished(out, WEIGHTS, force)
     # Accelerate gives us the processes and the averaging of gradients; autocast and compile are done here
     # so that noising and loss lie inside the compiled graph.
@@ -190,7 +191,7 @@ def train(
 
     def write(facts: dict[str, Any]) -> None:
         card = {"dataset": config.dataset, "training": asdict(config) | facts, **provenance()}
-        save_model(network, out, name=out.name, schedule="linear", card=card)
+        save_model(network, out, name=run_name(out), schedule="linear", card=card)
 
     run = Training(
         config,
@@ -206,6 +207,5 @@ def train(
         graphs=graphs,
     )
     run_training(run, out, **options)
-    # Gloo's threads that outlive Python can abort a process that has done its work.
-    accelerator.end_training()
+    leave_in_order(accelerator.state)
     return out

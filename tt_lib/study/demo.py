@@ -58,7 +58,8 @@ def demo(
 
     Args:
         n: images for the Fréchet distance, a multiple of 10.
-        state: file for the state of the tuning, so that an interrupted demonstration goes on.
+        state: file for the state of the tuning, so that an interrupted demonstration goes on. Whoever has written the
+            timing removes it.
         progress: called with (network evaluations done, of all, message).
     """
     begun = time.monotonic()
@@ -112,16 +113,21 @@ def _row(name: str, end: Tensor, converged: Tensor, metric: Metric) -> dict:
     }
 
 
+def demo_files(folder: Path) -> list[Path]:
+    """The paths of the table, the timing and two figures."""
+    return [folder / name for name in ("demo.csv", "timing.json", "samples.png", "timing.png")]
+
+
 def write_demo(result: Demo, folder: Path) -> list[Path]:
     """Write the table, the timing and two figures; returns their paths."""
     from tt_lib.figures.pictures import compare_rows
     from tt_lib.figures.results import timing_plot
     from tt_lib.figures.style import save_figure
 
-    table, samples, times = folder / "demo.csv", folder / "samples.png", folder / "timing.png"
+    paths = table, timing, samples, times = demo_files(folder)
     with atomic_path(table) as temporary:
         result.table.to_csv(temporary, index=False)
-    result.timing.save(folder / "timing.json")
+    result.timing.save(timing)
     shown = min(8, *map(len, result.pixels.values()))
     save_figure(
         compare_rows({name: pixels[:shown] for name, pixels in result.pixels.items()}),
@@ -135,4 +141,4 @@ def write_demo(result: Demo, folder: Path) -> list[Path]:
         f"Tuned conditioning times of DDIM in {result.timing.nfe} steps, as ratios to the nominal times.",
         "A line of tau over t against time, from noise to data; untuned would be 1 everywhere.",
     )
-    return [table, folder / "timing.json", samples, times]
+    return paths

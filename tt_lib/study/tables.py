@@ -34,20 +34,33 @@ from typing import Any
 import pandas as pd
 
 from tt_lib.baselines import read_constant
-from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
-from tt_lib.files import data_folder
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch, check_type, check_types, choose
+from tt_lib.files import check_writable, data_folder
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.evaluate import check_n, fd_rows, forget_sets, measure_all, sample_sets
 from tt_lib.metrics.features import gain_of, metric_of
 from tt_lib.metrics.reference import Metric, check_names
 from tt_lib.metrics.world import ALONE, World
-from tt_lib.noise import StartNoise
-from tt_lib.rows import FD_COLUMNS, FD_KEY, matching, read_rows
-from tt_lib.study.cells import IMAGE_SOURCES, IMAGES, Cell, Recipe, find_timing, is_tuned, parse_timing, timing_path
+from tt_lib.networks.unet import Model
+from tt_lib.noise import StartNoise, check_seeds
+from tt_lib.rows import FD_COLUMNS, FD_KEY, matching, read_rows, short_hash
+from tt_lib.study.cells import (
+    IMAGE_SOURCES,
+    IMAGES,
+    Cell,
+    Recipe,
+    check_gamma_images,
+    check_recipe,
+    find_timing,
+    is_tuned,
+    parse_timing,
+    timing_path,
+)
 from tt_lib.study.run_cells import Report, Row, run_cells
 from tt_lib.study.workbench import Bench, Progress, constant_timing
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
+from tt_lib.tuning.gamma import gamma_path
 
 TUNING = {*(field.name for field in fields(TuneConfig)), "learning_rate", "images", "source", "samples"}
 NAMED = {"objective", "strategy", "freeze_last"}
@@ -58,7 +71,11 @@ PUBLISHED = ("dataset", "metric", "solver", "grid", "nfe", "eta", "value", "sour
 
 @dataclass(frozen=True)
 class Table:
-    """What a table's file says; see the module's text."""
+    """What a table's file says; see the module's text.
+
+    Raises:
+        BadValue: a value of another type, ``n`` that does not divide into sets, or seeds that there are not.
+    """
 
     dataset: str
     model: str
@@ -68,6 +85,11 @@ class Table:
     cells: tuple[Cell, ...]
     tuning: dict[str, Any] = field(default_factory=dict)
     more: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_n(self.n)
+        check_seeds(self.seed, self.n)
 
     def recipe(self, cell: Cell) -> Recipe | None:
         """How the timing of a cell is tuned; None for what is not: untuned, one ratio for all steps, a correction."""
@@ -115,25 +137,35 @@ def read_table(path: Path | str) -> Table:
         )
     _check_entries(f"{path}, [tuning]", tuning, TUNING - NAMED)
     _check_entries(f"{path}, [table]", head, *_entries_of(Table, {"cells", "tuning"}))
+    try:
+        return _make_table(head, tuning, blocks)
+    except BadValue as error:
+        raise BadValue(f"{path}: {error}") from error
+
+
+def _make_table(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict[str, Any]]) -> Table:
     cells = []
     for block in blocks:
-        _check_entries(f"{path}, [[cells]]", block, *_entries_of(Cell))
+        _check_entries("[[cells]]", block, *_entries_of(Cell))
         lists = [value if isinstance(value, list) else [value] for value in block.values()]
         cells += [Cell(**dict(zip(block, values, strict=True))) for values in product(*lists)]
     if not cells:
-        raise BadValue(f"{path} has no [[cells]]")
+        raise BadValue("there are no [[cells]]")
     names = head["features"] if isinstance(head["features"], list) else [head["features"]]
+    for name in names:
+        check_type("each of features", name, str)
     check_names(names)
     table = Table(**{**head, "features": tuple(names)}, cells=tuple(cells), tuning=tuning)
-    if not isinstance(table.n, int):
-        raise BadValue(f"{path}: n must be a whole number, got {table.n!r}")
-    check_n(table.n)
+    # What no cell is tuned by is looked at, too.
+    images = parse_timing("truncation-parallel", tuning).images
+    parse_timing("end-joint", tuning)
     for cell in cells:
-        table.recipe(cell)
-        cell.make_solver()
         choose("grid", cell.grid, GRIDS)
-        if not isinstance(cell.nfe, int) or cell.nfe < 1:
-            raise BadValue(f"{path}: nfe must be a whole number of at least 1, got {cell.nfe}")
+        if cell.nfe < 1:
+            raise BadValue(f"nfe must be a whole number of at least 1, got {cell.nfe}")
+        check_gamma_images(cell.make_solver(), images)
+        if recipe := table.recipe(cell):
+            check_recipe(cell, recipe)
     return table
 
 
@@ -181,12 +213,23 @@ def run_table(
 
     Returns:
         The rows that this call wrote.
+
+    Raises:
+        BadValue: a metric's real images are of another shape than the model's.
     """
+    for metric in metrics:
+        metric.require_shape(bench.model.shape, bench.model.name)
     start = StartNoise(bench.model.shape, bench.device)
+    # Two networks of one name do not wait for each other.
+    work = work / short_hash(bench.model.digest)
     names = [metric.features.name for metric in metrics]
 
     def pending(rows: pd.DataFrame, cell: Cell) -> list[int]:
-        return [i for i, name in enumerate(names) if force or not has_rows(rows, table, bench.model.name, name, cell)]
+        missing = [i for i, name in enumerate(names) if force or not has_rows(rows, table, bench.model, name, cell)]
+        if missing:
+            check_stored(bench, cell)
+            check_places(table, bench, cell)
+        return missing
 
     def run(cell: Cell, missing: list[int], report: Report) -> Iterator[list[Row]]:
         chosen = [metrics[i] for i in missing]
@@ -238,11 +281,11 @@ def run_table(
     )
 
 
-def dry_run(table: Table, model: str, results: Path) -> Iterator[str]:
+def dry_run(table: Table, model: Model, results: Path) -> Iterator[str]:
     """A line for each cell, whether it is done, and the network evaluations for the samples of the others.
 
     Args:
-        model: the name that rows have.
+        model: whose rows are looked for.
         results: the ``fd.csv`` in which rows are looked for.
     """
     rows, todo = read_rows(results, FD_COLUMNS), []
@@ -253,15 +296,34 @@ def dry_run(table: Table, model: str, results: Path) -> Iterator[str]:
     yield f"{len(todo)} of {len(table.cells)} cells to do, {sum(todo):,} evaluations for their samples"
 
 
-def has_rows(rows: pd.DataFrame, table: Table, model: str, features: str, cell: Cell) -> bool:
-    """Whether rows of ``fd.csv`` hold all that a table asks of a cell in these features.
+def check_stored(bench: Bench, cell: Cell) -> None:
+    """Raise :class:`TimingMismatch` if the stored timing of a cell, or its gamma, is of something else.
 
-    A row has the model's name and not its weights' hash, so one of other weights under that name counts, too.
+    It is asked before any work is done. Nothing is replaced: another network of this name may need it.
     """
+    try:
+        bench.sampler(cell, find_timing(bench.model.name, cell))
+    except TimingMismatch as error:
+        path = timing_path(bench.model.name, cell)
+        raise TimingMismatch(f"{path}: {error}; or move it away, or give the network another name") from error
+
+
+def check_places(table: Table, bench: Bench, cell: Cell) -> None:
+    """Raise :class:`BadValue` if what a cell lacks could not be written: its timing, and gamma of an analytic solver."""
+    timing = find_timing(bench.model.name, cell)
+    if timing is None and (table.recipe(cell) or read_constant(cell.timing)):
+        check_writable(timing_path(bench.model.name, cell))
+    solver = bench.sampler(cell, timing).solver
+    if solver.needs_gamma and not solver.options.get("gamma"):
+        check_writable(gamma_path(bench.model.name, cell.grid, cell.nfe, timing))
+
+
+def has_rows(rows: pd.DataFrame, table: Table, model: Model, features: str, cell: Cell) -> bool:
+    """Whether rows of ``fd.csv`` hold all that a table asks of a cell in these features."""
     metrics = [f"FD-infinity ({features})"] if table.more else [metric_of(features)]
     metrics += [gain_of(features)] if table.baseline(cell) else []
-    where = {"dataset": table.dataset, "model": model, **asdict(cell), "n": table.n, "seed": table.seed}
-    own = rows[matching(rows, {**where, "features": features})]
+    where = {"dataset": table.dataset, "model": model.name, "weights": short_hash(model.digest), **asdict(cell)}
+    own = rows[matching(rows, {**where, "n": table.n, "seed": table.seed, "features": features})]
     return set(metrics) <= set(own["metric"])
 
 
@@ -281,13 +343,16 @@ def tune_cell(
         report(0, f"tuning {cell.label}: {done}/{of}")
 
     timing, ratio, recipe = find_timing(bench.model.name, cell), read_constant(cell.timing), table.recipe(cell)
-    if (ratio or recipe) and (timing is None or timing.weights != bench.model.digest):
+    if (ratio or recipe) and timing is None:
+        path, state = timing_path(bench.model.name, cell), work / f"{cell.label}.tuning"
+        check_writable(path)
         ensure_gamma(None)
         if recipe:
-            timing = bench.tune_by(cell, recipe, table.dataset, data, metric, work / f"{cell.label}.tuning", tell)
+            timing = bench.tune_by(cell, recipe, table.dataset, data, metric, state, tell)
         else:
             timing = constant_timing(bench.sampler(cell), ratio or 1.0)
-        timing.save(timing_path(bench.model.name, cell))
+        timing.save(path)
+        state.unlink(missing_ok=True)
     ensure_gamma(timing)
     return timing
 

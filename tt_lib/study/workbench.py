@@ -11,11 +11,12 @@ from torch import Tensor
 
 from tt_lib.baselines import CONSTANT, read_correction
 from tt_lib.datasets import load_dataset, to_float
-from tt_lib.errors import BadValue, TimingMismatch, choose
+from tt_lib.errors import BadValue, choose
+from tt_lib.files import check_writable, spell
 from tt_lib.metrics.reference import Metric
 from tt_lib.networks.running import cudnn_flags, make_predictor
 from tt_lib.networks.unet import Model, load_model
-from tt_lib.noise import GENERATED_FIRST_SEED, HELD_OUT_FIRST_SEED
+from tt_lib.noise import GENERATED_FIRST_SEED, HELD_OUT_FIRST_SEED, check_seeds
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.rows import provenance
 from tt_lib.sampling import Sampler, make_sampler
@@ -79,17 +80,18 @@ class Bench:
 
         Args:
             images: called for the images, if they are needed.
+
+        Raises:
+            TimingMismatch: as in :meth:`sampler`; what is stored is not replaced.
         """
-        try:
-            solver = self.sampler(cell, timing).solver
-            if not solver.needs_gamma or solver.options.get("gamma"):
-                return
-        except TimingMismatch:
-            # A stored gamma of other weights goes, as a stored timing does. A timing of something else is an error.
-            pass
+        solver = self.sampler(cell, timing).solver
+        if not solver.needs_gamma or solver.options.get("gamma"):
+            return
+        path = gamma_path(self.model.name, cell.grid, cell.nfe, timing)
+        check_writable(path)
         sampler = replace(self._without_gamma(cell, timing), predictor=self.tuner_predictor)
         gamma = estimate_gamma(sampler, images(), source=source, batch=self.batch, progress=progress)
-        gamma.save(gamma_path(self.model.name, cell.grid, cell.nfe, timing))
+        gamma.save(path)
 
     def _without_gamma(self, cell: Cell, timing: Timing | None) -> Sampler:
         return make_sampler(
@@ -113,6 +115,7 @@ class Bench:
         choose("source of images", source, IMAGE_SOURCES)
         if count < 1:
             raise BadValue(f"tuning needs at least 1 image, got {count}")
+        check_seeds(0, count, HELD_OUT_FIRST_SEED - GENERATED_FIRST_SEED)
         key = source, count, dataset, data
         if key not in self.images:
             if source == "real":
@@ -226,4 +229,4 @@ def constant_timing(sampler: Sampler, ratio: float) -> Timing:
     t_min, moving = sampler.schedule.t_min, sampler.grid.steps - 1
     taus = [min(1.0, max(t_min, ratio * each.t)) if each.step < moving else each.t for each in sampler.evaluations]
     tuning = {"objective": CONSTANT, "ratio": ratio, "freeze_last": 1}
-    return sampler.make_timing(f"{CONSTANT}-{ratio:g}", taus, tuning=tuning, provenance=provenance())
+    return sampler.make_timing(f"{CONSTANT}-{spell(ratio)}", taus, tuning=tuning, provenance=provenance())
