@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_cli import fails, succeeds
@@ -14,10 +15,11 @@ from tt_lib.metrics.features import load_features, statistics_of
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks.config import DEFAULTS, FEATURE_DEFAULTS
 from tt_lib.networks.unet import CARD, WEIGHTS
-from tt_lib.rows import TRAINING_COLUMNS, read_rows
+from tt_lib.rows import FD_COLUMNS, TRAINING_COLUMNS, read_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = ("train", "--dataset", "digits", "--images", 64, "--batch", 32, "--width", 32, "--out", "runs/first")
+NAMES = ("digits", "my-digits")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,6 +89,31 @@ def test_stats(project):
     assert f"{path}: 1500 images, 32 features" in project["stats"]
     bank = succeeds("stats", "--dataset", "digits", "--features", "digits-resnet", "--bank", 50)
     assert "digits-train-digits-resnet-bank.safetensors: features of 50 images" in bank
+
+
+def test_images_of_ones_own(project):
+    """They are a reference, a floor, and tuned on, under a name of their own; digits so read give the same numbers."""
+    for split in ("train", "test"):
+        images = load_dataset("digits", split)
+        Path("pictures").mkdir(exist_ok=True)
+        np.savez(f"pictures/{split}.npz", images=images.pixels.permute(0, 2, 3, 1), labels=images.labels)
+    mine = ("--dataset", "my-digits", "--data", "pictures")
+    features = ("--features", "digits-resnet")
+    missing = fails("floor", *mine, *features)
+    assert "tt stats --dataset my-digits --data FOLDER --split train --features digits-resnet" in missing
+    succeeds("stats", *mine, *features)
+    stats = {name: FeatureStatistics.load(f"data/stats/{name}-train-digits-resnet.safetensors") for name in NAMES}
+    assert torch.allclose(stats["my-digits"].mean, stats["digits"].mean, rtol=1e-6) and stats["my-digits"].n == 1500
+    for words in (mine, ("--dataset", "digits")):
+        succeeds("floor", *words, *features, "--results", "runs/floor.csv")
+    rows = read_rows("runs/floor.csv", FD_COLUMNS).set_index("dataset")
+    assert rows.value["my-digits"] == pytest.approx(rows.value["digits"], rel=1e-4)
+    tune = ("tune", "--model", "runs/first", "--nfe", 2, "--timing", "consistency-parallel,images=2")
+    succeeds(*tune, *mine, "--out", "runs/mine.json")
+    assert "is none of cifar10, digits" in fails(*tune, "--dataset", "my-digits", "--out", "runs/never.json")
+    assert "lower-case letters" in fails("stats", "--dataset", "My-digits", *features, "--data", "pictures")
+    assert "unknown data set to train on 'my-digits'" in fails("train", *mine, "--out", "runs/never")
+    assert "are not CIFAR-10's train images" in fails("stats", *features, "--data", "pictures")
 
 
 def test_info(project):

@@ -57,7 +57,7 @@ def load_metric(
         split: whose images are the reference.
 
     Raises:
-        BadValue: an unknown name of features, a bad one of a data set, or a file made with other weights of the features.
+        BadValue: an unknown name of features, a bad one of a data set, or a file of other weights of the features.
         MissingFile: no weights, no statistics or no bank; the message gives the command that makes them.
         CorruptFile: a file is damaged.
     """
