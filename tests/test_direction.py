@@ -9,7 +9,7 @@ import torch
 from solver_helpers import gaussian_flow
 
 from tt_lib.engine import drive
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, NotFinite
 from tt_lib.grids import Grid, make_grid
 from tt_lib.metrics.direction import MEASURES, measure_directions
 from tt_lib.sampling import Sampler
@@ -98,6 +98,15 @@ def test_truncation_tuning_lowers_the_local_error_on_average():
         for taus in (None, timing.taus)
     )
     assert tuned < 0.97 * untuned
+
+
+def test_a_direction_that_is_none_is_no_row():
+    """A network that answers 0 everywhere has a mean direction of length 0: each of its angles was NaN, and a gap in
+    the file."""
+    with pytest.raises(NotFinite, match=r"angle of sample \d+ in step 1 of 3 is nan"):
+        measure_directions(
+            lambda x, t, tau: 0 * x, LINEAR, make_solver("ddim"), make_grid("uniform", 3, LINEAR), start()
+        )
 
 
 def test_frame_and_bad_input():

@@ -20,7 +20,6 @@ from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.rows import (
     SPEED_COLUMNS,
     SPEED_KEY,
-    check_results,
     command_line,
     device_name,
     git_commit,
@@ -205,20 +204,10 @@ def test_what_is_wrong_is_named(path):
         read_rows(path, SPEED_COLUMNS)
 
 
-def test_asked_before_the_work(path):
-    """What would be refused after it is refused before it."""
-    check_results(path, COLUMNS)
-    assert not path.parent.exists()
-    path.parent.mkdir()
-    path.write_bytes(DAMAGED["cut within a row"])
-    with pytest.raises(CorruptFile, match="is cut"):
-        check_results(path, COLUMNS)
-    path.unlink()
-    path.mkdir()
+def test_a_folder_is_no_results_file(path):
+    path.mkdir(parents=True)
     with pytest.raises(CorruptFile, match="directory"):
         read_rows(path, COLUMNS)
-    with pytest.raises(BadValue, match="cannot write"):
-        check_results(Path("/proc/no-such-folder/rows.csv"), COLUMNS)
 
 
 def test_unwritable_results(tmp_path):

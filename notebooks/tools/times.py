@@ -84,6 +84,7 @@ def measure_scale(paths: list[Path], scale: str, results: Path) -> None:
     from tt_lib.study.speed import speed_row
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    read_rows(results, SPEED_COLUMNS)  # a damaged file is refused now, and not when a lesson has run
     for path in paths:
         row = speed_row(label(path.stem, scale), sum(run(read(path), path.parent, scale)), None, "s", device)
         write_rows(results, [{**row, "command": f"python notebooks/tools/times.py {scale}"}], SPEED_COLUMNS, SPEED_KEY)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from tt_lib.engine import drive
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, NotFinite
 from tt_lib.grids import Grid
 from tt_lib.predictors import Predictor
 from tt_lib.sampling import Progress, fine_solution
@@ -100,7 +100,7 @@ def measure_directions(
 
     Raises:
         BadValue: a solver that draws noise, or an odd number of substeps.
-        NotFinite: the network answered NaN or infinity.
+        NotFinite: the network answered NaN or infinity, or a measure came out so.
     """
     if solver.stochastic:
         raise BadValue(f"{solver.name} draws noise and follows no trajectory; its direction error is not defined")
@@ -127,7 +127,15 @@ def measure_directions(
         )
         if progress:
             progress(k + 1, grid.steps, f"interval {k + 1} of {grid.steps}")
-    return Directions(grid.times, *(torch.stack(column).cpu() for column in zip(*rows, strict=True)))
+    columns = [torch.stack(column).cpu() for column in zip(*rows, strict=True)]
+    for name, values in zip((*MEASURES, "doubt"), columns, strict=True):
+        if not bool(values.isfinite().all()):
+            step, sample = (~values.isfinite()).nonzero()[0].tolist()
+            raise NotFinite(
+                f"{name} of sample {sample} in step {step + 1} of {grid.steps} is {values[step, sample]:g}: its state or "
+                "its mean direction is 0 or too large for a number; look at the network and its schedule"
+            )
+    return Directions(grid.times, *columns)
 
 
 def reference_trajectory(
