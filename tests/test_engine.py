@@ -79,10 +79,25 @@ def test_a_row_of_taus_may_be_a_vector_over_samples():
 
 
 @pytest.mark.parametrize("count", [3, 5])
-def test_too_few_or_too_many_taus(count):
-    for taus in ([0.5] * count, torch.full((count,), 0.5)):
+def test_too_few_or_too_many_taus_or_gains(count):
+    for values in ([0.5] * count, torch.full((count,), 0.5)):
         with pytest.raises(ValueError, match=f"{count} conditioning times were given.*4"):
-            drive(ddim(), EXACT, taus)
+            drive(ddim(), EXACT, values)
+        with pytest.raises(ValueError, match=f"{count} gains were given.*4"):
+            drive(ddim(), EXACT, gains=values)
+
+
+@pytest.mark.parametrize("kind", [tuple, float64])
+def test_a_gain_is_a_factor_on_its_own_answer(kind):
+    recorder, gains = Recorder(), (0.9, 1.0, 1.1, 0.8)
+    run = drive(ddim(), recorder, gains=kind(gains), keep=True)
+    for gain, answer, call in zip(gains, run.answers, recorder.calls, strict=True):
+        assert torch.equal(answer, gain * EXACT(*call))
+    assert torch.equal(replay(ddim(), run.answers), run.x)
+    plain = drive(ddim(), EXACT).x
+    assert torch.equal(drive(ddim(), EXACT, gains=kind([1.0] * 4)).x, plain) and not torch.allclose(run.x, plain)
+    each = drive(ddim(), EXACT, gains=torch.stack([float64([gain, 1.0, gain, 1.0]) for gain in gains])).x
+    assert torch.equal(each[::2], run.x[::2]) and torch.equal(each[1::2], plain[1::2])
 
 
 def test_gradients_are_kept_only_if_asked_and_the_mode_is_restored():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tt_lib.errors import NotFinite
 from tt_lib.predictors import Predictor
+from tt_lib.schedules import along
 
 
 class Request(NamedTuple):
@@ -55,6 +56,7 @@ def drive(
     predictor: Predictor,
     taus: Sequence[float] | Tensor | None = None,
     *,
+    gains: Sequence[float] | Tensor | None = None,
     keep: bool = False,
     grad: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -66,21 +68,24 @@ def drive(
         predictor: ``(x, t, tau) -> eps``.
         taus: the conditioning time of each evaluation, in order; None is untuned, every tau is its t.
             A row of a tensor may itself be a vector over samples.
+        gains: the factor on each answer, in the form of ``taus``; None leaves the answers as they are.
         keep: keep the trajectory and the answers.
-        grad: keep gradients through the whole run (to the taus and the start).
+        grad: keep gradients through the whole run: to the taus, the gains, the start and the solver's times.
         progress: called with the number of evaluations done.
 
     Raises:
         NotFinite: an answer holds NaN or infinity.
-        ValueError: ``taus`` has another length than the number of evaluations.
+        ValueError: ``taus`` or ``gains`` has another length than the number of evaluations.
     """
     run, watch = Run(x=torch.empty(0), nfe=0), _Watch()
     with torch.set_grad_enabled(grad):
         try:
             request = next(solution)
             while True:
-                tau = request.t if taus is None else _nth(taus, run.nfe)
+                tau = request.t if taus is None else _nth("conditioning times", taus, run.nfe)
                 answer = predictor(request.x, request.t, tau)
+                if gains is not None:
+                    answer = along(_nth("gains", gains, run.nfe), answer) * answer
                 watch.add(answer, run.nfe, request.t, tau)
                 run.nfe += 1
                 if keep:
@@ -92,8 +97,9 @@ def drive(
         except StopIteration as stop:
             run.x = stop.value
     watch.check()
-    if taus is not None and len(taus) != run.nfe:
-        raise ValueError(f"{len(taus)} conditioning times were given, the solver made {run.nfe} evaluations")
+    for what, values in (("conditioning times", taus), ("gains", gains)):
+        if values is not None and len(values) != run.nfe:
+            raise ValueError(f"{len(values)} {what} were given, the solver made {run.nfe} evaluations")
     return run
 
 
@@ -152,10 +158,10 @@ class _Watch:
         )
 
 
-def _nth(taus: Sequence[float] | Tensor, index: int) -> Tensor:
-    if index >= len(taus):
-        raise ValueError(f"{len(taus)} conditioning times were given, the solver asks for evaluation {index + 1}")
-    return torch.as_tensor(taus[index], dtype=torch.float64)
+def _nth(what: str, values: Sequence[float] | Tensor, index: int) -> Tensor:
+    if index >= len(values):
+        raise ValueError(f"{len(values)} {what} were given, the solver asks for evaluation {index + 1}")
+    return torch.as_tensor(values[index], dtype=torch.float64)
 
 
 def _brief(t: Tensor | float) -> str:

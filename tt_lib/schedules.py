@@ -74,7 +74,8 @@ class Schedule(ABC):
     """A VP noise schedule over ``t`` in [0, 1].
 
     All methods take a number or a tensor of times of any shape and return float64 tensors of that
-    shape; they are differentiable in ``t``.
+    shape; they are differentiable in ``t``. At ``t = 0`` the slope of sigma is infinite. It counts as 0 there, in
+    sigma, rho and lambda: clean data is an end that stays.
     """
 
     name: str
@@ -103,8 +104,9 @@ class Schedule(ABC):
     @_cached
     def sigma(self, t: Times) -> Tensor:
         """``sigma(t) = sqrt(1 - alpha(t)^2)``, computed through ``expm1`` so that small values keep their digits."""
-        # 0 - ..., not a minus sign: at t = 0 that would give -0.
-        return (0.0 - torch.expm1(2 * self.log_alpha(t))).sqrt()
+        variance = -torch.expm1(2 * self.log_alpha(t))
+        # A where on either side: an infinite slope, even one times 0, would be NaN in every gradient of t = 0.
+        return torch.where(variance > 0, torch.where(variance > 0, variance, 1.0).sqrt(), 0.0)
 
     @_cached
     def lam(self, t: Times) -> Tensor:
@@ -137,8 +139,15 @@ class DiscreteSchedule(Schedule):
 
     def __init__(self, betas: Tensor, name: str) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64)
-        if betas.ndim != 1 or len(betas) < 1 or not bool(((betas > 0) & (betas < 1)).all()):
-            raise BadValue(f"betas must be a vector of numbers in (0, 1), got {betas}")
+        if betas.ndim != 1 or len(betas) < 1:
+            raise BadValue(f"betas must be a vector of numbers in (0, 1), got the shape {list(betas.shape)}")
+        outside = (~((betas > 0) & (betas < 1))).nonzero().flatten().tolist()
+        if outside:
+            first = outside[0]
+            raise BadValue(
+                f"betas must be numbers in (0, 1), got {betas[first]:g} at index {first} of {len(betas)} "
+                f"({len(outside)} of them outside)"
+            )
         self.name = name
         self.betas = betas
         self.levels = len(betas)

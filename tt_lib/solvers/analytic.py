@@ -102,8 +102,10 @@ def _analytic(
         a = alpha_s / alpha_t
         b = (sigma_s**2 - lambda2).sqrt()
         # The same formula, read from the data's side: (alpha_s - b alpha_t / sigma_t)^2 times the variance of x_0.
-        variance_x0 = ((sigma_t / alpha_t) ** 2 * (1 - min(max(gamma_t, 0.0), 1.0))).clamp(max=1.0)
-        c = (lambda2 + (alpha_s - b * alpha_t / sigma_t) ** 2 * variance_x0).sqrt()
+        deviation_x0 = (sigma_t / alpha_t * math.sqrt(1 - min(max(gamma_t, 0.0), 1.0))).clamp(max=1.0)
+        c = (alpha_s - b * alpha_t / sigma_t) * deviation_x0
+        if ancestral:
+            c = (lambda2 + c**2).sqrt()
         c = torch.where(s > schedule.t_min * (1 + 1e-9), c, c.clamp(max=last_noise))
         c = torch.where(s > 0, c, 0.0)
         x = along(a, x) * x + along(b - a * sigma_t, x) * eps + along(c, x) * noise(x)

@@ -24,20 +24,22 @@ def ddim(x: Tensor, times: Tensor, schedule: Schedule, noise, *, eta: float = 0.
     ``x_s = alpha_s (x_t - sigma_t eps) / alpha_t + sqrt(sigma_s^2 - c^2) eps + c z``,
     ``c = eta (sigma_s / sigma_t) sqrt(1 - alpha_t^2 / alpha_s^2)`` (eq. 16), ``z ~ N(0, I)``.
 
+    With ``rho = sigma / alpha``, eq. 16 is ``c^2 = q sigma_s^2``, ``q = eta^2 (1 - rho_s^2 / rho_t^2)``. Then
+    ``sqrt(sigma_s^2 - c^2) = sigma_s sqrt(1 - q)``, which has a gradient at ``s = 0``, where the times may end.
+
     ``eta = 0`` is the first-order exponential integrator of the probability-flow ODE; ``eta = 1`` has
-    the variance of ancestral sampling. The times may end at 0.
+    the variance of ancestral sampling.
     """
     for t, s in pairwise(times):
-        alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
         sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
-        c = eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s) ** 2).sqrt()
+        q = eta**2 * (1 - (schedule.rho(s) / schedule.rho(t)) ** 2)
 
         eps = yield Request(x, t)
-        a = alpha_s / alpha_t
-        b = (sigma_s**2 - c**2).sqrt() - a * sigma_t
+        a = schedule.alpha(s) / schedule.alpha(t)
+        b = sigma_s * (1 - q).sqrt() - a * sigma_t
         x = along(a, x) * x + along(b, x) * eps
         if eta > 0:
-            x = x + along(c, x) * noise(x)
+            x = x + along(sigma_s * q.sqrt(), x) * noise(x)
     return x
 
 

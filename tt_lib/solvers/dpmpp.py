@@ -70,7 +70,8 @@ def _extrapolated(x0: Tensor, before: Tensor | None, h: Tensor, h_before: Tensor
     """``D = x0 + (x0 - x0_before) / (2 r)`` with ``r = h_before / h``; x0 alone without history or at infinite h."""
     if before is None:
         return x0
-    half_inverse_r = torch.where(h.isfinite(), h / h_before / 2, 0.0)
+    # Choose before dividing: the gradient in h_before is not finite where h is not.
+    half_inverse_r = torch.where(h.isfinite(), h, 0.0) / h_before / 2
     return x0 + along(half_inverse_r, x0) * (x0 - before)
 
 

@@ -168,6 +168,8 @@ def _weights_in_rho(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
 def _weights_in_t(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
     if nodes.ndim == 1:
         return _quadrature(nodes[:, None], s[None], schedule)[:, 0]
+    if nodes.requires_grad or s.requires_grad:  # `unique` has no gradient
+        return _quadrature(nodes, s, schedule)
     # Many samples share a grid: one column of weights for each grid is enough.
     columns, which = torch.cat([nodes, s[None]]).unique(dim=1, return_inverse=True)
     return _quadrature(columns[:-1], columns[-1], schedule)[:, which]

@@ -8,8 +8,9 @@ A solver function takes ``(x, times, schedule, noise, **options)``:
 - ``noise``: a function that draws noise shaped like the state it is given (only stochastic solvers call it).
 
 It yields ``Request(x, t)``, is sent ``eps`` and returns ``x`` at ``times[-1]``. A solver with several evaluations
-a step numbers them, ``Request(x, t, stage)``. To add one: write the function in the file of its family, and name it
-in :data:`SOLVERS`.
+a step numbers them, ``Request(x, t, stage)``. What it returns has finite gradients in ``x``, the answers and the
+times, also where the last time is 0 and lambda infinite. To add one: write the function in the file of its family,
+and name it in :data:`SOLVERS`.
 """
 
 from __future__ import annotations
