@@ -575,6 +575,11 @@ def test_own_folder_that_is_none(tmp_path):
         load_dataset("synthetic", "train", tmp_path / "edm.zip")
     with pytest.raises(MissingFile, match=r"edm\.zip is a file but not .*train/CLASS.*train\.npz"):
         load_dataset("cifar10", "train", tmp_path / "edm.zip")
+    for name in ("cifar10", "synthetic"):
+        with pytest.raises(CorruptFile, match=r"cannot read .*aaa: File name too long"):
+            load_dataset(name, "train", tmp_path / ("a" * 300))
+        with pytest.raises(MissingFile, match="~nobody-of-this-name"):
+            load_dataset(name, "train", "~nobody-of-this-name/images")
     with pytest.raises(MissingFile, match=r"holds no train images of synthetic but edm\.zip; expected train/CLASS"):
         load_dataset("synthetic", "train", tmp_path)
     write_npz(tmp_path, images=(HWC > 127).astype(np.uint8), labels=np.arange(4))
@@ -595,6 +600,7 @@ def test_digits_are_complete_and_split_once():
     levels, labels = load_digits(return_X_y=True)
     assert sorted(joined) == sorted(torch.from_numpy(levels * 255 / 16).round().int().tolist())
     assert torch.cat([train.labels, test.labels]).bincount().tolist() == np.bincount(labels).tolist()
+    assert train.digest != test.digest == by_hash(test.pixels, test.labels)[1]
     # Fixed for good: shipped statistics belong to this split.
     assert test.labels[:12].tolist() == [5, 7, 4, 5, 9, 5, 5, 8, 7, 7, 8, 9]
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tt_lib.datasets.folder import forms, inside, read_split
+from tt_lib.datasets.folder import forms, inside, read_split, reading
 from tt_lib.datasets.images import Images, by_hash
-from tt_lib.errors import CorruptFile, MissingFile, TTError, choose
+from tt_lib.errors import CorruptFile, MissingFile, choose
 from tt_lib.files import data_folder
 
 DIGESTS = {
@@ -78,22 +78,19 @@ def load_cifar10(split: str = "train", root: str | Path | None = None) -> Images
     """
     choose("split", split, DIGESTS)
     usual = data_folder() / "cifar10"
-    path = Path(root or os.environ.get(ENVIRONMENT) or usual).expanduser()
-    if not path.exists():
-        asked = "root" if root else f"${ENVIRONMENT}" if os.environ.get(ENVIRONMENT) else f"${ENVIRONMENT} is not set"
-        raise MissingFile(f"CIFAR-10 not found: no such file or folder as {path} ({asked}); {REMEDIES}")
-    try:
+    path = Path(os.path.expanduser(root or os.environ.get(ENVIRONMENT) or usual))
+    with reading(path):
+        if not path.exists():
+            asked = ENVIRONMENT if os.environ.get(ENVIRONMENT) else f"{ENVIRONMENT} is not set"
+            asked = "root" if root else f"${asked}"
+            raise MissingFile(f"CIFAR-10 not found: no such file or folder as {path} ({asked}); {REMEDIES}")
         pixels, labels = _read(path, split)
-    except TTError:
-        raise
-    except OSError as error:
-        raise CorruptFile(f"cannot read {error.filename or path}: {error.strerror or error}; restore it") from error
     order, digest = by_hash(pixels, labels)
     if digest != DIGESTS[split]:
         raise CorruptFile(
             f"{path} holds {_description(pixels, labels, digest)}, which are not CIFAR-10's {split} images: "
-            "a file is missing, damaged, mixed up or stored with loss; restore the folder. Other images need a name of "
-            "their own, --dataset NAME"
+            "a file is missing, damaged, mixed up or stored with loss, or the classes are not numbered by the alphabet "
+            "(0 airplane to 9 truck); restore the folder. Other images need a name of their own, --dataset NAME"
         )
     rows = order[torch.from_numpy(np.load(ORDER)[split].astype(np.int64))]
     return Images(pixels[rows], labels[rows], f"cifar10-{split}", digest)

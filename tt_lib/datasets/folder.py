@@ -7,10 +7,12 @@ says what was found and what is accepted.
 from __future__ import annotations
 
 import io
+import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -47,14 +49,15 @@ def load_folder(name: str, split: str, root: Path | str) -> Images:
         MissingFile: no such folder, or it does not hold this split.
         CorruptFile: what it holds is damaged or not of the accepted kinds.
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise MissingFile(f"{root} {found}; give a folder with {forms(split)}")
-    read = read_split(root, split)
-    if read is None:
-        raise MissingFile(f"{root} holds no {split} images of {name} but {inside(root)}; expected {forms(split)}")
-    pixels, labels = read
+    root = Path(os.path.expanduser(root))
+    with reading(root):
+        if not root.is_dir():
+            found = "is a file" if root.exists() else "does not exist"
+            raise MissingFile(f"{root} {found}; give a folder with {forms(split)}")
+        images = read_split(root, split)
+        if images is None:
+            raise MissingFile(f"{root} holds no {split} images of {name} but {inside(root)}; expected {forms(split)}")
+    pixels, labels = images
     if pixels.max() <= 1:
         raise CorruptFile(
             f"the {split} images in {root} have no value above 1: they may have been scaled to 0..1 before they were "
@@ -62,6 +65,18 @@ def load_folder(name: str, split: str, root: Path | str) -> Images:
         )
     order, digest = by_hash(pixels, labels)
     return Images(pixels[order], labels[order], f"{name}-{split}", digest)
+
+
+@contextmanager
+def reading(root: Path) -> Iterator[None]:
+    """Turn what the system says of a file or folder that cannot be read into :class:`CorruptFile`."""
+    try:
+        yield
+    except TTError:
+        raise
+    except OSError as error:
+        place, reason = error.filename or root, error.strerror or error
+        raise CorruptFile(f"cannot read {place}: {reason}; restore it or mend its permissions") from error
 
 
 def read_split(root: Path, split: str) -> tuple[Tensor, Tensor] | None:
@@ -82,12 +97,7 @@ def read_split(root: Path, split: str) -> tuple[Tensor, Tensor] | None:
             found[str(Path(folder, f"{split}-*.parquet"))] = partial(_read_shards, shards)
     if len(found) > 1:
         raise CorruptFile(f"{root} holds the {split} images twice, {' and '.join(found)}; leave one of them there")
-    try:
-        return next(iter(found.values()))() if found else None
-    except TTError:
-        raise
-    except OSError as error:
-        raise CorruptFile(f"cannot read {error.filename or root}: {error.strerror or error}; restore it") from error
+    return next(iter(found.values()))() if found else None
 
 
 def inside(folder: Path) -> str:
@@ -205,16 +215,18 @@ def _read_parquet(path: Path) -> tuple[list[tuple[np.ndarray, str]], Tensor]:
             schema = file.schema_arrow
             found = {name: schema.field(name).type for name in schema.names}
             column = next((name for name in ("img", "image") if name in found), None)
+            kind = found[column] if column else pyarrow.null()
+            encoded = types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type
             if (
-                column is None
-                or not (types.is_struct(found[column]) and found[column].get_field_index("bytes") >= 0)
+                not encoded
+                or not (types.is_binary(encoded) or types.is_large_binary(encoded))
                 or not types.is_integer(found.get("label", pyarrow.null()))
             ):
                 columns = ", ".join(f"{name} ({kind})" for name, kind in found.items())
                 raise CorruptFile(f"{path} has the columns {columns or 'none'}; accepted: {COLUMNS}")
             table = file.read([column, "label"])
         rows, labels = table[column].to_pylist(), table["label"]
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptFile(f"{path} is no readable parquet file ({error}); restore it") from error
     if not rows:
         raise CorruptFile(f"{path} has no rows; restore it")
