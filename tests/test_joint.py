@@ -92,7 +92,6 @@ def test_search_keeps_frozen_steps_bounds_and_range(optimiser):
     assert search.best == pytest.approx((0.95 * 0.8, 0.39, 0.1), rel=1e-4) and {row[0] for row in search.rows} == {0, 1}
     one = searched(lambda taus: -taus[0], 20, times=(0.95,), tuned=1, bounds=(0.5, 2.0), optimiser=optimiser)
     assert one.best == (1.0,)
-    assert searched(bowl(0.5, 0.5, 0.5), 0, tuned=0, optimiser=optimiser).best == TIMES
 
 
 def test_search_is_never_worse_than_untuned_and_tries_no_more_than_it_may():
@@ -153,7 +152,8 @@ def test_interrupted_and_resumed_is_uninterrupted(sampler, metric, tmp_path, aft
     resumed = tune_joint(sampler, metric, SMALL, state=state, progress=lambda *report: seen.append(report))
     whole = tune_joint(sampler, metric, SMALL)
     assert resumed.timing.taus == whole.timing.taus and resumed.history.equals(whole.history)
-    assert not state.exists() and seen[-1][0] == whole.history.iteration.nunique() <= seen[-1][1]
+    assert state.exists(), "until its timing is written, it is all that there is of it"
+    assert seen[-1][0] == whole.history.iteration.nunique() <= seen[-1][1]
 
 
 def test_state_of_another_tuning_and_damaged_state(sampler, metric, tmp_path):  # noqa: F811

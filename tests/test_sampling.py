@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from solver_helpers import LINEAR
 from torch import nn
 
+from tt_lib import noise
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, TimingMismatch
 from tt_lib.grids import make_grid
 from tt_lib.networks.unet import Model
-from tt_lib.noise import SampleNoise, StartNoise, derive_seed
+from tt_lib.noise import HELD_OUT_NOISE, SampleNoise, StartNoise, check_seeds, derive_seed
 from tt_lib.sampling import Sampler, batches, fine_sampler, make_sampler, run_batches, sample_images
 from tt_lib.solvers.registry import make_solver
+from tt_lib.study.workbench import HELD_OUT
 from tt_lib.toy import MixturePredictor, exact_flow, ring_2d
 
 RING = ring_2d(3, scale=0.2)
@@ -34,21 +40,69 @@ TIMING = sampler(model="ring", weights="aaaa").make_timing("made up", (0.7, 0.5,
 
 
 def test_a_seed_has_its_own_stream():
-    noise = SampleNoise([5, 6, 7])
-    first, second = noise.start((2, 2)), noise(torch.empty(3, 2, 2))
+    three = SampleNoise([5, 6, 7])
+    first, second = three.start((2, 2)), three(torch.empty(3, 2, 2))
     assert first.shape == second.shape == (3, 2, 2) and first.dtype == torch.float32
     assert len({tuple(row.flatten().tolist()) for row in torch.cat([first, second])}) == 6
     alone = SampleNoise([6])
     assert torch.equal(alone.start((2, 2))[0], first[1]) and torch.equal(alone(first[:1])[0], second[1])
     assert torch.equal(SampleNoise([7, 5]).start((2, 2)), first[[2, 0]])
-    assert noise(first.double()).dtype == torch.float64
+    assert three(first.double()).dtype == torch.float64
     draws = SampleNoise(range(2000)).start((5,))
     assert (draws.mean().item(), draws.var().item()) == pytest.approx((0, 1), abs=0.07)
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"), [(-1, 1), (10**9, 1), (999_999_999, 2), (2**32, 1), (2**64, 1), (10**30, 1), (0, 10**9 + 1)]
+)
+def test_seeds_that_there_are_not(seed, count):
+    """torch's CPU generator takes seed + 2**32 for seed, and from 10^9 on are the images for tuning."""
+    with pytest.raises(BadValue, match=rf"from 0 to 999,999,999, got the seeds? {seed}.*give a seed in this range"):
+        check_seeds(seed, count)
+
+
+def test_seeds_are_whole_numbers():
+    check_seeds(0, 10**9)
+    check_seeds(np.int64(999_999_999))
+    for seed in (1.0, "1", True, None, math.nan):
+        with pytest.raises(BadValue, match=f"a seed is a whole number, got {seed!r}"):
+            check_seeds(seed)
+    for seed in (-1, 2**32, 0.5, False):
+        with pytest.raises(BadValue, match="seed"):
+            sampler()([3, seed])
+        with pytest.raises(BadValue, match="seed"):
+            sample_images(sampler(), 2, first_seed=seed)
+    assert torch.equal(sampler()([np.int64(3)]).x, sampler()([3]).x)
+    with pytest.raises(BadValue, match="999999999 to 1000000000 of 2 samples"):
+        sample_images(sampler(), 2, first_seed=999_999_999)
+
+
+def test_the_projects_own_seeds_are_apart_and_fit_32_bits():
+    """Users' seeds, then each range up to the next: with all that is added to its first seed."""
+    users = noise.GENERATED_FIRST_SEED
+    added = {
+        "GENERATED": noise.HELD_OUT_FIRST_SEED - noise.GENERATED_FIRST_SEED,  # Bench.tuning_images checks
+        "HELD_OUT": HELD_OUT,
+        "JOINT": users,  # JointConfig checks seed + samples
+        "GAMMA": noise.LEARN_FIRST_SEED - noise.GAMMA_FIRST_SEED,  # estimate_gamma checks seed + images
+        "LEARN": 1000 * 100_000,
+        "VALIDATION": 1000 * 100_000,
+    }
+    names = {name.removesuffix("_FIRST_SEED") for name in vars(noise) if name.endswith("_FIRST_SEED")}
+    assert names == set(added)
+    first = {name: getattr(noise, f"{name}_FIRST_SEED") for name in added}
+    ranges = sorted([(0, users), *((first[name], first[name] + added[name]) for name in added)])
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(ranges)) and ranges[-1][1] <= 2**32
 
 
 def test_derived_seeds_differ_where_torch_can_see_it():
     derived = {derive_seed(seed, counter) for seed in range(20) for counter in range(200)}
     assert len(derived) == 20 * 200 and all(0 <= seed < 2**32 for seed in derived)
+    # Those of seeds that differ by less than 4,000 lie a million apart.
+    first = [derive_seed(seed, 0) for seed in range(1, 4000)]
+    assert min(min(each, 2**32 - each) for each in first) >= 1_000_000
+    # The noise on a gate's images is not that on the images that are tuned on.
+    assert all(derive_seed(seed, HELD_OUT_NOISE) != seed for seed in range(0, 10**9, 99_991))
 
 
 # ---- samplers
@@ -90,17 +144,26 @@ def test_a_start_may_be_given_to_a_deterministic_sampler_only():
 
 
 def test_the_sampler_uses_its_timing_and_checks_it():
-    plain, tuned = sampler()(range(3), keep=True), sampler(timing=TIMING, model="ring")(range(3), keep=True)
+    plain, tuned = (
+        sampler()(range(3), keep=True),
+        sampler(timing=TIMING, model="ring", weights="aaaa")(range(3), keep=True),
+    )
     assert len(tuned.trajectory) == tuned.nfe == plain.nfe == 4
     expected = drive(make_solver("ddim")(SampleNoise(range(3)).start((2,)), GRID, LINEAR), EXACT, TIMING.taus)
     assert torch.equal(tuned.x, expected.x) and not torch.equal(tuned.x, plain.x)
-    for options in ({"model": "other"}, {"eta": 1.0}, {"grid": make_grid("uniform", 5, LINEAR)}, {"weights": "bbbb"}):
+    for options in (
+        {"model": "other"},
+        {"eta": 1.0},
+        {"grid": make_grid("uniform", 5, LINEAR)},
+        {"weights": "bbbb"},
+        {"weights": ""},
+    ):
         with pytest.raises(TimingMismatch):
-            sampler(timing=TIMING, **{"model": "ring", **options})
+            sampler(timing=TIMING, **{"model": "ring", "weights": "aaaa", **options})
 
 
 def test_the_fine_sampler_ends_where_the_flow_does():
-    tuned = sampler(timing=TIMING, model="ring")
+    tuned = sampler(timing=TIMING, model="ring", weights="aaaa")
     fine, start = fine_sampler(tuned, 60), SampleNoise(range(3)).start((2,)).double()
     assert fine.timing is None and fine.grid.times[0] == GRID.times[0] and fine(range(3)).nfe == 60
     exact = exact_flow(RING, start, GRID.times[0], 0.0, LINEAR)

@@ -15,7 +15,13 @@ from tt_lib.solvers.registry import make_solver
 from tt_lib.timing import FORMAT, Timing, load_timing
 
 GRID = make_grid("uniform", 3, LINEAR)
-USED = {"model": "small", "schedule": "linear", "solver": make_solver("ddim"), "grid": GRID}
+USED = {
+    "model": "small",
+    "schedule": "linear",
+    "solver": make_solver("ddim"),
+    "grid": GRID,
+    "weights": "0123456789abcdef" * 4,
+}
 
 
 def timing(**changes) -> Timing:
@@ -66,7 +72,8 @@ def test_a_timing_of_before_weights_were_recorded_can_be_read(tmp_path):
     del content["weights"], content["provenance"], content["tuning"]
     read = load_timing(rewritten(tmp_path, content))
     assert read.weights == "" and read.taus == timing().taus
-    read.check(**USED, weights="f" * 64)
+    with pytest.raises(TimingMismatch, match="weights of the model 'not named' and is used with .* 'ffffffffffffffff'"):
+        read.check(**{**USED, "weights": "f" * 64})
 
 
 @pytest.mark.parametrize("content", [{"format": "tt-timing-99"}, [1, 2], None])
@@ -84,8 +91,32 @@ def test_an_unknown_format(tmp_path, content):
         {"taus": [0.5]},
         {"taus": [0.5, "half", 0.1]},
         {"taus": [0.5, 1.5, 0.1]},
-        {"taus": [0.5, math.nan, 0.1]},
+        {"taus": ["0.5", 0.4, 0.1]},
+        {"taus": [True, 0.4, 0.1]},
+        {"taus": "111"},
+        {"taus": {"0.5": 1, "0.4": 1, "0.1": 1}},
+        {"taus": [10**300, 0.4, 0.1]},
+        {"taus": [], "times": []},
         {"grid_times": ["one"]},
+        {"grid_times": [1.0]},
+        {"grid_times": []},
+        {"grid_times": GRID.times[:2]},
+        {"grid_times": [*GRID.times[:2], 0.9, 0.0]},
+        {"grid_times": [1.5, *GRID.times[1:]]},
+        {"grid_times": [*GRID.times[:3], -0.1]},
+        {"times": [0.9, 0.8, 0.7]},
+        {"times": [*GRID.times[:2], GRID.times[1]]},
+        {"times": list(reversed(GRID.times[:-1]))},
+        {"name": None},
+        {"name": ["truncation-parallel"]},
+        {"model": 3},
+        {"weights": None},
+        {"solver": ["ddim"]},
+        {"options": []},
+        {"options": {"eta": "half", "pixels": None}},
+        {"options": {"orders": [2, 1]}},
+        {"tuning": None},
+        {"provenance": {"commit": 3}},
         {"unheard": 1},
         *({name: ...} for name in ("taus", "grid_times", "model", "options")),
     ],
@@ -102,7 +133,12 @@ def test_no_file_and_half_a_file(tmp_path):
         load_timing(tmp_path / "nowhere.json")
     written(tmp_path)
     path = tmp_path / "timing.json"
-    for content in (path.read_bytes()[:100], b"\xff\xfe\x00"):
+    whole = path.read_bytes()
+    for value in (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 400):
+        path.write_bytes(whole.replace(b'"images": 64', b'"images": ' + value))
+        with pytest.raises(CorruptFile, match=r"timing\.json is not JSON \(.* no finite number"):
+            load_timing(path)
+    for content in (whole[:100], b"\xff\xfe\x00", b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(CorruptFile, match=r"timing\.json is not JSON"):
             load_timing(path)
@@ -114,12 +150,12 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(*arguments, **options):
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     with pytest.raises(ValueError):
         timing(tuning={"loss": math.nan}).save(path)
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError):
+    with pytest.raises(BadValue, match=r"cannot write .*timing\.json: disk full"):
         timing(taus=(0.5, 0.4, 0.3)).save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -131,6 +167,23 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_tau_outside_its_range(tau):
     with pytest.raises(BadValue, match=rf"\(0, 1\], got {tau}"):
         timing(taus=(0.9, tau, 0.1))
+
+
+def test_times_that_no_run_has():
+    """Times of the grid, in order, and where a solver makes several evaluations a step times between them."""
+    with pytest.raises(BadValue, match=r"no run of ddim over the grid of 3 steps .* has its 4 evaluations at"):
+        timing(times=(GRID.times[0], 0.5, *GRID.times[1:3]), taus=(0.9, 0.5, 0.2, 0.1))
+    heun = timing(solver="heun", times=(GRID.times[0], *GRID.times[1:2] * 2, GRID.times[2]), taus=(0.9, 0.5, 0.2, 0.1))
+    assert heun.nfe == 4
+    for times in ((0.9, 0.8, 0.7, 0.6), (*GRID.times[:2], 1.0, GRID.times[2])):
+        with pytest.raises(BadValue, match="no run of heun"):
+            timing(solver="heun", times=times, taus=(0.9, 0.5, 0.2, 0.1))
+
+
+def test_options_that_differ_in_the_seventh_digit():
+    near = timing(options={"eta": 0.3})
+    with pytest.raises(TimingMismatch, match=r"ddim\(eta=0.3\).*ddim\(eta=0.3000001\)"):
+        near.check(**{**USED, "solver": make_solver("ddim", eta=0.3000001)})
 
 
 def test_a_tau_for_each_evaluation_and_its_ratio():
@@ -145,7 +198,6 @@ def test_a_tau_for_each_evaluation_and_its_ratio():
 
 def test_the_sampler_that_it_was_tuned_for():
     timing().check(**USED)
-    timing().check(**USED, weights=timing().weights)
     # An option at its default is no other solver, and rounding in the last bits no other grid.
     timing().check(**{**USED, "solver": make_solver("ddim", eta=0.0)})
     timing(options={"eta": 0.0}).check(**USED)
@@ -166,6 +218,7 @@ def test_the_sampler_that_it_was_tuned_for():
         ({"grid": make_grid("uniform", 4, LINEAR)}, "'uniform with 3 steps'", "'uniform with 4 steps'"),
         ({"grid": Grid("uniform", (*GRID.times[:2], 0.002, 0.0))}, "time of the grid '0.001'", "'0.002'"),
         ({"weights": "f" * 64}, "'0123456789abcdef'", "'ffffffffffffffff'"),
+        ({"weights": ""}, "'0123456789abcdef'", "'not named'"),
     ],
 )
 def test_another_sampler_is_an_error_that_names_both(change, own, other):

@@ -27,7 +27,7 @@ from test_problems import (
 from torch import Tensor
 
 from tt_lib.engine import Request, drive, replay
-from tt_lib.errors import BadValue, TimingMismatch
+from tt_lib.errors import BadValue, CorruptFile, NotFinite, TimingMismatch
 from tt_lib.grids import make_grid
 from tt_lib.noise import HELD_OUT_NOISE, derive_seed
 from tt_lib.sampling import fine_solution
@@ -120,8 +120,6 @@ def test_a_search_takes_the_lower_of_two_minima():
         return torch.minimum((taus / 0.5 - 1.02) ** 2 + 0.01, (taus / 0.5 - 0.78) ** 2)
 
     assert search(a_problem([0.5], two_valleys), TuneConfig()).taus.item() == pytest.approx(0.39, rel=1e-6)
-    nowhere = TuneConfig(bounds=(1.0, 1.0))
-    assert search(a_problem([0.5], two_valleys), nowhere).taus.item() == 0.5, "a range of one value"
 
 
 @pytest.mark.parametrize(("name", "objective"), [("dpmpp-2m", "truncation"), ("ddim", "consistency")])
@@ -186,10 +184,10 @@ def test_batches_follow_seed_evaluation_and_iteration():
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("frozen", [0, 2, 9])
+@pytest.mark.parametrize("frozen", [0, 2, 3])
 def test_the_last_steps_are_left_alone(optimiser, strategy, frozen):
     result = run_tune(strategy=strategy, optimiser=optimiser, freeze_last=frozen)
-    tuned = max(0, 4 - frozen)
+    tuned = 4 - frozen
     moved = [tau != t for tau, t in zip(result.timing.taus, GRID.times, strict=False)]
     assert moved[tuned:] == [False] * (4 - tuned)
     # The last evaluation is at the smallest time that the network knows: it can only rise.
@@ -233,8 +231,22 @@ def test_a_step_below_the_range_keeps_its_own_time():
         ({"iterations": 0}, "iterations must be at least 1, got 0"),
         ({"lr": 0.0}, "the learning rate must be positive, got 0"),
         ({"freeze_last": -1}, "freeze_last must be 0 or more, got -1"),
-        ({"bounds": (1.1, 1.3)}, r"bounds .* must enclose 1, got \(1.1, 1.3\)"),
+        ({"bounds": (1.1, 1.3)}, r"bounds .* must differ and enclose 1, got \(1.1, 1.3\)"),
+        ({"bounds": (1.0, 1.0)}, r"bounds .* must differ"),
         ({"bounds": (0.0, 1.3)}, "bounds"),
+        ({"bounds": [0.9]}, r"bounds are two numbers.*got \[0.9\]"),
+        ({"bounds": ("0.9", 1.1)}, "each of the bounds must be a number, got the text '0.9'"),
+        ({"bounds": (math.nan, 1.1)}, "each of the bounds must be a number, got nan"),
+        ({"iterations": 2.0}, "iterations must be a whole number, got 2.0"),
+        ({"substeps": "4"}, "substeps must be a whole number, got the text '4'"),
+        ({"batch": True}, "batch must be a whole number, got True"),
+        ({"lr": math.inf}, "lr must be a number, got inf"),
+        ({"gate": 1}, "gate must be true or false, got 1"),
+        ({"objective": 3}, "objective must be text, got 3"),
+        ({"seed": -1}, "seeds lie from 0 to 999,999,999, got the seed -1"),
+        ({"seed": 10**9}, "the seed 1000000000"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
     ],
 )
 def test_bad_choices(changes, message):
@@ -256,7 +268,8 @@ def test_the_defaults_are_the_authors():
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_grid_of_one_step(strategy):
     grid = make_grid("uniform", 1, LINEAR)
-    assert run_tune(grid=grid, strategy=strategy).timing.taus == (1.0,)
+    with pytest.raises(BadValue, match=r"the grid has 1 step and freeze_last = 1 .*freeze0"):
+        run_tune(grid=grid, strategy=strategy)
     result = run_tune(grid=grid, strategy=strategy, freeze_last=0, objective="truncation")
     assert 0 < result.timing.taus[0] < 1
 
@@ -268,6 +281,35 @@ def test_what_cannot_be_tuned():
             run_tune(solver, objective="truncation")
     with pytest.raises(BadValue, match="at least one image"):
         run_tune(x0=images()[:0])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_tuning_in_which_no_time_may_move_is_none(strategy, tmp_path):
+    """Nothing is asked of the network, and nothing is written."""
+
+    def never(x, t, tau):
+        pytest.fail("there is nothing to tune")
+
+    for freeze_last in (4, 99):
+        with pytest.raises(BadValue, match=f"the grid has 4 steps and freeze_last = {freeze_last} .*take more steps"):
+            run_tune(strategy=strategy, freeze_last=freeze_last, predictor=never, state=tmp_path / "state")
+    # The only step begins at t = 1, and its tau may only rise.
+    with pytest.raises(BadValue, match=r"no tau may differ from its t, of \[1.0\], within bounds = \(1.0, 1.2\)"):
+        grid = make_grid("uniform", 1, LINEAR)
+        run_tune(grid=grid, strategy=strategy, freeze_last=0, bounds=(1.0, 1.2), predictor=never)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_no_number_is_an_error():
+    """A search would take NaN for the lowest loss; here every answer that the solver gets is finite."""
+
+    def bad(x, t, tau):
+        return PREDICTOR(x, t, tau) * (math.nan if t.min() == GRID.times[1] else 1)
+
+    with pytest.raises(NotFinite, match="NaN or infinity at evaluation 1"):
+        run_tune(freeze_last=3, optimiser="search", predictor=bad)
+    with pytest.raises(NotFinite, match="NaN or infinity at evaluation 1"):  # squares beyond all numbers
+        run_tune(objective="truncation", optimiser="search", predictor=lambda x, t, tau: x, x0=1e200 * images())
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -304,7 +346,7 @@ def test_the_timing_says_what_it_is_for_and_a_sampler_takes_it(tmp_path):
     timing.save(tmp_path / "timing.json")
     read = load_timing(tmp_path / "timing.json")
     assert read.taus == timing.taus
-    assert a_sampler("dpmpp-2m", model="ring", timing=read)(range(2)).nfe == 4
+    assert a_sampler("dpmpp-2m", model="ring", weights="ab" * 32, timing=read)(range(2)).nfe == 4
     with pytest.raises(TimingMismatch):
         a_sampler("ddim", model="ring", timing=read)
 
@@ -439,7 +481,10 @@ def test_an_interrupted_tuning_goes_on_to_exactly_the_same_end(tmp_path, optimis
         for key in ("loss_untuned", "loss_tuned", *(["gated"] if gate else [])):
             assert result.timing.tuning[key] == whole.timing.tuning[key]
         assert resumed.last == listener.last
-        assert list(tmp_path.iterdir()) == [], "the state is removed at the end"
+        # Until its timing is written, the state is all that there is of it: who asks again gets the same at once.
+        again = run_tune("dpmpp-2m", **options, state=state)
+        assert again.timing.taus == whole.timing.taus and list(tmp_path.iterdir()) == [state]
+        state.unlink()
 
 
 def test_a_tuning_interrupted_again_and_again_does_not_start_again(tmp_path):
@@ -489,9 +534,30 @@ def test_a_failed_write_leaves_the_state_of_before(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BadValue, match=r"cannot write .*run\.state"):
         run_tune(state=state, save_seconds=0)
     assert state.read_bytes() == before and list(tmp_path.iterdir()) == [state]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: [content],
+        lambda content: content.pop("fingerprint") and content,
+        lambda content: content | {"more": 1},
+        lambda content: {key: value for key, value in content.items() if key != "taus"},
+        lambda content: content | {"taus": content["taus"][1:]},
+        lambda content: content | {"taus": [math.nan] * 4},
+        lambda content: content | {"stages": 99},
+    ],
+)
+def test_a_damaged_state_is_one_error(tmp_path, damage):
+    state = tmp_path / "run.state"
+    with pytest.raises(KeyboardInterrupt):
+        run_tune(state=state, save_seconds=0, progress=Interruption(7))
+    torch.save(damage(torch.load(state, weights_only=True)), state)
+    with pytest.raises(CorruptFile, match=r"run\.state is no state of a tuning; delete it"):
+        run_tune(state=state)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from tt_lib.errors import BadValue
+from tt_lib.files import spell
 from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule
 
@@ -69,7 +70,7 @@ class EpsilonScaling:
 
     @property
     def name(self) -> str:
-        return f"{EPSILON}-{self.scale:g}"
+        return f"{EPSILON}-{spell(self.scale)}"
 
     def wrap(self, predictor: Predictor, schedule: Schedule, first: float) -> Predictor:
         return lambda x, t, tau: predictor(x, t, tau) / self.scale
@@ -98,8 +99,8 @@ class TimeShift:
 
     @property
     def name(self) -> str:
-        changed = [f"{key}={value:g}" for key, value in sorted(vars(self).items()) if value != getattr(TimeShift, key)]
-        return ",".join([SHIFT, *changed])
+        changed = {key: value for key, value in vars(self).items() if value != getattr(TimeShift, key)}
+        return ",".join([SHIFT, *(f"{key}={spell(value)}" for key, value in sorted(changed.items()))])
 
     def shifted(self, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         """The times [B] that fit the samples ``x`` [B, ...] at nominal ``t`` (scalar or [B]); float64, where x is."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
+
+IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+"""What the values of each plain type are called."""
 
 
 class TTError(Exception):
@@ -28,6 +32,10 @@ class TimingMismatch(TTError, ValueError):
 
 class NotFinite(TTError, ArithmeticError):
     """The network answered NaN or infinity; the message says at which evaluation and time."""
+
+
+class NothingLearned(TTError):
+    """Learning gave no sampler that is better than the one it began with; nothing is written."""
 
 
 class AlreadyDone(TTError, FileExistsError):
@@ -55,3 +63,18 @@ def choose(kind: str, name: str, options) -> None:
     """Raise :class:`BadValue` unless ``name`` is one of ``options``; the message lists them."""
     if name not in options:
         raise BadValue(f"unknown {kind} {name!r}; choose one of: {', '.join(sorted(options))}")
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Raise :class:`BadValue` unless ``value`` is of a plain type: a whole number is a number, a switch is none."""
+    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    if not fits or (kind is float and not abs(value) <= sys.float_info.max):
+        got = f"the text {value!r}" if isinstance(value, str) else repr(value)
+        raise BadValue(f"{name} must be {IN_WORDS[kind]}, got {got}")
+
+
+def check_types(record: Any) -> None:
+    """:func:`check_type` of each field of a dataclass that is declared as a plain type."""
+    for name, kind in get_type_hints(type(record)).items():
+        if kind in IN_WORDS:
+            check_type(name, getattr(record, name), kind)

@@ -20,7 +20,7 @@ from tt_lib.errors import BadValue
 from tt_lib.grids import Grid, make_grid
 from tt_lib.networks.running import make_predictor
 from tt_lib.networks.unet import Model
-from tt_lib.noise import SampleNoise, StartNoise
+from tt_lib.noise import SampleNoise, StartNoise, check_seeds
 from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule
 from tt_lib.solvers.dpmpp import dpmpp_2m
@@ -206,7 +206,11 @@ def sample_images(
 
     Args:
         progress: called with (images done, count, message).
+
+    Raises:
+        BadValue: seeds that there are not, see :func:`tt_lib.noise.check_seeds`.
     """
+    check_seeds(first_seed, count)
     images: list[Tensor] = []
     for seeds, run in run_batches(sampler, batches(first_seed, count, batch)):
         images.append(run.x.cpu())

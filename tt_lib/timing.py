@@ -9,16 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tt_lib.errors import BadValue, TimingMismatch
-from tt_lib.files import read_record, write_json
+from tt_lib.errors import IN_WORDS, BadValue, TimingMismatch, check_type, check_types
+from tt_lib.files import read_record, spell, write_json
 from tt_lib.grids import Grid
-from tt_lib.solvers.registry import Solver
+from tt_lib.solvers.orders import one_each
+from tt_lib.solvers.registry import SOLVERS, Solver
 
 FORMAT = "tt-timing-1"
 UNTUNED = "untuned"
+NOT_NAMED = "not named"
+"""What errors call the hash of weights where there is none."""
+SAME_TIME = 1e-9
+"""Times that differ by no more are one: it is rounding."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,11 @@ class Timing:
         grid_times: the grid's K + 1 nominal times.
         tuning: how they were tuned: objective, strategy, optimiser, images, final losses, seconds, ...
         provenance: versions, date, commit and command.
-        weights: sha256 of the model's weights, so that a retrained model of the same name is told apart.
+        weights: the hash of the model's weights (:class:`tt_lib.networks.unet.Model`), by which two networks of one
+            name are told apart.
+
+    Raises:
+        BadValue: a tau outside (0, 1], times that no run over the grid has, or a value of another type.
     """
 
     name: str
@@ -54,11 +64,19 @@ class Timing:
     weights: str = ""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if len(self.taus) != len(self.times):
             raise BadValue(f"a timing needs one tau an evaluation: {len(self.taus)} taus, {len(self.times)} times")
         for tau in self.taus:
             if not (math.isfinite(tau) and 0 < tau <= 1):
                 raise BadValue(f"a conditioning time must lie in (0, 1], got {tau}")
+        check_run(self.times, Grid(self.grid, self.grid_times), self.solver)
+        if not all(isinstance(part, dict) for part in (self.options, self.tuning, self.provenance)):
+            raise BadValue("options, tuning and provenance of a timing must be tables of names and values")
+        for name, value in self.options.items():
+            check_type(f"option {name} of the solver", value, type(value) if type(value) in IN_WORDS else float)
+        for name, text in self.provenance.items():
+            check_type(f"{name} of the provenance", text, str)
 
     @property
     def nfe(self) -> int:
@@ -71,7 +89,9 @@ class Timing:
         return tuple(tau / t for tau, t in zip(self.taus, self.times, strict=True))
 
     def check(self, *, model: str, schedule: str, solver: Solver, grid: Grid, weights: str = "") -> None:
-        """Raise unless the timing was tuned for just this sampler (weights count where both sides name them).
+        """Raise unless the timing was tuned for just this sampler.
+
+        A timing that names no weights is refused where weights are named, and the other way round.
 
         Raises:
             TimingMismatch: naming what the timing has and what it is used with.
@@ -80,7 +100,7 @@ class Timing:
             "the timing was tuned",
             {
                 "model": (self.model, model),
-                "weights of the model": same_weights(self.weights, weights),
+                "weights of the model": (self.weights[:16] or NOT_NAMED, weights[:16] or NOT_NAMED),
                 "schedule": (self.schedule, schedule),
                 "solver": (_label(self.solver, self.options), _label(solver.name, solver.choices_made)),
                 "grid": (f"{self.grid} with {len(self.grid_times) - 1} steps", f"{grid.name} with {grid.steps} steps"),
@@ -103,6 +123,22 @@ def load_timing(path: Path | str) -> Timing:
     return read_record(path, Timing, FORMAT, ("taus", "times", "grid_times"), "timing", "tt tune")
 
 
+def check_run(times: Sequence[float], grid: Grid, solver: str) -> None:
+    """Raise :class:`BadValue` unless a run over the grid can have evaluations at these times.
+
+    Its times never rise, and each step begins with an evaluation at its own time. A solver with one evaluation a step
+    has no others.
+    """
+    falls = all(s <= t for t, s in pairwise(times)) and all(grid.times[-1] <= t <= 1 for t in times)
+    starts = all(any(abs(t - start) <= SAME_TIME for t in times) for start in grid.times[:-1])
+    single = solver in SOLVERS and SOLVERS[solver].plan is one_each
+    if not (falls and starts) or (single and len(times) != grid.steps):
+        raise BadValue(
+            f"no run of {solver} over the grid of {grid.steps} steps {list(grid.times)} has its {len(times)} "
+            f"evaluations at {list(times)}"
+        )
+
+
 def check_same(subject: str, pairs: dict[str, tuple[str, str]], remedy: str) -> None:
     """Raise :class:`TimingMismatch` unless a record's own values and those that it is used with, the pairs, agree."""
     for what, (own, used) in pairs.items():
@@ -110,19 +146,14 @@ def check_same(subject: str, pairs: dict[str, tuple[str, str]], remedy: str) -> 
             raise TimingMismatch(f"{subject} for {what} {own!r} and is used with {what} {used!r}; {remedy}")
 
 
-def same_weights(own: str, used: str) -> tuple[str, str]:
-    """Two hashes for :func:`check_same`; they count where both are there."""
-    return (own[:16], used[:16]) if own and used else ("", "")
-
-
 def differing_time(own: Sequence[float], used: Sequence[float]) -> tuple[str, str]:
     """The first pair of times that differ by more than rounding, for :func:`check_same`."""
-    pairs = ((f"{a:.9g}", f"{b:.9g}") for a, b in zip(own, used, strict=False) if abs(a - b) > 1e-9)
+    pairs = ((f"{a:.9g}", f"{b:.9g}") for a, b in zip(own, used, strict=False) if abs(a - b) > SAME_TIME)
     return next(pairs, ("", ""))
 
 
 def _label(solver: str, options: dict[str, Any]) -> str:
     # An option at its default says nothing, so eta=0 and no eta are one solver.
-    values = {key: value if isinstance(value, str) else f"{value:g}" for key, value in sorted(options.items()) if value}
+    values = {key: value if isinstance(value, str) else spell(value) for key, value in sorted(options.items()) if value}
     shown = ", ".join(f"{key}={value}" for key, value in values.items())
     return f"{solver}({shown})" if shown else solver

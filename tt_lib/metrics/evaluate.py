@@ -22,15 +22,15 @@ from torch import Tensor
 
 from tt_lib.datasets import to_uint8
 from tt_lib.engine import Run
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.metrics.features import BATCH, Features, empty_statistics, gain_of
 from tt_lib.metrics.frechet import extrapolated_interval, jackknife_interval, paired_interval
 from tt_lib.metrics.kernel import kernel_distance, precision_recall
 from tt_lib.metrics.reference import BANK_SIZE, Metric
-from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.metrics.statistics import FeatureStatistics, to_half
 from tt_lib.metrics.world import ALONE, World
-from tt_lib.noise import StartNoise
-from tt_lib.rows import device_name, provenance
+from tt_lib.noise import StartNoise, check_seeds
+from tt_lib.rows import device_name, provenance, short_hash
 from tt_lib.sampling import Progress, Sampler, batches, run_batches
 
 SETS = 10
@@ -111,9 +111,13 @@ def sample_sets(
         progress: called with (samples done, n, message).
 
     Raises:
-        BadValue: ``n`` does not divide into the sets.
+        BadValue: ``n`` does not divide into the sets, there are no such seeds, or a metric's real images are of another
+            shape than the samples.
     """
     check_n(n)
+    check_seeds(first_seed, n)
+    for metric in metrics:
+        metric.require_shape(sampler.shape, sampler.model or "the sampler")
     size, done = n // SETS, 0
     vectors = min(n, BANK_SIZE) // SETS if any(metric.bank is not None for metric in metrics) else 0
     seeds = [range(begin, begin + size) for begin in range(first_seed, first_seed + n, size)]
@@ -167,8 +171,9 @@ def _gather(
         for extract, own, kept in zip(features, statistics, vectors, strict=True):
             x = extract(pixels)
             own.update(x)
+            own.shape = tuple(pixels.shape[1:])
             if seeds.start in keep:
-                kept[seeds.start] = x.half().cpu()
+                kept[seeds.start] = to_half(x)
         if report:
             report(len(seeds) * world.size)
     statistics = [own.joined(world) for own in statistics]
@@ -185,10 +190,17 @@ def _name(sampler: Sampler, features: Features, seeds: range) -> str:
 
 
 def _load(path: Path | None, vectors: int) -> FeatureStatistics | None:
-    """The statistics that an earlier call kept of a set, with so many vectors; None if it kept nothing, or too few."""
+    """The statistics that an earlier call kept of a set, with so many vectors; None if it kept nothing, or too few.
+
+    Raises:
+        CorruptFile: what it kept is damaged.
+    """
     if path is None or not path.exists():
         return None
-    statistics = FeatureStatistics.load(path)
+    try:
+        statistics = FeatureStatistics.load(path)
+    except CorruptFile as error:
+        raise CorruptFile(f"{path} is no finished set of samples ({error.__cause__}); delete it") from error
     kept = statistics.vectors[:vectors] if statistics.vectors is not None and vectors else None
     if vectors and (kept is None or len(kept) < vectors):
         return None
@@ -271,6 +283,7 @@ def fd_rows(
         values[gain_of(name)] = (n, *paired_interval(baseline, sets, reference))
     facts = {
         "model": sampler.model,
+        "weights": short_hash(sampler.weights),
         "solver": sampler.solver.spelling,
         "grid": sampler.grid.name,
         "nfe": len(sampler.evaluations),
@@ -285,7 +298,8 @@ def fd_rows(
 def floor_row(metric: Metric, dataset: str, sets: Sequence[FeatureStatistics]) -> dict[str, Any]:
     """The floor as a row: the distance of real test images from the same reference, as a perfect sampler would have."""
     values = {metric.features.metric: (sum(part.n for part in sets), *jackknife_interval(sets, metric.reference))}
-    facts = {"model": "test images", "solver": "floor", "grid": "", "nfe": 0, "eta": 0.0, "timing": "floor", "seed": 0}
+    facts = {"model": "test images", "weights": "", "solver": "floor", "grid": "", "nfe": 0, "eta": 0.0}
+    facts |= {"timing": "floor", "seed": 0}
     return _rows(values, metric.features, dataset=dataset, device=device_name(metric.features.device), **facts)[0]
 
 

@@ -22,7 +22,7 @@ from tt_lib.files import read_json, write_json
 from tt_lib.networks.config import FeatureConfig
 from tt_lib.networks.feature_nets import CONFIG, FeatureNet, read_feature_network, save_features
 from tt_lib.networks.loop import Training, refuse_finished, run_training
-from tt_lib.noise import derive_seed
+from tt_lib.noise import check_seeds, derive_seed
 from tt_lib.rows import provenance
 
 
@@ -143,6 +143,7 @@ def train_features(
         NotFinite: the loss became NaN or infinite.
     """
     out, device = Path(out), torch.device(device)
+    check_seeds(config.seed)
     refuse_finished(out, CONFIG, force)
     images, test = (load_dataset(config.dataset, split, data) for split in ("train", "test"))
     if config.batch > len(images):

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tt_lib.baselines import CONSTANT, read_constant, read_correction
-from tt_lib.errors import BadValue, MissingFile, choose
-from tt_lib.files import data_folder
+from tt_lib.errors import IN_WORDS, BadValue, MissingFile, check_type, check_types, choose
+from tt_lib.files import data_folder, file_name, spell
 from tt_lib.solvers.registry import Solver, make_solver
 from tt_lib.timing import UNTUNED, Timing, load_timing
 from tt_lib.tuning.config import OBJECTIVES, STRATEGIES, TuneConfig
-from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig
+from tt_lib.tuning.gamma import LEAST_IMAGES
+from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig, check_joint
+from tt_lib.tuning.tuner import check_tuning
 
 IMAGE_SOURCES, IMAGES = ("real", "generated"), 256
 """Where images to tune on come from, and how many there are where nothing is said; the first source is the default."""
@@ -29,7 +31,6 @@ NAMES = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), *(f"{o}-{JOINT}"
 FIELDS = {"learning_rate": "lr"}
 """The field of the configuration that an option sets, where that is spelled otherwise."""
 SWITCH = {"true": True, "false": False}
-IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 class Recipe(NamedTuple):
@@ -61,6 +62,7 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
         options = {**given, **options}
         images = {key: options.pop(key) for key in ("images", "source") if key in options}
         recipe = Recipe(TuneConfig(**options), **images)
+        check_type("images", recipe.images, int)
         choose("source of images", recipe.source, IMAGE_SOURCES)
         if recipe.images < 1:
             raise BadValue(f"images must be at least 1, got {recipe.images}")
@@ -81,7 +83,7 @@ def spell_timing(name: str) -> str:
     if correction is not None:
         return correction.name
     if ratio is not None:
-        return f"{CONSTANT}-{ratio:g}"
+        return f"{CONSTANT}-{spell(ratio)}"
     parse_timing(name)
     options = _read(name)
     plain = f"{options.pop('objective')}-{options['strategy']}"
@@ -139,7 +141,7 @@ def _read(name: str) -> dict[str, Any]:
 def _spell(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return spell(value) if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class Cell:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         # One solver, one spelling: rows, timings and files are found by it.
         if "," in self.solver:
             object.__setattr__(self, "solver", make_solver(self.solver).spelling)
@@ -169,12 +172,31 @@ class Cell:
     @property
     def label(self) -> str:
         """For progress bars and file names."""
-        eta = f"-eta{self.eta:g}" if self.eta else ""
+        eta = f"-eta{spell(self.eta)}" if self.eta else ""
         return f"{self.solver}{eta}-{self.grid}-{self.nfe}-{self.timing}"
 
     def make_solver(self) -> Solver:
         """The cell's solver; eta is named only where it is not 0, since not every solver takes it."""
         return make_solver(self.solver, **({"eta": self.eta} if self.eta else {}))
+
+
+def check_recipe(cell: Cell, recipe: Recipe) -> None:
+    """Raise :class:`BadValue` if a cell cannot be tuned so: asked before images, gamma and all other work."""
+    solver, steps = cell.make_solver().for_nfe(cell.nfe)
+    try:
+        if isinstance(recipe.config, JointConfig):
+            check_joint(solver, steps, recipe.config)
+        else:
+            check_tuning(solver, steps, recipe.config)
+            check_gamma_images(solver, recipe.images)
+    except BadValue as error:
+        raise BadValue(f"{cell.label}: {error}") from error
+
+
+def check_gamma_images(solver: Solver, images: int) -> None:
+    """Raise :class:`BadValue` if gamma of an analytic solver cannot be measured on so few images."""
+    if solver.needs_gamma and images < LEAST_IMAGES:
+        raise BadValue(f"{solver.name} needs gamma, which takes at least {LEAST_IMAGES} images, got images = {images}")
 
 
 def is_tuned(timing: str) -> bool:
@@ -184,7 +206,7 @@ def is_tuned(timing: str) -> bool:
 
 def timing_path(model: str, cell: Cell) -> Path:
     """Where the shipped timing of a cell lies: ``data/timings/<model>/<cell>.json``."""
-    return data_folder() / "timings" / model.replace("/", "--") / f"{cell.label}.json"
+    return data_folder() / "timings" / file_name(model) / f"{cell.label}.json"
 
 
 def find_timing(model: str, cell: Cell) -> Timing | None:

@@ -14,8 +14,8 @@ from tt_lib.baselines import read_correction
 from tt_lib.errors import BadValue
 from tt_lib.metrics.direction import measure_directions, reference_trajectory
 from tt_lib.networks.running import cudnn_flags
-from tt_lib.noise import SampleNoise
-from tt_lib.rows import DIRECTION_COLUMNS, DIRECTION_KEY, device_name, matching, provenance, read_rows
+from tt_lib.noise import SampleNoise, check_seeds
+from tt_lib.rows import DIRECTION_COLUMNS, DIRECTION_KEY, device_name, matching, provenance, read_rows, short_hash
 from tt_lib.sampling import Sampler
 from tt_lib.study.cells import Cell, require_timing, timing_path
 from tt_lib.study.run_cells import Report, Row, run_cells
@@ -40,6 +40,7 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.n < 2:
             raise BadValue(f"an interval needs at least 2 samples, got n = {self.n}")
+        check_seeds(self.seed, self.n)
 
 
 @cudnn_flags(allow_tf32=False)
@@ -104,7 +105,7 @@ def run_directions(
         results,
         DIRECTION_COLUMNS,
         DIRECTION_KEY,
-        work,
+        work / short_hash(bench.model.digest),
         pending=pending,
         run=run,
         cost=lambda cell: samplers[cell].grid.steps,
@@ -154,4 +155,5 @@ def _rows(frame: pd.DataFrame, bench: Bench, cell: Cell, protocol: Protocol) -> 
 
 def _where(bench: Bench, cell: Cell, protocol: Protocol) -> dict:
     """The columns that name a cell's rows."""
-    return {"model": bench.model.name, **asdict(cell), **asdict(protocol)}
+    weights = short_hash(bench.model.digest)
+    return {"model": bench.model.name, "weights": weights, **asdict(cell), **asdict(protocol)}

@@ -309,7 +309,7 @@ def check_stored(bench: Bench, cell: Cell) -> None:
 
 
 def check_places(table: Table, bench: Bench, cell: Cell) -> None:
-    """Raise :class:`BadValue` if what a cell lacks could not be written: its timing, and gamma of an analytic solver."""
+    """Raise :class:`BadValue` if what a cell lacks cannot be written: its timing, and gamma of an analytic solver."""
     timing = find_timing(bench.model.name, cell)
     if timing is None and (table.recipe(cell) or read_constant(cell.timing)):
         check_writable(timing_path(bench.model.name, cell))
@@ -357,6 +357,11 @@ def tune_cell(
     return timing
 
 
+def published_rows() -> pd.DataFrame:
+    """The rows of ``data/tables/published.csv``."""
+    return read_rows(data_folder() / "tables" / "published.csv", PUBLISHED)
+
+
 def published_beside(row: Mapping[str, Any]) -> str:
     """What was published for the untuned sampler of a row of ``fd.csv``, with the source; nothing if there is none.
 
@@ -365,6 +370,6 @@ def published_beside(row: Mapping[str, Any]) -> str:
     """
     if row["timing"] != UNTUNED:
         return ""
-    rows = read_rows(data_folder() / "tables" / "published.csv", PUBLISHED)
+    rows = published_rows()
     rows = rows[matching(rows, {name: row[name] for name in PUBLISHED[:6]})]
     return "".join(f"; published {row['value']:g} ({row['source']})" for row in rows.to_dict("records"))

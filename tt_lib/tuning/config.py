@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tt_lib.errors import BadValue, choose
+from tt_lib.errors import BadValue, check_type, check_types, choose
+from tt_lib.noise import check_seeds
 
 OBJECTIVES = ("consistency", "truncation")
 STRATEGIES = ("sequential", "parallel")
@@ -51,6 +52,7 @@ class TuneConfig:
     gate: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         choose("objective", self.objective, OBJECTIVES)
         choose("strategy", self.strategy, STRATEGIES)
         choose("optimiser", self.optimiser, OPTIMISERS)
@@ -62,10 +64,29 @@ class TuneConfig:
             raise BadValue(f"the learning rate must be positive, got {self.lr}")
         if self.freeze_last < 0:
             raise BadValue(f"freeze_last must be 0 or more, got {self.freeze_last}")
-        if self.bounds is not None and not 0 < self.bounds[0] <= 1 <= self.bounds[1]:
-            raise BadValue(f"bounds are the smallest and largest tau / t and must enclose 1, got {self.bounds}")
+        check_seeds(self.seed)
+        if self.bounds is not None:
+            if not isinstance(self.bounds, (list, tuple)) or len(self.bounds) != 2:
+                raise BadValue(f"bounds are two numbers, the smallest and largest tau / t, got {self.bounds!r}")
+            for bound in self.bounds:
+                check_type("each of the bounds", bound, float)
+            low, high = self.bounds
+            if not 0 < low <= 1 <= high or low == high:
+                raise BadValue(
+                    f"bounds are the smallest and largest tau / t: they must differ and enclose 1, got {self.bounds}"
+                )
 
     @property
     def name(self) -> str:
         """Objective and strategy, as timings are called by."""
         return f"{self.objective}-{self.strategy}"
+
+
+def check_movable(steps: int, freeze_last: int) -> None:
+    """Raise :class:`BadValue` if no step of a grid may move: a timing in which nothing was tuned is none."""
+    if freeze_last >= steps:
+        raise BadValue(
+            f"there is nothing to tune: the grid has {steps} {'step' if steps == 1 else 'steps'} and freeze_last = "
+            f"{freeze_last} leaves the last {freeze_last} alone; take more steps, or freeze fewer, as in "
+            "truncation-parallel-freeze0"
+        )

@@ -29,16 +29,18 @@ import torch
 from torch import Tensor
 
 from tt_lib.engine import check_finite
-from tt_lib.errors import BadValue
-from tt_lib.files import data_folder, read_record, write_json
-from tt_lib.noise import GAMMA_FIRST_SEED, SampleNoise
+from tt_lib.errors import BadValue, check_type, check_types
+from tt_lib.files import data_folder, file_name, read_record, write_json
+from tt_lib.grids import Grid
+from tt_lib.noise import GAMMA_FIRST_SEED, LEARN_FIRST_SEED, SampleNoise, check_seeds
 from tt_lib.rows import provenance
 from tt_lib.sampling import Progress, Sampler
 from tt_lib.schedules import along
-from tt_lib.timing import UNTUNED, Timing, check_same, differing_time, same_weights
+from tt_lib.timing import NOT_NAMED, UNTUNED, Timing, check_run, check_same, differing_time
 
 FORMAT = "tt-gamma-1"
 TUPLES = ("values", "errors", "residuals", "times", "taus", "grid_times")
+LEAST_IMAGES = 3
 REMEDY = "`tt sample`, `tt tune` and `tt table` measure it where it is missing"
 
 
@@ -58,6 +60,9 @@ class Gamma:
         grid, grid_times: the grid's name and its K + 1 times.
         timing: the timing's name.
         provenance: versions, date, commit and command.
+
+    Raises:
+        BadValue: as of a timing, for what no measurement gives.
     """
 
     values: tuple[float, ...]
@@ -66,23 +71,30 @@ class Gamma:
     times: tuple[float, ...]
     taus: tuple[float, ...]
     images: int
-    seed: int = 0
-    source: str = ""
-    model: str = ""
-    weights: str = ""
-    schedule: str = ""
-    grid: str = ""
-    grid_times: tuple[float, ...] = ()
-    timing: str = UNTUNED
+    seed: int
+    source: str
+    model: str
+    weights: str
+    schedule: str
+    grid: str
+    grid_times: tuple[float, ...]
+    timing: str
     provenance: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(self)
         lengths = {name: len(getattr(self, name)) for name in TUPLES[:-1]}
         if len(set(lengths.values())) != 1:
             raise BadValue(f"gamma needs one entry of each for each evaluation, got {lengths}")
+        for name in TUPLES[:-1]:
+            for value in getattr(self, name):
+                check_type(f"each of {name}", value, float)
+        if min(self.errors + self.residuals) < 0 or not all(0 < tau <= 1 for tau in self.taus):
+            raise BadValue(f"errors and residuals are no less than 0, and taus lie in (0, 1], got {self}")
+        check_run(self.times, Grid(self.grid, self.grid_times), "ddim")
 
     def check(self, sampler: Sampler) -> None:
-        """Raise unless gamma was measured for just this sampler (weights count where both sides name them).
+        """Raise unless gamma was measured for just this sampler.
 
         Raises:
             TimingMismatch: naming what gamma was measured for and what it is used with.
@@ -93,14 +105,14 @@ class Gamma:
             "gamma was measured",
             {
                 "model": (self.model, sampler.model),
-                "weights of the model": same_weights(self.weights, sampler.weights),
+                "weights of the model": (self.weights[:16] or NOT_NAMED, sampler.weights[:16] or NOT_NAMED),
                 "schedule": (self.schedule, sampler.schedule.name),
                 "grid": (f"{self.grid} with {len(self.grid_times) - 1} steps", f"{grid.name} with {grid.steps} steps"),
                 "time of the grid": differing_time(self.grid_times, grid.times),
                 "timing": (self.timing, name),
                 "tau": differing_time(self.taus, taus),
             },
-            f"delete its file: {REMEDY}",
+            f"delete its file {gamma_path(self.model, self.grid, len(self.taus), timing)}, or move it away: {REMEDY}",
         )
 
     def save(self, path: Path | str) -> None:
@@ -124,7 +136,7 @@ def gamma_path(model: str, grid: str, nfe: int, timing: Timing | None = None) ->
     named: Analytic-DDIM and Analytic-DDPM ask the same network the same.
     """
     mark = f"{timing.name}-{hashlib.sha256(repr(timing.taus).encode()).hexdigest()[:8]}" if timing else UNTUNED
-    return data_folder() / "gamma" / model.replace("/", "--") / f"{grid}-{nfe}-{mark}.json"
+    return data_folder() / "gamma" / file_name(model) / file_name(f"{grid}-{nfe}-{mark}.json")
 
 
 @torch.no_grad()
@@ -158,9 +170,10 @@ def estimate_gamma(
         BadValue: fewer than three images, or a batch below 1.
         NotFinite: the network answered NaN or infinity.
     """
-    if len(images) < 3 or batch < 1:
+    check_seeds(seed, len(images), LEARN_FIRST_SEED - GAMMA_FIRST_SEED)
+    if len(images) < LEAST_IMAGES or batch < 1:
         raise BadValue(
-            f"gamma needs at least 3 images (its error is taken over them) and a batch of at least 1, "
+            f"gamma needs at least {LEAST_IMAGES} images (its error is taken over them) and a batch of at least 1, "
             f"got {len(images)} and {batch}"
         )
     t = sampler.grid.tensor()[:-1]

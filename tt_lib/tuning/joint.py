@@ -32,14 +32,16 @@ import pandas as pd
 import torch
 from scipy.optimize import OptimizeResult, minimize
 
-from tt_lib.errors import BadValue, choose
+from tt_lib.errors import BadValue, CorruptFile, NotFinite, check_types, choose
 from tt_lib.files import read_json, write_json
 from tt_lib.metrics.evaluate import fingerprint, sample_statistics
 from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.reference import Metric
-from tt_lib.noise import JOINT_FIRST_SEED, StartNoise
+from tt_lib.noise import JOINT_FIRST_SEED, StartNoise, check_seeds
 from tt_lib.rows import provenance
 from tt_lib.sampling import FINE_STEPS, Progress, Sampler, batches, fine_sampler
+from tt_lib.solvers.registry import Solver
+from tt_lib.tuning.config import check_movable
 from tt_lib.tuning.tuner import HISTORY_COLUMNS, TuneResult
 
 END = "end"
@@ -70,7 +72,7 @@ class JointConfig:
         freeze_last: how many of the last steps keep tau = t. (0: unlike the objectives of single steps, this loss sees
             what the last step does.)
         tries: timings tried for each step that may move, at most.
-        seed: added to the seeds of the samples, and the seed of the optimiser.
+        seed: added to the seeds of the samples, and the seed of the optimiser; ``seed + samples`` is at most 10^9.
         optimiser: ``cobyqa`` or ``cma-es``, see :func:`search`.
 
     Raises:
@@ -85,16 +87,28 @@ class JointConfig:
     optimiser: str = "cobyqa"
 
     def __post_init__(self) -> None:
+        check_types(self)
         choose("objective of a joint tuning", self.objective, JOINT_OBJECTIVES)
         choose("optimiser of a joint tuning", self.optimiser, JOINT_OPTIMISERS)
         for name, least in (("samples", 2), ("freeze_last", 0), ("tries", 3)):
             if getattr(self, name) < least:
                 raise BadValue(f"{name} of a joint tuning must be at least {least}, got {getattr(self, name)}")
+        check_seeds(self.seed, self.samples)
 
     @property
     def name(self) -> str:
         """Objective and strategy, as timings are called by."""
         return f"{self.objective}-{JOINT}"
+
+
+def check_joint(solver: Solver, steps: int, config: JointConfig) -> None:
+    """Raise :class:`BadValue` for a tuning that means nothing for the solver, or moves none of the grid's steps."""
+    check_movable(steps, config.freeze_last)
+    if solver.stochastic and config.objective == END:
+        raise BadValue(
+            f"cannot tune {solver.name} by the end of a converged solution: it draws noise and follows no "
+            "trajectory; choose the objective consistency, or frechet"
+        )
 
 
 def tune_joint(
@@ -112,17 +126,27 @@ def tune_joint(
         sampler: untuned. A solver that draws noise draws the same for every timing.
         metric: what the Fréchet distance is taken in and from; the objective ``end`` needs none.
         batch: samples at a time.
-        state: file for the losses computed so far; an interrupted run goes on from it. It is removed at the end.
+        state: file for the losses computed so far; an interrupted run goes on from it. Whoever has saved the timing
+            removes it.
         progress: called with (timings tried, of all, message).
 
     Raises:
-        BadValue: ``state`` belongs to another tuning, a Fréchet distance without a metric, or the objective ``end`` for
-            a solver that draws noise.
+        BadValue: ``state`` belongs to another tuning, a Fréchet distance without a metric, the objective ``end`` for a
+            solver that draws noise, no step that may move, too few tries for CMA-ES, or a metric of images of another
+            shape.
         CorruptFile: ``state`` is damaged.
+        NotFinite: a loss is NaN or infinite.
     """
     config = config or JointConfig()
+    check_joint(sampler.solver, sampler.grid.steps, config)
     times = tuple(each.t for each in sampler.evaluations)
     tuned = sum(each.step < sampler.grid.steps - config.freeze_last for each in sampler.evaluations)
+    if config.optimiser == "cma-es" and tuned * config.tries < _generation(tuned):
+        least = -(-_generation(tuned) // tuned)
+        raise BadValue(
+            f"tries = {config.tries} for each of {tuned} times are fewer than one generation of cma-es, "
+            f"{_generation(tuned)}; give tries={least} or more, or take optimiser=cobyqa"
+        )
     first_seed = JOINT_FIRST_SEED + config.seed
     seeds = range(first_seed, first_seed + config.samples)
     start = StartNoise(sampler.shape, sampler.device)
@@ -140,7 +164,10 @@ def tune_joint(
     def loss(taus: Taus) -> float:
         nonlocal done
         if taus not in losses.of:
-            losses.add(taus, samples_loss(replace(sampler, timing=replace(untuned, taus=taus)), seeds))
+            value = samples_loss(replace(sampler, timing=replace(untuned, taus=taus)), seeds)
+            if not math.isfinite(value):
+                raise NotFinite(f"the loss of the taus {taus} is {value}; check the network's weights and its answers")
+            losses.add(taus, value)
         done += 1
         if progress:
             progress(done, total, f"timing {done} of at most {total}")
@@ -158,7 +185,6 @@ def tune_joint(
         "loss_untuned": [losses.of[times]],
         "loss_tuned": [search.lowest],
     }
-    losses.remove()
     timing = replace(untuned, taus=search.best, tuning=tuning, provenance=provenance())
     return TuneResult(timing, pd.DataFrame(search.rows, columns=list(HISTORY_COLUMNS)))
 
@@ -167,6 +193,7 @@ def _frechet_loss(
     sampler: Sampler, metric: Metric, seeds: range, batch: int, start: StartNoise
 ) -> tuple[SamplesLoss, list[Any], dict[str, Any]]:
     """The loss, what it depends on beside the taus, and facts for the timing."""
+    metric.require_shape(sampler.shape, sampler.model or "the sampler")
 
     def loss(trial: Sampler, seeds: range) -> float:
         statistics = sample_statistics(trial, metric.features, seeds, batch=batch, start=start)
@@ -178,11 +205,6 @@ def _frechet_loss(
 
 def _end_loss(sampler: Sampler, batch: int, start: StartNoise) -> tuple[SamplesLoss, list[Any], dict[str, Any]]:
     """The loss, what it depends on beside the taus, and facts for the timing."""
-    if sampler.solver.stochastic:
-        raise BadValue(
-            f"cannot tune {sampler.solver.name} by the end of a converged solution: it draws noise and follows no "
-            "trajectory; choose the objective consistency, or frechet"
-        )
     fine, ends = fine_sampler(sampler, FINE_STEPS), {}
 
     def loss(trial: Sampler, seeds: range) -> float:
@@ -204,7 +226,7 @@ class Search:
     Args:
         loss: of all K taus.
         times: the K nominal times.
-        tuned: the first so many steps may move.
+        tuned: the first so many times may move, at least one.
         bounds: smallest and largest tau / t.
         t_min: the smallest time at which the network can be evaluated; the largest is 1.
 
@@ -229,9 +251,9 @@ class Search:
             seed: of the optimiser, where it draws numbers.
         """
         self(self.ratios)
-        if self.tuned and optimiser == "cma-es":
+        if optimiser == "cma-es":
             self._evolve(tries, seed)
-        elif self.tuned:
+        else:
             self._descend_thrice(tries)
 
     def __call__(self, ratios: Sequence[float]) -> float:
@@ -240,7 +262,7 @@ class Search:
         moved = (min(1.0, max(self.t_min, t * float(r))) for t, r in zip(self.times[: self.tuned], ratios, strict=True))
         taus = (*moved, *self.times[self.tuned :])
         loss = self.loss(taus)
-        self.rows += [(k, self.count, loss, taus[k], self.times[k]) for k in range(max(self.tuned, 1))]
+        self.rows += [(k, self.count, loss, taus[k], self.times[k]) for k in range(self.tuned)]
         self.count += 1
         if loss < self.lowest:
             self.lowest, self.best, self.ratios = loss, taus, [float(r) for r in ratios]
@@ -295,7 +317,7 @@ class Search:
         end, the next begins around the best ratios so far.
         """
         draw = np.random.default_rng(seed)
-        generation = 2 * (4 + int(3 * math.log(self.tuned)))
+        generation = _generation(self.tuned)
         start, spent = self._best_line() if self._line_pays(tries) else (self.ratios, 0)
         options = {
             "bounds": list(self.bounds),
@@ -314,6 +336,11 @@ class Search:
             start = self.ratios
 
 
+def _generation(tuned: int) -> int:
+    """Timings in one generation of CMA-ES: twice as many as usual."""
+    return 2 * (4 + int(3 * math.log(tuned)))
+
+
 class _Losses:
     """The losses computed so far, in a file: the search is deterministic, so a resumed one asks for the same again."""
 
@@ -328,8 +355,11 @@ class _Losses:
             raise BadValue(
                 f"{path} is the state of another tuning (other model, solver, grid, features or options); delete it"
             )
-        self.of = {tuple(taus): value for taus, value in content["losses"]}
-        self.elapsed = content["elapsed"]
+        try:
+            self.of = {tuple(map(float, taus)): float(value) for taus, value in content["losses"]}
+            self.elapsed = float(content["elapsed"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise CorruptFile(f"{path} is a damaged state of a joint tuning; delete it to begin again") from error
 
     def add(self, taus: Taus, value: float) -> None:
         self.of[taus] = value
@@ -340,7 +370,3 @@ class _Losses:
     def seconds(self) -> float:
         """Spent so far, interrupted runs included."""
         return self.elapsed + time.monotonic() - self.begun
-
-    def remove(self) -> None:
-        if self.path:
-            self.path.unlink(missing_ok=True)

@@ -216,6 +216,8 @@ class Problem:
         loss = self.common.objective.loss(
             self.common.sampler.predictor, schedule, x_next, _each(self.s, len(rows)), self.target[here]
         )
+        # Of several losses a search would take NaN for the lowest.
+        check_finite(loss, self.evaluations[0], self.t, taus)
         return loss.reshape(len(self.t), -1)
 
     @torch.no_grad()

@@ -30,8 +30,8 @@ from tt_lib.sampling import Progress, Sampler
 from tt_lib.solvers.layout import stages_of
 from tt_lib.solvers.registry import Solver
 from tt_lib.timing import Timing
-from tt_lib.tuning.config import TuneConfig
-from tt_lib.tuning.optimisers import OPTIMISER_FUNCTIONS, SEARCH_TRIES, Rows
+from tt_lib.tuning.config import TuneConfig, check_movable
+from tt_lib.tuning.optimisers import OPTIMISER_FUNCTIONS, SEARCH_TRIES, Bounds, Rows
 from tt_lib.tuning.problems import Problem, Problems
 
 HISTORY_COLUMNS = ("evaluation", "iteration", "loss", "tau", "t")
@@ -75,23 +75,28 @@ def tune(
         config: the choices; by default the authors'.
         source: where the images come from, for the timing: ``real`` or ``generated``.
         held_out: other images, at least two, for the gate; needed with ``config.gate``.
-        state: a file to keep the state of the run in; if it is there, the run goes on from it. It is
-            removed when the run ends.
+        state: a file to keep the state of the run in; if it is there, the run goes on from it. Whoever has saved the
+            timing removes it.
         save_seconds: seconds between two writes of ``state``.
         progress: called with (done, total, message).
 
     Raises:
-        BadValue: ``truncation`` or the gate for a solver that draws noise, a gate without held-out images, or ``state``
-            belongs to another tuning.
+        BadValue: ``truncation`` or the gate for a solver that draws noise, a gate without held-out images, no step that
+            may move, or ``state`` belongs to another tuning.
         CorruptFile: ``state`` is damaged.
         NotFinite: the network answered NaN or infinity.
     """
     return _Tuning(sampler, images, config or TuneConfig(), source, held_out, state, save_seconds, progress).run()
 
 
-def check_objective(solver: Solver, objective: str) -> None:
-    """Raise :class:`BadValue` for an objective that means nothing for the solver."""
-    if solver.stochastic and objective == "truncation":
+def check_tuning(solver: Solver, steps: int, config: TuneConfig) -> None:
+    """Raise :class:`BadValue` for a tuning that means nothing for the solver, or moves none of the grid's steps."""
+    check_movable(steps, config.freeze_last)
+    if solver.stochastic and config.gate:
+        raise BadValue(
+            f"there is no gate for {solver.name}: it draws noise and has no truncation error; leave gate=true out"
+        )
+    if solver.stochastic and config.objective == "truncation":
         raise BadValue(
             f"cannot tune {solver.name} by truncation: it draws noise and follows no trajectory that a converged "
             "solution could be; choose the objective consistency, or frechet"
@@ -127,7 +132,7 @@ class _Tuning:
         save_seconds: float,
         progress: Progress | None,
     ) -> None:
-        check_objective(sampler.solver, config.objective)
+        check_tuning(sampler.solver, sampler.grid.steps, config)
         if len(images) < 1:
             raise BadValue("tuning needs at least one image, got none")
         self.sampler, self.images, self.config, self.source, self.held_out = sampler, images, config, source, held_out
@@ -135,6 +140,7 @@ class _Tuning:
         self.problems = Problems(sampler, images, config.objective, config.substeps, config.seed)
         self.gate = _gate_problems(sampler, held_out, config) if config.gate else None
         self.groups = _groups(self.problems, config)
+        self._check_room()
         # Without history the states do not depend on the taus, and a second sweep would give the same again.
         again = config.strategy == "parallel" and sampler.solver.history
         self.stages = self.groups * (SWEEPS if again else 1)
@@ -147,10 +153,18 @@ class _Tuning:
             self._sequential()
         else:
             self._parallel()
-        if self.state:
-            self.state.unlink(missing_ok=True)
         history = pd.DataFrame(self.place.rows, columns=list(HISTORY_COLUMNS))
         return TuneResult(self._timing(), history)
+
+    def _check_room(self) -> None:
+        """Raise unless some tau may differ from its t: within the bounds, and where the network knows times."""
+        t = torch.tensor([self.problems.evaluations[i].t for group in self.groups for i in group], dtype=torch.float64)
+        room = Bounds(t, self.sampler.schedule.t_min, self.config.bounds)
+        if not (room.low < room.high).any():
+            raise BadValue(
+                f"there is nothing to tune: no tau may differ from its t, of {t.tolist()}, within bounds = "
+                f"{self.config.bounds}; widen them"
+            )
 
     def _sequential(self) -> None:
         answers: list[Tensor] = []
@@ -235,16 +249,22 @@ class _Tuning:
             return _Place([each.t for each in self.problems.evaluations])
         try:
             content = torch.load(self.state, weights_only=True)
+            place = _Place(**content) if content.pop("fingerprint") == self.fingerprint else None
+            if place and not self._is_possible(place):
+                raise ValueError("it is damaged")
         except Exception as error:  # zip, pickle and torch name no single type
             raise CorruptFile(f"{self.state} is no state of a tuning; delete it to begin again") from error
-        if content.pop("fingerprint") != self.fingerprint:
+        if place is None:
             raise BadValue(
                 f"{self.state} is the state of another tuning (other model, solver, grid, images or options); delete it"
             )
-        place = _Place(**content)
         # A search that was interrupted begins its stage again, and so does its count.
         place.iterations = place.iterations if place.optimiser else 0
         return place
+
+    def _is_possible(self, place: _Place) -> bool:
+        count = len(self.problems.evaluations)
+        return 0 <= place.stages <= len(self.stages) and [0 < tau <= 1 for tau in place.taus] == [True] * count
 
     def _seconds(self) -> float:
         return self.place.seconds + time.monotonic() - self.begun
@@ -279,8 +299,6 @@ def _groups(problems: Problems, config: TuneConfig) -> list[list[int]]:
 
 
 def _gate_problems(sampler: Sampler, images: Tensor | None, config: TuneConfig) -> Problems:
-    if sampler.solver.stochastic:
-        raise BadValue(f"there is no gate for {sampler.solver.name}: it draws noise and has no truncation error")
     if images is None or len(images) < 2:
         raise BadValue("a gate needs at least 2 held-out images, other than those tuned on")
     return Problems(sampler, images, "truncation", config.substeps, derive_seed(config.seed, HELD_OUT_NOISE))
