@@ -163,7 +163,7 @@ def test_both_sides_measure_the_same_distance(bench, images, tmp_path, monkeypat
     batches: list[int] = []
     monkeypatch.setattr(speed, "inception_weights", lambda home: (home / "none", "random weights"))
     monkeypatch.setattr(speed, "inception_features", lambda weights, device: FEATURES)
-    monkeypatch.setattr(speed, "make_fast", lambda features, size, compile: features)
+    monkeypatch.setattr(speed, "make_fast", lambda features, *_: features)
     monkeypatch.setattr(speed, "run_pytorch_fid", lambda *a: batches.append(a[-1]) or pytorch_fid_by_hand(*a))
     monkeypatch.setattr(speed, "on_gpu", lambda bench: half)
     rows = speed.measure_against_pytorch_fid(bench, images, tmp_path, cell=CELL, n=20, compiled=False, **QUIET)

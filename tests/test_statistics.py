@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
 from tt_lib.metrics.features import disjoint_sets, statistics_of
@@ -114,7 +114,9 @@ def test_saved_and_loaded(tmp_path):
     assert loaded.vectors is None
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["split"] == "train"
-    assert torch.equal(loaded.mean, statistics.mean) and torch.equal(loaded.scatter, statistics.scatter)
+    assert torch.equal(loaded.mean, statistics.mean) and torch.equal(loaded.scatter, loaded.scatter.T)
+    assert torch.equal(loaded.scatter.triu(), statistics.scatter.triu()) and equal(loaded, statistics)
+    assert load_file(path)["scatter"].shape == (15,), "a triangle"
     assert [file.name for file in path.parent.iterdir()] == ["s.safetensors"]
     # A loaded file can be saved again, with vectors, and gathered on.
     loaded.vectors = samples(4).half()
@@ -140,26 +142,28 @@ def test_files_that_are_missing_damaged_or_of_another_kind(tmp_path):
     with pytest.raises(MissingFile, match="`make it`"):
         FeatureStatistics.load(path, "make it")
     whole = gathered(samples()).save(path).read_bytes()
-    square = {"mean": torch.zeros(5), "scatter": torch.eye(5)}
-    nan, negative = torch.full((5,), float("nan")), -torch.eye(5)
+    right = {"mean": torch.zeros(5), "scatter": torch.ones(15)}
+    nan, negative = torch.full((5,), float("nan")), -torch.ones(15)
 
     def save(tensors, **changes):
-        save_tensors(path, square | tensors, FORMAT, header(**changes))
+        save_tensors(path, right | tensors, FORMAT, header(**changes))
 
     for write, message in (
         (lambda: path.write_bytes(whole[:-8]), ""),
         (lambda: path.write_bytes(b"<html>404</html>"), ""),
-        (lambda: save_file(square, path, header(format=FORMAT)), "digest"),
-        (lambda: save_tensors(path, square, "other", header()), "format"),
-        (lambda: save({"scatter": torch.zeros(5, 4)}), "do not fit"),
+        (lambda: save_file(right, path, header(format=FORMAT)), "digest"),
+        (lambda: save_tensors(path, right, "other", header()), "format"),
+        (lambda: save({"scatter": torch.zeros(5, 5)}), "do not fit"),
+        (lambda: save({"scatter": torch.zeros(14)}), "do not fit"),
+        (lambda: save({"mean": torch.zeros(1, 5)}), "do not fit"),
         (lambda: save({"mean": torch.zeros(5, dtype=torch.float64)}), "do not fit"),
         (lambda: save({}, n="three"), "three"),
         (lambda: save({}, n="0"), "0 samples"),
         (lambda: save({}, n="-5"), "-5 samples"),
-        (lambda: save_tensors(path, square, FORMAT, {}), "features"),
+        (lambda: save_tensors(path, right, FORMAT, {}), "features"),
         (lambda: save_tensors(path, {"mean": torch.zeros(5)}, FORMAT, header()), "scatter"),
         (lambda: save({"mean": nan}), "NaN or infinity"),
-        (lambda: save({"scatter": 1 / torch.zeros(5, 5)}), "NaN or infinity"),
+        (lambda: save({"scatter": 1 / torch.zeros(15)}), "NaN or infinity"),
         (lambda: save({"scatter": negative}), "below 0"),
         (lambda: save({"vectors": nan[None].half()}), "NaN or infinity"),
         (lambda: save({"vectors": torch.zeros(4, 5)}), r"vectors \[4, 5\]"),

@@ -12,11 +12,16 @@ from tt_lib.errors import BadValue, choose
 from tt_lib.files import data_folder
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks import feature_nets
-from tt_lib.networks.running import cudnn_flags
+from tt_lib.networks.running import compile_network, cudnn_flags
 
 TRAINED = ("cifar10-resnet", "cifar10-simclr", "digits-resnet", "digits-simclr")
 """Those of networks trained in this project: ``resnet`` with labels, ``simclr`` without."""
+IMAGENET = "imagenet-efficientnet-lite0"
 INCEPTION = "inception-2015"
+FAST = {IMAGENET: torch.float32, INCEPTION: torch.float16}
+"""Those of networks that enlarge images, which take most of an evaluation's time, with the precision of their faster
+form. float16 has eight times the precision of bfloat16 at the same speed, and what it changes was measured on a GPU for
+Inception: ``data/results/speed.csv`` has it. For EfficientNet-lite0 nothing was measured on a GPU yet."""
 BATCH = 500
 """Images a batch. It is fixed, as the last digits of a convolution depend on the batch it is part of."""
 
@@ -52,19 +57,25 @@ class Features:
 
 
 def load_features(name: str, device: torch.device | str = "cpu", weights: Path | str | None = None) -> Features:
-    """Features by name: ``cifar10-resnet``, ``cifar10-simclr``, the same of digits, or ``inception-2015``.
+    """Features by name: one of :data:`TRAINED`, ``imagenet-efficientnet-lite0`` or ``inception-2015``.
 
     Args:
         device: where to compute.
-        weights: the network's folder (default ``data/pretrained/<name>``) or Inception's weights
-            (default: see :func:`tt_lib.metrics.inception.find_inception`).
+        weights: the network's folder (default ``data/pretrained/<name>``), EfficientNet's weights (default: those of
+            their package) or Inception's (default: see :func:`tt_lib.metrics.inception.find_inception`).
 
     Raises:
         BadValue: an unknown name.
         MissingFile, CorruptFile: the weights are not there or not the right ones.
     """
-    choose("features", name, (*TRAINED, INCEPTION))
+    choose("features", name, (*TRAINED, IMAGENET, INCEPTION))
     device = torch.device(device)
+    if name == IMAGENET:
+        from tt_lib.metrics import imagenet
+
+        return Features(
+            name, imagenet.ImageNetFeatures(weights).to(device), imagenet.DIMENSION, imagenet.SHA256, device
+        )
     if name == INCEPTION:
         from tt_lib.metrics.inception import DIMENSION, load_inception
 
@@ -75,17 +86,42 @@ def load_features(name: str, device: torch.device | str = "cpu", weights: Path |
     return Features(name, network, network.widths[-1], feature_nets.read_config(folder)["sha256"], device)
 
 
-def make_fast(features: Features, size: int, compile: bool = False) -> Features:
-    """The same features from :class:`tt_lib.metrics.inception.FastInception`; ``features`` is used up.
+class FastFeatures(nn.Module):
+    """A network of uint8 pixels, channels last, for batches of ``size``; a smaller last one is filled up.
 
-    Raises:
-        BadValue: other features than Inception's, which are fast as they are.
+    Args:
+        network: maps uint8 pixels [B, C, H, W] to vectors [B, D]; it is changed in place.
+        size: images at a time.
+        compile: compile it for that size, with the enlarging of the images: for a GPU.
+        dtype: float32, or the precision of autocast.
     """
-    from tt_lib.metrics.inception import FastInception
 
-    if features.name != INCEPTION:
-        raise BadValue(f"only the features {INCEPTION} have a faster form, {features.name} are fast as they are")
-    return replace(features, network=FastInception(features.network, size, compile))
+    def __init__(self, network: nn.Module, size: int, compile: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.size, self.dtype = size, dtype
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.run = compile_network(self.network) if compile else self.network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features = []
+        for part in pixels.split(self.size):
+            rows = torch.arange(self.size, device=part.device).clamp(max=len(part) - 1)
+            filled = part[rows].contiguous(memory_format=torch.channels_last)
+            with torch.autocast(part.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                features.append(self.run(filled)[: len(part)].float())
+        return torch.cat(features)
+
+
+def make_fast(features: Features, size: int, compile: bool = False, dtype: torch.dtype | None = None) -> Features:
+    """The same features from :class:`FastFeatures`; ``features`` is used up. What enlarges no images stays as it is.
+
+    Args:
+        size, compile: see :class:`FastFeatures`.
+        dtype: another precision than that of :data:`FAST`.
+    """
+    if features.name not in FAST:
+        return features
+    return replace(features, network=FastFeatures(features.network, size, compile, dtype or FAST[features.name]))
 
 
 def metric_of(name: str) -> str:
@@ -115,6 +151,7 @@ def statistics_of(pixels: Tensor, features: Features, batch: int = BATCH) -> Fea
     if batch < 1 or not len(pixels):
         raise BadValue(f"need images and a batch of 1 or more, got {len(pixels)} images and batch {batch}")
     statistics = empty_statistics(features)
+    statistics.shape = tuple(pixels.shape[1:])
     for part in pixels.split(batch):
         statistics.update(features(part))
     return statistics

@@ -7,8 +7,8 @@ Images are scaled to 299x299 as pytorch-fid scales them: bilinear, without antia
 et al. 2022, arXiv 2104.11222) scales with Pillow's antialiased bicubic filter: its numbers and its references are on
 another scale, so statistics are read only from files of this project, which name the features that they are of.
 
-On a GPU the same network is several times faster in float16, channels last and compiled. float16 has eight times the
-precision of bfloat16 at the same speed, and the activations fit its range.
+On a GPU the same network is several times faster in float16, channels last and compiled
+(:func:`tt_lib.metrics.features.make_fast`); the activations fit the range of float16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import atomic_path, file_hash
-from tt_lib.networks.running import compile_network
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
@@ -69,31 +68,6 @@ class InceptionFeatures(nn.Module):
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             raise BadValue(f"Inception takes uint8 pixels [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
         return self.network(pixels.float() / 255)[0].flatten(1)
-
-
-class FastInception(nn.Module):
-    """A network of uint8 pixels in float16 under autocast, for batches of ``size``; a smaller last one is filled up.
-
-    Args:
-        network: :class:`InceptionFeatures`; it is changed in place.
-        size: images at a time.
-        compile: compile it for that size.
-    """
-
-    def __init__(self, network: nn.Module, size: int, compile: bool) -> None:
-        super().__init__()
-        self.size = size
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.run = compile_network(self.network) if compile else self.network
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        features = []
-        for part in pixels.split(self.size):
-            rows = torch.arange(self.size, device=part.device).clamp(max=len(part) - 1)
-            filled = part[rows].contiguous(memory_format=torch.channels_last)
-            with torch.autocast(part.device.type, dtype=torch.float16):
-                features.append(self.run(filled)[: len(part)].float())
-        return torch.cat(features)
 
 
 def find_inception(path: Path | str | None = None) -> Path:

@@ -40,6 +40,7 @@ class FeatureStatistics:
         scatter: sum over the samples of the outer product of their deviation from the mean, float64 [D, D].
         vectors: float16 [V, D], the features of the first samples, if they were kept. They are saved, too.
         shape: (C, H, W) of the images that the features are of; empty where they are of no images.
+        facts: the header of the file that they were loaded from.
     """
 
     def __init__(self, dimension: int, features: str, sha256: str = "", device: torch.device | str = "cpu") -> None:
@@ -51,6 +52,7 @@ class FeatureStatistics:
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
         self.vectors: Tensor | None = None
         self.shape: tuple[int, ...] = ()
+        self.facts: dict[str, str] = {}
 
     @property
     def covariance(self) -> Tensor:
@@ -142,6 +144,8 @@ class FeatureStatistics:
     def save(self, path: Path | str, facts: Mapping[str, object] | None = None) -> Path:
         """Write a safetensors file, whole or not at all, with ``facts`` beside the statistics' own in its header.
 
+        Of the scatter matrix, which is symmetric, the file has the upper triangle, row by row: half the size.
+
         Raises:
             BadValue: the path cannot be written.
             BadValue, NotFinite: see :meth:`check`.
@@ -149,7 +153,8 @@ class FeatureStatistics:
         self.check()
         own = {"features": self.features, "sha256": self.sha256, "n": self.n, "shape": list(self.shape)}
         header = {**(facts or {}), **own}
-        tensors = {"mean": self.mean, "scatter": self.scatter, "vectors": self.vectors}
+        rows, columns = torch.triu_indices(self.dimension, self.dimension)
+        tensors = {"mean": self.mean, "scatter": self.scatter[rows, columns], "vectors": self.vectors}
         return save_tensors(path, {name: x for name, x in tensors.items() if x is not None}, FORMAT, header)
 
     @classmethod
@@ -162,10 +167,15 @@ class FeatureStatistics:
         """
 
         def build(tensors: dict[str, Tensor], header: dict[str, str]) -> FeatureStatistics:
-            mean, scatter = tensors["mean"], tensors["scatter"]
+            mean, triangle = tensors["mean"], tensors["scatter"]
             loaded = cls(mean.numel(), header["features"], header["sha256"])
-            loaded.n, loaded.mean, loaded.scatter = int(header["n"]), mean, scatter
+            rows, columns = torch.triu_indices(loaded.dimension, loaded.dimension)
+            if triangle.shape != rows.shape:
+                raise ValueError(f"mean {list(mean.shape)} and triangle {list(triangle.shape)} do not fit")
+            loaded.n, loaded.mean, loaded.scatter = int(header["n"]), mean, loaded.scatter.to(triangle.dtype)
+            loaded.scatter[rows, columns] = loaded.scatter[columns, rows] = triangle
             loaded.vectors, loaded.shape = tensors.get("vectors"), tuple(json.loads(header["shape"]))
+            loaded.facts = header
             return loaded.check()
 
         return load_tensors(path, FORMAT, build, "feature statistics", command)
@@ -241,7 +251,7 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.numpy())
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
