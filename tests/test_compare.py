@@ -30,13 +30,13 @@ from tt_lib.study.compare import (
     what_tuning_did,
 )
 
-MODEL = "cifar10-ddpm-w64"
+MODEL, WEIGHTS = "cifar10-ddpm-w64", "ab" * 8
 
 
-def fd_rows(*cells, features="cifar10-resnet", n=50_000, model=MODEL) -> pd.DataFrame:
+def fd_rows(*cells, features="cifar10-resnet", n=50_000, model=MODEL, weights=WEIGHTS) -> pd.DataFrame:
     """Rows of ``fd.csv`` from (solver, grid, NFE, timing, value), with an interval of ± 0.1 or (low, high) behind."""
     base = {"dataset": "cifar10", "model": model, "eta": 0.0, "metric": f"FD ({features})", "features": features}
-    base |= {"reference": "train", "n": n, "seed": 0}
+    base |= {"weights": weights, "reference": "train", "n": n, "seed": 0}
     names = ("solver", "grid", "nfe", "timing", "value", "low", "high")
     full = [cell if len(cell) == 7 else (*cell, cell[4] - 0.1, cell[4] + 0.1) for cell in cells]
     rows = [dict.fromkeys(FD_COLUMNS, "") | base | dict(zip(names, cell, strict=True)) for cell in full]
@@ -46,7 +46,7 @@ def fd_rows(*cells, features="cifar10-resnet", n=50_000, model=MODEL) -> pd.Data
 def direction_rows(timing: str, ends: tuple[float, ...], n: int = 64, **where) -> list[dict]:
     """Rows of ``direction.csv`` of one sampler whose errors at the ends of its steps are ``ends``."""
     base = dict.fromkeys(DIRECTION_COLUMNS, 0.0) | {"model": MODEL, "solver": "ddim", "grid": "uniform", "nfe": 5}
-    base |= {"n": n, "substeps": 8, "timing": timing, "relative": 0.25}
+    base |= {"weights": WEIGHTS, "n": n, "substeps": 8, "timing": timing, "relative": 0.25}
     return [
         base | {"step": step, "angle": 1.0 + step, "accumulated": end, "doubt": 0.01 / (1 + step)} | where
         for step, end in enumerate(ends)
@@ -158,6 +158,15 @@ def test_errors_stand_beside_distances():
     assert (last["n"], last["cifar10-resnet"], last["b"]) == (64, 17.54, 17.54), "of most samples"
     with pytest.raises(BadValue, match="several distances of ddim, uniform, NFE 5, untuned in cifar10-resnet"):
         errors_and_distances(DIRECTIONS, pd.concat([frame, frame.iloc[:1]]), both, 50_000, MODEL)
+
+    # Another network of the name, in either file, is told apart, and never mixed.
+    other = fd_rows(CELLS[0], weights="cd" * 8)
+    with pytest.raises(BadValue, match=f"2 networks called '{MODEL}', of the weights {WEIGHTS}, {'cd' * 8}; keep"):
+        errors_and_distances(DIRECTIONS, pd.concat([frame, other]), both, 50_000, MODEL)
+    with pytest.raises(BadValue, match=f"2 networks called '{MODEL}'"):
+        more = DIRECTIONS.assign(weights="cd" * 8)
+        errors_and_distances(pd.concat([DIRECTIONS, more]), frame, both, 50_000, MODEL)
+    assert errors_and_distances(DIRECTIONS, other, ["cifar10-resnet"], 50_000, MODEL).empty
 
     pairs = what_tuning_did(errors, frame, both, 50_000, MODEL)
     assert pairs.set_index(["solver", "timing"])["went"].to_dict() == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -14,11 +15,11 @@ from typer.testing import CliRunner
 
 import tt_lib.study.directions
 from tt_lib.cli import app
-from tt_lib.errors import BadValue, MissingFile
+from tt_lib.errors import BadValue, MissingFile, TimingMismatch
 from tt_lib.files import hold
 from tt_lib.metrics.direction import MEASURES, measure_directions
 from tt_lib.noise import SampleNoise
-from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, FD_KEY, read_rows, write_rows
+from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, FD_KEY, read_rows, short_hash, write_rows
 from tt_lib.study.cells import Cell, timing_path
 from tt_lib.study.directions import Protocol, measurable, order, run_directions
 from tt_lib.study.workbench import make_bench
@@ -90,6 +91,17 @@ def test_what_has_rows_is_not_measured_again_unless_forced(bench, tmp_path, monk
     assert len(measured) == 3 and len(read_rows(path)) == 6
 
 
+def test_another_network_of_the_name_is_measured_for_itself(bench, tmp_path):
+    path = tmp_path / "direction.csv"
+    run_directions(bench, CELLS[:1], PROTOCOL, path, tmp_path)
+    other = replace(bench, model=replace(bench.model, digest="cd" * 32))
+    assert set(run_directions(other, CELLS[:1], PROTOCOL, path, tmp_path)["weights"]) == {"cd" * 8}
+    rows = read_rows(path, DIRECTION_COLUMNS)
+    assert rows.groupby("weights").size().to_dict() == {short_hash(bench.model.digest): 3, "cd" * 8: 3}
+    with pytest.raises(TimingMismatch, match="weights of the model"):
+        run_directions(other, CELLS[:2], PROTOCOL, path, tmp_path)
+
+
 def test_cells_that_cannot_be_measured_are_refused_before_any_is(bench, tmp_path):
     path = tmp_path / "direction.csv"
     with pytest.raises(BadValue, match="ddpm draws noise"):
@@ -105,7 +117,7 @@ def test_cells_that_cannot_be_measured_are_refused_before_any_is(bench, tmp_path
 
 def test_a_sampler_that_another_process_measures_is_left_to_it(bench, tmp_path):
     path, work = tmp_path / "direction.csv", tmp_path / "work"
-    with hold(work / f"{CELLS[1].label}.lock") as mine:
+    with hold(work / short_hash(bench.model.digest) / f"{CELLS[1].label}.lock") as mine:
         seen = []
         rows = run_directions(bench, CELLS[:2], PROTOCOL, path, work, progress=lambda *report: seen.append(report))
         assert seen[0][:2] == (1, 6) and seen[-1][:2] == (3, 3), "what the other does is no progress of this one"
@@ -149,8 +161,11 @@ def test_the_command(bench, tmp_path):
     )
     cells = [(solver, "uniform", nfe, "untuned") for solver in ("ddim", "dpmpp-2m") for nfe in (2, 3)]
     frame = fd_rows(*((*cell, 1.0 + place) for place, cell in enumerate(cells)), features="a", n=20, model="tiny")
+    frame = frame.assign(weights=short_hash(bench.model.digest))
+    # Distances of another network of this name are not drawn.
+    frame = pd.concat([frame, frame.assign(weights="cd" * 8, value=frame["value"] + 0.05)])
     write_rows(folder / "fd.csv", frame.to_dict("records"), FD_COLUMNS, FD_KEY)
-    with hold(work / "dpmpp-2m-uniform-3-untuned.lock"):
+    with hold(work / short_hash(bench.model.digest) / "dpmpp-2m-uniform-3-untuned.lock"):
         said = run("--config", table)
     assert "1 samplers without a timing are left out" in said and "3 samplers in" in said
     assert "1 more are being measured by another process" in said

@@ -18,7 +18,7 @@ import tt_lib.metrics.evaluate
 import tt_lib.noise
 from tt_lib.datasets import load_dataset, to_float, to_uint8
 from tt_lib.engine import Request
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.grids import make_grid
 from tt_lib.metrics.evaluate import (
     SETS,
@@ -46,6 +46,7 @@ from tt_lib.solvers.registry import Solver, make_solver
 from tt_lib.study.cells import Cell
 from tt_lib.study.workbench import make_bench
 from tt_lib.timing import Timing
+from tt_lib.tuning.joint import JointConfig, tune_joint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N = 40
@@ -186,7 +187,7 @@ def make_sampler(solver: str = "ddim", grid: str = "uniform", steps: int = 3, **
     predictor = EpsPredictor(formula, SCHEDULE)
     grid_times = make_grid(grid, steps, SCHEDULE)
     return Sampler(
-        predictor, SCHEDULE, make_solver(solver, **options), grid_times, (1, 8, 8), model="tiny", weights="ab"
+        predictor, SCHEDULE, make_solver(solver, **options), grid_times, (1, 8, 8), model="tiny", weights="ab" * 32
     )
 
 
@@ -260,6 +261,39 @@ def test_samples_that_do_not_divide_into_sets(sampler, metric, n):
     with pytest.raises(BadValue, match=f"multiple of 10 and at least 20 .*got {n}$"):
         measure(watched, metric, n)
     assert predictor.calls == 0
+
+
+def test_a_reference_of_images_of_another_shape(sampler, metric, reference, tmp_path):
+    """Features of 64x64 images have the length of those of 32x32 ones, and their distance was a row as any other."""
+    watched, predictor = counted(sampler)
+    other = copy(reference)
+    other.shape = (1, 16, 16)
+    for job in (
+        lambda: measure_all(watched, [metric, replace(metric, reference=other)], N, work=tmp_path),
+        lambda: sample_sets(watched, [replace(metric, reference=other)], N),
+        lambda: tune_joint(watched, replace(metric, reference=other), JointConfig(samples=20, tries=3)),
+    ):
+        with pytest.raises(BadValue, match=r"tiny has images of \[1, 8, 8\], the reference .* \[1, 16, 16\]"):
+            job()
+    assert predictor.calls == 0 and not list(tmp_path.iterdir())
+    whole = sample_statistics(sampler, metric.features, range(4))
+    assert whole.shape == reference.shape == sampler.shape
+    with pytest.raises(BadValue, match="different shapes"):
+        frechet_distance(whole, other)
+
+
+def test_a_set_that_was_damaged_is_no_part_of_a_distance(sampler, metric, tmp_path):
+    stop = interrupt(8)
+    with pytest.raises(KeyboardInterrupt):
+        measure(sampler, metric, N, work=tmp_path, progress=stop)
+    path = next(tmp_path.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1  # the last number becomes another one
+    path.write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"is no finished set of samples \(.*digest.*\); delete it"):
+        measure(sampler, metric, N, work=tmp_path)
+    path.unlink()
+    assert measure(sampler, metric, N, work=tmp_path) == measure(sampler, metric, N)
 
 
 def test_progress_counts_samples(sampler, metric):
@@ -453,6 +487,7 @@ def test_row(sampler, metric, tmp_path):
     expected = {
         "dataset": "digits",
         "model": "tiny",
+        "weights": "ab" * 8,
         "solver": "ddim",
         "grid": "uniform",
         "nfe": 3,

@@ -43,7 +43,15 @@ def noise(count: int, channels: int = 3, size: int = 8) -> np.ndarray:
 
 
 def fd_rows(**changes) -> pd.DataFrame:
-    base = {"dataset": "cifar10", "model": "m", "solver": "ddim", "grid": "uniform", "eta": 0.0, "metric": "FD"}
+    base = {
+        "dataset": "cifar10",
+        "model": "m",
+        "weights": "ab",
+        "solver": "ddim",
+        "grid": "uniform",
+        "eta": 0.0,
+        "metric": "FD",
+    }
     base |= {"features": "classifier", "reference": "test", "n": 1000}
     frame = pd.DataFrame(
         {**base, "timing": timing, "nfe": nfe, "value": value, "low": value - 0.1, "high": value + 0.2}
@@ -199,6 +207,8 @@ def test_direction_profile_has_a_column_for_each_sampler_and_intervals():
     assert relative.get_yscale() == "log" and relative.xaxis_inverted()
     with pytest.raises(BadValue, match="5 samplers do not fit"):
         results.direction_profile(pd.concat([direction_rows(nfe=nfe) for nfe in range(5)]))
+    with pytest.raises(BadValue, match=r"several rows for ddim · uniform · NFE 3, untuned, t = 0\.9; keep one"):
+        results.direction_profile(pd.concat([direction_rows(), direction_rows()]))
 
 
 def test_distances_are_drawn_against_each_measure():
@@ -248,7 +258,15 @@ def test_ceilings_and_floors_are_lines_in_every_panel():
 
 
 @pytest.mark.parametrize(
-    "column, other", [("dataset", "digits"), ("features", "inception-2015"), ("n", 10), ("reference", "train")]
+    "column, other",
+    [
+        ("dataset", "digits"),
+        ("features", "inception-2015"),
+        ("n", 10),
+        ("reference", "train"),
+        ("model", "another"),
+        ("weights", "cd"),
+    ],
 )
 def test_fd_against_nfe_refuses_rows_on_different_scales(column, other):
     with pytest.raises(BadValue, match=f"differ in {column}"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +109,14 @@ def test_what_the_network_is_asked():
         assert torch.allclose(x, expected, rtol=1e-6)
 
 
+def test_gamma_of_seeds_that_there_are_not():
+    """They are added to the first seed of gamma, and end where the next range of the project's own seeds begins."""
+    for seed in (-1, 2**32, 499_999_998, 0.5):
+        with pytest.raises(BadValue, match="seed"):
+            estimate_gamma(a_sampler(), gaussian_images(3), seed=seed)
+    estimate_gamma(a_sampler(), gaussian_images(3), seed=499_999_997)
+
+
 def test_gamma_of_too_little():
     for images, batch in ((2, 4), (4, 0)):
         with pytest.raises(BadValue, match=rf"at least 3 images.*got {images} and {batch}"):
@@ -143,7 +153,6 @@ def test_a_file_goes_round(tmp_path):
     gamma.save(tmp_path / "a" / "g.json")
     assert load_gamma(tmp_path / "a" / "g.json") == gamma
     gamma.check(a_sampler())
-    gamma.check(replace(a_sampler(), weights=""))
     a_gamma(ratio=0.8).check(a_sampler(ratio=0.8))
 
 
@@ -152,6 +161,7 @@ def test_a_file_goes_round(tmp_path):
     [
         (1, {"model": "n"}, ("model 'm'", "model 'n'")),
         (1, {"weights": "cd" * 32}, ("abababab", "cdcdcdcd")),
+        (1, {"weights": ""}, ("abababab", "not named")),
         (1, {"schedule": LINEAR.__class__(LINEAR.betas, "other")}, ("'linear'", "'other'")),
         (1, {"grid": Grid("quadratic", GRID.times)}, ("mine with 3", "quadratic with 3")),
         (1, {"grid": Grid("mine", GRID.times[1:])}, ("3 steps", "2 steps")),
@@ -172,10 +182,18 @@ def test_damaged_files(tmp_path):
     path = tmp_path / "g.json"
     a_gamma().save(path)
     content = read_json(path)
-    for change in ({"format": "tt-timing-1"}, {"values": [0.5]}, {"values": None}, {"nonsense": 1}):
+    for change in (
+        *({"format": "tt-timing-1"}, {"values": [0.5]}, {"values": None}, {"nonsense": 1}),
+        *({"values": ["0.5"] * 3}, {"values": [True] * 3}, {"errors": [-1.0] * 3}, {"taus": [0.0] * 3}),
+        *({"grid_times": []}, {"grid_times": GRID.times[1:]}, {"times": [0.9, 0.5, 0.2]}, {"images": "3"}),
+        *({"seed": 1.5}, {"weights": None}, {"timing": 3}),
+    ):
         write_json(path, {**content, **change})
         with pytest.raises(CorruptFile, match=r"g\.json.*tt sample"):
             load_gamma(path)
+    path.write_text(json.dumps({**content, "values": [math.nan] * 3}))
+    with pytest.raises(CorruptFile, match="NaN is no finite number"):
+        load_gamma(path)
 
 
 def test_two_timings_of_one_name_have_two_files():
@@ -259,7 +277,7 @@ def test_tune_measures_gamma_before_and_after(project):
     succeeds("sample", *COMMON, 2, "--timing", "runs/t.json", "--n", 2, "--out", "runs/t.png")
 
 
-def test_a_table_measures_gamma_and_measures_it_again_for_other_weights(project):
+def test_a_table_measures_gamma_and_that_of_other_weights_is_not_replaced(project):
     succeeds("stats", "--dataset", "digits", "--features", "digits-resnet")
     succeeds("table", "--config", "table.toml")
     rows = read_rows("data/results/fd.csv", FD_COLUMNS)
@@ -269,9 +287,15 @@ def test_a_table_measures_gamma_and_measures_it_again_for_other_weights(project)
     assert len(list(path.parent.glob("quadratic-2-*.json"))) == 2
     replace(gamma, weights="0" * 64).save(path)
     cell, bench = Cell("analytic-ddpm", "quadratic", 2), make_bench("tiny")
-    with pytest.raises(TimingMismatch, match="weights of the model '0000"):
-        bench.sampler(cell)
-    bench.ensure_gamma(cell, None, lambda: bench.tuning_images("generated", 4, "digits", None), "generated")
+    images = lambda: bench.tuning_images("generated", 4, "digits", None)  # noqa: E731
+    for asks in (lambda: bench.sampler(cell), lambda: bench.ensure_gamma(cell, None, images, "generated")):
+        with pytest.raises(
+            TimingMismatch, match=f"weights of the model '0000.*delete its file {path}, or move it away"
+        ):
+            asks()
+    assert load_gamma(path).weights == "0" * 64
+    path.unlink()
+    bench.ensure_gamma(cell, None, images, "generated")
     again = load_gamma(path)
     assert again.values == pytest.approx(gamma.values, rel=1e-6) and again.weights == gamma.weights
     bench.ensure_gamma(cell, None, lambda: pytest.fail("it is there"), "generated")

@@ -25,7 +25,7 @@ from tt_lib.metrics.features import load_features, statistics_of
 from tt_lib.metrics.reference import Metric, collect_bank
 from tt_lib.networks.unet import Model
 from tt_lib.predictors import Chunked, EpsPredictor
-from tt_lib.rows import FD_COLUMNS, read_rows
+from tt_lib.rows import FD_COLUMNS, read_rows, short_hash
 from tt_lib.solvers.registry import SOLVERS
 from tt_lib.study.cells import Cell, find_timing, timing_path
 from tt_lib.study.tables import Table, read_table, run_table
@@ -225,6 +225,7 @@ class Project:
         self.predictor = Counted(bench.predictor)
         self.bench = replace(bench, predictor=self.predictor, images={})
         self.work, self.results = folder / "work", folder / "results" / "fd.csv"
+        self.own = self.work / short_hash(bench.model.digest)
 
     def run(self, table: Table = TABLE, metrics=None, **options) -> list[dict]:
         return run_table(table, self.bench, metrics or [self.metric], self.results, self.work, **options)
@@ -320,7 +321,7 @@ def test_the_time_left_is_judged_by_what_is_still_to_do(whole, project, tmp_path
     copy_of(whole, tmp_path)
     seen, more = [], (replace(CELLS[0], nfe=1), replace(CELLS[0], nfe=4))
     table = replace(TABLE, cells=(*CELLS, *more))
-    with hold(project.work / f"{more[0].label}.lock"):
+    with hold(project.own / f"{more[0].label}.lock"):
         assert len(project.run(table, progress=lambda *report: seen.append(report))) == 1
     assert seen[0] == (0, 20 * 4, f"{more[0].label} done") and {total for _, total, _ in seen} == {20 * 4}
     assert seen[-1] == (80, 80, f"{more[1].label} done")
@@ -387,12 +388,12 @@ def test_interrupted_and_resumed_is_uninterrupted(whole, project, moment):
     with interrupted():
         project.run(progress=interrupt(when, times))
     assert len(project.rows()) == rows and len(project.taus()) == timings
-    states = [path.name for path in project.work.glob("*.tuning")]
+    states = [path.name for path in project.own.glob("*.tuning")]
     assert bool(states) == (moment in ("in the second step of a tuning", "in a parallel tuning"))
     assert len(project.run()) == 3 - rows
     pd.testing.assert_frame_equal(project.rows(), whole[0].rows())
     assert project.taus() == whole[3]
-    assert not list(project.work.glob("*.tuning"))
+    assert not list(project.own.glob("*.tuning"))
     assert project.predictor.calls <= whole[0].predictor.calls + waste, "what was finished is computed again"
 
 
@@ -446,14 +447,53 @@ def test_shipped_timing_is_used(project):
     assert row["value"] == pytest.approx(expected.value, abs=1e-6)
 
 
-def test_timing_of_other_weights_is_tuned_again(whole, project):
-    planted = plant(SEQUENTIAL, project.bench, "0" * 64)
-    [row] = project.run(ONLY_TUNED)
-    assert project.predictor.calls > 10 * 3
-    timing = load_timing(timing_path("tiny", SEQUENTIAL))
-    assert timing.weights == project.bench.model.digest
-    assert timing.taus == whole[3][SEQUENTIAL] != planted.taus
-    assert row["value"] == whole[1][1]["value"]
+@pytest.mark.parametrize("weights", ["0" * 64, ""])
+def test_timing_of_other_weights_is_an_error_before_any_work(whole, project, weights):
+    """Another network of the name may need it: it is neither used nor replaced."""
+    path = timing_path("tiny", SEQUENTIAL)
+    plant(SEQUENTIAL, project.bench, weights)
+    before = path.read_bytes()
+    for options in ({}, {"force": True}):
+        with pytest.raises(
+            TimingMismatch, match=rf"{path}: .*weights of the model '{weights[:16] or 'not named'}'.*away"
+        ):
+            project.run(**options)
+    assert project.predictor.calls == 0 and path.read_bytes() == before and not len(project.rows())
+    path.unlink()
+    project.run(ONLY_TUNED)
+    assert load_timing(path).weights == project.bench.model.digest
+    assert load_timing(path).taus == whole[3][SEQUENTIAL]
+
+
+def test_two_networks_of_one_name(project, tmp_path, parts):
+    """What lies in folders of one name: neither rows nor what an interrupted run kept are the other's."""
+    table = replace(TABLE, cells=CELLS[:1])
+    [first] = project.run(table)
+    other = Project(tmp_path, parts)
+    other.predictor = Counted(lambda x, t, tau: 0.5 * project.bench.predictor(x, t, tau))
+    other.bench = replace(
+        project.bench, predictor=other.predictor, model=replace(project.bench.model, digest="cd" * 32)
+    )
+    before = other.predictor.calls
+    [second] = other.run(table)
+    assert other.predictor.calls - before == 10 * 2, "nothing is taken from the first one's run"
+    assert second["value"] != first["value"]
+    rows = project.rows()
+    assert rows["weights"].tolist() == ["ab" * 8, "cd" * 8] and rows["model"].tolist() == ["tiny", "tiny"]
+    assert project.run(table) == other.run(table) == [], "each has its row"
+
+    wider = replace(table, n=40)
+    with pytest.raises(KeyboardInterrupt):
+        project.run(wider, progress=interrupt(lambda message: True, 15))
+    assert list(project.work.rglob("*.safetensors")), "some sets are finished"
+    before = other.predictor.calls
+    [again] = other.run(wider)
+    assert other.predictor.calls - before == 10 * 2
+    fresh = Project(tmp_path / "fresh", parts)
+    fresh.bench = other.bench
+    assert fresh.run(wider)[0]["value"] == again["value"]
+    with hold(project.own / f"{CELLS[0].label}.lock"):
+        assert len(other.run(wider, force=True)) == 1, "nor does one wait for the other"
 
 
 def test_shipped_timing_of_another_grid_is_an_error(project):
@@ -518,7 +558,7 @@ def held_by_another_process(path: Path):
 
 def test_cell_held_by_another_process_is_left_alone_until_it_is_killed(whole, project):
     table = replace(TABLE, cells=(*CELLS[:1], replace(CELLS[0], nfe=1)))
-    with held_by_another_process(project.work / f"{CELLS[0].label}.lock") as process:
+    with held_by_another_process(project.own / f"{CELLS[0].label}.lock") as process:
         rows = project.run(table)
         assert [row["nfe"] for row in rows] == [1]
         assert project.predictor.calls == 10
@@ -593,7 +633,7 @@ def test_a_row_for_each_of_the_features(project, plain):
         *((CELLS[2].timing, name) for name in NAMES),
     ]
     after = project.results.read_text().splitlines()
-    assert after[: len(before)] == before and len(after) == 1 + 6 and not list((project.work / "sets").iterdir())
+    assert after[: len(before)] == before and len(after) == 1 + 6 and not list((project.own / "sets").iterdir())
     expected = measure(project.bench.sampler(CELLS[0]), plain[1], 20, first_seed=3)
     assert rows[0]["value"] == pytest.approx(expected.value, abs=1e-6) and rows[0]["metric"] == f"FD ({NAMES[1]})"
     calls = project.predictor.calls

@@ -72,7 +72,9 @@ def test_a_timing_of_before_weights_were_recorded_can_be_read(tmp_path):
     del content["weights"], content["provenance"], content["tuning"]
     read = load_timing(rewritten(tmp_path, content))
     assert read.weights == "" and read.taus == timing().taus
-    with pytest.raises(TimingMismatch, match="weights of the model 'not named' and is used with .* 'ffffffffffffffff'"):
+    with pytest.raises(
+        TimingMismatch, match=r"weights of the model 'not named' and is used with .* 'ffffffffffffffff'"
+    ):
         read.check(**{**USED, "weights": "f" * 64})
 
 

@@ -27,21 +27,23 @@ import pandas as pd
 import torch
 
 from tt_lib.errors import BadValue, CorruptFile
-from tt_lib.files import PACKAGE_ROOT, atomic_path, check_writable, data_folder, hold
+from tt_lib.files import PACKAGE_ROOT, atomic_path, data_folder, hold
 
 PROVENANCE = ("versions", "date", "commit", "command")
 """The columns that :func:`provenance` fills in."""
 _CELL = ("solver", "grid", "nfe", "eta", "timing")
 """The columns of a cell: which sampler of a model it is."""
-_MEASURED = ("dataset", "model", *_CELL, "metric", "features", "reference", "n")
+_MODEL = ("model", "weights")
+"""The columns of a network: its name, and :func:`short_hash`, by which those of one name are told apart."""
+_MEASURED = ("dataset", *_MODEL, *_CELL, "metric", "features", "reference", "n")
 FD_KEY = (*_MEASURED, "seed")
 FD_COLUMNS = (*_MEASURED, "value", "low", "high", "seed", "device", *PROVENANCE)
 TRAINING_KEY = ("run", "step")
 TRAINING_COLUMNS = ("run", "step", "images", "loss", "images_per_s", "devices", "elapsed_s", *PROVENANCE)
-DIRECTION_KEY = ("model", *_CELL, "step", "n", "seed", "substeps")
+DIRECTION_KEY = (*_MODEL, *_CELL, "step", "n", "seed", "substeps")
 _MEANS = tuple(name + end for name in ("angle", "relative", "local", "accumulated") for end in ("", "_margin"))
 DIRECTION_COLUMNS = (
-    *("model", *_CELL, "step", "t", "s", *_MEANS, "doubt"),
+    *(*_MODEL, *_CELL, "step", "t", "s", *_MEANS, "doubt"),
     *("n", "seed", "substeps", "device", *PROVENANCE),
 )
 SPEED_KEY = ("what", "device")
@@ -60,6 +62,7 @@ _NUMBERS = {
     *("t", "s", *_MEANS, "doubt", "substeps", "ours", *_OR_EMPTY),
 }
 """Columns of numbers, whichever file they are in; all others are of text."""
+_WEIGHTS = re.compile("([0-9a-f]{16})?")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 _REMEDY = "restore it from git or move it away"
 
@@ -102,8 +105,9 @@ def command_line() -> str:
         return os.environ["TT_COMMAND"]
     program = Path(sys.argv[0]).name
     if program in ("tt", "__main__.py"):
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        start = f"torchrun --nproc_per_node {processes} -m tt_lib" if processes > 1 else "tt"
+        processes = os.environ.get("WORLD_SIZE", "")
+        several = processes.isdecimal() and int(processes) > 1
+        start = f"torchrun --nproc_per_node {processes} -m tt_lib" if several else "tt"
         return " ".join([start, *(shlex.quote(_from_here(argument)) for argument in sys.argv[1:])])
     # A notebook kernel's arguments name files of one machine: the program's name says enough.
     return "jupyter" if "kernel" in program else program
@@ -116,6 +120,11 @@ def _from_here(argument: str) -> str:
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         value = str(path.relative_to(Path.cwd()))
     return f"{option}{equals}{value}"
+
+
+def short_hash(weights: str) -> str:
+    """The first 16 hex digits of a hash of weights, as rows have it; nothing for images that no network made."""
+    return weights[:16]
 
 
 def device_name(device: torch.device | str, count: int = 1) -> str:
@@ -135,16 +144,6 @@ def read_rows(path: Path | str, columns: Sequence[str] | None = None) -> pd.Data
         return pd.DataFrame(columns=list(columns or ()))
     header, rows = _read_text(path, columns)
     return pd.DataFrame({name: _column(name, [row[name] for row in rows]) for name in header})
-
-
-def check_results(path: Path | str, columns: Sequence[str]) -> None:
-    """Raise unless rows can be added to a results file: asked before the work, which would be lost after it.
-
-    Raises:
-        BadValue, CorruptFile: as in :func:`write_rows`.
-    """
-    check_writable(path)
-    read_rows(path, columns)
 
 
 def matching(rows: pd.DataFrame, values: Mapping[str, Any]) -> np.ndarray:
@@ -218,6 +217,8 @@ def _fault(row: Mapping[str, str]) -> str:
         if name not in _NUMBERS:
             if "\0" in text:
                 return f"{name} is {text!r}, which is no text"
+            if name == "weights" and not _WEIGHTS.fullmatch(text):
+                return f"{name} is {text!r} and must be 16 hex digits of a hash, or nothing where there is no network"
         elif not (_NUMBER.fullmatch(text) or (text == "" and name in _OR_EMPTY)):
             return f"{name} is {text!r} and must be a number"
     interval = [row.get(name, "") for name in _INTERVAL]

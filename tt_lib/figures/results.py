@@ -89,11 +89,15 @@ def direction_profile(frame: pd.DataFrame) -> Figure:
         frame: rows of ``direction.csv``; an error is drawn at the time at which its step begins.
 
     Raises:
-        BadValue: no row, or more samplers than fit.
+        BadValue: no row, more samplers than fit, or two rows of one point.
     """
     frame = frame.assign(sampler=frame["solver"] + " · " + frame["grid"] + " · NFE " + frame["nfe"].astype(str))
     if frame["sampler"].nunique() > MOST_SAMPLERS:
         raise BadValue(f"{frame['sampler'].nunique()} samplers do not fit one figure; choose at most {MOST_SAMPLERS}")
+    repeated = frame[frame.duplicated(["sampler", "timing", "t"])]
+    if len(repeated):
+        row = repeated.iloc[0]
+        raise BadValue(f"several rows for {row['sampler']}, {row['timing']}, t = {row['t']:g}; keep one")
     measures = ("relative", "accumulated")
     long = pd.concat(
         [frame.assign(measure=each, value=frame[each], margin=frame[f"{each}_margin"]) for each in measures]
@@ -161,7 +165,7 @@ def fd_against_nfe(frame: pd.DataFrame) -> Figure:
     points = frame[line == ""]
     if points.empty:
         raise BadValue("no row but ceilings and floors; give rows of at least one timing")
-    for column in ("dataset", "metric", "features", "model", "reference", "n"):
+    for column in ("dataset", "metric", "features", "model", "weights", "reference", "n"):
         values = (frame if column in ("dataset", "metric", "features") else points)[column].unique()
         if len(values) > 1:
             raise BadValue(f"rows differ in {column} ({', '.join(sorted(map(str, values)))}); plot one at a time")

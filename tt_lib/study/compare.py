@@ -14,7 +14,7 @@ from tt_lib.metrics.features import gain_of, metric_of
 from tt_lib.timing import UNTUNED
 
 SAMPLER = ["solver", "grid", "nfe", "eta"]
-JOINED = ["model", *SAMPLER, "timing"]
+JOINED = ["model", "weights", *SAMPLER, "timing"]
 """Columns that name a sampler in ``fd.csv`` and in ``direction.csv``."""
 BETTER, WORSE, SAME = "better", "worse", "the intervals overlap"
 AGREED_BETTER, AGREED_WORSE, UNDECIDED = "better in both", "worse in both", "not told apart in both"
@@ -30,9 +30,28 @@ LOWER, AS_IT_WAS, HIGHER = "lower", "the same", "higher"
 
 
 def distances(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.DataFrame:
-    """Rows of plain Fréchet distances: of one network's samples, in one kind of features, from ``n`` samples."""
-    plain = (frame["features"] == features) & (frame["metric"] == metric_of(features))
-    return frame[plain & (frame["n"] == n) & (frame["model"] == model)]
+    """Rows of plain Fréchet distances: of one network's samples, in one kind of features, from ``n`` samples.
+
+    Raises:
+        BadValue: they are of two networks of that name.
+    """
+    return _rows_of(frame[frame["features"] == features], metric_of(features), n, model)
+
+
+def _rows_of(frame: pd.DataFrame, metric: str, n: int, model: str) -> pd.DataFrame:
+    rows = frame[(frame["metric"] == metric) & (frame["n"] == n) & (frame["model"] == model)]
+    check_one_network(rows)
+    return rows
+
+
+def check_one_network(rows: pd.DataFrame) -> None:
+    """Raise :class:`BadValue` if rows of one model's name are of networks with other weights."""
+    hashes = rows.groupby("model")["weights"].unique()
+    for model, several in hashes[hashes.map(len) > 1].items():
+        raise BadValue(
+            f"the rows are of {len(several)} networks called {model!r}, of the weights {', '.join(map(str, several))}; "
+            "keep those of one"
+        )
 
 
 def changes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -106,7 +125,7 @@ def paired_gains(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.D
     plain = distances(frame, features, n, model)
     half = plain[key].assign(half=(plain["high"] - plain["low"]) / 2)
     untuned = half.loc[half["timing"] == UNTUNED].drop(columns="timing")
-    gains = frame[(frame["metric"] == gain_of(features)) & (frame["n"] == n) & (frame["model"] == model)]
+    gains = _rows_of(frame, gain_of(features), n, model)
     gains = gains[[*key, "value", "low", "high"]].rename(columns={"value": "gain"})
     gains = gains.merge(half, on=key).merge(untuned, on=SAMPLER, suffixes=("_tuned", "_untuned"))
     unpaired = np.hypot(gains.pop("half_tuned"), gains.pop("half_untuned"))
@@ -170,9 +189,11 @@ def errors_and_distances(
         n, model: see :func:`distances`.
 
     Raises:
-        BadValue: two distances of one sampler.
+        BadValue: two distances of one sampler, or of two networks of one name.
     """
-    errors = summarise(directions[directions["model"] == model])
+    directions = directions[directions["model"] == model]
+    check_one_network(directions)
+    errors = summarise(directions)
     for each in features:
         rows = distances(frame, each, n, model)
         repeated = rows[rows.duplicated(JOINED)]
