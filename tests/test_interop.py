@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tt_lib.engine import Request, drive, replay
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
-from tt_lib.files import PACKAGE_ROOT
+from tt_lib.files import PACKAGE_ROOT, read_json
 from tt_lib.grids import make_grid
 from tt_lib.guidance import ClassifierFree
 from tt_lib.interop import Adapted, Calls, TunedUNet, from_scheduler, tuned_times
@@ -317,14 +317,21 @@ REFUSED = [
     ("DDPMScheduler", {}, {}, "cannot adapt DDPMScheduler: it draws noise.*DDIMScheduler with eta"),
     ("EulerAncestralDiscreteScheduler", {}, {}, "draws noise.*choose one of"),
     ("EDMEulerScheduler", {}, {}, "scales its states"),
-    ("IPNDMScheduler", {}, {}, "cannot adapt IPNDMScheduler: it is none of.*choose one of"),
+    ("IPNDMScheduler", {}, {}, "cannot adapt IPNDMScheduler: its noise levels are its own.*choose one of"),
+    ("DDIMParallelScheduler", {}, {}, "its steps are those of the class without Parallel"),
+    ("DDIMInverseScheduler", {}, {}, "it runs from data to noise"),
     ("ddim", {"thresholding": True}, {}, "thresholding=True.*Clipped"),
     ("ddim", {"prediction_type": "velocity"}, {}, "prediction_type 'velocity'.*epsilon, v_prediction, sample"),
     ("dpm", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, {}, "'flow_prediction'"),
     ("dpm", {"use_flow_sigmas": True}, {}, "use_flow_sigmas=True.*flow.*set it to False"),
     ("dpm", {"variance_type": "learned_range"}, {}, "variance_type='learned_range'.*set it to None"),
     ("dpm-single", {"algorithm_type": "sde-dpmsolver++"}, {}, "'sde-dpmsolver.*DPMSolverMultistepScheduler"),
-    ("ddim", {"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr"),
+    ("ddim", {"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr=True: zero terminal SNR is not supported"),
+    ("euler", {"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr=True: zero terminal SNR is not supported"),
+    ("ddim", {"trained_betas": [0.1] * 999 + [1.0]}, {}, "got 1 at index 999 of 1000.*zero terminal SNR is not supp"),
+    ("unipc", {"solver_p": diffusers.DDPMScheduler()}, {}, "solver_p=DDPMScheduler: another scheduler.*set it to None"),
+    ("dpm", {"use_dynamic_shifting": True}, {}, "use_dynamic_shifting=True: it samples a flow"),
+    ("euler", {"interpolation_type": "log_linear"}, {}, "interpolation_type='log_linear'.*other noise levels"),
     ("euler", {"timestep_type": "continuous"}, {}, "timestep_type='continuous'.*set it to 'discrete'"),
     ("ddim", {}, {"steps": 0}, "at least 1, got 0"),
     ("ddim", {}, {"steps": 2.5}, "whole number, got 2.5"),
@@ -339,11 +346,11 @@ REFUSED = [
 def test_what_cannot_be_adapted_is_refused_with_a_remedy(name, config, options, message):
     try:
         scheduler = make(name, **config)
-    except TypeError as error:
-        assert "flow" in str(error)
-        pytest.skip(f"diffusers {diffusers.__version__} has no flow in this scheduler")
-    with pytest.raises(BadValue, match=message):
+    except TypeError:
+        pytest.skip(f"diffusers {diffusers.__version__} has no such option of this scheduler")
+    with pytest.raises(BadValue, match=message) as caught:
         from_scheduler(scheduler, **{"steps": 5} | options)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 # ---- tuned times in pipelines
@@ -647,6 +654,66 @@ def test_save_and_load(saved, unet):
     TunedUNet(unet, tuned.timing, calls_per_evaluation=2).save_pretrained(folder)
     assert TunedUNet.from_pretrained(folder).calls.calls_per_evaluation == 2
     assert (folder / "notes.txt").read_text() == "a note"
+
+
+LAYOUTS: tuple[dict, ...] = (
+    {},
+    {"max_shard_size": "100KB"},
+    {"variant": "fp16"},
+    {"safe_serialization": False},
+    {"max_shard_size": "100KB", "variant": "fp16"},
+)
+
+
+@pytest.mark.parametrize("later", LAYOUTS)
+@pytest.mark.parametrize("earlier", LAYOUTS)
+def test_a_save_in_another_layout_leaves_no_old_weights(saved, unet, tmp_path, earlier, later):
+    """diffusers reads weights in several files before one file, and safetensors before .bin, whichever is the newer."""
+    old, folder = copy.deepcopy(unet), tmp_path / "twice"
+    for weight in old.parameters():
+        weight.mul_(0.5)
+    TunedUNet(old, saved[0].timing).save_pretrained(folder, **earlier)
+    TunedUNet(unet, saved[0].timing).save_pretrained(folder, **later)
+    again = TunedUNet.from_pretrained(folder)
+    for name, weight in unet.state_dict().items():
+        assert torch.equal(again.unet.state_dict()[name], weight), name
+    files = {file.name for file in folder.iterdir()}
+    assert files == {*read_json(folder / "tuned_unet.json")["sha256"], "tuned_unet.json", "timing.json"}
+
+
+def test_weights_of_another_save_are_refused(saved, unet):
+    tuned, folder = saved
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    unet.save_pretrained(folder, max_shard_size="100KB")
+    (folder / "config.json").write_bytes(before["config.json"])
+    if not (folder / "diffusion_pytorch_model.safetensors").exists():  # diffusers cleans up
+        (folder / "diffusion_pytorch_model.safetensors").write_bytes(before["diffusion_pytorch_model.safetensors"])
+    with pytest.raises(
+        CorruptFile, match=r"diffusion_pytorch_model.* is of another save than tuned_unet\.json.*remove"
+    ):
+        TunedUNet.from_pretrained(folder)
+    kept = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(BadValue, match=r"holds another network \(diffusion.*index\.json\); choose another folder"):
+        tuned.save_pretrained(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == kept, "nothing is written"
+    for file in folder.glob("*-of-*"):
+        file.unlink()
+    (folder / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    assert TunedUNet.from_pretrained(folder).timing == tuned.timing
+    (folder / "tt_model.json").write_text("{}")
+    with pytest.raises(BadValue, match=r"holds another network \(tt_model\.json\)"):
+        tuned.save_pretrained(folder)
+
+
+def test_tied_weights_are_one_error(saved, unet, tmp_path):
+    tied = copy.deepcopy(unet)
+    tied.mid_block.resnets[0].conv2.weight = tied.mid_block.resnets[0].conv1.weight
+    tuned = TunedUNet(tied, saved[0].timing)
+    with pytest.raises(BadValue, match=r"cannot save the network \(.*\); give safe_serialization=False") as caught:
+        tuned.save_pretrained(tmp_path / "tied")
+    assert "\n" not in str(caught.value) and not list((tmp_path / "tied").iterdir())
+    tuned.save_pretrained(tmp_path / "tied", safe_serialization=False)
+    assert torch.equal(TunedUNet.from_pretrained(tmp_path / "tied").unet.conv_in.weight, tied.conv_in.weight)
 
 
 def test_a_save_that_is_killed_leaves_no_timing_with_other_weights(saved, unet, monkeypatch):

@@ -7,18 +7,22 @@ than once. :class:`TunedUNet` puts it into a network for good, :func:`tuned_time
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import inspect
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tt_lib.errors import BadValue, CorruptFile, TimingMismatch
+from tt_lib.errors import BadValue, CorruptFile, TimingMismatch, TTError
 from tt_lib.files import check_hash, check_writable, file_hash, read_json, write_json
+from tt_lib.interop.scheduler import check_scheduler, eta_of
+from tt_lib.networks.unet import CARD, weights_hash, weights_options
 from tt_lib.schedules import index_of_time
 from tt_lib.timing import Timing, load_timing
 
@@ -65,11 +69,16 @@ class Calls:
         self.made = 0
 
     def finish(self) -> None:
-        """Raise :class:`TimingMismatch` if a run is unfinished, and forget it."""
+        """Raise :class:`TimingMismatch` if a run is unfinished, and forget it, or if there was none."""
         made = self.made
         self.reset()
         if made:
             raise TimingMismatch(f"the run ended after {made} of {self._numbers()}; {self._remedy()}")
+        if not self.complete_runs:
+            raise TimingMismatch(
+                f"no run of {self._numbers()} was made with the tuned times: the network was not called. Run the "
+                "pipeline that it belongs to, whose calls are network(...) and not network.forward(...)"
+            )
 
     def next_time(self, timestep: Tensor | float, sample: Tensor) -> Tensor:
         """The timesteps [B] (float32) for a call with ``timestep`` (a number or [B]) about ``sample`` [B, ...].
@@ -96,7 +105,7 @@ class Calls:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call of ``network`` with the tuned time in place of its ``timestep``."""
         # Where it stands among the positional arguments is not the same in every network of diffusers.
-        names = [name for name in inspect.signature(type(network).forward).parameters if name != "self"]
+        names = [name for name in inspect.signature(type(_plain(network)).forward).parameters if name != "self"]
         place = names.index("timestep") if "timestep" in names else 1
         sample = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
         if "timestep" in kwargs:
@@ -112,7 +121,8 @@ class Calls:
         text = (
             f"call {self.made + 1} of {self._numbers()}: the timing's nominal timestep is {self.nominal[evaluation]:g} "
             f"(t = {self.timing.times[evaluation]:g}), "
-            f"the pipeline asks for {first:g} (t = {(first + 1) / self.levels:g})"
+            f"the pipeline asks for {first:g} (t = {(first + 1) / self.levels:g}), both with levels={self.levels}, "
+            "which must be the scheduler's num_train_timesteps"
         )
         if self.made and _same(timestep, self.nominal[0]):
             text += f", where a run begins: the run before ended after {self.made} calls of {self.total}"
@@ -153,16 +163,20 @@ class TunedUNet(nn.Module):
     A call ``(sample, timestep, ...)`` becomes ``(sample, tau, ...)``. Which tau is decided by the number of the call,
     so that evaluations at one time (Heun, PLMS) have a tau each, and the pipeline's timestep is checked against the
     timing's. After the last call of a run the next call begins a new one; after an interrupted run, call
-    :meth:`reset`. A last run that is too short shows only in :func:`tuned_times`, which knows where it ends. All
-    other attributes (config, dtype, device, add_embedding, ...) are the network's. A pipeline's own
+    :meth:`reset`. All other attributes (config, dtype, device, add_embedding, ...) are the network's. A pipeline's own
     ``save_pretrained`` leaves this object out: save it by itself.
 
+    **What is not checked here**: the scheduler. Another one that asks for the same times (UniPC for DPM-Solver++, DDIM
+    with ``eta`` or ``clip_sample`` for DDIM without) samples with times that were tuned for other steps. And no error
+    tells that a last run was too short, or that there was none. ``tuned_times(pipeline, timing)`` sees all that.
+
     Args:
-        unet: the network, which is not changed.
+        unet: the network, which is not changed. Its weights are compared as :func:`check_weights` does.
         timing, calls_per_evaluation, levels: see :class:`Calls`.
 
     Raises:
         BadValue: the network is tuned already, or a number is out of range.
+        TimingMismatch: the timing is for a network with other weights.
     """
 
     def __init__(self, unet: nn.Module, timing: Timing, calls_per_evaluation: int = 1, levels: int = 1000) -> None:
@@ -170,6 +184,7 @@ class TunedUNet(nn.Module):
         _check_untuned(unet)
         self.unet: Any = unet
         self.calls = Calls(timing, calls_per_evaluation, levels)
+        check_weights(timing, unet)
 
     @property
     def timing(self) -> Timing:
@@ -201,26 +216,36 @@ class TunedUNet(nn.Module):
         """Write the network as diffusers does (plain diffusers can load it) and beside it the timing.
 
         Each file is written whole or not at all, the timing last: a save that is killed leaves no timing with weights
-        that are not its own.
+        that are not its own. Weights of an earlier save by this method go, if these lie in files of other names.
 
         Args:
             folder: made if it is not there; other files in it stay.
             options: of the network's own ``save_pretrained``.
 
         Raises:
-            BadValue: the folder cannot be written.
+            BadValue: the folder cannot be written, or holds other weights, which loaders might take for these; or the
+                network cannot be saved.
         """
         folder = Path(folder)
         check_writable(folder / TIMING)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as temporary:
-            self.unet.save_pretrained(temporary, **options)
-            for name in (TIMING, WRAPPER):
+            try:
+                self.unet.save_pretrained(temporary, **options)
+            except RuntimeError as error:  # of safetensors, for tied weights
+                what = " ".join(str(error).split())
+                raise BadValue(f"cannot save the network ({what}); give safe_serialization=False") from error
+            hashes = {file.name: file_hash(file) for file in sorted(Path(temporary).iterdir())}
+            stale = _weights_beside(folder, hashes)
+            foreign = stale - set(_stored_hashes(folder)) | {name for name in (CARD,) if (folder / name).exists()}
+            if foreign:
+                raise BadValue(
+                    f"{folder} holds another network ({', '.join(sorted(foreign))}); choose another folder or remove it"
+                )
+            for name in (TIMING, *sorted(stale), WRAPPER):
                 (folder / name).unlink(missing_ok=True)
-            hashes = {}
-            for file in sorted(Path(temporary).iterdir()):
-                hashes[file.name] = file_hash(file)
-                os.replace(file, folder / file.name)
+            for name in hashes:
+                os.replace(Path(temporary, name), folder / name)
         wrapper = {
             "format": FORMAT,
             "calls_per_evaluation": self.calls.calls_per_evaluation,
@@ -246,8 +271,13 @@ class TunedUNet(nn.Module):
         wrapper, timing = read_json(folder / WRAPPER), load_timing(folder / TIMING)
         if not isinstance(wrapper, dict) or wrapper.get("format") != FORMAT:
             raise CorruptFile(f"{folder / WRAPPER} is not of format {FORMAT!r}; save the network again")
-        for file, digest in wrapper.get("sha256", {}).items():
+        hashes = _stored_hashes(folder)
+        for file, digest in hashes.items():
             check_hash(folder / file, digest, remedy="save the network again")
+        for file in sorted(_weights_beside(folder, hashes)):
+            raise CorruptFile(
+                f"{folder / file} is of another save than {WRAPPER}, and may be read in place of its weights; remove it"
+            )
         name = str(read_json(folder / "config.json").get("_class_name"))
         kind = getattr(diffusers, name, None)
         if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
@@ -255,9 +285,24 @@ class TunedUNet(nn.Module):
                 f"{folder / 'config.json'} names {name!r}, which is no network of diffusers; save the network again"
             )
         unet: Any = kind
+        options = weights_options(folder) | options
         return cls(
             unet.from_pretrained(str(folder), **options), timing, wrapper["calls_per_evaluation"], wrapper["levels"]
         )
+
+
+def _stored_hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of each file that a :class:`TunedUNet` was saved in; nothing where there is no list, or no whole one."""
+    try:
+        hashes = read_json(folder / WRAPPER)["sha256"]
+    except (TTError, KeyError, TypeError):
+        return {}
+    return hashes if isinstance(hashes, dict) else {}
+
+
+def _weights_beside(folder: Path, names: Collection[str]) -> set[str]:
+    """The files of weights in a folder that have none of these names."""
+    return {file.name for file in folder.glob("diffusion_pytorch_model*")} - set(names)
 
 
 @contextlib.contextmanager
@@ -271,29 +316,120 @@ def tuned_times(target: Any, timing: Timing, *, calls_per_evaluation: int = 1, l
         untuned = pipeline(prompt, num_inference_steps=10).images
         # a run that makes another number of calls than the timing has ends in a TimingMismatch
 
+    When a run begins, the pipeline's scheduler is compared with the timing's solver (:func:`check_scheduler`), and
+    ``eta`` in each of its steps. Given the network alone, its weights and the times are all that is checked.
+
     Args:
         target: a pipeline with a ``unet`` or a ``transformer``, or such a network.
         timing, calls_per_evaluation, levels: see :class:`Calls`, which the block is given.
 
     Raises:
-        BadValue: there is no network to tune, or it is tuned already.
-        TimingMismatch: a call at another time than the timing's, or a run that was not finished when the block ends.
+        BadValue: there is no network to tune, or there are two, or it is tuned already.
+        TimingMismatch: the timing is for other weights or another scheduler; a call at another time than the timing's;
+            a run that was not finished when the block ends, or no run in it; network or scheduler of the pipeline were
+            replaced within the block.
     """
-    candidates = (target, *(getattr(target, name, None) for name in NETWORKS))
-    network = next((each for each in candidates if isinstance(each, nn.Module)), None)
-    if network is None:
+    parts = {name: getattr(target, name, None) for name in (*NETWORKS, "scheduler")}
+    networks = [name for name in NETWORKS if isinstance(parts[name], nn.Module)]
+    network: Any = target
+    if isinstance(target, nn.Module):
+        parts = {}
+    elif len(networks) == 1:
+        network = parts[networks[0]]
+    else:
         raise BadValue(
-            f"{type(target).__name__} has no network called {' or '.join(NETWORKS)} to tune; "
-            "give the network itself, an nn.Module"
+            f"{type(target).__name__} has {'two networks' if networks else 'no network'} called "
+            f"{' or '.join(NETWORKS)} to tune; give the network itself, an nn.Module"
         )
     _check_untuned(network)
     calls = Calls(timing, calls_per_evaluation, levels)
-    handle = network.register_forward_pre_hook(calls.replace, with_kwargs=True)
+    check_weights(timing, network)
+    scheduler = parts.get("scheduler")
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        begins = not calls.made
+        replaced = calls.replace(module, args, kwargs)
+        if begins and scheduler is not None:
+            try:
+                _check_parts(target, parts)
+                check_scheduler(timing, scheduler)
+            except TimingMismatch:
+                calls.reset()
+                raise
+        return replaced
+
+    handle = network.register_forward_pre_hook(before, with_kwargs=True)
     try:
-        yield calls
+        with _steps_checked(scheduler, timing):
+            yield calls
+        _check_parts(target, parts)
         calls.finish()
     finally:
         handle.remove()
+
+
+def check_weights(timing: Timing, network: nn.Module) -> None:
+    """Raise :class:`TimingMismatch` if a timing is for another network than this one in memory.
+
+    A timing names the hash of the float16 file that :func:`~tt_lib.networks.unet.save_model` writes, or of the weights
+    in memory. Both can be made again of a network in float32. **Not compared** are a network in float16 or bfloat16,
+    whose weights may have been rounded, and any network with a timing that names no weights.
+    """
+    weights = _plain(network).state_dict()
+    rounded = any(value.is_floating_point() and value.dtype != torch.float32 for value in weights.values())
+    if rounded or not timing.weights:
+        return
+    from safetensors.torch import save
+
+    halves = {key: value.detach().half().contiguous().cpu() for key, value in weights.items()}
+    hashes = (lambda: hashlib.sha256(save(halves, {"format": "pt"})).hexdigest(), lambda: weights_hash(_plain(network)))
+    if not any(make() == timing.weights for make in hashes):
+        raise TimingMismatch(
+            f"the timing is for the weights {timing.weights[:16]} of {timing.model or 'a network'}, and this network "
+            "has others; tune one for it, or load the network that the timing is for. To try it all the same, give "
+            "dataclasses.replace(timing, weights='')"
+        )
+
+
+def _check_parts(pipeline: Any, parts: dict[str, Any]) -> None:
+    for name, part in parts.items():
+        if getattr(pipeline, name, None) is not part:
+            raise TimingMismatch(
+                f"{name} of the pipeline was replaced within the block; begin the block when the pipeline is complete"
+            )
+
+
+@contextlib.contextmanager
+def _steps_checked(scheduler: Any, timing: Timing) -> Iterator[None]:
+    """Within the block, ``scheduler.step`` refuses an ``eta`` that is not the timing's.
+
+    It is an argument of the pipeline's call that stands in no configuration.
+    """
+    kind, eta = type(scheduler), eta_of(timing)
+    accepts = inspect.signature(kind.step) if hasattr(kind, "step") else inspect.Signature()
+    if "eta" not in accepts.parameters:
+        yield
+        return
+
+    @functools.wraps(kind.step)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = accepts.bind(self, *args, **kwargs).arguments
+        used = float(given.get("eta") or 0.0)
+        if used != eta:
+            raise TimingMismatch(
+                f"the timing is for {timing.solver} with eta={eta:g}, and the pipeline samples with eta={used:g}; "
+                f"call it with eta={eta:g}, or tune a timing for the other"
+            )
+        if given.get("use_clipped_model_output") and self.config.clip_sample:
+            raise TimingMismatch("no timing is for use_clipped_model_output=True; call the pipeline without it")
+        return kind.step(self, *args, **kwargs)
+
+    # Of another class, not with another attribute: a copy of the scheduler then steps itself.
+    scheduler.__class__ = type(kind.__name__, (kind,), {"step": step, "__module__": kind.__module__})
+    try:
+        yield
+    finally:
+        scheduler.__class__ = kind
 
 
 def _check_untuned(network: nn.Module) -> None:
@@ -301,3 +437,8 @@ def _check_untuned(network: nn.Module) -> None:
         raise BadValue(
             f"the network is tuned already (timing {network.timing.name!r}); take the one in it, network.unet"
         )
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """The network itself where it is compiled."""
+    return getattr(network, "_orig_mod", network)

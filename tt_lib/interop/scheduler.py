@@ -14,7 +14,10 @@ Between two levels diffusers interpolates sigma / alpha, and this library log al
 differs a little from the one of its t (whole levels agree).
 
 Three tables say what is supported: :data:`STAGES` the classes of schedulers, :data:`REFUSED` why others cannot be
-adapted, :data:`REQUIRED` the options that must have one value.
+adapted, :data:`REQUIRED` the options that must have one value. Every other option is the scheduler's own business:
+its own code makes the steps, and its value is part of the timing.
+
+:func:`check_scheduler` is the other way round: does the scheduler of a pipeline make the steps that a timing is for?
 """
 
 from __future__ import annotations
@@ -32,13 +35,14 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-from tt_lib.engine import Request, Solution
-from tt_lib.errors import BadValue
+from tt_lib.engine import Request, Solution, drive
+from tt_lib.errors import BadValue, TimingMismatch
 from tt_lib.grids import Grid, count_steps
+from tt_lib.networks.unet import FLOW, OTHER_KINDS
 from tt_lib.predictors import PREDICTION_TYPES, to_x0
-from tt_lib.schedules import DiscreteSchedule, Schedule, along, time_of_index
+from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, along, make_schedule, time_of_index
 from tt_lib.solvers.layout import layout
-from tt_lib.solvers.registry import Noise, Solver
+from tt_lib.solvers.registry import SOLVERS, Noise, Solver, make_solver
 from tt_lib.timing import UNTUNED, Timing
 
 # ---- what is supported
@@ -77,28 +81,58 @@ STAGES: dict[str, Callable[[Any], int]] = {
 }
 """The schedulers that can be adapted, and how each tells which evaluation of a step comes next."""
 
-_FLOW = "it samples a flow, not a variance-preserving diffusion"
 _DRAWS = "it draws noise that no generator for each sample can give"
+_TOKENS = "it samples tokens"
+_ZERO_SNR = (
+    "zero terminal SNR is not supported: at t = 1 nothing of the image is left, and eps says nothing of it there; "
+    "choose a network that was trained without it"
+)
 REFUSED = {
-    "Flow": _FLOW,
+    "Inverse": "it runs from data to noise",
+    **OTHER_KINDS,
+    "LTX": FLOW,
+    "Helios": FLOW,
+    "MiniMax": FLOW,
+    "RFD4": FLOW,
+    "Piflow": FLOW,
+    "CogVideoX": "its steps and its noise levels are those of one video model",
     "Ancestral": _DRAWS,
     "SDE": _DRAWS,
+    "SASolver": _DRAWS,
     "DDPM": f"{_DRAWS} (DDIMScheduler with eta = 1 is its like)",
+    "Parallel": "its steps are those of the class without Parallel in its name",
+    "RePaint": _DRAWS,
+    "UnCLIP": _DRAWS,
     "LCM": _DRAWS,
-    "EDM": "it scales its states and times as EDM does, not as a variance-preserving network expects them",
+    "TCD": _DRAWS,
+    "SCM": _DRAWS,
+    "CMStochastic": _DRAWS,
+    "Cosine": OTHER_KINDS["EDM"],
+    "IPNDM": "its noise levels are its own, whatever the network was trained on (this library's ipndm is its like)",
+    "VQDiffusion": _TOKENS,
+    "Amused": _TOKENS,
+    "Block": _TOKENS,
+    "Entropy": _TOKENS,
+    "DiscreteDDIM": _TOKENS,
 }
-"""Why a scheduler cannot be adapted, by a part of its class's name."""
+"""Why a scheduler cannot be adapted, by a part of its class's name; the first that fits."""
 
-REQUIRED: dict[str, tuple[Any, str]] = {
-    "use_flow_sigmas": (False, _FLOW),
+REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "use_flow_sigmas": ((False,), f"{FLOW}; set it to False"),
+    "use_dynamic_shifting": ((False,), f"{FLOW}; set it to False"),
+    "rescale_betas_zero_snr": ((False,), _ZERO_SNR),
     "thresholding": (
-        False,
-        "it takes quantiles of whole images, which a predictor does: tt_lib.guidance.Clipped(..., percentile=0.995)",
+        (False,),
+        "it takes quantiles of whole images; set it to False, a predictor does it: "
+        "tt_lib.guidance.Clipped(..., percentile=0.995)",
     ),
-    "variance_type": (None, "predictors drop the variance themselves"),
-    "timestep_type": ("discrete", "its times are no levels"),
+    # The fixed ones are DDPMScheduler's; from_config brings them along to schedulers that do not look at them.
+    "variance_type": ((None, "fixed_small", "fixed_large"), "predictors drop the variance themselves; set it to None"),
+    "timestep_type": (("discrete",), "its times are no levels; set it to 'discrete'"),
+    "interpolation_type": (("linear",), "its states have other noise levels than its timesteps; set it to 'linear'"),
+    "solver_p": ((None,), "another scheduler makes a part of its steps; set it to None"),
 }
-"""Options of schedulers with the only value that can be adapted, and why."""
+"""Options of schedulers with the values that can be adapted; why no others, and the remedy."""
 
 
 # ---- adapting
@@ -170,7 +204,8 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) ->
     for each sample.
 
     Args:
-        scheduler: an object of one of the classes in :data:`STAGES`.
+        scheduler: an object of one of the classes in :data:`STAGES`. Its own rule spaces its steps: timesteps or sigmas
+            that were set by hand are refused.
         steps: ``num_inference_steps``, at least 1. Some make more evaluations than steps: Heun ``2 steps - 1``, PNDM
             ``steps + 1``, or ``steps + 9`` with Runge-Kutta steps.
         eta: DDIM's share of noise, in [0, 1].
@@ -179,28 +214,29 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) ->
         BadValue: a scheduler that cannot be adapted, naming what stands against it and the remedy; or an impossible
             number of steps.
     """
-    name, stage = type(scheduler).__name__, _stage_of(scheduler)
-    draws = eta > 0 or str(scheduler.config.get("algorithm_type")).startswith("sde")
-    _check_config(name, scheduler, eta, draws)
-    count = count_steps(steps)
+    name, count = type(scheduler).__name__, count_steps(steps)
+    _run_of(scheduler, eta)  # what cannot be adapted is refused by name, before it is tried
+    _check_untouched(name, scheduler)
     ready = copy.deepcopy(scheduler)
     with _refused(f"{name} cannot make {count} steps", "ask for another number"):
         ready.set_timesteps(count)
-    schedule = _schedule_of(name, ready)
-    run = _Run(ready, stage, PREDICTION_TYPES[ready.config.prediction_type], float(eta), draws)
+    schedule, run = _schedule_of(name, ready), _run_of(ready, eta)
     # A dry run says what it evaluates: no formula of ours counts it.
     with _refused(f"{name} fails with {count} steps", "ask for another number or mend its configuration"):
         evaluations = layout(Solver(name, run), torch.empty(0), schedule)
+    if not _dependence(Solver(name, run), (), schedule, len(evaluations)).isfinite().all():
+        raise BadValue(
+            f"cannot adapt {name}: with {count} steps and this configuration it ends in infinity; "
+            "change its order or its last steps (lower_order_final, final_sigmas_type)"
+        )
     end = _end_of(ready, schedule)
     times = tuple(each.t for each in evaluations if each.stage == 0)
     if end > times[-1] - 1e-9 and len(times) > 1:
         # The last evaluation leads nowhere (PNDM's default): it belongs to the step that ends at its time.
         run.wasted, end, times = len(evaluations) - 1, times[-1], times[:-1]
     with _refused(f"{name} with {count} steps repeats a time", "ask for fewer steps or another spacing"):
-        grid = Grid(f"diffusers-{ready.config.get('timestep_spacing', 'own')}", (*times, end))
+        grid = Grid(f"diffusers-{_config_of(ready).get('timestep_spacing', 'own')}", (*times, end))
     run.times = grid.times
-    options = {key: _plain(value) for key, value in ready.config.items() if not key.startswith("_") and value}
-    options |= {"eta": float(eta)} if eta else {}
 
     def plan(nfe: int) -> tuple[int, dict[str, Any]]:
         if nfe != len(evaluations):
@@ -209,7 +245,7 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) ->
             )
         return grid.steps, {}
 
-    solver = Solver(name, run, plan=plan, draws=draws, options=options)
+    solver = Solver(name, run, plan=plan, draws=run.draws, options=_options_of(ready, eta))
     start_scale = float(ready.init_noise_sigma) * _scale(copy.deepcopy(ready))
     return Adapted(solver, grid, schedule, tuple(each.t for each in evaluations), run.kind, start_scale)
 
@@ -223,27 +259,73 @@ def _stage_of(scheduler: Any) -> Callable[[Any], int]:
     raise BadValue(f"cannot adapt {name}: {reason}; choose one of: {', '.join(STAGES)}")
 
 
-def _check_config(name: str, scheduler: Any, eta: float, draws: bool) -> None:
-    """Raise :class:`BadValue` for a configuration that would be adapted wrongly."""
-    config = scheduler.config
+def _config_of(scheduler: Any) -> dict[str, Any]:
+    """The options that its class has. ``from_config`` also keeps those of the scheduler that it was made from."""
+    own = next(kind for kind in type(scheduler).__mro__ if kind.__name__ in STAGES)
+    return {key: scheduler.config[key] for key in inspect.signature(own).parameters if key in scheduler.config}
+
+
+def _options_of(scheduler: Any, eta: float) -> dict[str, Any]:
+    """What a timing's ``options`` say of it: whatever is neither 0, False nor None."""
+    options = {key: _plain(value) for key, value in _config_of(scheduler).items()}
+    return {key: value for key, value in options.items() if value} | ({"eta": float(eta)} if eta else {})
+
+
+def _run_of(scheduler: Any, eta: float) -> _Run:
+    """The run of a scheduler as it is set.
+
+    Raises:
+        BadValue: a scheduler that would be adapted wrongly.
+    """
+    name, stage, config = type(scheduler).__name__, _stage_of(scheduler), _config_of(scheduler)
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
         raise BadValue(
             f"cannot adapt {name} with prediction_type {prediction!r}; it must be one of {', '.join(PREDICTION_TYPES)}"
         )
-    for key, (required, why) in REQUIRED.items():
-        if (config.get(key) or required) != required:
-            raise BadValue(f"cannot adapt {name} with {key}={config[key]!r}: {why}; set it to {required!r}")
+    for key, (allowed, why) in REQUIRED.items():
+        value = config.get(key, allowed[0])
+        if value is not None and value not in allowed:
+            shown = repr(value) if isinstance(value, (int, float, str)) else type(value).__name__
+            raise BadValue(f"cannot adapt {name} with {key}={shown}: {why}")
     if not 0 <= eta <= 1:
         raise BadValue(f"eta must lie between 0 (deterministic) and 1 (ancestral), got {eta}")
     accepts = inspect.signature(scheduler.step).parameters
     if eta and not {"eta", "variance_noise"} <= set(accepts):
         raise BadValue(f"{name} takes no eta, got {eta}; leave it at 0 or take DDIMScheduler")
+    draws = eta > 0 or str(config.get("algorithm_type")).startswith("sde")
     if draws and "variance_noise" not in accepts:
         raise BadValue(
             f"cannot adapt {name} with algorithm_type {config['algorithm_type']!r}: {_DRAWS}; "
             "take DPMSolverMultistepScheduler"
         )
+    return _Run(scheduler, stage, PREDICTION_TYPES[prediction], float(eta), draws)
+
+
+def _check_untouched(name: str, scheduler: Any) -> None:
+    """Raise :class:`BadValue` for timesteps or noise levels that are not those of its configuration.
+
+    They would be replaced without a word: a scheduler is adapted by its configuration and the number of its steps.
+    """
+    with _refused(f"cannot make {name} anew from its configuration", "give a scheduler of diffusers itself"):
+        own = type(scheduler).from_config(scheduler.config)
+    with contextlib.suppress(Exception):  # a number of steps that only timesteps by hand can have: they differ below
+        if scheduler.num_inference_steps is not None:
+            own.set_timesteps(scheduler.num_inference_steps)
+    for what in ("timesteps", "sigmas", "alphas_cumprod"):
+        here, there = (getattr(each, what, None) for each in (scheduler, own))
+        if here is None and there is None:
+            continue
+        if here is None or there is None or not _same_numbers(here, there):
+            raise BadValue(
+                f"cannot adapt {name} with {what} that were set by hand: they are not those of its configuration; "
+                f"call set_timesteps with a number of steps, or make it anew by {name}.from_config"
+            )
+
+
+def _same_numbers(one: Any, other: Any) -> bool:
+    one, other = (torch.as_tensor(each).detach().double().cpu() for each in (one, other))
+    return one.shape == other.shape and bool(torch.allclose(one, other, rtol=1e-5, atol=1e-6, equal_nan=True))
 
 
 @contextlib.contextmanager
@@ -252,7 +334,9 @@ def _refused(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise BadValue(f"{what} ({error}); {remedy}") from error
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 200 else f"{reason[:200]} ..."
+        raise BadValue(f"{what} ({reason}); {remedy}") from error
 
 
 def _schedule_of(name: str, scheduler: Any) -> DiscreteSchedule:
@@ -263,8 +347,8 @@ def _schedule_of(name: str, scheduler: Any) -> DiscreteSchedule:
         return DiscreteSchedule(betas, label)
     except BadValue as error:
         raise BadValue(
-            f"cannot adapt {name}: its alphas_cumprod must fall strictly and stay above 0, as they do not with "
-            "rescale_betas_zero_snr (there eps says nothing of the image); set that to False"
+            f"cannot adapt {name}: its alphas_cumprod must fall strictly and stay above 0 ({error}); if they were "
+            f"rescaled as by rescale_betas_zero_snr: {_ZERO_SNR}"
         ) from error
 
 
@@ -285,8 +369,10 @@ def _scale(scheduler: Any) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a configuration for a timing's options: a number or a short text."""
-    if isinstance(value, (int, float)) and math.isfinite(value):
+    """A value of a configuration for a timing's options: a number, a short text or the hash of a long one."""
+    if hasattr(value, "tolist"):  # of numpy or torch, whose own text leaves out the middle of a long list
+        value = value.tolist()
+    if not value or (isinstance(value, (int, float)) and math.isfinite(value)):
         return value
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -353,3 +439,92 @@ def _prediction(kind: str, eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule
     if kind == "x0":
         return to_x0(eps, x, t, schedule)
     return (eps - along(schedule.sigma(t), x) * x) / along(schedule.alpha(t), x)
+
+
+# ---- is a pipeline's scheduler the one that a timing is for?
+
+_REMEDY = "sample with the scheduler that the timing is for, or tune one for this scheduler with from_scheduler"
+
+
+def eta_of(timing: Timing) -> float:
+    """The share of noise that a pipeline must pass to its scheduler for a timing; DDPM's is 1."""
+    return float(timing.options.get("eta", timing.solver == "ddpm"))
+
+
+def check_scheduler(timing: Timing, scheduler: Any) -> None:
+    """Raise unless a scheduler of diffusers, its timesteps set, makes the steps that a timing was tuned for.
+
+    A timing of :func:`from_scheduler` names the class and its options, which must all be the same. Of a solver of this
+    library the steps themselves are compared: what a unit of the start, of each answer of the network and of each draw
+    of noise adds to the end of the run. Clipping shows, too.
+
+    Args:
+        timing: of either kind.
+        scheduler: as it stands when a run begins. It is not changed.
+
+    Raises:
+        TimingMismatch: naming both sides.
+    """
+    name, eta = type(scheduler).__name__, eta_of(timing)
+    sides = f"the timing is for {timing.solver}, and the pipeline's scheduler is {name}"
+    own = timing.solver not in SOLVERS
+    if own and name != timing.solver:
+        raise TimingMismatch(f"{sides}; {_REMEDY}")
+    try:
+        run = _run_of(scheduler, eta)
+        if own:
+            _check_untouched(name, scheduler)
+            _check_options(name, timing.options, _options_of(scheduler, eta))
+        else:
+            _check_steps(sides, timing, run)
+    except BadValue as error:
+        raise TimingMismatch(f"{sides}, and they cannot be compared: {error}") from error
+
+
+def _check_options(name: str, own: dict[str, Any], used: dict[str, Any]) -> None:
+    for key in sorted(own.keys() | used.keys()):
+        if own.get(key) != used.get(key):
+            # What is 0, False or None is left out.
+            one, other = (repr(each[key]) if key in each else "off" for each in (own, used))
+            raise TimingMismatch(
+                f"the timing is for {name} with {key}={one}, and the pipeline's has {key}={other}; {_REMEDY}"
+            )
+
+
+def _check_steps(sides: str, timing: Timing, run: _Run) -> None:
+    scheduler, nfe = run.scheduler, timing.nfe
+    schedule = _schedule_of(type(scheduler).__name__, scheduler)
+    solver = make_solver(timing.solver, **timing.options)
+    # A schedule that is not one of this library's is known by its name.
+    known = make_schedule(timing.schedule) if timing.schedule in SCHEDULES else schedule
+    differing = ""
+    if known.name != timing.schedule:
+        differing = f"noise levels {known.name}, not {timing.schedule}"
+    elif solver.needs_gamma:
+        differing = "no gamma, as no scheduler of diffusers has"
+    elif len(scheduler.timesteps) != nfe:
+        differing = f"{len(scheduler.timesteps)} evaluations, not {nfe}"
+    elif abs(_end_of(scheduler, schedule) - timing.grid_times[-1]) > 1e-6:
+        differing = f"its end at t = {_end_of(scheduler, schedule):g}, not {timing.grid_times[-1]:g}"
+    else:
+        theirs = _dependence(Solver("", run), (), schedule, nfe)
+        ours = _dependence(solver, timing.grid_times, known, nfe)
+        # diffusers keeps its noise levels in float32.
+        number = next(iter((~torch.isclose(theirs, ours, rtol=5e-4, atol=2e-5)).nonzero().flatten().tolist()), None)
+        if number is not None:
+            what = f"{'draw' if number > nfe else 'answer'} {(number - 1) % nfe + 1}" if number else "the start"
+            differing = (
+                f"other steps: {what} counts {theirs[number]:.4g} times at the end, not {ours[number]:.4g} times"
+            )
+    if differing:
+        hint = " (ddim is DDIMScheduler with clip_sample=False)" if timing.solver == "ddim" else ""
+        raise TimingMismatch(f"{sides}, with {differing}; {_REMEDY}{hint}")
+
+
+def _dependence(solver: Solver, times: Sequence[float], schedule: Schedule, nfe: int) -> Tensor:
+    """[1 + 2 nfe]: what a unit of the start, of each answer and of each draw of noise adds to the end of a run."""
+    units = torch.eye(1 + 2 * nfe, dtype=torch.float64)[..., None, None, None]
+    answers, draws = iter(units[1 : nfe + 1]), iter(units[nfe + 1 :])
+    nothing = torch.zeros_like(units[0])
+    solution = solver(units[0], torch.tensor(times, dtype=torch.float64), schedule, lambda x: next(draws, nothing))
+    return drive(solution, lambda x, t, tau: next(answers, nothing)).x.flatten()
