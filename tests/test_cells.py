@@ -7,7 +7,7 @@ import pytest
 from tt_lib.errors import BadValue
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.rows import FD_COLUMNS, read_rows
-from tt_lib.study.cells import Cell, parse_timing, spell_timing, timing_path
+from tt_lib.study.cells import Cell, check_recipe, parse_timing, spell_timing, timing_path
 from tt_lib.timing import load_timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import JointConfig
@@ -25,6 +25,9 @@ SPELLINGS = {
     "frechet-joint,freeze_last=0": "frechet-joint",
     "end-joint-freeze1,tries=10,samples=50": "end-joint-freeze1,samples=50,tries=10",
     "constant-0.90": "constant-0.9",
+    "constant-0.9500001": "constant-0.9500001",
+    "epsilon-1.00500001": "epsilon-1.00500001",
+    "truncation-parallel,learning_rate=0.00123456789": "truncation-parallel,learning_rate=0.00123456789",
     "epsilon-1.0050": "epsilon-1.005",
     "time-shift,window=40": "time-shift",
     "time-shift,window=80,cutoff=200": "time-shift,cutoff=200,window=80",
@@ -38,6 +41,13 @@ WRONG = {
     "truncation-parallel,images=few": "images must be a whole number, got 'few'",
     "truncation-parallel,learning_rate=slow": "learning_rate must be a number, got 'slow'",
     "truncation-parallel,learning_rate=0": "learning rate must be positive, got 0",
+    "truncation-parallel,learning_rate=nan": "lr must be a number, got nan",
+    "truncation-parallel,learning_rate=1e999": "lr must be a number, got inf",
+    "truncation-parallel,iterations=0": "iterations must be at least 1, got 0",
+    "truncation-parallel,seed=-1": "from 0 to 999,999,999, got the seed -1",
+    "truncation-parallel,seed=1000000000": "from 0 to 999,999,999",
+    "end-joint,seed=999999999,samples=2": "the seeds 999999999 to 1000000000 of 2 samples",
+    "end-joint,tries=0": "tries of a joint tuning must be at least 3, got 0",
     "truncation-parallel,gate=yes": "gate must be true or false, got 'yes'",
     "truncation-parallel,source=drawn": "'drawn'; choose one of: generated, real",
     "truncation-parallel,optimiser=sgd": "'sgd'; choose one of: adam, search",
@@ -76,6 +86,49 @@ def test_the_recipe_of_a_name():
     assert parse_timing("end-joint,tries=5", {"samples": 30, "optimiser": "search"})[0] == JointConfig(
         "end", samples=30, tries=5
     )
+
+
+def test_cells_of_two_values_have_two_names():
+    """A timing, its state and its lock are files of the label."""
+    labels = {Cell("ddim", "uniform", 5, eta=eta).label for eta in (0.3, 0.3000001, 1, 1.0)}
+    assert labels == {f"ddim-eta{eta}-uniform-5-untuned" for eta in ("0.3", "0.3000001", "1")}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "type_name"),
+    [
+        ("solver", 3, "text"),
+        ("grid", 0.5, "text"),
+        ("nfe", "10", "a whole number"),
+        ("nfe", 10.0, "a whole number"),
+        ("nfe", True, "a whole number"),
+        ("timing", None, "text"),
+        ("eta", "0.5", "a number"),
+        ("eta", float("nan"), "a number"),
+    ],
+)
+def test_a_value_of_another_type(entry, value, type_name):
+    with pytest.raises(BadValue, match=f"{entry} must be {type_name}, got .*{value!r}"):
+        Cell(**{"solver": "ddim", "grid": "uniform", "nfe": 5, entry: value})
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (Cell("ddim", "uniform", 1, "truncation-parallel"), "1 step and freeze_last = 1"),
+        (Cell("heun", "uniform", 3, "consistency-sequential-freeze2"), "2 steps and freeze_last = 2"),
+        (Cell("ddim", "uniform", 3, "frechet-joint-freeze3"), "3 steps and freeze_last = 3"),
+        (Cell("ddpm", "uniform", 3, "truncation-parallel"), "cannot tune ddpm by truncation"),
+        (Cell("ddim", "uniform", 3, "consistency-parallel,gate=true", 1.0), "no gate for ddim"),
+        (Cell("ddpm", "uniform", 3, "end-joint"), "cannot tune ddpm by the end"),
+        (Cell("analytic-ddpm", "uniform", 3, "consistency-parallel,images=2"), "at least 3 images, got images = 2"),
+    ],
+    ids=lambda value: value.label if isinstance(value, Cell) else "",
+)
+def test_a_recipe_that_cannot_be_is_refused_by_name(cell, message):
+    with pytest.raises(BadValue, match=f"{cell.label}: .*{message}"):
+        check_recipe(cell, parse_timing(cell.timing))
+    check_recipe(Cell("heun", "uniform", 3, "consistency-sequential"), parse_timing("consistency-sequential"))
 
 
 def test_files_have_legal_and_readable_names():

@@ -25,6 +25,7 @@ from tt_lib.files import (
     hold,
     read_json,
     refuse_overwrite,
+    spell,
     write_json,
     write_text,
 )
@@ -116,7 +117,11 @@ def test_json_that_no_one_else_reads_is_not_written(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"a": 1', b"\xff\xfe\x00", b"[NaN]", b"[-Infinity]", b"[1e999]", b"9" * 400, b"9" * 5000, b"[" * 100_000],
+    ids=lambda content: content[:12],
+)
 def test_damaged_json(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(CorruptFile, match=r"a\.json is not JSON.*restore it"):
@@ -128,6 +133,11 @@ def test_missing_json(tmp_path):
         read_json(tmp_path / "a.json", "make it")
     with pytest.raises(FileNotFoundError):  # a folder is no file
         read_json(tmp_path)
+
+
+@pytest.mark.parametrize("value", [0.95, 1.0, 2e-05, 1e-3, 0.1 + 0.2, 0.9500001, 1 / 3, 1e300, 5, 100_000_000])
+def test_a_number_in_a_name_reads_back_as_just_this_number(value):
+    assert float(spell(value)) == value and len(spell(value)) <= len(repr(value))
 
 
 # Hashes

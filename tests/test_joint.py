@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import pytest
 from test_evaluate import data, features, make_sampler, metric, no_git, reference, sampler  # noqa: F401 - fixtures
 
 import tt_lib.tuning.joint
-from tt_lib.errors import BadValue, CorruptFile
+from tt_lib.errors import BadValue, CorruptFile, NotFinite
+from tt_lib.files import read_json, write_json
 from tt_lib.metrics.evaluate import sample_statistics
 from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.noise import GENERATED_FIRST_SEED, JOINT_FIRST_SEED
@@ -162,8 +164,13 @@ def test_state_of_another_tuning_and_damaged_state(sampler, metric, tmp_path):  
         tune_joint(sampler, metric, SMALL, state=state, progress=stop_after(1))
     with pytest.raises(BadValue, match="state of another tuning"):
         tune_joint(sampler, metric, JointConfig(samples=30), state=state)
-    state.write_bytes(b"{")
-    with pytest.raises(CorruptFile, match="state"):
+    content = read_json(state)
+    for damage in ({"losses": None}, {"losses": [[0.5]]}, {"losses": [[["a"], 1.0]]}, {"elapsed": []}):
+        write_json(state, content | damage)
+        with pytest.raises(CorruptFile, match="state of a joint tuning; delete it"):
+            tune_joint(sampler, metric, SMALL, state=state)
+    state.write_text(json.dumps(content).replace("[[", "[[NaN, ", 1))
+    with pytest.raises(CorruptFile, match="NaN is no finite number"):
         tune_joint(sampler, metric, SMALL, state=state)
 
 
@@ -175,6 +182,10 @@ def test_state_of_another_tuning_and_damaged_state(sampler, metric, tmp_path):  
         ({"freeze_last": -1}, "freeze_last .* at least 0"),
         ({"tries": 2}, "tries .* at least 3"),
         ({"optimiser": "adam"}, "adam.*cma-es, cobyqa"),
+        ({"samples": "100"}, "samples must be a whole number, got the text '100'"),
+        ({"tries": 5.0}, "tries must be a whole number, got 5.0"),
+        ({"seed": -1}, "seeds lie from 0 to 999,999,999"),
+        ({"seed": 10**9 - 999}, "the seeds 999999001 to 1000000000 of 1000 samples"),
     ],
 )
 def test_impossible_choices(changes, message):
@@ -187,3 +198,19 @@ def test_impossible_tunings(sampler):  # noqa: F811
         tune_joint(make_sampler(eta=0.5), None, JointConfig("end"))
     with pytest.raises(BadValue, match="frechet-joint is tuned by a Fréchet distance: give the metric"):
         tune_joint(sampler, None, SMALL)
+    steps = sampler.grid.steps
+    with pytest.raises(BadValue, match=f"{steps} steps and freeze_last = {steps} "):
+        tune_joint(sampler, None, JointConfig("end", freeze_last=steps))
+    # One generation for the times that may move, or nothing would be tried.
+    few = JointConfig("end", samples=2, freeze_last=steps - 1, tries=7, optimiser="cma-es")
+    with pytest.raises(
+        BadValue, match="tries = 7 for each of 1 times are fewer than one generation of cma-es, 8; give t"
+    ):
+        tune_joint(sampler, None, few)
+    assert tune_joint(sampler, None, replace(few, tries=8)).history.iteration.nunique() == 9
+
+
+def test_a_loss_that_is_no_number(sampler, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(tt_lib.tuning.joint, "_end_loss", lambda *a: (lambda *b: math.inf, [], {}))
+    with pytest.raises(NotFinite, match=r"the loss of the taus .* is inf"):
+        tune_joint(sampler, None, JointConfig("end"))
