@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import pytest
 import torch
 from test_cli import EVALUATE, fails, project, succeeds  # noqa: F401 - a fixture
@@ -61,6 +63,22 @@ def test_files_that_are_missing_damaged_or_of_other_weights(features):
         fails_with(CorruptFile, r"bank\.safetensors.*--bank", bank=True)
     save_bank(bank, torch.zeros(4), features, {})
     fails_with(CorruptFile, r"vectors are \[4\]", bank=True)
+    for facts, message in (
+        ({"dataset": "digits", "split": "test"}, "is of the split test, not train"),
+        ({"dataset": "mine", "split": "train"}, "is of the dataset mine, not digits"),
+    ):
+        statistics.save(path)
+        save_bank(bank, torch.zeros(4, features.dimension).half(), features, facts)
+        fails_with(BadValue, f"bank.safetensors {message}.*--bank 10000 --force", bank=True)
+        statistics.save(path, facts)
+        fails_with(BadValue, f"{message}; make it again with `{COMMAND} --force`")
+    statistics.save(path)
+    save_bank(bank, torch.full((4, features.dimension), float("nan")), features, {})
+    fails_with(CorruptFile, "vectors hold NaN", bank=True)
+    empty = copy(statistics)
+    empty.shape = ()
+    empty.save(path)
+    fails_with(CorruptFile, f"does not say of which shape .*`{COMMAND} --force`")
     statistics.sha256 = "other"
     statistics.save(path)
     fails_with(BadValue, f"other weights of digits-resnet.*`{COMMAND} --force`")

@@ -118,7 +118,7 @@ def table(
     from tt_lib.networks.unet import load_model
     from tt_lib.rows import FD_COLUMNS, results_folder
     from tt_lib.study.tables import dry_run as dry_run_lines
-    from tt_lib.study.tables import find_table, published_beside, read_table, run_table
+    from tt_lib.study.tables import find_table, published_beside, published_rows, read_table, run_table
     from tt_lib.study.workbench import make_bench
 
     spec = read_table(find_table(config))
@@ -128,6 +128,7 @@ def table(
             say(line)
         return
     path, work = results_file(results, "fd.csv", FD_COLUMNS), work_place(work)
+    published_rows()  # shown when all is measured: a damaged file is refused now
     world, where = pick_devices(device)
     bench, *metrics = all_there(
         lambda: make_bench(spec.model, where, batch=batch, compile=compile),

@@ -132,8 +132,8 @@ def measure_directions(
         if not bool(values.isfinite().all()):
             step, sample = (~values.isfinite()).nonzero()[0].tolist()
             raise NotFinite(
-                f"{name} of sample {sample} in step {step + 1} of {grid.steps} is {values[step, sample]:g}: its state or "
-                "its mean direction is 0 or too large for a number; look at the network and its schedule"
+                f"{name} of sample {sample} in step {step + 1} of {grid.steps} is {values[step, sample]:g}: its state "
+                "or its mean direction is 0, or too large for a number; look at the network and its schedule"
             )
     return Directions(grid.times, *columns)
 

@@ -67,14 +67,14 @@ def load_metric(
     command = f"tt stats --dataset {dataset}{own} --split {split} --features {name}"
     path = reference_path(dataset, split, name)
     reference = FeatureStatistics.load(path, command)
-    _require_weights(path, reference.sha256, features, command)
+    _require_origin(path, reference.facts, dataset, split, features, command)
     if not reference.shape:
         raise CorruptFile(f"{path} does not say of which shape its images were; make it again with `{command} --force`")
     if not bank:
         return Metric(features, reference)
     path, command = reference_path(dataset, split, name, bank=True), f"{command} --bank {BANK_SIZE}"
-    vectors, sha256 = load_tensors(path, BANK_FORMAT, _bank_of, "bank of features", command)
-    _require_weights(path, sha256, features, command)
+    vectors, header = load_tensors(path, BANK_FORMAT, _bank_of, "bank of features", command)
+    _require_origin(path, header, dataset, split, features, command)
     return Metric(features, reference, vectors)
 
 
@@ -114,17 +114,24 @@ def check_names(names: Sequence[str]) -> None:
         raise BadValue(f"features must be one or more different names, got {list(names)}")
 
 
-def _bank_of(tensors: dict[str, Tensor], header: dict[str, str]) -> tuple[Tensor, str]:
+def _bank_of(tensors: dict[str, Tensor], header: dict[str, str]) -> tuple[Tensor, dict[str, str]]:
     if tensors["vectors"].ndim != 2:
         raise ValueError(f"its vectors are {list(tensors['vectors'].shape)}")
     if not bool(tensors["vectors"].isfinite().all()):
         raise NotFinite("its vectors hold NaN or infinity")
-    return tensors["vectors"], header["sha256"]
+    return tensors["vectors"], header
 
 
-def _require_weights(path: Path, sha256: str, features: Features, command: str) -> None:
+def _require_origin(
+    path: Path, header: Mapping[str, str], dataset: str, split: str, features: Features, command: str
+) -> None:
+    """Raise :class:`BadValue` unless a file is of these weights, and, where it says so, of these images."""
+    sha256 = header.get("sha256", "")
     if sha256 != features.sha256:
         raise BadValue(
             f"{path} was made with other weights of {features.name} ({sha256[:12]}, not {features.sha256[:12]}); "
             f"make it again with `{command} --force`"
         )
+    for name, asked in {"dataset": dataset, "split": split}.items():
+        if (own := header.get(name, asked)) != asked:
+            raise BadValue(f"{path} is of the {name} {own}, not {asked}; make it again with `{command} --force`")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from tt_lib.errors import CorruptFile
 from tt_lib.files import file_hash, read_json, write_text
@@ -335,10 +335,17 @@ def manifest(data: Path) -> str:
 
 
 def made_by(path: Path) -> str:
-    """The command that made a file: from its own provenance, or from the card beside it; empty if neither says."""
+    """The command that made a file: from its own provenance, or from the card beside it; empty if neither says.
+
+    Raises:
+        CorruptFile: a file is damaged.
+    """
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            command = (file.metadata() or {}).get("command", "")
+        try:
+            with safe_open(path, framework="pt") as file:
+                command = (file.metadata() or {}).get("command", "")
+        except SafetensorError as error:
+            raise CorruptFile(f"{path} is no safetensors file ({error}); restore it from git") from error
         if command:
             return command
     for card in (path, path.parent / "tt_model.json", path.parent / "config.json"):
