@@ -33,7 +33,7 @@ from tt_lib.study.workbench import HELD_OUT, Bench
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import JointConfig
-from tt_lib.tuning.tuner import check_objective
+from tt_lib.tuning.tuner import check_tuning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -178,7 +178,7 @@ def test_every_shipped_table_can_be_run(path):
         assert steps >= 1 and len(make_grid(cell.grid, steps, SCHEDULE).times) == steps + 1, cell.label
         recipe = table.recipe(cell)
         if recipe and isinstance(recipe.config, TuneConfig):
-            check_objective(solver, recipe.config.objective)
+            check_tuning(solver, steps, recipe.config)
 
 
 def test_the_study_has_every_solver():
@@ -484,7 +484,7 @@ def test_two_networks_of_one_name(project, tmp_path, parts):
 
     wider = replace(table, n=40)
     with pytest.raises(KeyboardInterrupt):
-        project.run(wider, progress=interrupt(lambda message: True, 15))
+        project.run(wider, progress=interrupt(lambda message: True, 4))
     assert list(project.work.rglob("*.safetensors")), "some sets are finished"
     before = other.predictor.calls
     [again] = other.run(wider)
