@@ -20,8 +20,8 @@ IMAGENET = "imagenet-efficientnet-lite0"
 INCEPTION = "inception-2015"
 FAST = {IMAGENET: torch.float32, INCEPTION: torch.float16}
 """Those of networks that enlarge images, which take most of an evaluation's time, with the precision of their faster
-form. float16 has eight times the precision of bfloat16 at the same speed, and what it changes was measured on a GPU for
-Inception: ``data/results/speed.csv`` has it. For EfficientNet-lite0 nothing was measured on a GPU yet."""
+form. float16 has eight times the precision of bfloat16 at the same speed. What it changes was measured on a GPU for
+Inception with random weights: ``data/results/speed.csv`` has it. For EfficientNet-lite0 no GPU has measured it yet."""
 BATCH = 500
 """Images a batch. It is fixed, as the last digits of a convolution depend on the batch it is part of."""
 
