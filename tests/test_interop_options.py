@@ -18,14 +18,16 @@ from tt_lib.predictors import EpsPredictor
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 STEPS = 6
-LINEAR = {"beta_start": 1e-4, "beta_end": 0.02}
-COSINE = np.linspace(1e-4, 0.015, 1000) ** 1.01
+LINEAR = {"num_train_timesteps": 100, "beta_start": 1e-3, "beta_end": 0.2}
+"""Some schedulers look at every level when they are made."""
+THOUSAND = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+BETAS = np.linspace(1e-3, 0.15, 100) ** 1.01
 VALUES = {
-    "num_train_timesteps": [100],
-    "beta_start": [0.001],
-    "beta_end": [0.012],
+    "num_train_timesteps": [90],
+    "beta_start": [0.01],
+    "beta_end": [0.12],
     "beta_schedule": ["scaled_linear", "squaredcos_cap_v2", "exp"],
-    "trained_betas": [COSINE, COSINE.tolist()],
+    "trained_betas": [BETAS, BETAS.tolist()],
     "prediction_type": ["v_prediction", "sample", "flow_prediction", "other"],
     "timestep_spacing": ["leading", "linspace", "trailing", "other"],
     "steps_offset": [1],
@@ -99,7 +101,7 @@ def make(name: str, **options):
 
 def network(x: Tensor, n) -> Tensor:
     """As large as noise, and not linear, so that whatever a step does differently shows."""
-    return torch.sin(x + torch.as_tensor(n, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1)) / 300)
+    return torch.sin(x + torch.as_tensor(n, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1)) / 30)
 
 
 def draw(seed: int) -> Tensor:
@@ -215,19 +217,19 @@ AYS = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
 
 
 def ays(name: str):
-    scheduler = make(name)
+    scheduler = make(name, **THOUSAND)
     scheduler.set_timesteps(timesteps=AYS)
     return scheduler
 
 
 def by_sigmas():
-    scheduler = make("EulerDiscreteScheduler")
+    scheduler = make("EulerDiscreteScheduler", **THOUSAND)
     scheduler.set_timesteps(sigmas=[14.6, 6.3, 3.8, 2.2, 1.3, 0.86, 0.55, 0.38, 0.23, 0.11, 0.0])
     return scheduler
 
 
 def assigned(**attributes):
-    scheduler = make("DDIMScheduler")
+    scheduler = make("DDIMScheduler", **THOUSAND)
     for key, value in attributes.items():
         setattr(scheduler, key, value)
     return scheduler
