@@ -33,7 +33,6 @@ from tt_lib.study.workbench import HELD_OUT, Bench
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import JointConfig
-from tt_lib.tuning.tuner import check_tuning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -119,7 +118,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("timing", RECIPES)
 def test_a_name_and_the_table_make_a_recipe(write, timing):
-    table = read_table(write(HEAD, TUNING, ONE_CELL.replace("untuned", timing)))
+    table = read_table(write(HEAD, TUNING, ONE_CELL.replace("untuned", timing).replace("nfe = 2", "nfe = 3")))
     assert table.recipe(table.cells[0]) == RECIPES[timing]
 
 
@@ -146,7 +145,50 @@ BAD_TABLES = {
     "grid": (HEAD + ONE_CELL.replace("uniform", "unifrom"), "'unifrom'"),
     "nfe": (HEAD + ONE_CELL.replace("nfe = 2", "nfe = 0"), "nfe must be a whole number of at least 1, got 0"),
     "n": (HEAD.replace("20", "25") + ONE_CELL, "multiple of 10"),
-    "n in words": (HEAD.replace("20", '"many"') + ONE_CELL, "n must be a whole number, got 'many'"),
+    "n as text": (HEAD.replace("20", '"100"') + ONE_CELL, "n must be a whole number, got the text '100'"),
+    "n as a switch": (HEAD.replace("20", "true") + ONE_CELL, "n must be a whole number, got True"),
+    "n as a fraction": (HEAD.replace("20", "20.0") + ONE_CELL, "n must be a whole number, got 20.0"),
+    "n beyond all seeds": (
+        HEAD.replace("20", "1000000000") + ONE_CELL,
+        "the seeds 3 to 1000000002 of 1000000000 sampl",
+    ),
+    "seed as text": (
+        HEAD.replace("seed = 3", 'seed = "3"') + ONE_CELL,
+        "seed must be a whole number, got the text '3'",
+    ),
+    "seed as a date": (HEAD.replace("seed = 3", "seed = 2020-01-01") + ONE_CELL, "seed must be a whole number"),
+    "seed below 0": (HEAD.replace("seed = 3", "seed = -1") + ONE_CELL, "from 0 to 999,999,999"),
+    "seed beyond 32 bits": (HEAD.replace("seed = 3", "seed = 4294967296") + ONE_CELL, "from 0 to 999,999,999"),
+    "more as text": (HEAD + 'more = "yes"\n' + ONE_CELL, "more must be true or false, got the text 'yes'"),
+    "model as a number": (HEAD.replace('"tiny"', "3") + ONE_CELL, "model must be text, got 3"),
+    "data set as a list": (HEAD.replace('"digits"', '["digits"]') + ONE_CELL, "dataset must be text"),
+    "features as numbers": (HEAD.replace('"digits-resnet"', "[3]") + ONE_CELL, "each of features must be text, got 3"),
+    "nfe as text": (HEAD + ONE_CELL.replace("2", '"2"'), "nfe must be a whole number, got the text '2'"),
+    "nfe as a number": (HEAD + ONE_CELL.replace("2", "[2, inf]"), "nfe must be a whole number, got inf"),
+    "eta as text": (HEAD + ONE_CELL + 'eta = "0.5"\n', "eta must be a number, got the text '0.5'"),
+    "eta that is no number": (HEAD + ONE_CELL + "eta = nan\n", "eta must be a number, got nan"),
+    "eta above 1": (HEAD + ONE_CELL + "eta = 1.5\n", "eta must lie between 0"),
+    "solver as a number": (HEAD + ONE_CELL.replace('"ddim"', "3"), "solver must be text, got 3"),
+    "timing as a number": (HEAD + ONE_CELL.replace('"untuned"', "0.95"), "timing must be text, got 0.95"),
+    "images as text": (HEAD + TUNING.replace("images = 2", 'images = "2"') + ONE_CELL, "images must be a whole number"),
+    "samples as text": (HEAD + TUNING + 'samples = "9"\n' + ONE_CELL, "samples must be a whole number, got the text"),
+    "substeps as a fraction": (
+        HEAD + TUNING.replace("substeps = 2", "substeps = 2.5") + ONE_CELL,
+        "substeps must be a",
+    ),
+    "learning rate of nan": (HEAD + TUNING + "learning_rate = nan\n" + ONE_CELL, "lr must be a number, got nan"),
+    "bounds of text": (HEAD + TUNING + 'bounds = ["a", 1.2]\n' + ONE_CELL, "each of the bounds must be a number"),
+    "bounds of no width": (HEAD + TUNING + "bounds = [1, 1]\n" + ONE_CELL, "bounds .* must differ"),
+    "gate as text": (HEAD + TUNING + 'gate = "true"\n' + ONE_CELL, "gate must be true or false, got the text 'true'"),
+    "one step, and it is frozen": (
+        HEAD + TUNED_CELL.replace("nfe = 2", "nfe = [2, 1]"),
+        "-1-truncation-parallel: .*1 s",
+    ),
+    "all steps frozen": (HEAD + TUNED_CELL.replace("parallel", "parallel-freeze99"), "2 steps and freeze_last = 99"),
+    "few images for gamma": (
+        HEAD + TUNING + ONE_CELL.replace("ddim", "analytic-ddim"),
+        "at least 3 images, got images = 2",
+    ),
     "no features": (HEAD.replace('"digits-resnet"', "[]") + ONE_CELL, "one or more different names"),
     "features twice": (HEAD.replace('"digits-resnet"', '["a", "a"]') + ONE_CELL, "one or more different names"),
 }
@@ -155,8 +197,14 @@ BAD_TABLES = {
 @pytest.mark.parametrize("name", BAD_TABLES)
 def test_entries_that_cannot_be(write, name):
     text, message = BAD_TABLES[name]
-    with pytest.raises(BadValue, match=message):
+    with pytest.raises(BadValue, match=rf"table\.toml.*{message}"):
         read_table(write(text))
+
+
+def test_seeds_of_a_table_whose_n_is_replaced(write):
+    table = read_table(write(HEAD.replace("seed = 3", "seed = 999999980"), ONE_CELL))
+    with pytest.raises(BadValue, match="the seeds 999999980 to 1000000009 of 30 samples"):
+        replace(table, n=30)
 
 
 def test_files_that_are_no_tables(tmp_path, write):
@@ -174,11 +222,8 @@ def test_every_shipped_table_can_be_run(path):
     table = read_table(path)
     assert len(set(table.cells)) == len(table.cells), "a cell twice is measured once and says nothing"
     for cell in table.cells:
-        solver, steps = cell.make_solver().for_nfe(cell.nfe)
+        _, steps = cell.make_solver().for_nfe(cell.nfe)
         assert steps >= 1 and len(make_grid(cell.grid, steps, SCHEDULE).times) == steps + 1, cell.label
-        recipe = table.recipe(cell)
-        if recipe and isinstance(recipe.config, TuneConfig):
-            check_tuning(solver, steps, recipe.config)
 
 
 def test_the_study_has_every_solver():
@@ -410,6 +455,36 @@ def test_interrupted_again_and_again(whole, project):
     assert 3 < interruptions < 40
     pd.testing.assert_frame_equal(project.rows(), whole[0].rows())
     assert project.taus() == whole[3]
+
+
+@pytest.mark.parametrize(
+    "cell", [SEQUENTIAL, replace(SEQUENTIAL, timing="constant-0.95")], ids=lambda cell: cell.timing
+)
+def test_an_unwritable_folder_of_timings_is_said_before_any_work(project, tmp_path, cell):
+    (tmp_path / "timings").write_text("a file where the folder should be")
+    with pytest.raises(BadValue, match=r"cannot write .*timings.*tiny"):
+        project.run(replace(TABLE, cells=(CELLS[0], cell)))
+    assert project.predictor.calls == 0 and not project.results.exists()
+    # What has no timing to write does not mind.
+    assert len(project.run(replace(TABLE, cells=CELLS[:1]))) == 1
+
+
+@pytest.mark.parametrize("timing", ["consistency-sequential", "end-joint,samples=4,tries=4"])
+def test_the_state_of_a_tuning_stays_until_its_timing_is_written(project, monkeypatch, timing):
+    """Whatever goes wrong as the timing is written, the next call has it without tuning again."""
+    table = replace(TABLE, cells=(replace(SEQUENTIAL, timing=timing),))
+
+    def fail(self, path):
+        raise BadValue("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(BadValue, match="the disk is full"):
+        patch.setattr(Timing, "save", fail)
+        project.run(table)
+    [state] = project.work.rglob("*.tuning")
+    before, project.predictor.calls = project.predictor.calls, 0
+    assert len(project.run(table)) == 1 and not state.exists()
+    # States and answers are made again, and 30 calls are the samples'.
+    assert project.predictor.calls - 30 < 0.5 * before, (before, project.predictor.calls)
 
 
 # Timings
