@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import shutil
@@ -32,9 +33,10 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks.unet import CARD, WEIGHTS
 from tt_lib.rows import FD_COLUMNS, read_rows
 from tt_lib.study.cells import Cell
+from tt_lib.study.tables import PUBLISHED
 from tt_lib.study.workbench import make_bench
 from tt_lib.timing import load_timing
-from tt_lib.tuning import tuner
+from tt_lib.tuning import optimisers, tuner
 
 pytestmark = pytest.mark.usefixtures("one_thread", "project")
 
@@ -158,7 +160,7 @@ def test_tune(pipeline):
     assert facts.items() <= timing.tuning.items()
     assert timing.provenance["command"] == " ".join(["tt tune", *PARALLEL])
     assert TIMING in pipeline["tune"] and " ".join(f"{ratio:.3f}" for ratio in timing.ratios) in pipeline["tune"]
-    assert not Path(TIMING).with_suffix(".state").exists()
+    assert not Path(f"{TIMING}.state").exists()
 
 
 def test_what_the_name_of_a_timing_says_reaches_the_tuner(pipeline):
@@ -377,8 +379,32 @@ ERRORS = {
     "tuning in batches of none": ((*TUNE, *PARALLEL, "--batch", 0), "batch", "0"),
     "tuning on no image": ((*TUNE, "--timing", "truncation-parallel,images=0"), "images must be at least 1, got 0"),
     "tuning on images of another size": ((*TUNE, "--model", "larger", "--dataset", "digits"), "16", "8", "digits"),
+    "evaluating images of another shape": ((*EVALUATE, "--model", "larger"), "[1, 16, 16]", "[1, 8, 8]", "data set"),
+    "tuning by images of another shape": (
+        (*TUNE, *DIGITS, "--model", "larger", "--timing", "frechet-joint,samples=20,tries=3"),
+        "[1, 16, 16]",
+        "[1, 8, 8]",
+    ),
     "timing by its name alone": ((*SAMPLE, "--timing", "truncation-parallel"), "truncation-parallel", "tt tune"),
-    "seed beyond 64 bits": ((*SAMPLE, "--seed", 2**64), str(2**64), "smaller"),
+    "seed beyond 64 bits": ((*SAMPLE, "--seed", 2**64), "from 0 to 999,999,999", str(2**64), "give a seed"),
+    "seed beyond 32 bits": ((*EVALUATE, "--seed", 2**32), "from 0 to 999,999,999", str(2**32)),
+    "seed below 0": ((*SAMPLE, "--seed", -1), "from 0 to 999,999,999", "the seed -1"),
+    "last seed of the project's own": ((*SAMPLE, "--seed", 999_999_999, "--n", 2), "to 1000000000 of 2 samples"),
+    "last seed of an evaluation": ((*EVALUATE, "--seed", 999_999_981), "999999981 to 1000000000 of 20 samples"),
+    "seed of a tuning": ((*TUNE, "--timing", "consistency-parallel,seed=-1"), "999,999,999", "the seed -1"),
+    "seeds of a joint tuning": ((*TUNE, "--timing", "end-joint,seed=999999999,samples=9"), "1000000007 of 9 samples"),
+    "seed of a training": (("train", "--seed", 10**9, "--out", "runs/never"), "999,999,999", "the seed 1000000000"),
+    "one step, and it is frozen": ((*TUNE, *PARALLEL, "--nfe", 1), "1 step and freeze_last = 1", "-freeze0"),
+    "all steps frozen": ((*TUNE, "--timing", "end-joint-freeze99"), "3 steps and freeze_last = 99", "-freeze0"),
+    "gate of a solver that draws": (
+        (*TUNE, "--solver", "ddpm", "--timing", "consistency-parallel,gate=true"),
+        "no gate for ddpm",
+        "leave gate=true out",
+    ),
+    "too few images for gamma": (
+        (*TUNE, "--solver", "analytic-ddim", "--timing", "consistency-parallel,images=2"),
+        "at least 3 images, got images = 2",
+    ),
     "results that are none": ((*EVALUATE, "--results", "none.csv"), "none.csv", "restore"),
     "folder that is no model": ((*SAMPLE, "--model", "pictures"), "pictures", "model folder", "give one"),
     "features for a model": ((*SAMPLE, "--model", "data/pretrained/digits-resnet"), "digits-resnet"),
@@ -428,14 +454,51 @@ def test_statistics_of_other_features(pipeline):
 
 
 def test_damaged_state_of_a_tuning(pipeline):
-    Path("runs/state.state").write_bytes(b"half a file")
-    assert "state.state" in fails("tune", *PARALLEL, "--out", "runs/state.json")
+    Path("runs/state.json.state").write_bytes(b"half a file")
+    assert "state.json.state is no state of a tuning" in fails("tune", *PARALLEL, "--out", "runs/state.json")
+
+
+@pytest.mark.parametrize("name", [NAME, "end-joint,samples=4,tries=4", "consistency-parallel,images=4,source=generated"])
+def test_the_state_of_a_tuning_stays_until_its_timing_is_written(pipeline, monkeypatch, name):
+    """With gamma of an analytic solver measured: what fails in between, or then, does not lose the tuning."""
+    solver = ("--solver", "analytic-ddim") if name.startswith("consistency") else ()
+    words = ("tune", *TINY, *DIGITS[:2], *solver, "--timing", name, "--out", "runs/kept.0.1.json", "--force")
+    state, saves = Path("runs/kept.0.1.json.state"), []
+
+    def fail(self, *args, **options):
+        saves.append(self)
+        raise BadValue("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tt_lib.timing.Timing.save", fail)
+        assert "the disk is full" in fails(*words)
+    assert state.exists() and len(saves) == 1
+    with monkeypatch.context() as patch:
+        patch.setitem(optimisers.OPTIMISER_FUNCTIONS, "search", fail)
+        patch.setattr("tt_lib.sampling.Sampler.__call__", fail)
+        succeeds(*words)
+    assert load_timing("runs/kept.0.1.json").taus == saves[0].taus and not state.exists()
+
+
+def test_tunings_whose_names_differ_after_a_dot(pipeline):
+    """Each has a state of its own: that of the other one is neither used nor refused nor deleted."""
+    Path("runs/lr0.01.json.state").write_bytes(b"of another tuning")
+    succeeds("tune", *PARALLEL, "--out", "runs/lr0.02.json")
+    assert Path("runs/lr0.01.json.state").read_bytes() == b"of another tuning"
+
+
+def test_a_gate_that_refuses_all_is_a_result(pipeline, monkeypatch):
+    monkeypatch.setattr(tuner, "LEVEL", 0.0)
+    words = (*TINY, "--timing", "consistency-parallel,gate=true,images=2,source=generated")
+    assert "no time has moved" in succeeds("tune", *words, "--out", "runs/refused.json")
+    timing = load_timing("runs/refused.json")
+    assert timing.taus == timing.times and [each["kept"] for each in timing.tuning["gated"]] == [False, False]
 
 
 def test_state_of_another_tuning(pipeline):
-    state = Path("runs/other.state")
+    state = Path("runs/other.json.state")
     torch.save({"fingerprint": "of another"}, state)
-    assert "other.state is the state of another tuning" in fails("tune", *PARALLEL, "--out", "runs/other.json")
+    assert "other.json.state is the state of another tuning" in fails("tune", *PARALLEL, "--out", "runs/other.json")
 
 
 PLACES = {
@@ -530,6 +593,57 @@ def test_every_usual_place_is_looked_at_before_the_work(no_work, monkeypatch, tm
     assert message.startswith("CorruptFile: ") and place in message, "rows that cannot be read"
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("evaluate",), "fd"),
+        (("table", "--config", "data/table.toml"), "fd"),
+        (("floor",), "fd"),
+        (("direction",), "direction"),
+        (("direction", "--config", "data/table.toml", "--figure", "runs/never.png"), "fd"),
+        (("train", "--out", "runs/never"), "training"),
+        (("features", "--out", "runs/never"), "training"),
+        (("speed",), "speed"),
+    ],
+)
+def test_rows_are_read_before_the_work(no_work, monkeypatch, tmp_path, words, name):
+    """Damage in the middle, which the rows behind it hide, is named, and the file stays as it is."""
+    monkeypatch.setenv("TT_DATA", str(tmp_path))
+    path = tmp_path / "results" / f"{name}.csv"
+    path.parent.mkdir()
+    with open(PACKAGE_ROOT / "data" / "results" / path.name, encoding="utf-8", newline="") as stream:
+        lines = stream.readlines()[:6]
+    head, cell = lines[0].strip().split(","), {"fd": "value", "direction": "doubt", "training": "loss", "speed": "ours"}
+    *cells, command = next(csv.reader([lines[3]]))
+    cells[head.index(cell[name])] = "1.2.3"
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        stream.writelines(lines[:3])
+        csv.writer(stream, lineterminator="\n").writerow([*cells, command])
+        stream.writelines(lines[4:])
+    before = path.read_bytes()
+    message = fails(*words)
+    assert f"{path}, line 4: {cell[name]} is '1.2.3' and must be a number" in message, message
+    assert path.read_bytes() == before and not Path("runs/never").exists()
+
+
+def test_published_rows_are_read_before_the_work(no_work, monkeypatch, tmp_path):
+    monkeypatch.setenv("TT_DATA", str(tmp_path))
+    path = tmp_path / "tables" / "published.csv"
+    path.parent.mkdir()
+    path.write_text(",".join(PUBLISHED) + "\ncifar10,FID,ddim,uniform,10,0.0,13.")
+    assert f"{path} has a line that is cut" in fails("table", "--config", "data/table.toml")
+
+
+def test_a_table_of_images_of_another_shape(pipeline, damaged):
+    """Not even a tuning begins: the cell's timing would be tuned by a reference that means nothing to it."""
+    Path("data/larger.toml").write_text(TABLE.replace("tiny", "larger") + 'timing = "truncation-parallel"\n')
+    before = fd_rows()
+    message = fails("table", "--config", "data/larger.toml")
+    assert "larger has images of [1, 16, 16]" in message and "[1, 8, 8]" in message
+    pd.testing.assert_frame_equal(fd_rows(), before)
+    assert not Path("data/timings/larger").exists()
+
+
 def test_tuning_ddim_with_noise(pipeline):
     """Common random numbers; the timing belongs to that eta."""
     words, name = (*TINY, "--eta", 1), "consistency-parallel,images=2,source=generated"
@@ -605,7 +719,7 @@ def run_until_killed(*words, module: str, owner: str, save: str, times: int) -> 
 def test_tune_killed_and_started_again(project, monkeypatch):
     words = ["tune", *TINY, "--timing", "consistency-sequential,images=2,source=generated", "--out"]
     run_until_killed(*words, "runs/killed.json", module="tt_lib.tuning.tuner", owner="_Tuning", save="_save", times=1)
-    assert Path("runs/killed.state").exists() and not Path("runs/killed.json").exists()
+    assert Path("runs/killed.json.state").exists() and not Path("runs/killed.json").exists()
     stages, search = [], tuner.OPTIMISER_FUNCTIONS["search"]
     monkeypatch.setitem(
         tuner.OPTIMISER_FUNCTIONS,
@@ -614,7 +728,7 @@ def test_tune_killed_and_started_again(project, monkeypatch):
     )
     succeeds(*words, "runs/killed.json")
     assert stages == [[1]], "the first of two steps was tuned already"
-    assert not Path("runs/killed.state").exists()
+    assert not Path("runs/killed.json.state").exists()
     succeeds(*words, "runs/whole.json")
     assert stages[1:] == [[0], [1]]
     assert load_timing("runs/killed.json").taus == pytest.approx(load_timing("runs/whole.json").taus, rel=1e-6)
