@@ -188,7 +188,7 @@ def test_schedule_is_the_scheduler_s():
     adapted = from_scheduler(scheduler, 4)
     levels = torch.arange(1, 1001, dtype=torch.float64) / 1000
     assert torch.allclose(adapted.schedule.alpha(levels) ** 2, scheduler.alphas_cumprod.double(), rtol=1e-12)
-    assert (adapted.schedule.name, adapted.kind) == ("scaled_linear", "eps")
+    assert (adapted.schedule.name, adapted.kind) == ("scaled_linear-0.00085-0.012-1000", "eps")
     assert adapted.schedule.network_time(adapted.times[0]) == pytest.approx(750)
 
 

@@ -292,7 +292,7 @@ class TunedUNet(nn.Module):
 
 
 def _stored_hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of each file that a :class:`TunedUNet` was saved in; nothing where there is no list, or no whole one."""
+    """The sha256 of each file that a :class:`TunedUNet` was saved in; nothing without a whole list."""
     try:
         hashes = read_json(folder / WRAPPER)["sha256"]
     except (TTError, KeyError, TypeError):

@@ -38,7 +38,7 @@ from torch import Tensor
 from tt_lib.engine import Request, Solution, drive
 from tt_lib.errors import BadValue, TimingMismatch
 from tt_lib.grids import Grid, count_steps
-from tt_lib.networks.unet import FLOW, OTHER_KINDS
+from tt_lib.networks.unet import FLOW, OTHER_KINDS, schedule_name
 from tt_lib.predictors import PREDICTION_TYPES, to_x0
 from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, along, make_schedule, time_of_index
 from tt_lib.solvers.layout import layout
@@ -342,9 +342,8 @@ def _refused(what: str, remedy: str) -> Iterator[None]:
 def _schedule_of(name: str, scheduler: Any) -> DiscreteSchedule:
     squares = scheduler.alphas_cumprod.detach().double().cpu()
     betas = 1 - squares / torch.cat([torch.ones(1, dtype=torch.float64), squares[:-1]])
-    label = "trained" if scheduler.config.get("trained_betas") is not None else scheduler.config.beta_schedule
     try:
-        return DiscreteSchedule(betas, label)
+        return DiscreteSchedule(betas, schedule_name(_config_of(scheduler)))
     except BadValue as error:
         raise BadValue(
             f"cannot adapt {name}: its alphas_cumprod must fall strictly and stay above 0 ({error}); if they were "

@@ -364,7 +364,7 @@ def _schedule_of(source: str, places: Sequence[str | None]) -> tuple[Schedule, s
             f"the network of {source} predicts {own['prediction_type']!r}, which is none of "
             f"{', '.join(PREDICTION_TYPES)}; choose another model"
         )
-    return DiscreteSchedule(scheduler.betas.double(), _schedule_name(own)), kind
+    return DiscreteSchedule(scheduler.betas.double(), schedule_name(own)), kind
 
 
 def check_diffusion(source: str, name: str, config: Mapping[str, Any]) -> None:
@@ -386,9 +386,13 @@ def check_diffusion(source: str, name: str, config: Mapping[str, Any]) -> None:
             )
 
 
-def _schedule_name(config: Mapping[str, Any]) -> str:
-    """Names differ where betas do: a timing of one is not used with the other."""
+def schedule_name(config: Mapping[str, Any]) -> str:
+    """The name of a scheduler's betas. Names differ where betas do: a timing of one is not used with the other."""
     if config["trained_betas"] is not None:
-        return "trained-" + hashlib.sha256(repr(list(config["trained_betas"])).encode()).hexdigest()[:8]
-    betas = config["beta_schedule"], config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+        numbers = [float(beta) for beta in config["trained_betas"]]
+        return "trained-" + hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
+    name, levels = config["beta_schedule"], config["num_train_timesteps"]
+    if name == "squaredcos_cap_v2":  # it has no first and last beta
+        return name if levels == 1000 else f"{name}-{levels}"
+    betas = name, config["beta_start"], config["beta_end"], levels
     return "linear" if betas == ("linear", 1e-4, 0.02, 1000) else "-".join(map(str, betas))
