@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from tt_lib.cli import app
 from tt_lib.cli.app import progress_bar
 from tt_lib.datasets import load_dataset
+from tt_lib.errors import BadValue
 from tt_lib.files import PACKAGE_ROOT, file_hash, read_json, write_json
 from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_features, statistics_of
@@ -475,7 +476,7 @@ def test_the_state_of_a_tuning_stays_until_its_timing_is_written(pipeline, monke
     assert state.exists() and len(saves) == 1
     with monkeypatch.context() as patch:
         patch.setitem(optimisers.OPTIMISER_FUNCTIONS, "search", fail)
-        patch.setattr("tt_lib.sampling.Sampler.__call__", fail)
+        patch.setattr("tt_lib.tuning.joint._Losses.add", fail)
         succeeds(*words)
     assert load_timing("runs/kept.0.1.json").taus == saves[0].taus and not state.exists()
 

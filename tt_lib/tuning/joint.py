@@ -350,16 +350,17 @@ class _Losses:
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
         if path is None or not path.exists():
             return
-        content = read_json(path)
-        if not isinstance(content, dict) or content.get("fingerprint") != self.fingerprint:
+        try:
+            content = read_json(path)
+            other = content["fingerprint"] != self.fingerprint
+            self.of = {tuple(map(float, taus)): float(value) for taus, value in content["losses"]}
+            self.elapsed = float(content["elapsed"])
+        except (CorruptFile, TypeError, KeyError, ValueError) as error:
+            raise CorruptFile(f"{path} is no state of a joint tuning ({error}); delete it to begin again") from error
+        if other:
             raise BadValue(
                 f"{path} is the state of another tuning (other model, solver, grid, features or options); delete it"
             )
-        try:
-            self.of = {tuple(map(float, taus)): float(value) for taus, value in content["losses"]}
-            self.elapsed = float(content["elapsed"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise CorruptFile(f"{path} is a damaged state of a joint tuning; delete it to begin again") from error
 
     def add(self, taus: Taus, value: float) -> None:
         self.of[taus] = value
