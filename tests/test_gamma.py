@@ -183,7 +183,7 @@ def test_damaged_files(tmp_path):
     a_gamma().save(path)
     content = read_json(path)
     for change in (
-        *({"format": "tt-timing-1"}, {"values": [0.5]}, {"values": None}, {"nonsense": 1}),
+        *({"format": "tt-timing-2"}, {"values": [0.5]}, {"values": None}, {"nonsense": 1}),
         *({"values": ["0.5"] * 3}, {"values": [True] * 3}, {"errors": [-1.0] * 3}, {"taus": [0.0] * 3}),
         *({"grid_times": []}, {"grid_times": GRID.times[1:]}, {"times": [0.9, 0.5, 0.2]}, {"images": "3"}),
         *({"seed": 1.5}, {"weights": None}, {"timing": 3}),

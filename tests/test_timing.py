@@ -82,7 +82,7 @@ def test_a_timing_of_before_weights_were_recorded_can_be_read(tmp_path):
 def test_an_unknown_format(tmp_path, content):
     if isinstance(content, dict):
         content = {**written(tmp_path), **content}
-    with pytest.raises(CorruptFile, match=r"is not a timing.*tt-timing-1.*tt tune"):
+    with pytest.raises(CorruptFile, match=r"is not a timing.*tt-timing-2.*tt tune"):
         load_timing(rewritten(tmp_path, content))
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # for editors and type checkers
     from tt_lib.timing import load_timing as load_timing
     from tt_lib.tuning import TuneConfig as TuneConfig
     from tt_lib.tuning import tune as tune
+    from tt_lib.tuning.learn import LearnConfig as LearnConfig
+    from tt_lib.tuning.learn import learn as learn
 
 __version__ = "0.2.0"
 
@@ -42,6 +44,8 @@ _MODULES = {
     # Conditioning times.
     "tune": "tuning",  # those of a sampler, step by step
     "TuneConfig": "tuning",  # how: objective, strategy, optimiser, ...
+    "learn": "tuning.learn",  # those of a sampler with its grid and gains, end to end by gradient
+    "LearnConfig": "tuning.learn",  # how: which of them move, noises, iterations, ...
     "Timing": "timing",  # one for each evaluation, with the sampler that they belong to
     "load_timing": "timing",  # from a file
     # Measurements.

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,22 +120,25 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def read_record(path: Path | str, kind: type[T], format: str, tuples: Sequence[str], what: str, command: str) -> T:
+def read_record(path: Path | str, kind: type[T], formats: Mapping[str, Sequence[str]], what: str, command: str) -> T:
     """Read a dataclass from the JSON of its fields, with ``format`` among them.
 
     Args:
         kind: the dataclass.
-        tuples: its fields that are tuples of floats.
+        formats: the formats that are read, the newest first, each with the fields that are tuples of floats in it.
         what, command: what such a file holds and what makes it, for errors.
 
     Raises:
         MissingFile, CorruptFile
     """
     content = read_json(path, f"give the path of a {what}, or make one with `{command}`")
-    if not isinstance(content, dict) or content.pop("format", None) != format:
-        raise CorruptFile(f"{path} is not a {what} (its format is not {format!r}); make one with `{command}`")
+    format = str(content.pop("format", "")) if isinstance(content, dict) else ""
+    if format not in formats:
+        raise CorruptFile(
+            f"{path} is not a {what} (its format is not {next(iter(formats))!r}); make one with `{command}`"
+        )
     try:
-        for name in tuples:
+        for name in formats[format]:
             content[name] = _floats(name, content[name])
         return kind(**content)
     except (TypeError, KeyError, ValueError) as error:

@@ -36,6 +36,8 @@ GRIDS: dict[str, str] = {
     "karras": "even in (sigma / alpha)^(1/7), from t = 1 to t_min (Karras et al. 2022)",
 }
 """The names, with a line on each."""
+LEARNED = "learned"
+"""What a grid is called that was learned with its timing, see :mod:`tt_lib.tuning.learn`: no rule makes it."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def make_grid(name: str, steps: SupportsIndex, schedule: Schedule, *, start: flo
     Raises:
         BadValue: naming the value and the remedy.
     """
+    if name == LEARNED:
+        raise BadValue(f"the grid {LEARNED!r} comes with its timing; give a timing that was learned with its grid")
     choose("grid", name, GRIDS)
     count = count_steps(steps)
     if start is not None and not schedule.t_min <= start <= 1:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tt_lib.baselines import Correction
 from tt_lib.engine import Run, drive
 from tt_lib.errors import BadValue
-from tt_lib.grids import Grid, make_grid
+from tt_lib.grids import LEARNED, Grid, make_grid
 from tt_lib.networks.running import make_predictor
 from tt_lib.networks.unet import Model
 from tt_lib.noise import SampleNoise, StartNoise, check_seeds
@@ -113,11 +113,12 @@ class Sampler:
             start = noise.start(self.shape).to(self.device)
         elif self.solver.stochastic:
             raise BadValue("a stochastic solver draws its start and its steps from one stream: give seeds, not start")
-        taus = self.timing.taus if self.timing else None
+        taus, gains = (self.timing.taus, self.timing.gains or None) if self.timing else (None, None)
         predictor = self.predictor
         if self.correction is not None:
             predictor = self.correction.wrap(predictor, self.schedule, self.grid.times[0])
-        return drive(self.solver(start, self.grid, self.schedule, noise), predictor, taus, keep=keep, progress=progress)
+        solution = self.solver(start, self.grid, self.schedule, noise)
+        return drive(solution, predictor, taus, gains=gains, keep=keep, progress=progress)
 
 
 def make_sampler(
@@ -137,7 +138,7 @@ def make_sampler(
     Args:
         model: see :func:`tt_lib.networks.unet.load_model`.
         solver: a name of :mod:`tt_lib.solvers.registry`, with options as in ``unipc,order=2``.
-        grid: a name of :mod:`tt_lib.grids`.
+        grid: a name of :mod:`tt_lib.grids`, or ``learned``: the one that a learned timing brings.
         nfe: number of network evaluations.
         timing: tuned for just this sampler.
         eta: share of ancestral noise, for solvers that take it.
@@ -150,11 +151,12 @@ def make_sampler(
         TimingMismatch: the timing belongs to another sampler.
     """
     made, steps = make_solver(solver, **({"eta": eta} if eta else {})).for_nfe(nfe)
+    brought = Grid(LEARNED, timing.grid_times) if grid == LEARNED and timing and timing.grid == LEARNED else None
     return Sampler(
         predictor=predictor or make_predictor(model),
         schedule=model.schedule,
         solver=made,
-        grid=make_grid(grid, steps, model.schedule),
+        grid=brought or make_grid(grid, steps, model.schedule),
         shape=model.shape,
         timing=timing,
         model=model.name,

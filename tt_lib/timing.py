@@ -19,7 +19,8 @@ from tt_lib.grids import Grid
 from tt_lib.solvers.orders import one_each
 from tt_lib.solvers.registry import SOLVERS, Solver
 
-FORMAT = "tt-timing-1"
+FORMAT, FORMAT_1 = "tt-timing-2", "tt-timing-1"
+"""What is written, and what is read besides: a timing without gains."""
 UNTUNED = "untuned"
 NOT_NAMED = "not named"
 """What errors call the hash of weights where there is none."""
@@ -45,9 +46,11 @@ class Timing:
         provenance: versions, date, commit and command.
         weights: the hash of the model's weights (:class:`tt_lib.networks.unet.Model`), by which two networks of one
             name are told apart.
+        gains: the factor on each answer of the network, in order; none leaves the answers as they are.
 
     Raises:
-        BadValue: a tau outside (0, 1], times that no run over the grid has, or a value of another type.
+        BadValue: a tau outside (0, 1], a gain that is not above 0, another number of gains than of taus, times that no
+            run over the grid has, or a value of another type.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Timing:
     tuning: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     weights: str = ""
+    gains: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -70,6 +74,11 @@ class Timing:
         for tau in self.taus:
             if not (math.isfinite(tau) and 0 < tau <= 1):
                 raise BadValue(f"a conditioning time must lie in (0, 1], got {tau}")
+        if self.gains and len(self.gains) != len(self.taus):
+            raise BadValue(f"a timing needs one gain an evaluation or none: {len(self.taus)} taus, {self.gains}")
+        for gain in self.gains:
+            if not (math.isfinite(gain) and gain > 0):
+                raise BadValue(f"a gain must be above 0, got {gain}")
         check_run(self.times, Grid(self.grid, self.grid_times), self.solver)
         if not all(isinstance(part, dict) for part in (self.options, self.tuning, self.provenance)):
             raise BadValue("options, tuning and provenance of a timing must be tables of names and values")
@@ -120,7 +129,8 @@ def load_timing(path: Path | str) -> Timing:
     Raises:
         MissingFile, CorruptFile
     """
-    return read_record(path, Timing, FORMAT, ("taus", "times", "grid_times"), "timing", "tt tune")
+    times = ("taus", "times", "grid_times")
+    return read_record(path, Timing, {FORMAT: (*times, "gains"), FORMAT_1: times}, "timing", "tt tune")
 
 
 def check_run(times: Sequence[float], grid: Grid, solver: str) -> None:

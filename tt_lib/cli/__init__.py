@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from tt_lib.cli.app import make_app
 from tt_lib.cli.networks import features, info, stats, train
-from tt_lib.cli.sampler import evaluate, sample, tune
+from tt_lib.cli.sampler import evaluate, learn, sample, tune
 from tt_lib.cli.speed import speed
 from tt_lib.cli.study import card, demo, direction, floor, table
 
 app = make_app()
-for command in (demo, tune, sample, evaluate, table, floor, direction, speed, train, features, stats, card, info):
+COMMANDS = (demo, tune, learn, sample, evaluate, table, floor, direction, speed, train, features, stats, card, info)
+for command in COMMANDS:
     app.command()(command)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tt_lib.sampling import Progress, Sampler
-    from tt_lib.study.cells import Cell
     from tt_lib.study.workbench import Bench
     from tt_lib.timing import Timing
 
@@ -42,7 +41,12 @@ ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model,
 SolverOption = Annotated[
     str, typer.Option(help="ddim, dpmpp-2m, ...: `tt info` lists all; with options as in unipc,order=2,variant=bh1.")
 ]
-GridOption = Annotated[str, typer.Option(help="uniform, uniform-trailing, quadratic, logsnr or karras.")]
+GridOption = Annotated[
+    str | None,
+    typer.Option(
+        help="uniform, uniform-trailing, quadratic, logsnr or karras [default: uniform, and that of a learned timing]."
+    ),
+]
 NfeOption = Annotated[int, typer.Option(help="Network evaluations for an image.")]
 EtaOption = Annotated[float, typer.Option(help="Share of ancestral noise (ddim): 0 is deterministic.")]
 BatchOption = Annotated[int, typer.Option(help="Images at a time.")]
@@ -63,7 +67,7 @@ CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile th
 def tune(
     model: ModelOption = "cifar10",
     solver: SolverOption = "ddim",
-    grid: GridOption = "uniform",
+    grid: GridOption = None,
     nfe: NfeOption = 10,
     eta: EtaOption = 0.0,
     timing: Annotated[
@@ -94,11 +98,12 @@ def tune(
     Example: `tt tune --nfe 5 --timing truncation-parallel,images=8,source=generated --out runs/five.json`
     """
     from tt_lib.errors import BadValue
+    from tt_lib.grids import LEARNED
     from tt_lib.metrics.reference import load_metric
-    from tt_lib.study.cells import Cell, check_recipe, is_tuned, parse_timing, timing_path
+    from tt_lib.study.cells import Cell, LearnRecipe, brings_grid, check_recipe, is_tuned, parse_timing, timing_path
     from tt_lib.study.workbench import make_bench
 
-    cell = Cell(solver, grid, nfe, timing, eta)
+    cell = Cell(solver, grid or (LEARNED if brings_grid(timing) else "uniform"), nfe, timing, eta)
     if not is_tuned(cell.timing):
         raise BadValue(f"there is nothing to tune in {timing!r}; name objective and strategy, as truncation-parallel")
     recipe = parse_timing(cell.timing, {"optimiser": "search"})
@@ -107,18 +112,21 @@ def tune(
     path = out or timing_path(bench.model.name, cell)
     refuse_overwrite(path, force)
     state = path.with_name(f"{path.name}.state")
-    metric = load_metric(features, dataset, bench.device) if recipe.config.objective == "frechet" else None
+    by_distance = not isinstance(recipe, LearnRecipe) and recipe.config.objective == "frechet"
+    metric = load_metric(features, dataset, bench.device) if by_distance else None
     if metric:
         metric.require_shape(bench.model.shape, bench.model.name)
 
     def images() -> Tensor:
+        assert not isinstance(recipe, LearnRecipe)
         return bench.tuning_images(recipe.source, recipe.images, dataset, data)
 
     with progress_bar(f"tune {cell.label}") as report:
         # An analytic solver is tuned with its untuned gamma, and has another at the tuned times.
-        bench.ensure_gamma(cell, None, images, recipe.source, report)
+        source = "" if isinstance(recipe, LearnRecipe) else recipe.source
+        bench.ensure_gamma(cell, None, images, source, report)
         tuned = bench.tune_by(cell, recipe, dataset, data, metric, state, report)
-        bench.ensure_gamma(cell, tuned, images, recipe.source, report)
+        bench.ensure_gamma(cell, tuned, images, source, report)
     tuned.save(path)
     state.unlink(missing_ok=True)
     ratios = " ".join(f"{ratio:.3f}" for ratio in tuned.ratios)
@@ -127,21 +135,75 @@ def tune(
         say("no time has moved: nothing that was tried is better than tau = t, or the gate refused it")
 
 
-def _sampler(bench: Bench, cell: Cell, timing: str, report: Progress) -> tuple[Sampler, str]:
-    """The sampler of an untuned ``cell`` with what --timing says, and the name of that timing.
+def learn(
+    model: ModelOption = "cifar10",
+    solver: SolverOption = "unipc,final=lower",
+    nfe: NfeOption = 6,
+    knobs: Annotated[str, typer.Option(help="What moves: grid, timing and gain, with commas between.")] = "grid,timing",
+    start: Annotated[str, typer.Option(help="The grid that learning begins from.")] = "uniform",
+    loss: Annotated[
+        str, typer.Option(help="features (of the data set's classifier) or pixels: what distances are taken in.")
+    ] = "features",
+    noises: Annotated[int, typer.Option(help="Start noises to learn from.")] = 4096,
+    iterations: Annotated[int, typer.Option(help="Steps of Adam.")] = 300,
+    seed: Annotated[int, typer.Option(help="Of the noises and their order, 0 to 999.")] = 0,
+    dataset: DatasetOption = "cifar10",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].", callback=place(".json")),
+    ] = None,
+    batch: BatchOption = 64,
+    compile: CompileOption = False,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Learn a whole sampler end to end: its grid, its conditioning times, a gain on each answer.
+
+    They are moved by gradients, so that samples end where a converged solution of 60 evaluations ends. Killed and
+    started again, it goes on where it was. What is no better than the start on other noises is not written.
+
+    Example: `tt learn --solver unipc,final=lower --nfe 6 --knobs grid,timing`
+    """
+    chosen = {"start": start, "loss": loss, "noises": noises, "iterations": iterations, "seed": seed}
+    defaults = {"start": "uniform", "loss": "features", "noises": 4096, "iterations": 300, "seed": 0}
+    words = [f"{name}={value}" for name, value in chosen.items() if value != defaults[name] and name != "start"]
+    brings = "grid" in knobs.split(",")
+    words += [f"start={start}"] if brings and start != "uniform" else []
+    tune(
+        model=model,
+        solver=solver,
+        grid=None if brings else start,
+        nfe=nfe,
+        timing=",".join([f"learned-{knobs.replace(',', '-')}", *words]),
+        dataset=dataset,
+        out=out,
+        batch=batch,
+        compile=compile,
+        device=device,
+        force=force,
+    )
+
+
+def _sampler(
+    bench: Bench, solver: str, grid: str | None, nfe: int, eta: float, timing: str, report: Progress
+) -> tuple[Sampler, str]:
+    """The sampler with what --timing says, and the name of that timing.
 
     gamma of an analytic solver is measured where it is missing, and stored where samplers look.
     """
     from tt_lib.baselines import read_constant
-    from tt_lib.study.cells import require_timing
+    from tt_lib.grids import LEARNED
+    from tt_lib.study.cells import Cell, brings_grid, require_timing
     from tt_lib.study.workbench import constant_timing
     from tt_lib.timing import load_timing
 
     tuned: Timing | None
     if Path(timing).suffix == ".json":
         tuned = load_timing(timing)
+        name = tuned.name if tuned.grid == LEARNED else "untuned"
+        cell = Cell(solver, grid or (LEARNED if tuned.grid == LEARNED else "uniform"), nfe, name, eta)
     else:
-        cell = replace(cell, timing=timing)
+        cell = Cell(solver, grid or (LEARNED if brings_grid(timing) else "uniform"), nfe, timing, eta)
         ratio = read_constant(timing)
         untuned = replace(cell, timing="untuned")
         tuned = constant_timing(bench.sampler(untuned), ratio) if ratio else require_timing(bench.model.name, cell)
@@ -155,7 +217,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="PNG to write, with all images in a grid.", callback=place(".png"))],
     model: ModelOption = "cifar10",
     solver: SolverOption = "ddim",
-    grid: GridOption = "uniform",
+    grid: GridOption = None,
     nfe: NfeOption = 10,
     eta: EtaOption = 0.0,
     timing: TimingOption = "untuned",
@@ -174,16 +236,15 @@ def sample(
     from tt_lib.figures.style import save_figure
     from tt_lib.noise import check_seeds
     from tt_lib.sampling import sample_images
-    from tt_lib.study.cells import Cell
     from tt_lib.study.workbench import make_bench
 
     refuse_overwrite(out, force)
     check_seeds(seed, n)
     bench = make_bench(model, pick_device(device), batch=batch)
     with progress_bar("sample") as report:
-        sampler, name = _sampler(bench, Cell(solver, grid, nfe, eta=eta), timing, report)
+        sampler, name = _sampler(bench, solver, grid, nfe, eta, timing, report)
         images = sample_images(sampler, n, first_seed=seed, batch=batch, progress=report)
-    caption = f"{n} samples of {bench.model.name}: {solver}, {grid} grid, {nfe} evaluations, {name}"
+    caption = f"{n} samples of {bench.model.name}: {solver}, {sampler.grid.name} grid, {nfe} evaluations, {name}"
     save_figure(image_grid(to_uint8(images)), out, caption, f"A grid of {n} small generated images.")
     say(f"{out}: {caption}")
 
@@ -191,7 +252,7 @@ def sample(
 def evaluate(
     model: ModelOption = "cifar10",
     solver: SolverOption = "ddim",
-    grid: GridOption = "uniform",
+    grid: GridOption = None,
     nfe: NfeOption = 10,
     eta: EtaOption = 0.0,
     timing: TimingOption = "untuned",
@@ -230,7 +291,6 @@ def evaluate(
     from tt_lib.metrics.reference import check_names, load_metric
     from tt_lib.noise import check_seeds
     from tt_lib.rows import FD_COLUMNS, FD_KEY, write_rows
-    from tt_lib.study.cells import Cell
     from tt_lib.study.workbench import make_bench
 
     names = features or ["cifar10-resnet"]
@@ -244,7 +304,7 @@ def evaluate(
         metric.require_shape(bench.model.shape, bench.model.name)
     metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
     with progress_bar("evaluate") as report:
-        sampler, name = _sampler(bench, Cell(solver, grid, nfe, eta=eta), timing, report)
+        sampler, name = _sampler(bench, solver, grid, nfe, eta, timing, report)
         measured = measure_all(
             sampler, metrics, n, first_seed=seed, batch=batch, work=work, world=world, progress=report
         )

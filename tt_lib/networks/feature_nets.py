@@ -124,9 +124,17 @@ class FeatureNet(FeatureNetwork):
 
     def embed(self, x: Tensor) -> Tensor:
         """Features float32 [B, widths[-1]] of images [B, in_channels, H, W] in [-1, 1]."""
-        x = self.norm(self.blocks(self.stem(self.normalise(x)))).relu()
+        x = self.norm(self.maps(x)[-1]).relu()
         # In float32 also under autocast: a mean of 16 values in bfloat16 would lose digits for nothing.
         return x.float().mean((2, 3))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The feature maps after each stage, one for each width, of images [B, in_channels, H, W] in [-1, 1]."""
+        x, maps = self.stem(self.normalise(x)), []
+        for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
+            x = second(first(x))
+            maps.append(x)
+        return maps
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Unnormalised log-probabilities [B, classes]."""

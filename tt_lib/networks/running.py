@@ -30,12 +30,18 @@ def cudnn_flags(**flags: bool) -> Iterator[None]:
             setattr(torch.backends.cudnn, name, value)
 
 
-def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False) -> EpsPredictor:
-    """The predictor of a loaded model; ``compile`` pays on a GPU and for many batches of one size."""
+def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False, gradients: bool = False) -> EpsPredictor:
+    """The predictor of a loaded model; ``compile`` pays on a GPU and for many batches of one size.
+
+    ``gradients``: compiled so that they pass through, which costs the CUDA graph.
+    """
     network = model.network
     if bf16:
         network = cast_weights(network.to(memory_format=torch.channels_last))
-    return EpsPredictor(compile_network(network) if compile else network, model.schedule, bf16, model.kind)
+    run: Callable[..., Tensor] = network
+    if compile:
+        run = torch.compile(network, dynamic=False) if gradients else compile_network(network)
+    return EpsPredictor(run, model.schedule, bf16, model.kind)
 
 
 def cast_weights(network: nn.Module) -> nn.Module:

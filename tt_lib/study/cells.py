@@ -5,6 +5,10 @@ A timing is ``untuned``, ``constant-0.95`` (one ratio for all steps), ``epsilon-
 ``truncation-parallel``. Options of the tuning may follow, as they do behind a solver's name:
 ``truncation-parallel,images=16,seed=3``. They override a table's [tuning]. The number of last steps that keep tau = t
 has a spelling of its own, ``consistency-parallel-freeze2``, which ``freeze_last=2`` is read as.
+
+What is learned end to end is named by its knobs, ``learned-grid-timing``, or by its method, ``learned-gits`` and
+``learned-ld3``. Where the grid is learned, the cell's grid is ``learned``, and ``start=logsnr`` names the one that
+learning begins from.
 """
 
 from __future__ import annotations
@@ -12,22 +16,34 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tt_lib.baselines import CONSTANT, read_constant, read_correction
 from tt_lib.errors import IN_WORDS, BadValue, MissingFile, check_type, check_types, choose
 from tt_lib.files import data_folder, file_name, spell
+from tt_lib.grids import GRIDS, LEARNED
 from tt_lib.solvers.registry import Solver, make_solver
 from tt_lib.timing import UNTUNED, Timing, load_timing
 from tt_lib.tuning.config import OBJECTIVES, STRATEGIES, TuneConfig
 from tt_lib.tuning.gamma import LEAST_IMAGES
 from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig, check_joint
+from tt_lib.tuning.learn import KNOBS, LearnConfig, check_learn
 from tt_lib.tuning.tuner import check_tuning
 
 IMAGE_SOURCES, IMAGES = ("real", "generated"), 256
 """Where images to tune on come from, and how many there are where nothing is said; the first source is the default."""
-NAMES = [*(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES), *(f"{o}-{JOINT}" for o in JOINT_OBJECTIVES)]
+METHODS = ("gits", "ld3")
+"""Learning as others do it, see :mod:`tt_lib.tuning.gits` and :mod:`tt_lib.tuning.ld3`."""
+LOSSES, STARTS = ("features", "pixels"), "uniform"
+"""What distances are taken in while learning, the first by default, and the grid where learning begins."""
+NAMES = [
+    *(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES),
+    *(f"{o}-{JOINT}" for o in JOINT_OBJECTIVES),
+    *(f"{LEARNED}-{'-'.join(some)}" for n in (1, 2, 3) for some in combinations(KNOBS, n)),
+    *(f"{LEARNED}-{method}" for method in METHODS),
+]
 FIELDS = {"learning_rate": "lr"}
 """The field of the configuration that an option sets, where that is spelled otherwise."""
 SWITCH = {"true": True, "false": False}
@@ -41,21 +57,35 @@ class Recipe(NamedTuple):
     source: str = IMAGE_SOURCES[0]
 
 
-def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe:
+class LearnRecipe(NamedTuple):
+    """How a sampler is learned: the configuration or one of :data:`METHODS`, the loss and the start grid's name."""
+
+    config: LearnConfig | str
+    loss: str = LOSSES[0]
+    start: str = STARTS
+
+
+def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe | LearnRecipe:
     """The recipe that a timing's name stands for.
 
     Args:
         name: objective and strategy, and options: the numbers, words and switches of :class:`TuneConfig`, ``images``
-            and ``source``; for a joint tuning those of :class:`JointConfig`.
+            and ``source``; for a joint tuning those of :class:`JointConfig`; for a learned sampler those of
+            :class:`LearnConfig`, ``loss`` and ``start``.
         defaults: what holds where the name says nothing, as in a table's [tuning]: fields of TuneConfig, ``images`` and
             ``source``, and ``samples`` of JointConfig.
 
     Raises:
         BadValue: no such name, an option that is unknown or named twice, or a value that it cannot have.
     """
-    options, given = _read(name), {FIELDS.get(key, key): value for key, value in (defaults or {}).items()}
+    options = _read(name)
+    objective = options["objective"]
+    given = {FIELDS.get(key, key): value for key, value in (defaults or {}).items()}
     samples = {"samples": given.pop("samples")} if "samples" in given else {}
     try:
+        if options.pop("objective") == LEARNED:
+            return _learn_recipe(options.pop("strategy"), options)
+        options["objective"] = objective
         if options["strategy"] == JOINT:
             del options["strategy"]
             return Recipe(JointConfig(**{**samples, **options}))
@@ -69,6 +99,23 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
         return recipe
     except BadValue as error:
         raise BadValue(f"timing {name!r}: {error}") from error
+
+
+def _learn_recipe(knobs: str, options: dict[str, Any]) -> LearnRecipe:
+    words = {key: options.pop(key) for key in ("loss", "start") if key in options}
+    choose("loss", words.get("loss", LOSSES[0]), LOSSES)
+    choose("start grid", words.get("start", STARTS), GRIDS)
+    if knobs not in METHODS:
+        return LearnRecipe(LearnConfig(tuple(knobs.split("-")), **options), **words)
+    if options or (knobs == "gits" and words):
+        raise BadValue(f"{LEARNED}-{knobs} takes {'no option' if knobs == 'gits' else 'no option but loss'}")
+    return LearnRecipe(knobs, **words)
+
+
+def brings_grid(timing: str) -> bool:
+    """Whether a name is that of a timing that was learned with its grid."""
+    knobs = timing.split(",")[0].split("-")
+    return knobs[0] == LEARNED and bool({"grid", *METHODS} & set(knobs))
 
 
 def spell_timing(name: str) -> str:
@@ -106,6 +153,7 @@ def _options_of(config: type) -> dict[str, type]:
 
 OPTIONS = dict(sorted({**_options_of(TuneConfig), "images": int, "source": str}.items()))
 JOINT_OPTIONS = _options_of(JointConfig)
+LEARN_OPTIONS = dict(sorted({**_options_of(LearnConfig), "loss": str, "start": str}.items()))
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -117,11 +165,13 @@ def _read(name: str) -> dict[str, Any]:
         raise BadValue(
             f"unknown timing {name!r}; choose one of: {names} (-freeze2 at the end leaves the last 2 steps alone)"
         )
-    objective, strategy = match[1].rsplit("-", 1)
+    objective, strategy = match[1].split("-", 1)
     values: dict[str, Any] = {"objective": objective, "strategy": strategy}
     if match[2]:
         values["freeze_last"] = int(match[2])
-    options = JOINT_OPTIONS if strategy == JOINT else OPTIONS
+        if objective == LEARNED:
+            raise BadValue(f"timing {name!r}: a learned sampler moves in all steps; leave -freeze{match[2]} out")
+    options = LEARN_OPTIONS if objective == LEARNED else JOINT_OPTIONS if strategy == JOINT else OPTIONS
     for word in words:
         key, equals, text = word.partition("=")
         if key not in options or not equals:
@@ -150,7 +200,7 @@ class Cell:
 
     Attributes:
         solver: a name of :mod:`tt_lib.solvers.registry`, with options as in ``unipc,order=2``.
-        grid: a name of :mod:`tt_lib.grids`.
+        grid: a name of :mod:`tt_lib.grids`, or ``learned`` where the timing brings its grid.
         nfe: number of network evaluations.
         timing: see the module's text.
         eta: share of ancestral noise, for solvers that take it.
@@ -168,6 +218,17 @@ class Cell:
         if "," in self.solver:
             object.__setattr__(self, "solver", make_solver(self.solver).spelling)
         object.__setattr__(self, "timing", spell_timing(self.timing))
+        if brings_grid(self.timing) != (self.grid == LEARNED):
+            raise BadValue(
+                f"the timing {self.timing} and the grid {self.grid!r} do not go together: the grid {LEARNED!r} is that "
+                f"of timings that bring theirs, such as {LEARNED}-grid-timing"
+            )
+
+    @property
+    def start(self) -> str:
+        """The name of the grid without the timing: where learning begins."""
+        recipe = parse_timing(self.timing) if self.grid == LEARNED else None
+        return recipe.start if isinstance(recipe, LearnRecipe) else self.grid
 
     @property
     def label(self) -> str:
@@ -180,11 +241,13 @@ class Cell:
         return make_solver(self.solver, **({"eta": self.eta} if self.eta else {}))
 
 
-def check_recipe(cell: Cell, recipe: Recipe) -> None:
+def check_recipe(cell: Cell, recipe: Recipe | LearnRecipe) -> None:
     """Raise :class:`BadValue` if a cell cannot be tuned so: asked before images, gamma and all other work."""
     solver, steps = cell.make_solver().for_nfe(cell.nfe)
     try:
-        if isinstance(recipe.config, JointConfig):
+        if isinstance(recipe, LearnRecipe):
+            check_learn(solver)
+        elif isinstance(recipe.config, JointConfig):
             check_joint(solver, steps, recipe.config)
         else:
             check_tuning(solver, steps, recipe.config)

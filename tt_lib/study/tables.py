@@ -48,6 +48,7 @@ from tt_lib.study.cells import (
     IMAGE_SOURCES,
     IMAGES,
     Cell,
+    LearnRecipe,
     Recipe,
     check_gamma_images,
     check_recipe,
@@ -91,7 +92,7 @@ class Table:
         check_n(self.n)
         check_seeds(self.seed, self.n)
 
-    def recipe(self, cell: Cell) -> Recipe | None:
+    def recipe(self, cell: Cell) -> Recipe | LearnRecipe | None:
         """How the timing of a cell is tuned; None for what is not: untuned, one ratio for all steps, a correction."""
         return parse_timing(cell.timing, self.tuning) if is_tuned(cell.timing) else None
 
@@ -102,7 +103,7 @@ class Table:
     def baseline(self, cell: Cell) -> Cell | None:
         """The untuned cell that a tuned one's gain is taken over; None where no gain is asked for or there is no such
         cell."""
-        untuned = replace(cell, timing=UNTUNED)
+        untuned = replace(cell, grid=cell.start, timing=UNTUNED)
         return untuned if self.more and cell != untuned and untuned in self.cells else None
 
 
@@ -157,10 +158,11 @@ def _make_table(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict[
     check_names(names)
     table = Table(**{**head, "features": tuple(names)}, cells=tuple(cells), tuning=tuning)
     # What no cell is tuned by is looked at, too.
-    images = parse_timing("truncation-parallel", tuning).images
+    images = tuning.get("images", IMAGES)
+    parse_timing("truncation-parallel", tuning)
     parse_timing("end-joint", tuning)
     for cell in cells:
-        choose("grid", cell.grid, GRIDS)
+        choose("grid", cell.start, GRIDS)
         if cell.nfe < 1:
             raise BadValue(f"nfe must be a whole number of at least 1, got {cell.nfe}")
         check_gamma_images(cell.make_solver(), images)

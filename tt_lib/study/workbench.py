@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,20 +14,26 @@ from torch import Tensor
 from tt_lib.baselines import CONSTANT, read_correction
 from tt_lib.datasets import load_dataset, to_float
 from tt_lib.errors import BadValue, choose
-from tt_lib.files import check_writable, spell
+from tt_lib.files import check_writable, data_folder, spell
 from tt_lib.metrics.reference import Metric
+from tt_lib.networks.feature_nets import FeatureNet, read_feature_network
 from tt_lib.networks.running import cudnn_flags, make_predictor
 from tt_lib.networks.unet import Model, load_model
 from tt_lib.noise import GENERATED_FIRST_SEED, HELD_OUT_FIRST_SEED, check_seeds
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.rows import provenance
 from tt_lib.sampling import Sampler, make_sampler
-from tt_lib.study.cells import IMAGE_SOURCES, Cell, Recipe
+from tt_lib.study.cells import IMAGE_SOURCES, Cell, LearnRecipe, Recipe
 from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
 from tt_lib.tuning.gamma import estimate_gamma, gamma_path, load_gamma
+from tt_lib.tuning.gits import learn_gits
 from tt_lib.tuning.joint import JointConfig, tune_joint
+from tt_lib.tuning.ld3 import learn_ld3
+from tt_lib.tuning.learn import PIXELS, LearnConfig, converged_sampler, feature_distance, learn, learn_curve
 
+CURVE_NFE = (5, 6, 8, 10)
+"""Numbers of evaluations that one curve is learned for."""
 HELD_OUT = 256
 """Images of a gate."""
 Progress = Callable[[int, int, str], None]
@@ -41,6 +49,7 @@ class Bench:
         tuner_predictor: for tuning with gradients: float32, not compiled.
         device: where all of it runs.
         batch: samples at a time.
+        compiled: whether networks are compiled.
     """
 
     model: Model
@@ -48,7 +57,9 @@ class Bench:
     tuner_predictor: EpsPredictor
     device: torch.device
     batch: int
+    compiled: bool = False
     images: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
+    curves: dict[tuple, dict[int, Timing]] = field(default_factory=dict, repr=False)
 
     def sampler(self, cell: Cell, timing: Timing | None = None) -> Sampler:
         """The sampler of a cell, with the correction that it names; a timing is checked against it.
@@ -97,7 +108,7 @@ class Bench:
         return make_sampler(
             self.model,
             cell.solver,
-            cell.grid,
+            cell.grid if timing else cell.start,
             cell.nfe,
             timing,
             eta=cell.eta,
@@ -178,20 +189,22 @@ class Bench:
     def tune_by(
         self,
         cell: Cell,
-        recipe: Recipe,
+        recipe: Recipe | LearnRecipe,
         dataset: str,
         data: Path | str | None,
         metric: Metric | None,
         state: Path,
         progress: Progress | None = None,
     ) -> Timing:
-        """The timing of a cell, tuned as its recipe says.
+        """The timing of a cell, tuned or learned as its recipe says.
 
         Args:
             dataset, data: of real images.
             metric: for the objective ``frechet`` only.
             state: file for the state of an unfinished tuning.
         """
+        if isinstance(recipe, LearnRecipe):
+            return replace(self.learn(cell, recipe, dataset, state, progress), name=cell.timing)
         config, count, source = recipe
         if isinstance(config, JointConfig):
             result = tune_joint(self.sampler(cell), metric, config, batch=self.batch, state=state, progress=progress)
@@ -201,6 +214,45 @@ class Bench:
             result = self.tune(cell, config, images, source, state, progress, held_out)
         # Two timings that differ in an option have different names.
         return replace(result.timing, name=cell.timing)
+
+    @cached_property
+    def learner(self) -> EpsPredictor:
+        """The predictor that a sampler is learned through: on a GPU in bfloat16, as it will be sampled."""
+        on_gpu = self.device.type == "cuda"
+        return make_predictor(self.model, bf16=on_gpu, compile=self.compiled, gradients=True)
+
+    def learn(
+        self, cell: Cell, recipe: LearnRecipe, dataset: str, state: Path, progress: Progress | None = None
+    ) -> Timing:
+        """The timing of a cell, learned end to end from its start grid.
+
+        Args:
+            dataset: whose classifier's features the loss is taken in.
+            state: file for the state of unfinished learning.
+        """
+        config, fast = recipe.config, self.sampler(cell)
+        if config == "gits":
+            return learn_gits(fast)
+        distance = PIXELS
+        if recipe.loss == "features":
+            name = f"{dataset}-resnet"
+            network = read_feature_network(data_folder() / "pretrained" / name, self.device)
+            assert isinstance(network, FeatureNet)
+            distance = feature_distance(network, name)
+        slow = replace(fast, predictor=self.learner)
+        if not isinstance(config, LearnConfig):
+            return learn_ld3(slow, distance, progress=progress)
+        options: dict[str, Any] = {"converged": converged_sampler(fast), "state": state, "progress": progress}
+        if not config.points:
+            return learn(slow, distance, config, **options).timing
+        # One curve serves all: it is learned once.
+        key = cell.solver, recipe
+        if cell.nfe not in self.curves.get(key, {}):
+            numbers = sorted({*CURVE_NFE, cell.nfe})
+            samplers = [replace(self.sampler(replace(cell, nfe=nfe)), predictor=self.learner) for nfe in numbers]
+            results = learn_curve(samplers, distance, config, **options)
+            self.curves[key] = {nfe: each.timing for nfe, each in zip(numbers, results, strict=True)}
+        return self.curves[key][cell.nfe]
 
 
 def make_bench(
@@ -221,7 +273,7 @@ def make_bench(
     loaded = load_model(model, device)
     exact = make_predictor(loaded)
     fast: EpsPredictor | Chunked = make_predictor(loaded, bf16=bf16, compile=compile)
-    return Bench(loaded, Chunked(fast, batch, fill=compile), exact, device, batch)
+    return Bench(loaded, Chunked(fast, batch, fill=compile), exact, device, batch, compile)
 
 
 def constant_timing(sampler: Sampler, ratio: float) -> Timing:

@@ -126,7 +126,7 @@ def load_gamma(path: Path | str) -> Gamma:
     Raises:
         MissingFile, CorruptFile
     """
-    return read_record(path, Gamma, FORMAT, TUPLES, "file of gamma", "tt sample")
+    return read_record(path, Gamma, {FORMAT: TUPLES}, "file of gamma", "tt sample")
 
 
 def gamma_path(model: str, grid: str, nfe: int, timing: Timing | None = None) -> Path:

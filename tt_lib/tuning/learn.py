@@ -1,0 +1,492 @@
+"""Learning a whole sampler end to end: its grid, its conditioning times and a gain on each answer.
+
+The scalars are moved by the gradient of one loss, the distance between a finished sample and the end of the converged
+solution from the same noise. (Watson et al. 2022, arXiv 2202.05830, learn samplers by differentiating through them.
+LD3, Tong et al. 2024, arXiv 2405.15506, learns grids and conditioning times.) Each knob is the identity where learning
+begins, and bounded:
+
+====== ============================================================================================
+grid   the nodes t_0 > ... > t_(K-1), by the shares of their distances in lambda between t = 1 and the smallest level.
+       The first and the last node move, too. x starts as the solver's start noise, whatever t_0 becomes.
+timing the conditioning time of each evaluation, ``lambda(tau) = lambda(t) + 1.5 tanh(offset)``
+gain   one factor on each answer of the network, ``1 + 0.2 tanh(offset)``
+====== ============================================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tt_lib.engine import drive
+from tt_lib.errors import BadValue, CorruptFile, NothingLearned
+from tt_lib.files import atomic_path
+from tt_lib.grids import LEARNED, Grid, make_grid
+from tt_lib.networks.feature_nets import FeatureNet
+from tt_lib.noise import LEARN_FIRST_SEED, VALIDATION_FIRST_SEED, SampleNoise, derive_seed
+from tt_lib.predictors import Predictor
+from tt_lib.rows import provenance
+from tt_lib.sampling import Progress, Sampler, batches
+from tt_lib.schedules import Schedule
+from tt_lib.solvers.registry import Solver, make_solver
+from tt_lib.timing import Timing
+
+KNOBS = ("grid", "timing", "gain")
+LARGEST_SHIFT, LARGEST_GAIN = 1.5, 0.2
+"""How far lambda of tau may lie from lambda of t, and a gain from 1."""
+SMALLEST_SHARE = 0.001
+"""No two nodes lie closer than this share of the range of lambda, so that a grid always falls."""
+CONVERGED_STEPS = 60
+SEEDS = 100_000
+"""Start noises that belong to one seed of learning."""
+VALIDATIONS = 12
+"""How often the loss on held-out noises is taken while learning."""
+HISTORY = ("iteration", "loss", "validation")
+REMEMBERED = ("iteration", "seconds", "history", "best", "lowest", "start")
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far two batches of samples are apart, sample by sample.
+
+    Attributes:
+        name: what a timing's provenance calls it.
+        function: two batches [B, ...] to distances [B], differentiable in the first.
+    """
+
+    name: str
+    function: Callable[[Tensor, Tensor], Tensor]
+
+
+PIXELS = Distance("pixels", lambda x, y: (x - y).square().flatten(1).mean(1))
+"""Mean squared difference. It serves any data, latents included."""
+
+
+def feature_distance(network: FeatureNet, name: str) -> Distance:
+    """The distance of a classifier's feature maps after each of its stages, as LPIPS takes it without learned weights.
+
+    At each place of a map the vector of channels is divided by its norm; squared differences are summed over channels,
+    averaged over places and summed over stages (Zhang et al. 2018, arXiv 1801.03924, eq. 1 with w = 1).
+
+    Args:
+        network: on the device of the samples; [B, C, H, W] in [-1, 1].
+        name: of the features.
+    """
+
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            targets = network.maps(y)
+        total = torch.zeros(len(x), device=x.device)
+        for own, target in zip(network.maps(x), targets, strict=True):
+            difference = nn.functional.normalize(own.float(), dim=1) - nn.functional.normalize(target.float(), dim=1)
+            total = total + difference.square().sum(1).flatten(1).mean(1)
+        return total
+
+    return Distance(f"features of {name}", function)
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """The choices of learning a sampler.
+
+    Attributes:
+        knobs: which of :data:`KNOBS` move.
+        noises: start noises to learn from, each with its converged solution.
+        validation: other start noises, which decide which of the learned samplers is kept.
+        batch: noises of one iteration.
+        iterations: steps of Adam.
+        lr: learning rate, which falls to 0 by a cosine.
+        seed: of the noises, and of the order in which they come.
+        points: 0, or the control points of one smooth curve, see :func:`learn_curve`.
+
+    Raises:
+        BadValue: naming the choice and the value.
+    """
+
+    knobs: tuple[str, ...] = ("grid", "timing")
+    noises: int = 4096
+    validation: int = 512
+    batch: int = 128
+    iterations: int = 300
+    lr: float = 0.03
+    seed: int = 0
+    points: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [knob for knob in self.knobs if knob not in KNOBS]
+        if unknown or not self.knobs or len(set(self.knobs)) < len(self.knobs):
+            raise BadValue(f"knobs must be one or more of {', '.join(KNOBS)}, each once, got {list(self.knobs)}")
+        object.__setattr__(self, "knobs", tuple(knob for knob in KNOBS if knob in self.knobs))
+        for name in ("noises", "validation", "batch", "iterations"):
+            if getattr(self, name) < 1:
+                raise BadValue(f"{name} of learning must be at least 1, got {getattr(self, name)}")
+        for name in ("noises", "validation"):
+            if getattr(self, name) > SEEDS:
+                raise BadValue(f"{name} of learning must be at most {SEEDS:,}, got {getattr(self, name)}")
+        if self.points < 0 or self.points == 1:
+            raise BadValue(f"a curve has 2 control points or more, and 0 stands for no curve; got {self.points}")
+        if not 0 <= self.seed < 1000:
+            raise BadValue(f"the seed of learning must lie in 0..999, got {self.seed}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise BadValue(f"lr of learning must be above 0, got {self.lr}")
+        if self.batch > self.noises:
+            raise BadValue(f"a batch of {self.batch} is more than the {self.noises} noises; lower batch")
+
+    @property
+    def name(self) -> str:
+        """What the timing is called: ``learned-grid-timing``."""
+        return "-".join([LEARNED, *self.knobs])
+
+
+class Knobs:
+    """The knobs of one solver on one grid.
+
+    Args:
+        grid: where learning begins.
+        nfe: network evaluations of a run.
+        schedule: of the network.
+        names: which knobs move; the others keep what the grid and tau = t say.
+        points: 0, or the control points of a smooth curve over the run that serves any number of evaluations: nodes and
+            evaluations then take their values from it, linearly between the points.
+        shared: knobs of another grid with the same curve.
+
+    Attributes:
+        parameters: for each knob float64 [K + 1] (grid) or [NFE], or [points] of the curve.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        nfe: int,
+        schedule: Schedule,
+        names: Sequence[str],
+        points: int = 0,
+        shared: Knobs | None = None,
+    ) -> None:
+        self.schedule, self.names, self.nfe = schedule, tuple(names), nfe
+        self.start = grid.tensor()
+        self.low, self.high = (float(schedule.lam(t)) for t in (1.0, schedule.t_min))
+        edges = torch.cat([_float64([self.low]), schedule.lam(self.start[:-1]), _float64([self.high])])
+        shares = edges.diff() / (self.high - self.low)
+        # A share of 0, where the grid begins at t = 1, would have no gradient: it begins at the smallest one.
+        logits = (shares - SMALLEST_SHARE).clamp(min=SMALLEST_SHARE).log()
+        self.of_nodes, self.of_evaluations = _between(len(logits), points), _between(nfe, points)
+        zeros = torch.zeros(points or nfe, dtype=torch.float64)
+        begin = {"grid": _between(points, len(logits)) @ logits if points else logits, "timing": zeros, "gain": zeros}
+        self.parameters: dict[str, nn.Parameter] = (
+            shared.parameters if shared else {name: nn.Parameter(begin[name].clone()) for name in KNOBS}
+        )
+
+    def moving(self) -> list[nn.Parameter]:
+        """The parameters of the knobs that move."""
+        return [self.parameters[name] for name in self.names]
+
+    def times(self) -> Tensor:
+        """The grid, float64 [K + 1]; its last time is the start grid's, clean data."""
+        if "grid" not in self.names:
+            return self.start
+        logits = self.of_nodes @ self.parameters["grid"]
+        shares = SMALLEST_SHARE + (1 - len(logits) * SMALLEST_SHARE) * logits.softmax(0)
+        lam = self.low + (self.high - self.low) * shares.cumsum(0)[:-1]
+        return torch.cat([self.schedule.time_of_lam(lam), self.start[-1:]])
+
+    def tau(self, evaluation: int, t: Tensor) -> Tensor:
+        """The conditioning time of an evaluation at nominal time ``t``, inside the range that the network knows."""
+        if "timing" not in self.names:
+            return t
+        offset = self.of_evaluations[evaluation] @ self.parameters["timing"]
+        lam = self.schedule.lam(t) + LARGEST_SHIFT * offset.tanh()
+        # Not torch.clamp: its slope at the ends is 0, and a tau that begins there would never move.
+        lam = torch.where(lam > self.high, self.high, torch.where(lam < self.low, self.low, lam))
+        return self.schedule.time_of_lam(lam)
+
+    def gains(self) -> Tensor | None:
+        """The factor on each answer, float64 [NFE]; None where they do not move."""
+        if "gain" not in self.names:
+            return None
+        return 1 + LARGEST_GAIN * (self.of_evaluations @ self.parameters["gain"]).tanh()
+
+    def predictor(self, predictor: Predictor) -> Predictor:
+        """``predictor`` for one run, conditioned on the learned times."""
+        count = iter(range(self.nfe))
+        return lambda x, t, tau: predictor(x, t, self.tau(next(count), t))
+
+
+@dataclass
+class LearnResult:
+    """What was learned.
+
+    Attributes:
+        timing: grid, conditioning times and gains, with their provenance; ``validation_start`` and
+            ``validation_learned`` in its ``tuning`` are the losses on held-out noises.
+        history: :data:`HISTORY` for each iteration; ``validation`` where it was taken.
+    """
+
+    timing: Timing
+    history: pd.DataFrame
+
+
+def check_learn(solver: Solver) -> None:
+    """Raise :class:`BadValue` if a solver cannot be learned."""
+    if solver.stochastic:
+        raise BadValue(
+            f"cannot learn {solver.name}: it draws noise, so no sample has a converged solution; learn a deterministic "
+            "solver, such as unipc"
+        )
+    if solver.needs_gamma:
+        raise BadValue(f"cannot learn {solver.name}: its gamma is measured for fixed times; learn another solver")
+
+
+def converged_sampler(sampler: Sampler) -> Sampler:
+    """The converged solution that learning aims at: 60 steps of DPM-Solver++(2M) on the Karras grid from t = 1."""
+    grid = make_grid("karras", CONVERGED_STEPS, sampler.schedule)
+    return replace(sampler, solver=make_solver("dpmpp-2m"), grid=grid, timing=None, correction=None)
+
+
+def learn(
+    sampler: Sampler,
+    distance: Distance = PIXELS,
+    config: LearnConfig | None = None,
+    *,
+    converged: Sampler | None = None,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> LearnResult:
+    """Learn the knobs of a sampler, with the network frozen.
+
+    Args:
+        sampler: untuned, deterministic, with a predictor that gradients pass through.
+        distance: between a sample and its converged solution.
+        converged: what makes these; by default :func:`converged_sampler` of the same predictor.
+        state: file for the state of an unfinished run, which goes on from it exactly. Whoever has stored the result
+            removes it.
+        progress: called with (iterations done, of all, message).
+
+    Raises:
+        BadValue: a sampler that draws noise or is tuned already, or a state of another run.
+        CorruptFile: the state is damaged.
+        NothingLearned: no learned sampler has a lower loss on held-out noises than the one it began with.
+    """
+    return learn_curve([sampler], distance, config, converged=converged, state=state, progress=progress)[0]
+
+
+def learn_curve(
+    samplers: Sequence[Sampler],
+    distance: Distance = PIXELS,
+    config: LearnConfig | None = None,
+    *,
+    converged: Sampler | None = None,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> list[LearnResult]:
+    """Learn one smooth curve of ``config.points`` control points for samplers of several numbers of evaluations.
+
+    Their losses are averaged. Arguments, results and errors otherwise are those of :func:`learn`, for each sampler.
+    """
+    config = config or LearnConfig()
+    for sampler in samplers:
+        check_learn(sampler.solver)
+        if sampler.timing is not None or sampler.correction is not None:
+            raise BadValue("learning begins from an untuned sampler; leave its timing or correction out")
+    if not samplers or (len(samplers) > 1 and not config.points):
+        raise BadValue(f"{len(samplers)} samplers share a curve: give at least one sampler, and points to the config")
+    return _Learning(samplers, distance, config, converged or converged_sampler(samplers[0]), state, progress).run()
+
+
+class _Learning:
+    """One run of :func:`learn_curve`."""
+
+    def __init__(
+        self,
+        samplers: Sequence[Sampler],
+        distance: Distance,
+        config: LearnConfig,
+        converged: Sampler,
+        state: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        self.samplers, self.distance, self.config, self.converged = samplers, distance, config, converged
+        self.state, self.progress = state, progress
+        self.knobs: list[Knobs] = []
+        for each in samplers:
+            shared = self.knobs[0] if self.knobs else None
+            nfe = len(each.evaluations)
+            self.knobs.append(Knobs(each.grid, nfe, each.schedule, config.knobs, config.points, shared))
+        self.optimizer = torch.optim.Adam(self.knobs[0].moving(), lr=config.lr)
+        self.iteration, self.seconds = 0, 0.0
+        self.history: list[tuple[int, float, float]] = []
+        self.best = self.values()
+        self.lowest, self.start = [math.inf], [math.nan]
+
+    def run(self) -> list[LearnResult]:
+        config, begun = self.config, time.monotonic()
+        self.load()
+        before = self.seconds
+        x, y = self.pairs(LEARN_FIRST_SEED, config.noises, "noises to learn from")
+        held_x, held_y = self.pairs(VALIDATION_FIRST_SEED, config.validation, "noises held out")
+        if not self.history:
+            self.start = self.validate(held_x, held_y, learned=False)
+        every = max(1, config.iterations // VALIDATIONS)
+        while self.iteration < config.iterations:
+            rows = torch.randperm(config.noises, generator=self.generator())[: config.batch].to(x.device)
+            loss, validation = self.step(x[rows], y[rows]), math.nan
+            self.iteration += 1
+            checked = self.iteration % every == 0 or self.iteration == config.iterations
+            if checked:
+                losses = self.validate(held_x, held_y)
+                validation = fmean(losses)
+                if validation < fmean(self.lowest):
+                    self.lowest, self.best = losses, self.values()
+            self.history.append((self.iteration, loss, validation))
+            if checked:
+                self.seconds = before + time.monotonic() - begun
+                self.save()
+            if self.progress:
+                ratio = fmean(self.lowest) / fmean(self.start)
+                message = f"loss {loss:.4g}, best on held-out noises {ratio:.2f} of the start's"
+                self.progress(self.iteration, config.iterations, message)
+        if not fmean(self.lowest) < fmean(self.start):
+            raise NothingLearned(
+                f"learning {', '.join(config.knobs)} of {self.samplers[0].solver.spelling} came no nearer to the "
+                f"converged solution than its start (loss on held-out noises {fmean(self.lowest):.4g}, start "
+                f"{fmean(self.start):.4g}); try a lower lr, more iterations or another start grid"
+            )
+        history = pd.DataFrame(self.history, columns=list(HISTORY))
+        return [LearnResult(timing, history) for timing in self.timings()]
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.config.seed, self.iteration))
+
+    def values(self) -> dict[str, Tensor]:
+        """The knobs' parameters as they are now."""
+        return {name: value.detach().clone() for name, value in self.knobs[0].parameters.items()}
+
+    def pairs(self, first: int, count: int, what: str) -> tuple[Tensor, Tensor]:
+        """Start noises [count, ...] and the ends of their converged solutions, on the device."""
+        noises, ends, device = [], [], self.converged.device
+        for seeds in batches(first + self.config.seed * SEEDS, count, self.config.batch):
+            noises.append(SampleNoise(seeds).start(self.converged.shape).to(device))
+            ends.append(self.converged(seeds, start=noises[-1]).x)
+            if self.progress:
+                done = min(len(noises) * self.config.batch, count)
+                self.progress(0, self.config.iterations, f"converged solutions of {what}: {done} of {count}")
+        return torch.cat(noises), torch.cat(ends)
+
+    def losses(self, x: Tensor, y: Tensor, *, grad: bool, learned: bool = True) -> list[Tensor]:
+        """The distance [B] of each sampler's samples from the converged solutions."""
+        losses = []
+        for sampler, knobs in zip(self.samplers, self.knobs, strict=True):
+            if not learned:
+                knobs = Knobs(sampler.grid, knobs.nfe, sampler.schedule, ())
+            predictor = _checkpointed(sampler.predictor) if grad else sampler.predictor
+            solution = sampler.solver(x, knobs.times(), sampler.schedule, None)
+            ends = drive(solution, knobs.predictor(predictor), gains=knobs.gains(), grad=grad).x
+            losses.append(self.distance.function(ends, y))
+        return losses
+
+    def step(self, x: Tensor, y: Tensor) -> float:
+        """One step of Adam; the loss before it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.iteration / self.config.iterations))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.stack([each.mean() for each in self.losses(x, y, grad=True)]).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.knobs[0].moving(), 1.0, error_if_nonfinite=True)
+        self.optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def validate(self, x: Tensor, y: Tensor, learned: bool = True) -> list[float]:
+        """Each sampler's mean distance on held-out noises."""
+        size = self.config.batch
+        pairs = zip(x.split(size), y.split(size), strict=True)
+        parts = [self.losses(a, b, grad=False, learned=learned) for a, b in pairs]
+        return [float(torch.cat(losses).double().mean()) for losses in zip(*parts, strict=True)]
+
+    @torch.no_grad()
+    def timings(self) -> Iterator[Timing]:
+        """The best knobs as numbers, for each sampler."""
+        config = self.config
+        for name, value in self.best.items():
+            self.knobs[0].parameters[name].copy_(value)
+        for sampler, knobs, start, lowest in zip(self.samplers, self.knobs, self.start, self.lowest, strict=True):
+            name = LEARNED if "grid" in config.knobs else sampler.grid.name
+            learned = replace(sampler, grid=Grid(name, tuple(knobs.times().tolist())))
+            taus = [float(knobs.tau(k, _float64(each.t))) for k, each in enumerate(learned.evaluations)]
+            tuning = {
+                "objective": "end",
+                **asdict(config),
+                "knobs": list(config.knobs),
+                "distance": self.distance.name,
+                "start_grid": sampler.grid.name,
+                "validation_start": start,
+                "validation_learned": lowest,
+                "seconds": round(self.seconds, 2),
+            }
+            gains = knobs.gains()
+            own = () if gains is None else tuple(gains.tolist())
+            yield learned.make_timing(config.name, taus, tuning=tuning, provenance=provenance(), gains=own)
+
+    @property
+    def fingerprint(self) -> str:
+        parts: list[Any] = [asdict(self.config), self.distance.name, self.converged.grid.times]
+        for own in self.samplers:
+            parts += [own.model, own.weights, own.schedule.name, own.solver.name, own.solver.options, own.grid.times]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def save(self) -> None:
+        if self.state is None:
+            return
+        content: dict[str, Any] = {"fingerprint": self.fingerprint, "now": self.values()}
+        content |= {name: getattr(self, name) for name in REMEMBERED} | {"optimizer": self.optimizer.state_dict()}
+        with atomic_path(self.state) as temporary:
+            torch.save(content, temporary)
+
+    def load(self) -> None:
+        if self.state is None or not self.state.exists():
+            return
+        try:
+            content = torch.load(self.state, weights_only=True)
+            fingerprint = content["fingerprint"]
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise CorruptFile(f"{self.state} is no state of learning ({error}); delete it and begin again") from error
+        if fingerprint != self.fingerprint:
+            raise BadValue(f"{self.state} is the state of another run (sampler, network or choices differ); delete it")
+        with torch.no_grad():
+            for name, value in content["now"].items():
+                self.knobs[0].parameters[name].copy_(value)
+        self.optimizer.load_state_dict(content["optimizer"])
+        for name in REMEMBERED:
+            setattr(self, name, content[name])
+
+
+def _between(count: int, points: int) -> Tensor:
+    """A matrix [count, points] that reads a curve of ``points`` at ``count`` places, linearly between the points.
+
+    Places lie in the middle of equal parts, those of the points as well. For 0 points it is the identity.
+    """
+    if not points:
+        return torch.eye(count, dtype=torch.float64)
+    place = ((torch.arange(count, dtype=torch.float64) + 0.5) / count * points - 0.5).clamp(0, points - 1)
+    return (1 - (place[:, None] - torch.arange(points)).abs()).clamp(min=0)
+
+
+def _checkpointed(predictor: Predictor) -> Predictor:
+    """``predictor`` that forgets its activations and makes them again for the gradient: memory of one evaluation."""
+    return lambda x, t, tau: checkpoint(predictor, x, t, tau, use_reentrant=False)
+
+
+def _float64(values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64)
