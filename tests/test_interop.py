@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import json
 
@@ -328,7 +329,7 @@ REFUSED = [
     ("dpm-single", {"algorithm_type": "sde-dpmsolver++"}, {}, "'sde-dpmsolver.*DPMSolverMultistepScheduler"),
     ("ddim", {"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr=True: zero terminal SNR is not supported"),
     ("euler", {"rescale_betas_zero_snr": True}, {}, "rescale_betas_zero_snr=True: zero terminal SNR is not supported"),
-    ("ddim", {"trained_betas": [0.1] * 999 + [1.0]}, {}, "got 1 at index 999 of 1000.*zero terminal SNR is not supp"),
+    ("ddim", {"trained_betas": [0.01] * 999 + [1.0]}, {}, "got 1 at index 999 of 1000.*zero terminal SNR is not supp"),
     ("unipc", {"solver_p": diffusers.DDPMScheduler()}, {}, "solver_p=DDPMScheduler: another scheduler.*set it to None"),
     ("dpm", {"use_dynamic_shifting": True}, {}, "use_dynamic_shifting=True: it samples a flow"),
     ("euler", {"interpolation_type": "log_linear"}, {}, "interpolation_type='log_linear'.*other noise levels"),
@@ -761,6 +762,7 @@ def test_a_folder_of_another_class(saved):
 @pytest.mark.parametrize("nfe", [5, 10])
 def test_a_shipped_timing_is_for_the_default_spacing_of_diffusers_ddim(nfe, unet):
     timing = load_timing(PACKAGE_ROOT / f"data/timings/cifar10-ddpm-w64/ddim-uniform-{nfe}-consistency-sequential.json")
+    timing = dataclasses.replace(timing, weights="")  # on another network, which is quicker
     pipeline = diffusers.DDIMPipeline(TunedUNet(unet, timing), diffusers.DDIMScheduler(clip_sample=False))
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(batch_size=1, num_inference_steps=nfe, output_type="np").images
