@@ -360,13 +360,39 @@ def test_other_betas_have_another_name(google, own, name):
         ({"class_embed_type": "timestep"}, r"class-conditional \(class_embed_type='timestep'\)"),
         ({"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel and no UNet2DModel"),
         ({"in_channels": 6}, "makes 3 channels of 6"),
+        ({"in_channels": None}, "makes 3 channels of None"),
         ({"sample_size": None}, "sample_size is None"),
+        ({"sample_size": [32]}, r"sample_size is \[32\]"),
     ],
 )
 def test_networks_that_need_more_than_an_image_and_a_time(google, change, reason):
     write_json(google / "config.json", read_json(google / "config.json") | change)
     with pytest.raises(BadValue, match=rf"cannot sample .*ddpm-tiny: its .*{reason}.*; choose another model"):
         load_model(str(google))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", [1]),
+        ("config.json", None),
+        ("config.json", {**GOOGLE_CONFIG, "norm_num_groups": "four"}),
+        ("scheduler_config.json", 3),
+        ("scheduler_config.json", {**GOOGLE_SCHEDULER, "trained_betas": 3}),
+        ("scheduler_config.json", {**GOOGLE_SCHEDULER, "beta_start": "small"}),
+        ("scheduler_config.json", {**GOOGLE_SCHEDULER, "prediction_type": ["epsilon"]}),
+        ("model_index.json", []),
+        (CARD, []),
+        (CARD, {"schedule": ["linear"]}),
+    ],
+)
+def test_descriptions_of_the_wrong_kind_are_one_error(google, name, content):
+    (google / "scheduler").mkdir()
+    shutil.copy(google / "scheduler_config.json", google / "scheduler")  # which does not stand in for a damaged one
+    write_json(google / name, content)
+    with pytest.raises((BadValue, CorruptFile), match="ddpm-tiny") as caught:
+        load_model(str(google))
+    assert "\n" not in str(caught.value)
 
 
 # Pipelines, and the layouts of weights

@@ -210,6 +210,9 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         )
     source = str(folder or name)
     card = read_json(folder / CARD) if folder and (folder / CARD).exists() else {}
+    words = ("name", "schedule", "kind", "sha256")
+    if not isinstance(card, dict) or any(not isinstance(card.get(key, ""), str) for key in words):
+        raise CorruptFile(f"{folder}/{CARD} is damaged: {', '.join(words)} must be text; restore it")
     if folder and "sha256" in card:
         if (folder / INDEX).exists():
             raise CorruptFile(f"{folder / INDEX} names other weights than {CARD}, and would be read; remove it")
@@ -266,10 +269,13 @@ def _part_of(source: str) -> str | None:
 
     config, part = _load_config(UNet2DModel, source, (None, "unet"))
     index: dict[str, Any] = {}
-    with contextlib.suppress(MissingFile, CorruptFile):
-        index, _ = _load_config(Index, source, (None,))
+    if not Path(source).is_dir() or Path(source, Index.config_name).exists():
+        with contextlib.suppress(MissingFile):
+            index, _ = _load_config(Index, source, (None,))
     more = sorted(
-        key for key, value in index.items() if isinstance(value, list) and value[0] and key not in ("unet", "scheduler")
+        key
+        for key, value in index.items()
+        if isinstance(value, list) and any(value) and key not in ("unet", "scheduler")
     )
     kind, labels = config.get("_class_name", "UNet2DModel"), ("num_class_embeds", "class_embed_type")
     size, into, out = (config.get(key, 3) for key in ("sample_size", "in_channels", "out_channels"))
@@ -280,13 +286,19 @@ def _part_of(source: str) -> str | None:
         reason = f"its network is a {kind} and no UNet2DModel"
     elif given := [key for key in labels if config.get(key) is not None]:
         reason = f"its network is class-conditional ({given[0]}={config[given[0]]!r}), and labels are not supported"
-    elif out not in (into, 2 * into):
+    elif not isinstance(into, int) or out not in (into, 2 * into):
         reason = f"its network makes {out} channels of {into}, so it takes more than a noisy image"
-    elif not config.get("sample_size"):
+    elif not _is_size(config.get("sample_size")):
         reason = f"its config.json does not say how large images are (sample_size is {size!r})"
     if reason:
         raise BadValue(f"cannot sample {source}: {reason}; choose another model")
     return part
+
+
+def _is_size(size: Any) -> bool:
+    """Whether ``size`` is the side of images, or both."""
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    return all(isinstance(side, int) and side > 0 for side in sides)
 
 
 def _load_config(kind: Any, source: str, places: Sequence[str | None]) -> tuple[dict[str, Any], str | None]:
@@ -294,9 +306,14 @@ def _load_config(kind: Any, source: str, places: Sequence[str | None]) -> tuple[
     first: Exception | None = None
     for place in places:
         try:
-            return dict(kind.load_config(source, subfolder=place)), place
+            config = kind.load_config(source, subfolder=place)
+            if isinstance(config, dict):
+                return config, place
+            raise ValueError(f"{kind.config_name} holds no settings")
         except (OSError, ValueError) as error:
             first = first or error
+            if Path(source, place or "", kind.config_name).exists():  # damaged: no other takes its place
+                break
     assert first is not None
     raise _not_loaded(source, first) from first
 
@@ -308,8 +325,8 @@ def _not_loaded(source: str, error: Exception) -> CorruptFile | MissingFile:
         remedy = "give one, or restore its files (git checkout, git lfs pull)"
         return CorruptFile(f"{source} is not a model folder of diffusers: {what}; {remedy}")
     return MissingFile(
-        f"cannot load {source!r} from the Hub ({str(error).splitlines()[0]}); check the name and the network, "
-        "or download the repository and give its folder"
+        f"cannot load {source!r} from the Hub ({(str(error).splitlines() or [what])[0]}); check the name and the "
+        "network, or download the repository and give its folder"
     )
 
 
@@ -328,7 +345,7 @@ def _from_pretrained(source: str, part: str | None) -> Any:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise _not_loaded(source, error) from error
     if report["missing_keys"]:
         missing = report["missing_keys"][:3]
@@ -348,6 +365,8 @@ def _schedule_of(source: str, places: Sequence[str | None]) -> tuple[Schedule, s
     try:
         config, _ = _load_config(diffusers.DDPMScheduler, source, places)
     except (MissingFile, CorruptFile) as error:
+        if any(Path(source, place or "", "scheduler_config.json").exists() for place in places):
+            raise
         raise MissingFile(
             f"{source} has no scheduler_config.json, so its noise schedule is unknown; add tt_model.json"
         ) from error
@@ -355,16 +374,18 @@ def _schedule_of(source: str, places: Sequence[str | None]) -> tuple[Schedule, s
     check_diffusion(source, name, config)
     try:
         scheduler = getattr(diffusers, name).from_config(config)
-    except (NotImplementedError, ImportError, TypeError, ValueError) as error:
-        raise BadValue(f"the noise schedule of {source} is unknown: {error}; add tt_model.json") from error
+        schedule = DiscreteSchedule(scheduler.betas.double(), schedule_name(scheduler.config))
+    except (NotImplementedError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise BadValue(f"the noise schedule of {source} is unknown: {what}; add tt_model.json") from error
     own = scheduler.config
-    kind = PREDICTION_TYPES.get(own["prediction_type"])
+    kind = PREDICTION_TYPES.get(str(own["prediction_type"]))
     if kind is None:
         raise BadValue(
             f"the network of {source} predicts {own['prediction_type']!r}, which is none of "
             f"{', '.join(PREDICTION_TYPES)}; choose another model"
         )
-    return DiscreteSchedule(scheduler.betas.double(), schedule_name(own)), kind
+    return schedule, kind
 
 
 def check_diffusion(source: str, name: str, config: Mapping[str, Any]) -> None:
