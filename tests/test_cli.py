@@ -459,7 +459,9 @@ def test_damaged_state_of_a_tuning(pipeline):
     assert "state.json.state is no state of a tuning" in fails("tune", *PARALLEL, "--out", "runs/state.json")
 
 
-@pytest.mark.parametrize("name", [NAME, "end-joint,samples=4,tries=4", "consistency-parallel,images=4,source=generated"])
+@pytest.mark.parametrize(
+    "name", [NAME, "end-joint,samples=4,tries=4", "consistency-parallel,images=4,source=generated"]
+)
 def test_the_state_of_a_tuning_stays_until_its_timing_is_written(pipeline, monkeypatch, name):
     """With gamma of an analytic solver measured: what fails in between, or then, does not lose the tuning."""
     solver = ("--solver", "analytic-ddim") if name.startswith("consistency") else ()
