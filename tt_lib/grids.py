@@ -58,10 +58,12 @@ class Grid:
     def __post_init__(self) -> None:
         if len(self.times) < 2:
             raise BadValue(f"a grid needs at least two times, a start and an end, got {self.times}")
-        if not all(0 <= t <= 1 for t in self.times):
-            raise BadValue(f"a grid's times must lie in [0, 1], got {self.times}")
-        if not all(t > s for t, s in pairwise(self.times)):
-            raise BadValue(f"a grid's times must fall strictly from noise to data, got {self.times}")
+        for t in self.times:
+            if not 0 <= t <= 1:
+                raise BadValue(f"a grid's times must lie in [0, 1], got {t}")
+        for t, s in pairwise(self.times):
+            if not t > s:
+                raise BadValue(f"a grid's times must fall strictly from noise to data, got {s} after {t}")
 
     @property
     def steps(self) -> int:

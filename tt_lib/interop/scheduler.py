@@ -175,7 +175,7 @@ class Adapted:
         """A timing for this sampler with the conditioning times ``taus``; by default untuned, tau = t."""
         return Timing(
             name,
-            tuple(taus or self.times),
+            self.times if taus is None else tuple(taus),
             self.times,
             model="",
             schedule=self.schedule.name,
