@@ -31,7 +31,7 @@ class TimingMismatch(TTError, ValueError):
 
 
 class NotFinite(TTError, ArithmeticError):
-    """The network answered NaN or infinity; the message says at which evaluation and time."""
+    """The network answered NaN or infinity, or what was measured comes out so; the message says where."""
 
 
 class NothingLearned(TTError):
