@@ -318,6 +318,16 @@ def test_common_noise_repeats_itself_and_follows_its_rows():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_stochastic_solver_does_not_draw_the_noise_that_is_on_the_images(strategy):
+    """It did: the first state was x_1 of a noise that grows, and the first tau that of no sampler."""
+    common = Problems(a_sampler("ddpm"), images(n=400), "consistency", 4, 3)
+    problem = common.sequential(0, []) if strategy == "sequential" else common.parallel([0, 1], GRID.times[:-1])
+    problem.losses(problem.t)
+    for draw in problem.draws.draws[0].split(400):
+        assert abs(float((draw * common.noise).mean())) < 0.15, "1 if it is the same noise"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_stochastic_solver_draws_the_same_for_every_tau(strategy):
     solver = make_solver("ddim", eta=1.0)
     both = Problems(a_sampler(solver), images(n=6), "consistency", 4, seed=5)

@@ -28,6 +28,8 @@ VALIDATION_FIRST_SEED = 3_700_000_000
 """Start noises that decide which learned sampler is kept; 100,000 for each of its seeds."""
 HELD_OUT_NOISE = 777_777
 """Counter of :func:`derive_seed` for the noise on a gate's images."""
+STEP_NOISE = 555_555
+"""Counter of :func:`derive_seed` for what a stochastic solver draws in a tuning, apart from the noise on the images."""
 
 
 def check_seeds(seed: Any, count: int = 1, room: int = GENERATED_FIRST_SEED) -> None:

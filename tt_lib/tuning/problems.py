@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tt_lib.engine import Request, check_finite, replay
+from tt_lib.noise import STEP_NOISE, derive_seed
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import along
 from tt_lib.solvers.layout import Evaluation, layout
@@ -137,7 +138,8 @@ class Problems:
         start = windows[0].repeat_interleave(count)
         x0, eps = (part.repeat(len(indices), *[1] * (part.ndim - 1)) for part in (self.images, self.noise))
         x = along(schedule.alpha(start), x0) * x0 + along(schedule.sigma(start), eps) * eps
-        draws = CommonNoise(x.shape, self.seed)
+        # Not the seed of the images' noise: then the solver's first draw would be that noise again.
+        draws = CommonNoise(x.shape, derive_seed(self.seed, STEP_NOISE))
         states: dict[int, Tensor] = {}
         for at in sorted({begin, end, *range(len(answers), end)}):
             request = replay(solver(x, times, schedule, draws.source()), answers[:at])
