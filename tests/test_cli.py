@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -26,15 +28,15 @@ from tt_lib.cli import app
 from tt_lib.cli.app import progress_bar
 from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue
-from tt_lib.files import PACKAGE_ROOT, file_hash, read_json, write_json
+from tt_lib.files import PACKAGE_ROOT, file_hash, file_name, read_json, write_json
 from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_features, statistics_of
 from tt_lib.metrics.reference import Metric
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks.unet import CARD, WEIGHTS
 from tt_lib.rows import FD_COLUMNS, read_rows
-from tt_lib.study.cells import Cell
-from tt_lib.study.tables import PUBLISHED
+from tt_lib.study.cells import Cell, timing_path
+from tt_lib.study.tables import PUBLISHED, read_table
 from tt_lib.study.workbench import make_bench
 from tt_lib.timing import load_timing
 from tt_lib.tuning import optimisers, tuner
@@ -670,6 +672,125 @@ def test_other_errors_keep_their_traceback(project, monkeypatch):
     assert "error:" not in result.output
     assert any(frame.name == "broken" for frame in traceback.extract_tb(result.exc_info[2]))
     assert not app.pretty_exceptions_enable
+
+
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device; mend that"),
+        (PermissionError(13, "Permission denied", "x.bin"), "PermissionError: [Errno 13] Permission denied: 'x.bin'"),
+        (MemoryError(), "MemoryError: not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes\nmore"), "give a smaller --batch"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "OutOfMemoryError: not enough memory (CUDA out of memory.)"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(project, monkeypatch, error, part):
+    def broken(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("tt_lib.study.workbench.make_bench", broken)
+    assert part in fails(*SAMPLE)
+
+
+@pytest.mark.parametrize("swallow", [False, True])
+def test_ctrl_c_is_one_line(project, monkeypatch, swallow):
+    """NumPy and torch turn a Ctrl-C within their import into an ImportError or a RecursionError."""
+
+    def stopped(*arguments, **options):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            if not swallow:
+                raise
+        raise ImportError("cannot load module more than once per process")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("tt_lib.study.workbench.make_bench", stopped)
+    result = tt(*SAMPLE)
+    assert result.exit_code == 130 and signal.getsignal(signal.SIGINT) is before
+    assert result.stderr.splitlines() == ["error: stopped; the same command goes on from what it has kept"]
+
+
+HUGE = 10**12
+DIRECTION = ("direction", "--model", "tiny", "--nfe", 2)
+SPEED = ("speed", "--model", "tiny")
+DEMO = ("demo", "--model", "tiny", "--out", "runs/never")
+TRAIN = ("train", "--dataset", "digits", "--out", "runs/never")
+SAMPLERS = (SAMPLE, EVALUATE, DIRECTION, SPEED, DEMO)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        *(((*words, "--n", n), "got") for words in SAMPLERS for n in (10**7 + 10, 999_999_990, HUGE)),
+        ((*EVALUATE, "--n", 10**7 + 10), "at most 10,000,000, got 10,000,010"),
+        *(((*words, "--batch", 10**6), "batch must be at most 100,000") for words in SAMPLERS if words != DEMO),
+        ((*DIRECTION, "--substeps", HUGE), "substeps of directions must be at most 1,000"),
+        *(((*TUNE, "--timing", f"truncation-parallel,{name}={10**20}"), f"{name} must be at most")
+          for name in ("iterations", "batch", "substeps")),
+        ((*SPEED, "--images", 0), "at least 1 image, got 0"),
+        *(((*TRAIN, f"--{name}", n), f"{n}") for name in ("images", "batch", "width") for n in (0, -1, 10**20)),
+        *(((*TRAIN, "--lr", value), "lr must be a number above 0") for value in ("nan", "inf", 0)),
+        *(((*TRAIN, "--stop-after", value), f"at least 1 step, got {value}") for value in (0, -5)),
+        *(((*TRAIN, "--checkpoint-seconds", value), f"or above, got {value}") for value in ("nan", -1.0)),
+        *(((*SAMPLE, "--device", name), f"'{name}' cannot be used here") for name in ("cuda:99", "mps", "xla", "")),
+        ((*EVALUATE, "--features", "digits-resnet"), "different names, got ['digits-resnet', 'digits-resnet']"),
+        ((*SAMPLE, "--nosuch"), "NoSuchOption: No such option: --nosuch"),
+        (("sample",), "Missing option '--out'"),
+        ((*SAMPLE, "--n", "many"), "Invalid value for '--n'"),
+        (("nosuch",), "No such command 'nosuch'"),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_meant(pipeline, words, part):
+    assert part in fails(*words)
+    assert not Path("runs/never").exists()
+
+
+def test_a_terminal_without_the_letters(project):
+    """ASCII for output, for file names, or for both: a letter is shown by its number, or refused before the work."""
+    plain = {
+        **os.environ,
+        "PYTHONPATH": str(PACKAGE_ROOT),
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    }
+    for env, part in (
+        (os.environ | {"PYTHONPATH": str(PACKAGE_ROOT), "PYTHONIOENCODING": "ascii"}, r"no file at \xe9/"),
+        (plain, r"'\udcc3\udca9' is no text in this locale; set PYTHONUTF8=1"),
+    ):
+        ended = subprocess.run([sys.executable, "-m", "tt_lib", "info", "é"], env=env, capture_output=True, timeout=300)
+        (line,) = ended.stderr.decode("ascii").splitlines()
+        assert ended.returncode == 2 and part in line
+
+
+def test_a_reader_that_goes_away(project):
+    pipe = f"'{sys.executable}' -m tt_lib --help | head -1"
+    ended = subprocess.run(pipe, shell=True, cwd=PACKAGE_ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.stderr == "" and len(ended.stdout.splitlines()) == 1
+
+
+def test_nothing_is_of_one_system_only():
+    """Windows has none of these modules and functions, and opens text in its own encoding unless it is named."""
+    modules, functions = {"fcntl", "grp", "pwd", "resource", "termios", "tty"}, {"fork", "getuid", "mkfifo", "setuid"}
+    for path in PACKAGE_ROOT.glob("tt_lib/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not names & modules, f"{path}:{node.lineno}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+                assert node.attr not in functions, f"{path}:{node.lineno}"
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
+                own = isinstance(node.func, ast.Attribute)
+                assert not own or any(word.arg == "encoding" for word in node.keywords), f"{path}:{node.lineno}"
+
+
+def test_names_of_files_that_the_tables_lead_to():
+    for path in sorted((PACKAGE_ROOT / "data" / "tables").glob("*.toml")):
+        for cell in read_table(path).cells:
+            assert file_name(f"{cell.label}.lock") == f"{cell.label}.lock", cell.label
+            assert timing_path("C:/my model?", cell).parent.name == "C----my model--"
 
 
 def test_messages_are_text_not_markup(project):

@@ -160,6 +160,26 @@ def test_one_device_for_several_processes_is_refused(monkeypatch):
         join_world("auto")
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "29500"},
+        {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
+    ],
+)
+def test_half_an_environment_is_refused(monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        BadValue, match=r"no processes can be joined by WORLD_SIZE=.*start them with torchrun, or unset"
+    ):
+        join_world("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert join_world("cpu") is None
+
+
 LEAVING = """
 import os, sys, time
 from accelerate import PartialState

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -120,18 +121,28 @@ class OneLineErrors(TyperGroup):
         return super().main(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
+        stops: list[int] = []
+
+        def stop(number: int, frame: Any) -> None:
+            stops.append(number)
+            signal.default_int_handler(number, frame)
+
+        before = signal.signal(signal.SIGINT, stop)
         try:
             check_words(sys.argv[1:])
             return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            say_error("stopped; the same command goes on from what it has kept")
-            raise typer.Exit(130) from stop
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            # Stopped within an import, NumPy and torch turn Ctrl-C into errors of their own.
+            if stops or isinstance(error, KeyboardInterrupt):
+                say_error("stopped; the same command goes on from what it has kept")
+                raise typer.Exit(130) from error
             text = describe(error)
             if text is None:
                 raise
             say_error(f"{type(error).__name__}: {text}")
             raise typer.Exit(2) from error
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def check_words(words: Sequence[str]) -> None:

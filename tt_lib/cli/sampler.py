@@ -232,6 +232,7 @@ def sample(
     Example: `tt sample --nfe 10 --out samples.png`
     """
     from tt_lib.datasets import to_uint8
+    from tt_lib.errors import BadValue
     from tt_lib.figures.pictures import image_grid
     from tt_lib.figures.style import save_figure
     from tt_lib.noise import check_seeds
@@ -240,6 +241,8 @@ def sample(
 
     refuse_overwrite(out, force)
     check_seeds(seed, n)
+    if n > 10_000:
+        raise BadValue(f"a picture shows at most 10,000 images, got --n {n:,}; sample them in parts, by --seed")
     bench = make_bench(model, pick_device(device), batch=batch)
     with progress_bar("sample") as report:
         sampler, name = _sampler(bench, solver, grid, nfe, eta, timing, report)

@@ -60,6 +60,7 @@ def speed(
     """
     from tt_lib.datasets import to_uint8
     from tt_lib.errors import BadValue, choose
+    from tt_lib.metrics.evaluate import MOST
     from tt_lib.metrics.features import load_features, statistics_of
     from tt_lib.metrics.reference import Metric
     from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, write_rows
@@ -70,7 +71,10 @@ def speed(
     if against is not None:
         choose("peer", against, [name for name in SAMPLES if name])
     n = SAMPLES[against] if n is None else n
-    images = images or (10_000 if against in ("pytorch-fid", "one-process") else 256)
+    if n > MOST:
+        raise BadValue(f"n must be at most {MOST:,}, got {n:,}")
+    if images is None:
+        images = 10_000 if against in ("pytorch-fid", "one-process") else 256
     if iterations < 1:
         raise BadValue(f"iterations must be at least 1, got {iterations}")
     path = results_file(results, "speed.csv", SPEED_COLUMNS)

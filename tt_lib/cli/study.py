@@ -24,6 +24,7 @@ from tt_lib.cli.app import (
     work_place,
 )
 from tt_lib.cli.sampler import BatchOption, CompileOption
+from tt_lib.errors import BadValue
 from tt_lib.files import check_writable
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def demo(
     for path in demo_files(out):
         check_writable(path)
     check_n(n)
+    if n > 10_000:
+        raise BadValue(f"a demonstration takes at most 10,000 images, got --n {n:,}; `tt evaluate` measures more")
     where = pick_device(device)
     bench = make_bench(model, where, batch=50)
     dataset = bench.model.card.get("dataset", "cifar10")

@@ -34,6 +34,8 @@ from tt_lib.rows import device_name, provenance, short_hash
 from tt_lib.sampling import Progress, Sampler, batches, run_batches
 
 SETS = 10
+MOST = 10_000_000
+"""More samples than anyone has use for; beyond that a number was mistyped."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ def _load(path: Path | None, vectors: int) -> FeatureStatistics | None:
 
 def check_n(n: int) -> None:
     """Raise :class:`BadValue` unless ``n`` samples divide into the sets, with at least two in each."""
+    if n > MOST:
+        raise BadValue(f"n must be at most {MOST:,}, got {n:,}")
     if n % SETS or n < 2 * SETS:
         raise BadValue(
             f"n must be a multiple of {SETS} and at least {2 * SETS} (the interval is taken from {SETS} sets), got {n}"

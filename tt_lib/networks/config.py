@@ -34,9 +34,9 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "lr", "images", "epochs"):
-            if not 0 < getattr(self, name, 1) < math.inf:
-                raise BadValue(f"{name} must be a number above 0, got {getattr(self, name)}")
+        for name in ("batch", "lr", "images", "epochs", "width"):
+            if not 0 < getattr(self, name, 1) <= 1e12:
+                raise BadValue(f"{name} must be a number above 0 and at most 1e12, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.n < 2:
             raise BadValue(f"an interval needs at least 2 samples, got n = {self.n}")
+        for name, most in {"n": 10_000, "substeps": 1000}.items():  # all are in memory at once
+            if getattr(self, name) > most:
+                raise BadValue(f"{name} of directions must be at most {most:,}, got {getattr(self, name):,}")
         check_seeds(self.seed, self.n)
 
 

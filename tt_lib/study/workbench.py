@@ -268,6 +268,8 @@ def make_bench(
     """
     if batch < 1:
         raise BadValue(f"batch must be at least 1, got {batch}")
+    if batch > 100_000:
+        raise BadValue(f"batch must be at most 100,000, got {batch:,}")
     device = torch.device(device)
     bf16 = device.type == "cuda" if bf16 is None else bf16
     loaded = load_model(model, device)

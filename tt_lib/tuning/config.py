@@ -57,9 +57,11 @@ class TuneConfig:
         choose("strategy", self.strategy, STRATEGIES)
         choose("optimiser", self.optimiser, OPTIMISERS)
         choose("value", self.value, VALUES)
-        for name in ("iterations", "batch", "substeps"):
+        for name, most in {"iterations": 1_000_000, "batch": 100_000, "substeps": 1000}.items():
             if getattr(self, name) < 1:
                 raise BadValue(f"{name} must be at least 1, got {getattr(self, name)}")
+            if getattr(self, name) > most:
+                raise BadValue(f"{name} must be at most {most:,}, got {getattr(self, name):,}")
         if not self.lr > 0:
             raise BadValue(f"the learning rate must be positive, got {self.lr}")
         if self.freeze_last < 0:
