@@ -148,9 +148,9 @@ BAD_TABLES = {
     "n as text": (HEAD.replace("20", '"100"') + ONE_CELL, "n must be a whole number, got the text '100'"),
     "n as a switch": (HEAD.replace("20", "true") + ONE_CELL, "n must be a whole number, got True"),
     "n as a fraction": (HEAD.replace("20", "20.0") + ONE_CELL, "n must be a whole number, got 20.0"),
-    "n beyond all seeds": (
-        HEAD.replace("20", "1000000000") + ONE_CELL,
-        "the seeds 3 to 1000000002 of 1000000000 sampl",
+    "n beyond the last seed": (
+        HEAD.replace("seed = 3", "seed = 999999990") + ONE_CELL,
+        "seeds 999999990 to 1000000009 of",
     ),
     "seed as text": (
         HEAD.replace("seed = 3", 'seed = "3"') + ONE_CELL,
