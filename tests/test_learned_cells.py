@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from test_cli import fails, project, succeeds  # noqa: F401 - a fixture
 
 from tt_lib.errors import BadValue
+from tt_lib.rows import read_rows
 from tt_lib.study.cells import Cell, LearnRecipe, brings_grid, parse_timing, spell_timing
-from tt_lib.tuning.learn import LearnConfig
+from tt_lib.study.workbench import make_bench
+from tt_lib.timing import load_timing
+from tt_lib.tuning.learn import LearnConfig, LearnResult
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(
@@ -59,3 +67,76 @@ def test_a_learned_grid_and_its_timing_go_together():
     for grid, timing in (("uniform", "learned-grid"), ("learned", "untuned"), ("learned", "learned-timing")):
         with pytest.raises(BadValue, match="do not go together"):
             Cell("ddim", grid, 6, timing)
+
+
+# ---- on the command line
+
+TINY = ("--model", "tiny", "--nfe", "4", "--solver", "ddim")
+
+
+@pytest.fixture(autouse=True)
+def shorter(monkeypatch):
+    """Fewer evaluations: what converges is tested elsewhere."""
+    monkeypatch.setattr("tt_lib.tuning.learn.CONVERGED_STEPS", 8)
+    monkeypatch.setattr("tt_lib.tuning.ld3.PAIRS", 4)
+
+
+def test_learned_and_used_by_its_name(project):  # noqa: F811
+    name = "learned-grid-timing,iterations=6,loss=pixels,noises=128,validation=32"
+    succeeds("tune", *TINY, "--timing", name)
+    path = f"data/timings/tiny/ddim-learned-4-{name}.json"
+    timing = load_timing(path)
+    assert (timing.name, timing.grid) == (name, "learned")
+    assert timing.tuning["validation_learned"] < timing.tuning["validation_start"]
+    assert not list(project.glob("data/timings/tiny/*.state"))
+    digits = ("--dataset", "digits", "--features", "digits-resnet", "--n", "20")
+    succeeds("stats", *digits[:4])
+    succeeds("evaluate", *TINY, *digits, "--timing", name, "--results", "runs/named.csv")
+    succeeds("evaluate", *TINY, *digits, "--timing", path, "--results", "runs/file.csv")
+    rows = [read_rows(f"runs/{file}.csv").iloc[0] for file in ("named", "file")]
+    assert [(row["grid"], row["timing"]) for row in rows] == [("learned", name)] * 2
+    assert rows[0]["value"] == rows[1]["value"]
+    error = fails("evaluate", *TINY, *digits, "--timing", name, "--grid", "uniform", "--results", "runs/no.csv")
+    assert "'uniform' do not go together" in error
+    assert "unknown timing 'learned-grid-tau'" in fails("learn", *TINY, "--knobs", "grid,tau")
+    assert "ddpm: it draws noise" in fails("learn", "--model", "tiny", "--solver", "ddpm")
+
+
+def test_the_options_of_learning_are_those_of_the_name(project, monkeypatch):  # noqa: F811
+    """``tt learn`` and ``tt tune`` are one."""
+    names = []
+
+    def learn(bench, cell, recipe, dataset, state, progress):
+        names.append((cell.grid, cell.timing, recipe))
+        return replace(bench.sampler(cell).make_timing("x", [1.0, 0.7, 0.4, 0.1]), grid=cell.grid)
+
+    monkeypatch.setattr("tt_lib.study.workbench.Bench.learn", learn)
+    options = ("--noises", "128", "--seed", "3", "--loss", "pixels", "--start", "logsnr", "--out", "runs/x.json")
+    succeeds("learn", *TINY, "--knobs", "grid,gain", *options)
+    succeeds("learn", *TINY, "--knobs", "timing", *options, "--force")
+    config = LearnConfig(("grid", "gain"), noises=128, seed=3)
+    name = "learned-grid-gain,loss=pixels,noises=128,seed=3,start=logsnr"
+    assert names[0] == ("learned", name, LearnRecipe(config, "pixels", "logsnr"))
+    assert names[1][:2] == ("logsnr", "learned-timing,loss=pixels,noises=128,seed=3")
+
+
+@pytest.mark.parametrize("method", ["gits", "ld3,loss=pixels"])
+def test_other_ways_to_learn(project, method):  # noqa: F811
+    succeeds("tune", *TINY, "--timing", f"learned-{method}", "--out", f"runs/{method}.json")
+    timing = load_timing(f"runs/{method}.json")
+    assert (timing.name, timing.grid, timing.nfe) == (f"learned-{method}", "learned", 4)
+
+
+def test_one_curve_is_learned_once_for_all_numbers_of_evaluations(project, monkeypatch):  # noqa: F811
+    calls = []
+
+    def once(samplers, distance, config, **options):
+        calls.append([len(sampler.evaluations) for sampler in samplers])
+        return [LearnResult(each.make_timing("x", each.grid.times[:-1]), None) for each in samplers]
+
+    monkeypatch.setattr("tt_lib.study.workbench.learn_curve", once)
+    bench, name = make_bench("tiny"), "learned-grid-timing,loss=pixels,points=3"
+    cells = [Cell("ddim", "learned", nfe, name) for nfe in (5, 8)]
+    timings = [bench.tune_by(cell, parse_timing(name), "digits", None, None, project / "state") for cell in cells]
+    assert [timing.nfe for timing in timings] == [5, 8] and {timing.name for timing in timings} == {name}
+    assert calls == [[5, 6, 8, 10]]
