@@ -13,9 +13,9 @@ from tt_lib.figures.results import fd_against_nfe
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, read_rows
 from tt_lib.study.page import (
-    BEGIN,
-    END,
+    END_MARK,
     FIGURE,
+    MARK,
     insert_block,
     main_table,
     manifest,
@@ -158,7 +158,7 @@ def test_the_report(tmp_path, monkeypatch):
     frame = fd_rows(*TWO, ten, heun, CEILING)
     with pytest.raises(CorruptFile, match="lacks the markers"):
         write_report(tmp_path, frame)
-    (tmp_path / "README.md").write_text(f"before {BEGIN}old{END} after", encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"before {MARK}old{END_MARK} after", encoding="utf-8")
     write_report(tmp_path, frame)
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert page.startswith("before ") and page.endswith(" after") and "old" not in page and "25 %" in page
