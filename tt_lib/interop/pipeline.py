@@ -36,7 +36,7 @@ class Calls:
     """Gives each call of a run its tuned time, and refuses a run that the timing is not for.
 
     Call number c is evaluation ``c // calls_per_evaluation``. After the last call of a run the next one begins a new
-    run. ``complete_runs`` counts the runs that were finished.
+    run. ``complete_runs`` counts the runs that were finished. ``gain`` is the factor on the answer to the last call.
 
     Args:
         timing: the conditioning times.
@@ -63,6 +63,7 @@ class Calls:
         self.tuned = index_of_time(torch.tensor(timing.taus, dtype=torch.float64), levels).tolist()
         self.total = timing.nfe * calls_per_evaluation
         self.made, self.complete_runs = 0, 0
+        self.gain = 1.0
 
     def reset(self) -> None:
         """Forget an unfinished run: the next call is the first of a new one."""
@@ -90,11 +91,12 @@ class Calls:
         """
         evaluation = self.made // self.calls_per_evaluation
         timestep = torch.as_tensor(timestep).detach()
-        if not _same(timestep, self.nominal[evaluation]):
+        if not same_timestep(timestep, self.nominal[evaluation]):
             message = self._message(evaluation, timestep)
             # Whoever catches the error starts anew.
             self.reset()
             raise TimingMismatch(message)
+        self.gain = self.timing.gains[evaluation] if self.timing.gains else 1.0
         self.made += 1
         if self.made == self.total:
             self.made, self.complete_runs = 0, self.complete_runs + 1
@@ -116,6 +118,17 @@ class Calls:
             )
         return (*args[:place], self.next_time(args[place], sample), *args[place + 1 :]), kwargs
 
+    def scaled(self, answer: Any) -> Any:
+        """The network's answer to the last call, a tensor, a tuple or what has a ``sample``, times its gain."""
+        if self.gain == 1:
+            return answer
+        if isinstance(answer, Tensor):
+            return self.gain * answer
+        if isinstance(answer, tuple):
+            return (self.gain * answer[0], *answer[1:])
+        answer.sample = self.gain * answer.sample
+        return answer
+
     def _message(self, evaluation: int, timestep: Tensor) -> str:
         first = float(timestep.double().flatten()[0])
         text = (
@@ -124,7 +137,7 @@ class Calls:
             f"the pipeline asks for {first:g} (t = {(first + 1) / self.levels:g}), both with levels={self.levels}, "
             "which must be the scheduler's num_train_timesteps"
         )
-        if self.made and _same(timestep, self.nominal[0]):
+        if self.made and same_timestep(timestep, self.nominal[0]):
             text += f", where a run begins: the run before ended after {self.made} calls of {self.total}"
         elif not self.made and self.complete_runs:
             text += (
@@ -143,7 +156,8 @@ class Calls:
         )
 
 
-def _same(timestep: Tensor, nominal: float) -> bool:
+def same_timestep(timestep: Tensor, nominal: float) -> bool:
+    """Whether a pipeline's ``timestep`` (a number or [B]) is ``nominal``, to the rounding of its dtype."""
     # Half-precision pipelines round their timesteps.
     rounding = torch.finfo(timestep.dtype).eps * abs(nominal) if timestep.is_floating_point() else 0.0
     return bool(((timestep.double() - nominal).abs() <= max(1e-3, rounding)).all())
@@ -160,15 +174,17 @@ class TunedUNet(nn.Module):
         again = TunedUNet.from_pretrained("tuned")
         # pipeline(num_inference_steps=20) raises TimingMismatch: the timing is for 10
 
-    A call ``(sample, timestep, ...)`` becomes ``(sample, tau, ...)``. Which tau is decided by the number of the call,
-    so that evaluations at one time (Heun, PLMS) have a tau each, and the pipeline's timestep is checked against the
-    timing's. After the last call of a run the next call begins a new one; after an interrupted run, call
-    :meth:`reset`. All other attributes (config, dtype, device, add_embedding, ...) are the network's. A pipeline's own
-    ``save_pretrained`` leaves this object out: save it by itself.
+    A call ``(sample, timestep, ...)`` becomes ``(sample, tau, ...)``, and the answer is multiplied by the gain, where
+    the timing has gains. Which tau is decided by the number of the call, so that evaluations at one time (Heun, PLMS)
+    have a tau each, and the pipeline's timestep is checked against the timing's. After the last call of a run the next
+    call begins a new one; after an interrupted run, call :meth:`reset`. All other attributes (config, dtype, device,
+    add_embedding, ...) are the network's. A pipeline's own ``save_pretrained`` leaves this object out: save it by
+    itself.
 
     **What is not checked here**: the scheduler. Another one that asks for the same times (UniPC for DPM-Solver++, DDIM
-    with ``eta`` or ``clip_sample`` for DDIM without) samples with times that were tuned for other steps. And no error
-    tells that a last run was too short, or that there was none. ``tuned_times(pipeline, timing)`` sees all that.
+    with ``eta`` or ``clip_sample`` for DDIM without) samples with times that were tuned for other steps. Gains are for
+    a network that predicts eps, which only a scheduler tells. And no error tells that a last run was too short, or that
+    there was none. ``tuned_times(pipeline, timing)`` sees all that.
 
     Args:
         unet: the network, which is not changed. Its weights are compared as :func:`check_weights` does.
@@ -202,7 +218,7 @@ class TunedUNet(nn.Module):
             TimingMismatch: ``timestep`` is not the timing's nominal time for this call.
         """
         args, kwargs = self.calls.replace(self.unet, args, kwargs)
-        return self.unet(*args, **kwargs)
+        return self.calls.scaled(self.unet(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -358,14 +374,17 @@ def tuned_times(target: Any, timing: Timing, *, calls_per_evaluation: int = 1, l
                 raise
         return replaced
 
-    handle = network.register_forward_pre_hook(before, with_kwargs=True)
+    handles = [network.register_forward_pre_hook(before, with_kwargs=True)]
+    if timing.gains:
+        handles.append(network.register_forward_hook(lambda module, args, answer: calls.scaled(answer)))
     try:
         with _steps_checked(scheduler, timing):
             yield calls
         _check_parts(target, parts)
         calls.finish()
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def check_weights(timing: Timing, network: nn.Module) -> None:
