@@ -246,10 +246,10 @@ def test_a_part_that_is_replaced_within_the_block(part, unet):
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_compiled_network_gets_its_times(in_place, unet):
+def test_a_compiled_network_gets_its_times_and_gains(in_place, unet):
     network = copy.deepcopy(unet)
     scheduler = make("DDIMScheduler", **NO_CLIP)
-    timing = theirs(make("DDIMScheduler", **NO_CLIP))
+    timing = dataclasses.replace(theirs(make("DDIMScheduler", **NO_CLIP)), gains=(1.1, 1.05, 1.0, 0.95, 0.9))
     expected = Pipeline(TunedUNet(network, timing), scheduler)()
     if in_place:
         network.compile(backend="eager")

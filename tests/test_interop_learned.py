@@ -1,0 +1,300 @@
+"""Learned samplers in pipelines of diffusers: their samples are our own from the same noise."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from tt_lib.errors import BadValue, TimingMismatch
+from tt_lib.grids import LEARNED, Grid, make_grid
+from tt_lib.interop import TunedUNet, from_scheduler, to_diffusers, tuned_times
+from tt_lib.networks.unet import make_unet
+from tt_lib.predictors import EpsPredictor
+from tt_lib.sampling import Sampler
+from tt_lib.schedules import Schedule, make_schedule
+from tt_lib.solvers.registry import make_solver
+from tt_lib.timing import Timing
+
+diffusers = pytest.importorskip("diffusers")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+LINEAR = make_schedule("linear")
+SHAPE = (1, 8, 8)
+TIMES = {5: (0.811, 0.5573, 0.3132, 0.1291, 0.00173), 6: (1.0, 0.7251, 0.5, 0.2518, 0.0931, 0.00214)}
+"""Learned times: the first below t = 1 or there, all between the levels but two, one step short."""
+SOLVERS = ["ddim", "dpmpp-2m", "dpmpp-2m,final=lower"]
+SOLVERS += ["unipc", "unipc,final=lower", "unipc,order=2,variant=bh1", "unipc,variant=bh1,final=lower"]
+
+
+@pytest.fixture(scope="module")
+def unet(one_thread):
+    """A tiny network that has learned a little, so that its samples are not far larger than images."""
+    torch.manual_seed(0)
+    unet = make_unet("digits", 16)
+    adam = torch.optim.Adam(unet.parameters(), lr=2e-3)
+    for _ in range(20):
+        n, x, eps = torch.randint(0, 1000, (12,)), torch.rand(12, 1, 1, 1) - 0.5, torch.randn(12, *SHAPE)
+        alpha, sigma = (of((n + 1) / 1000).float().view(-1, 1, 1, 1) for of in (LINEAR.alpha, LINEAR.sigma))
+        loss = (unet(alpha * x + sigma * eps, n).sample - eps).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return unet.eval().requires_grad_(False)
+
+
+def make(
+    unet,
+    solver: str,
+    grid: Grid,
+    gains: bool = False,
+    kind: str = "eps",
+    schedule: Schedule = LINEAR,
+) -> tuple[Sampler, Timing]:
+    """A sampler with a timing that no two evaluations share a ratio or a gain in."""
+    own = make_solver(solver)
+    sampler = Sampler(EpsPredictor(unet, schedule, kind=kind), schedule, own, grid, SHAPE)
+    count = grid.steps
+    taus = [min(1.0, t * (0.9 + 0.8 * k / count)) for k, t in enumerate(grid.times[:-1])]
+    factors = tuple(0.93 + 0.15 * k / count for k in range(count)) if gains else ()
+    timing = sampler.make_timing("learned-grid-timing", taus, gains=factors)
+    return dataclasses.replace(sampler, timing=timing), timing
+
+
+def learned_grid(nfe: int = 5, end: float = 0.0) -> Grid:
+    return Grid(LEARNED, (*TIMES[nfe], end))
+
+
+def noise() -> Tensor:
+    """What a pipeline draws with :func:`generator`."""
+    return torch.randn(2, *SHAPE, generator=generator())
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def as_images(x: Tensor) -> Tensor:
+    return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def pipeline_of(network, scheduler, kind: str = "DDPMPipeline"):
+    pipeline = getattr(diffusers, kind)(network, diffusers.DDPMScheduler())
+    pipeline.scheduler = scheduler
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def run(pipeline, nfe: int, **options) -> Tensor:
+    options |= {"batch_size": 2, "generator": generator(), "num_inference_steps": nfe, "output_type": "np"}
+    return torch.from_numpy(pipeline(**options).images)
+
+
+def recorded(scheduler) -> list:
+    """What each step of a scheduler will answer: a pipeline clips its last state to an image."""
+    states, step = [], scheduler.step
+    scheduler.step = lambda *args, **kwargs: states.append(step(*args, **kwargs)) or states[-1]
+    return states
+
+
+def same(theirs: Tensor, ours: Tensor) -> bool:
+    return bool((theirs - ours).abs().max() < 1e-4)
+
+
+@pytest.mark.parametrize("nfe", [5, 6])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_pipeline_samples_as_this_library_does(solver, nfe, unet):
+    grids = [learned_grid(nfe), learned_grid(nfe, 0.001), make_grid("uniform", nfe, LINEAR)]
+    for grid, gains in zip(grids, (nfe == 6, True, nfe == 5), strict=True):
+        sampler, timing = make(unet, solver, grid, gains)
+        expected = sampler(range(2), start=noise()).x
+        learned = to_diffusers(timing, diffusers.DDIMScheduler())
+        states = recorded(learned)
+        images = run(pipeline_of(TunedUNet(unet, timing), learned), nfe)
+        assert same(images, as_images(expected)), grid
+        assert same(states[-1].prev_sample, expected), grid
+
+
+def test_neither_grid_nor_taus_nor_gains_are_without_effect(unet):
+    timing = make(unet, "unipc", learned_grid(), gains=True)[1]
+    pipeline = pipeline_of(TunedUNet(unet, timing), to_diffusers(timing, diffusers.DDPMScheduler()))
+    samples = [run(pipeline, 5), run(pipeline, 5)]
+    assert torch.equal(*samples)
+    for changed in ({"taus": timing.times}, {"gains": ()}):
+        other = TunedUNet(unet, dataclasses.replace(timing, **changed))
+        assert not same(run(pipeline_of(other, pipeline.scheduler), 5), samples[0])
+    uniform = make(unet, "unipc", make_grid("uniform", 5, LINEAR), gains=True)[0]
+    assert not same(as_images(uniform(range(2), start=noise()).x), samples[0])
+
+
+@pytest.mark.parametrize("kind", ["DDPMPipeline", "DDIMPipeline"])
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "unipc"])
+def test_a_block_of_tuned_times_accepts_the_scheduler(solver, kind, unet):
+    sampler, timing = make(unet, solver, learned_grid(), gains=True)
+    pipeline = pipeline_of(unet, to_diffusers(timing, diffusers.DPMSolverMultistepScheduler()), kind)
+    expected = as_images(sampler(range(2), start=noise()).x)
+    with tuned_times(pipeline, timing) as calls:
+        assert same(run(pipeline, 5), expected)
+        assert calls.complete_runs == 1
+    assert not unet._forward_hooks and not unet._forward_pre_hooks
+    other = make(unet, "unipc,order=2" if solver == "dpmpp-2m" else "dpmpp-2m", learned_grid())[1]
+    with pytest.raises(TimingMismatch, match="with other steps"), tuned_times(pipeline, other):
+        run(pipeline, 5)
+    if kind == "DDIMPipeline":
+        with pytest.raises(TimingMismatch, match=r"eta=0\.5"):
+            run(pipeline_of(TunedUNet(unet, timing), pipeline.scheduler, kind), 5, eta=0.5)
+        # It makes a plain DDIMScheduler of what it is given, and the network's times do not fit it.
+        plain = diffusers.DDIMPipeline(TunedUNet(unet, timing), to_diffusers(timing, diffusers.DDPMScheduler()))
+        with pytest.raises(TimingMismatch, match="call 1 of 5"):
+            run(plain, 5)
+
+
+def test_steps_so_short_that_float32_is_coarse_are_accepted(unet):
+    low, high = (float(LINEAR.lam(t)) for t in (1.0, 0.001))
+    places = torch.tensor([0.0, 0.0011, 0.4, 0.4011, 0.95, 0.9515], dtype=torch.float64)
+    grid = Grid(LEARNED, (*LINEAR.time_of_lam(low + (high - low) * places).tolist(), 0.0))
+    for solver in ("unipc,variant=bh1", "unipc", "dpmpp-2m"):
+        timing = make(unet, solver, grid)[1]
+        with tuned_times(pipeline := pipeline_of(unet, to_diffusers(timing, diffusers.DDPMScheduler())), timing):
+            run(pipeline, 6)
+
+
+@pytest.mark.parametrize(("kind", "prediction"), [("v", "v_prediction"), ("x0", "sample")])
+def test_other_predictions_have_no_gains(kind, prediction, unet):
+    sampler, timing = make(unet, "unipc", learned_grid(), kind=kind)
+    learned = to_diffusers(timing, diffusers.DDIMScheduler(prediction_type=prediction))
+    images = run(pipeline_of(TunedUNet(unet, timing), learned), 5)
+    assert same(images, as_images(sampler(range(2), start=noise()).x))
+    timing = dataclasses.replace(timing, gains=(1.1,) * 5)
+    with pytest.raises(TimingMismatch, match=f"multiply eps, and the network predicts '{prediction}'"):
+        to_diffusers(timing, diffusers.DDIMScheduler(prediction_type=prediction))
+    pipeline = pipeline_of(unet, learned)
+    message = f"multiply eps, and the network predicts {kind}"
+    with pytest.raises(TimingMismatch, match=message), tuned_times(pipeline, timing):
+        run(pipeline, 5)
+
+
+def test_cosine_betas(unet):
+    schedule = make_schedule("cosine")
+    sampler, timing = make(unet, "unipc", learned_grid(), schedule=schedule)
+    learned = to_diffusers(timing, diffusers.PNDMScheduler(beta_schedule="squaredcos_cap_v2"))
+    pipeline, expected = pipeline_of(unet, learned), sampler(range(2), start=noise()).x
+    with tuned_times(pipeline, timing):
+        assert same(run(pipeline, 5), as_images(expected))
+
+
+def test_another_number_of_steps_names_both(unet):
+    timing = make(unet, "unipc", learned_grid())[1]
+    learned = to_diffusers(timing, diffusers.DDPMScheduler())
+    for steps in (4, 6, 1000, None):
+        with pytest.raises(TimingMismatch, match=f"the 5 steps of .*num_inference_steps={steps};") as caught:
+            learned.set_timesteps(steps)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TimingMismatch, match="num_inference_steps=20"):
+        run(pipeline_of(TunedUNet(unet, timing), learned), 20)
+
+
+def test_times_and_levels_are_floats(unet):
+    timing = make(unet, "dpmpp-2m", learned_grid())[1]
+    given = diffusers.DDPMScheduler(clip_sample=False)
+    learned = to_diffusers(timing, given)
+    learned.set_timesteps(5, device="cpu")
+    assert learned.timesteps.dtype == learned.sigmas.dtype == torch.float32 and learned.sigmas.device.type == "cpu"
+    assert torch.allclose(learned.timesteps.double(), torch.tensor(TIMES[5]).double() * 1000 - 1, atol=1e-4)
+    rho = LINEAR.rho(torch.tensor((*TIMES[5], 0.0), dtype=torch.float64))
+    assert torch.allclose(learned.sigmas.double(), rho, rtol=1e-6) and learned.sigmas[-1] == 0
+    assert learned.init_noise_sigma == 1 and learned.scale_model_input(rho, 5) is rho
+    assert given.num_inference_steps is None and given is not learned
+    for number, n in enumerate(learned.timesteps):
+        assert learned.index_for_timestep(n) == learned.index_for_timestep(float(n)) == number
+    assert learned.index_for_timestep(learned.timesteps[0].bfloat16()) == 0
+    with pytest.raises(TimingMismatch, match=r"begins at timestep 999; they begin at 810, 556\.3"):
+        learned.step(noise(), 999, noise())
+    copied = copy.deepcopy(learned)
+    copied.set_timesteps(5)
+    assert torch.equal(copied.timesteps, learned.timesteps)
+
+
+def test_a_variance_beside_the_prediction_is_dropped(unet):
+    learned = to_diffusers(make(unet, "unipc", learned_grid())[1], diffusers.DDPMScheduler())
+    ends = []
+    for answer in (noise(), torch.cat([noise(), noise() + 1], 1)):
+        learned.set_timesteps(5)
+        ends.append(learned.step(answer, learned.timesteps[0], noise()).prev_sample)
+    assert torch.equal(*ends)
+
+
+def test_gains_reach_every_form_of_answer(unet):
+    timing = make(unet, "ddim", learned_grid(), gains=True)[1]
+    n, x, tau = timing.times[0] * 1000 - 1, noise(), torch.full((2,), timing.taus[0] * 1000 - 1)
+    expected = timing.gains[0] * unet(x, tau).sample
+    assert torch.allclose(TunedUNet(unet, timing)(x, n).sample, expected, atol=1e-6)
+    assert torch.allclose(TunedUNet(unet, timing)(x, n, return_dict=False)[0], expected, atol=1e-6)
+    with pytest.raises(TimingMismatch, match="ended after 1 of 5"), tuned_times(unet, timing):
+        assert torch.allclose(unet(x, n).sample, expected, atol=1e-6)
+
+
+def test_a_network_with_gains_is_saved_with_them(unet, tmp_path):
+    timing = make(unet, "ddim", learned_grid(), gains=True)[1]
+    TunedUNet(unet, timing).save_pretrained(tmp_path / "tuned")
+    assert TunedUNet.from_pretrained(tmp_path / "tuned").timing == timing
+
+
+@pytest.mark.parametrize(
+    "solver", ["heun", "deis-tab", "dpmpp-3m", "dpmpp-2s", "ipndm", "dpm-solver-2", "ddpm", "sde-dpmpp-2m"]
+)
+def test_other_solvers_are_refused_by_name(solver, unet):
+    own, steps = make_solver(solver).for_nfe(5)
+    sampler = Sampler(lambda x, t, tau: x, LINEAR, own, make_grid("logsnr", steps, LINEAR), SHAPE)
+    timing = sampler.make_timing("mine", [each.t for each in sampler.evaluations])
+    with pytest.raises(BadValue, match=rf"makes the steps of {solver}.* at any times; this works for ddim"):
+        to_diffusers(timing, diffusers.DDIMScheduler())
+
+
+def test_noise_gamma_and_diffusers_own_are_refused(unet):
+    timing = make(unet, "ddim", learned_grid())[1]
+    cases = [
+        ({"options": {"eta": 0.5}}, "the steps of ddim with eta=0.5 at any times"),
+        ({"solver": "analytic-ddim"}, "the steps of analytic-ddim at any times"),
+        ({"solver": "UniPCMultistepScheduler"}, "diffusers' own UniPCMultistepScheduler"),
+    ]
+    for changed, message in cases:
+        with pytest.raises(BadValue, match=message):
+            to_diffusers(dataclasses.replace(timing, **changed), diffusers.DDIMScheduler())
+
+
+def test_schedulers_of_another_network_are_refused(unet):
+    timing = make(unet, "unipc", learned_grid())[1]
+    by_hand = diffusers.DDIMScheduler()
+    by_hand.alphas_cumprod = by_hand.alphas_cumprod**1.1
+    cases = [
+        (diffusers.DDIMScheduler(beta_schedule="scaled_linear"), "'linear', and DDIMScheduler has 'scaled_linear"),
+        (diffusers.DDIMScheduler(num_train_timesteps=100), "'linear', and DDIMScheduler has 'linear-0.0001-0.02-100'"),
+        (diffusers.DDPMScheduler(beta_schedule="sigmoid"), "betas 'sigmoid'"),
+        (diffusers.DDIMScheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr=True"),
+        (diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"), "prediction_type 'flow_prediction'"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler: it samples a flow"),
+        (by_hand, "not those of its configuration"),
+        (None, "NoneType"),
+    ]
+    for scheduler, message in cases:
+        with pytest.raises((BadValue, TimingMismatch), match=message) as caught:
+            to_diffusers(timing, scheduler)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TimingMismatch, match="'continuous-linear', and DDIMScheduler has 'linear'"):
+        to_diffusers(dataclasses.replace(timing, schedule="continuous-linear"), diffusers.DDIMScheduler())
+    # A learned scheduler says what the network was trained on, too.
+    to_diffusers(timing, to_diffusers(timing, diffusers.DDIMScheduler()))
+
+
+def test_no_configuration_holds_the_times(unet, tmp_path):
+    learned = to_diffusers(make(unet, "unipc", learned_grid())[1], diffusers.DDPMScheduler())
+    with pytest.raises(BadValue, match=r"cannot be saved.*save the timing"):
+        learned.save_pretrained(tmp_path / "scheduler")
+    assert not (tmp_path / "scheduler").exists()
+    with pytest.raises(BadValue, match="cannot be made from a configuration"):
+        type(learned).from_config(learned.config)
+    with pytest.raises(BadValue, match="cannot make LearnedUniPC anew from its configuration"):
+        from_scheduler(learned, 5)
