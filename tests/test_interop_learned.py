@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 
 import pytest
 import torch
 from torch import Tensor
 
 from tt_lib.errors import BadValue, TimingMismatch
+from tt_lib.files import PACKAGE_ROOT
 from tt_lib.grids import LEARNED, Grid, make_grid
 from tt_lib.interop import TunedUNet, from_scheduler, to_diffusers, tuned_times
 from tt_lib.networks.unet import make_unet
@@ -298,3 +300,14 @@ def test_no_configuration_holds_the_times(unet, tmp_path):
         type(learned).from_config(learned.config)
     with pytest.raises(BadValue, match="cannot make LearnedUniPC anew from its configuration"):
         from_scheduler(learned, 5)
+
+
+def test_the_examples_of_the_guide_run(monkeypatch):
+    guide = (PACKAGE_ROOT / "notebooks/commands.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", guide, flags=re.S)
+    assert any("to_diffusers" in example for example in examples)
+    monkeypatch.chdir(PACKAGE_ROOT)
+    names: dict = {}
+    for example in examples:
+        exec(example.replace("batch_size=4", "batch_size=1"), names)
+    assert len(names["images"]) == 1
