@@ -179,7 +179,9 @@ def to_diffusers(timing: Timing, scheduler: Any) -> LearnedDPMSolver | LearnedUn
 def _kind_of(timing: Timing) -> tuple[type[LearnedDPMSolver | LearnedUniPC], dict[str, Any]]:
     """The class whose steps are those of a timing's solver, and its options, which lower no order by themselves."""
     if timing.solver not in SOLVERS:
-        raise BadValue(f"the timing is for diffusers' own {timing.solver} and its own times; sample with that scheduler")
+        raise BadValue(
+            f"the timing is for diffusers' own {timing.solver} and its own times; sample with that scheduler"
+        )
     solver = make_solver(timing.solver, **timing.options)
     if not solver.stochastic:
         options = solver.defaults | solver.options
