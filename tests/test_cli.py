@@ -508,12 +508,13 @@ def test_state_of_another_tuning(pipeline):
 
 PLACES = {
     ("tune",): {"--out": ".json"},
+    ("learn",): {"--out": ".json"},
     ("sample",): {"--out": ".png"},
     ("evaluate",): {"--results": ".csv", "--work": ""},
     ("table", "--config", "data/table.toml"): {"--results": ".csv", "--work": ""},
     ("floor",): {"--results": ".csv"},
     ("direction",): {"--results": ".csv", "--work": "", "--figure": ".png"},
-    ("speed",): {"--results": ".csv"},
+    ("speed", "--against", "diffusers"): {"--results": ".csv"},
     ("demo",): {"--out": ""},
     ("train", "--out", "runs/never"): {"--results": ".csv", "--out": ""},
     ("features", "--out", "runs/never"): {"--results": ".csv", "--out": ""},
@@ -527,7 +528,7 @@ DEFAULT_PLACES = [
     ),
     *((*words, "results/fd.csv") for words in (("evaluate",), ("table", "--config", "data/table.toml"), ("floor",))),
     ("direction", "results/direction.csv"),
-    ("speed", "results/speed.csv"),
+    ("speed", "--against", "diffusers", "results/speed.csv"),
     ("stats", "stats/cifar10-train-cifar10-resnet.safetensors"),
     ("card", "MANIFEST.csv"),
     ("card", "results/README.md"),

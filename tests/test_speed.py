@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -16,17 +15,14 @@ from PIL import Image
 from pytorch_fid import fid_score
 from scipy import linalg
 from test_evaluate import tiny_project
-from test_world import launch
 from torch import nn
 from typer.testing import CliRunner
 
 from tt_lib.cli import app
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue
-from tt_lib.metrics.evaluate import Measured
 from tt_lib.metrics.features import Features
 from tt_lib.metrics.inception import FILE
-from tt_lib.metrics.world import World
 from tt_lib.networks.running import make_predictor
 from tt_lib.networks.unet import Model
 from tt_lib.predictors import Chunked
@@ -35,7 +31,6 @@ from tt_lib.schedules import make_schedule
 from tt_lib.study import speed
 from tt_lib.study.cells import Cell
 from tt_lib.study.workbench import Bench, make_bench
-from tt_lib.tuning import TuneConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -97,8 +92,7 @@ def by(rows, words):
 
 
 def test_ratios_say_how_many_times_better_ours_is():
-    assert [speed.speed_row("a", 2.0, 6.0, unit, CPU)["ratio"] for unit in ("s", "loss", "images/s", "FD")] == [
-        3.0,
+    assert [speed.speed_row("a", 2.0, 6.0, unit, CPU)["ratio"] for unit in ("s", "images/s", "FD")] == [
         3.0,
         0.333,
         0.333,
@@ -114,20 +108,7 @@ def test_the_best_of_several_runs_counts(monkeypatch):
     assert "".join(ran) == "ab" * (1 + speed.REPEATS)
 
 
-# Our own, and against diffusers
-
-
-def test_overhead_is_measured_without_the_network_and_beside_the_same_evaluations(bench, calls, monkeypatch):
-    monkeypatch.setattr(speed, "REPEATS", 1)
-    rows = speed.measure_overhead(bench, [Cell("ddim", "uniform", 3), Cell("ddpm", "uniform", 2)], False, **QUIET)
-    assert calls == [4] * 2 * (2 * 3 + 2 * 2), "whole runs and the network alone: each to warm up and for the clock"
-    assert [row["what"] for row in rows] == [
-        f"{part}, {cell}, batch 4: peer the network"
-        for cell in ("ddim, uniform, NFE 3", "ddpm, uniform, NFE 2")
-        for part in ("whole run", "solver and engine")
-    ]
-    for whole, row in zip(rows[::2], rows[1::2], strict=True):
-        assert 0 < row["ours"] < row["peer"] == whole["peer"] and whole["ours"] > 0
+# Against diffusers
 
 
 def test_both_sides_sample_as_many_images_in_as_many_evaluations(bench, calls, monkeypatch):
@@ -234,65 +215,6 @@ def test_grey_images_are_refused(tiny, tmp_path):
         )
 
 
-# Against the authors
-
-
-def test_tuning_rows_say_what_the_timings_are_worth(bench, images):
-    cell = Cell("ddim", "uniform", 3)
-    rows = speed.measure_against_authors(bench, images[:6], "generated", cell=cell, iterations=2, **QUIET)
-    assert [row["unit"] for row in rows] == ["s", "loss", "loss", "loss", "loss"]
-    for config, column in ((speed.OURS, "ours"), (TuneConfig(iterations=2), "peer")):
-        timing = bench.tune(cell, config, images[:3], "generated").timing
-        for objective in ("consistency", "truncation"):
-            row = by(
-                rows, f"{objective} of 3 held-out images, ddim, uniform, 3 steps, unet, 3 generated images, parallel"
-            )
-            loss = speed.held_out_loss(bench, cell, timing, images[3:6], objective)
-            assert row[column] == pytest.approx(loss, rel=1e-4)
-
-
-def test_held_out_loss_is_the_loss_that_is_minimised(bench, images):
-    """On the images and the noise of the tuning it is the tuner's own record of the tuned losses."""
-    cell = Cell("ddim", "uniform", 3)
-    timing = bench.tune(cell, TuneConfig(optimiser="search", seed=1), images[:4], "generated").timing
-    losses = timing.tuning["loss_tuned"]
-    found = speed.held_out_loss(bench, cell, timing, images[:4], "consistency")
-    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-    with pytest.raises(BadValue, match="no step but the last"):
-        speed.held_out_loss(bench, Cell("ddim", "uniform", 1), None, images[:2], "consistency")
-    with pytest.raises(BadValue, match="at least 2 are needed, got 1"):
-        speed.measure_against_authors(bench, images[:1], "generated", cell=cell, iterations=1, **QUIET)
-
-
-# Several processes
-
-
-def test_two_processes_against_one_in_one_run(tiny):
-    words = "--against one-process --model tiny --features digits-resnet --source generated --images 12 --samples 20"
-    said = launch(tiny, 2, "speed", *words.split(), "--batch", "1", "--nfe", "2", "--results", "runs/speed.csv")
-    rows = read_rows(tiny / "runs" / "speed.csv", SPEED_COLUMNS)
-    assert len(rows) == 2 and set(rows["device"]) == {"2 x cpu (1 threads)"} and said.count("2 rows written") == 1
-    assert rows["what"][0].endswith("2 processes, peer one") and rows["unit"][0] == "images/s"
-    assert rows["ratio"][0] == pytest.approx(rows["ours"][0] / rows["peer"][0], rel=1e-2)
-    assert rows["what"][1].endswith("distance by 2 processes and by one, relative difference")
-    assert rows["ours"][1] < 1e-6 and np.isnan(rows["ratio"][1])
-
-
-def test_distances_that_rounding_does_not_explain_are_refused(monkeypatch, bench, tmp_path):
-    """The second process is not there, and the first measures other samples as both."""
-    values = iter((2.0, 2.000001, 2.0, 2.00001))
-    monkeypatch.setattr(speed, "measure", lambda *_, **__: Measured(next(values), 0, 0))
-    monkeypatch.setattr(speed, "warm_up", lambda *_: None)
-    monkeypatch.setattr(World, "gather", lambda self, value: [value])
-    metric, options = SimpleNamespace(features=FEATURES), {"cell": CELL, "n": 20, "compiled": False, **QUIET}
-    rows = speed.measure_against_one_process(bench, metric, tmp_path, World(0, 2), **options)
-    assert rows[1]["ours"] == pytest.approx(5e-7) and rows[1]["device"].startswith("2 x ")
-    with pytest.raises(
-        BadValue, match=r"measured 2\.0 and 2 measured 2\.00001, which should be the same but for 1e-06"
-    ):
-        speed.measure_against_one_process(bench, metric, tmp_path, World(0, 2), **options)
-
-
 # The command
 
 
@@ -302,34 +224,21 @@ def tt(*words) -> str:
         return " ".join(CliRunner().invoke(app, sys.argv[1:]).output.split())
 
 
-SMALL = ("--nfe", "2", "--features", "digits-resnet", "--source", "generated", "--images", "2", "--batch", "5")
+SMALL = ("--nfe", "2", "--source", "generated", "--images", "2", "--batch", "5")
 
 
-def test_our_own_speeds_by_command(tiny, monkeypatch):
+def test_a_peer_by_command(tiny, monkeypatch):
     monkeypatch.setattr(speed, "REPEATS", 1)
-    said = tt(*SMALL, "--n", "12", "--results", "runs/own.csv")
-    rows = read_rows("runs/own.csv", SPEED_COLUMNS)
-    assert "9 rows written to runs/own.csv" in said and rows["unit"].tolist() == ["s"] * 7 + ["images/s"] * 2
-    tuning, sampling, evaluating = rows.iloc[6:].to_dict("records")
-    assert tuning["ratio"] == pytest.approx(tuning["peer"] / tuning["ours"], rel=2e-3)
-    assert sampling["ratio"] == pytest.approx(sampling["ours"] / sampling["peer"], rel=2e-3)
-    assert np.isnan(evaluating["peer"]) and "tuned, peer untuned" in said
-
-
-@pytest.mark.parametrize(("against", "rows"), [("diffusers", 1), ("authors", 5)])
-def test_peers_by_command(tiny, monkeypatch, against, rows):
-    monkeypatch.setattr(speed, "REPEATS", 1)
-    words = ("--against", against, *SMALL, "--iterations", "2", "--results", f"runs/{against}.csv")
-    assert f"{rows} rows written" in tt(*words, *(("--n", "4") if against == "diffusers" else ()))
+    said = tt("--against", "diffusers", *SMALL, "--n", "4", "--results", "runs/diffusers.csv")
+    [row] = read_rows("runs/diffusers.csv", SPEED_COLUMNS).to_dict("records")
+    assert "1 rows written to runs/diffusers.csv" in said and row["unit"] == "images/s"
+    assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], rel=2e-3)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--against", "one-process"), "there is one process only"),
-        (("--against", "nobody"), "unknown peer 'nobody'; choose one of: authors, diffusers, one-process, pytorch-fid"),
-        (("--against", "authors", "--iterations", "0"), "iterations must be at least 1, got 0"),
-        (("--n", "1"), "n must be at least 2, got 1"),
+        (("--against", "nobody"), "unknown peer 'nobody'; choose one of: diffusers, pytorch-fid"),
         (("--against", "pytorch-fid"), "have 1 channels"),
     ],
 )

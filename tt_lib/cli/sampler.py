@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -205,8 +204,7 @@ def _sampler(
     else:
         cell = Cell(solver, grid or (LEARNED if brings_grid(timing) else "uniform"), nfe, timing, eta)
         ratio = read_constant(timing)
-        untuned = replace(cell, timing="untuned")
-        tuned = constant_timing(bench.sampler(untuned), ratio) if ratio else require_timing(bench.model.name, cell)
+        tuned = constant_timing(bench.sampler(cell), ratio) if ratio else require_timing(bench.model.name, cell)
     bench.ensure_gamma(
         cell, tuned, lambda: bench.tuning_images("generated", GAMMA_IMAGES, "", None), "generated", report
     )

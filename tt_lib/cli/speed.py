@@ -1,40 +1,31 @@
-"""``tt speed``: what tuning, sampling and evaluating cost, and what they cost elsewhere."""
+"""``tt speed``: how fast sampling and evaluating are, beside how fast they are elsewhere."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tt_lib.cli.app import DataOption, DatasetOption, DeviceOption, pick_devices, place, results_file, say
+from tt_lib.cli.app import DataOption, DatasetOption, DeviceOption, pick_device, place, results_file, say
 from tt_lib.cli.sampler import BatchOption, CompileOption
 
-SAMPLES = {None: 10_000, "diffusers": 1024, "pytorch-fid": 50_000, "authors": 0, "one-process": 50_000}
-"""What can be measured, and of how many samples."""
+SAMPLES = {"diffusers": 1024, "pytorch-fid": 50_000}
+"""The peers, and of how many samples the time is taken."""
 
 
 def speed(
-    model: Annotated[str, typer.Option(help="A model folder, a shipped model or its data set.")] = "cifar10",
     against: Annotated[
-        str | None,
+        str,
         typer.Option(
             help="diffusers: sampling, against its DDIMPipeline. pytorch-fid: an evaluation, against PNG files and its "
-            "command. authors: tuning in one batch, against the authors' procedure. one-process (under torchrun): an "
-            "evaluation by all processes, against one. [default: our own speeds, and the overhead beside the network]"
+            "command."
         ),
-    ] = None,
+    ],
+    model: Annotated[str, typer.Option(help="A model folder, a shipped model or its data set.")] = "cifar10",
     nfe: Annotated[int, typer.Option(help="Network evaluations for an image.")] = 10,
-    features: Annotated[str, typer.Option(help="Features of an evaluation.")] = "cifar10-resnet",
-    iterations: Annotated[int, typer.Option(help="Of the authors' Adam, for each step.")] = 500,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            help="Images to tune on, and with --against authors as many held out [default: 256]; else those of the "
-            "reference [default: 10000]."
-        ),
-    ] = None,
+    images: Annotated[int, typer.Option(help="Images of pytorch-fid's reference.")] = 10_000,
     source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
     dataset: DatasetOption = "cifar10",
     data: DataOption = None,
@@ -43,7 +34,7 @@ def speed(
         typer.Option(
             "--n",
             "--samples",
-            help="Samples to time [default: 10000; diffusers: 1024; pytorch-fid and one-process: 50000].",
+            help="Samples to time [default: 1024; pytorch-fid: 50000].",
         ),
     ] = None,
     batch: BatchOption = 500,
@@ -54,58 +45,31 @@ def speed(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure seconds of tuning, and images a second of sampling and of evaluating, as rows.
+    """Measure images a second of sampling or of evaluating beside a peer, as rows.
 
-    On a CPU ask for little: `tt speed --source generated --images 2 --n 20 --batch 20 --nfe 2`.
+    On a CPU ask for little: `tt speed --against diffusers --n 20 --batch 20 --nfe 2`.
     """
-    from tt_lib.datasets import to_uint8
     from tt_lib.errors import BadValue, choose
     from tt_lib.metrics.evaluate import MOST
-    from tt_lib.metrics.features import load_features, statistics_of
-    from tt_lib.metrics.reference import Metric
     from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, write_rows
     from tt_lib.study import speed as study
     from tt_lib.study.cells import Cell
     from tt_lib.study.workbench import make_bench
 
-    if against is not None:
-        choose("peer", against, [name for name in SAMPLES if name])
+    choose("peer", against, SAMPLES)
     n = SAMPLES[against] if n is None else n
     if n > MOST:
         raise BadValue(f"n must be at most {MOST:,}, got {n:,}")
-    if images is None:
-        images = 10_000 if against in ("pytorch-fid", "one-process") else 256
-    if iterations < 1:
-        raise BadValue(f"iterations must be at least 1, got {iterations}")
     path = results_file(results, "speed.csv", SPEED_COLUMNS)
-    world, where = pick_devices(device)
-    bench, cell = make_bench(model, where, batch=batch, compile=compile), Cell("ddim", "uniform", nfe)
-    common: dict[str, Any] = {"n": n, "tell": say if world.main else lambda text: None}
-    with tempfile.TemporaryDirectory() as folder:
-        if against == "diffusers":
-            rows = study.measure_against_diffusers(bench, steps=nfe, compiled=compile, **common)
-        elif against == "pytorch-fid":
-            pictures = bench.tuning_images(source, images, dataset, data)
+    bench, cell = make_bench(model, pick_device(device), batch=batch, compile=compile), Cell("ddim", "uniform", nfe)
+    if against == "diffusers":
+        rows = study.measure_against_diffusers(bench, steps=nfe, n=n, compiled=compile, tell=say)
+    else:
+        pictures = bench.tuning_images(source, images, dataset, data)
+        with tempfile.TemporaryDirectory() as folder:
             rows = study.measure_against_pytorch_fid(
-                bench, pictures, Path(folder), cell=cell, compiled=compile, **common
+                bench, pictures, Path(folder), cell=cell, n=n, compiled=compile, tell=say
             )
-        elif against == "authors":
-            pictures = bench.tuning_images(source, 2 * images, dataset, data)
-            rows = study.measure_against_authors(
-                bench, pictures, source, cell=cell, iterations=iterations, tell=common["tell"]
-            )
-        elif against == "one-process":
-            extractor = load_features(features, where)
-            pictures = to_uint8(bench.tuning_images(source, images, dataset, data))
-            metric = Metric(extractor, statistics_of(pictures, extractor, batch))
-            rows = study.measure_against_one_process(
-                bench, metric, Path(folder), world, cell=cell, compiled=compile, **common
-            )
-        else:
-            pictures, extractor = bench.tuning_images(source, images, dataset, data), load_features(features, where)
-            rows = study.measure_own(bench, extractor, pictures, source, cell=cell, compiled=compile, **common)
-    if not rows:
-        return
     write_rows(path, rows, SPEED_COLUMNS, SPEED_KEY)
     for row in rows:
         peer = f" against {row['peer']}" if row["peer"] != "" else ""

@@ -92,7 +92,7 @@ def calls_figure(timing: Timing) -> Figure:
 def calls_explorer() -> Any:
     """A choice of schedulers, a slider for the number of steps, and :func:`calls_figure` of :func:`toy_timing`."""
     scheduler = ipywidgets.Dropdown(options=list(SCHEDULERS), value="Heun", description="scheduler")
-    steps = ipywidgets.IntSlider(value=5, min=2, max=10, description="steps", continuous_update=False)
+    steps = ipywidgets.IntSlider(value=5, min=3, max=10, description="steps", continuous_update=False)
     return explorer([scheduler, steps], lambda name, count: calls_figure(toy_timing(name, count)), width=720)
 
 

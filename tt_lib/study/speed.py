@@ -1,4 +1,4 @@
-"""What things cost: seconds of tuning, images a second of sampling and of evaluating, as rows of ``speed.csv``.
+"""Images a second of sampling and of evaluating, beside diffusers and pytorch-fid, as rows of ``speed.csv``.
 
 A row has our time and, where there is one, that of a peer, which runs in the same process, on the same device and
 with the same network. Everything runs once before it is timed, so no side pays for compiling.
@@ -11,11 +11,9 @@ import os
 import re
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,32 +26,23 @@ from torch import Tensor
 from torch.utils.benchmark import timer
 
 from tt_lib.datasets import to_uint8
-from tt_lib.engine import drive
 from tt_lib.errors import BadValue, MissingFile
 from tt_lib.metrics.evaluate import SETS, check_n, measure, sample_statistics
 from tt_lib.metrics.features import INCEPTION, Features, make_fast, statistics_of
 from tt_lib.metrics.inception import DIMENSION, FILE, InceptionFeatures, find_inception, plant_random_inception
 from tt_lib.metrics.reference import Metric
 from tt_lib.metrics.world import ALONE, World
-from tt_lib.noise import SampleNoise, StartNoise
+from tt_lib.noise import StartNoise
 from tt_lib.rows import device_name, provenance
-from tt_lib.sampling import Sampler, batches, run_batches, sample_images
+from tt_lib.sampling import Sampler, batches, sample_images
 from tt_lib.study.cells import Cell
 from tt_lib.study.run_cells import Row
 from tt_lib.study.workbench import Bench
-from tt_lib.timing import UNTUNED, Timing
-from tt_lib.tuning import OBJECTIVES, STRATEGIES, TuneConfig
-from tt_lib.tuning.problems import Problems
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
-LESS_IS_BETTER = ("s", "loss")
+LESS_IS_BETTER = ("s",)
 REPEATS = 5
-OVERHEAD = ("ddim", "dpmpp-2m", "unipc")
-"""Solvers whose own time is measured."""
-AUTHORS, OURS = TuneConfig(), TuneConfig(strategy="parallel", optimiser="search")
-ROUNDING = 1e-6
-"""The largest relative difference of two distances of the same samples that is put down to rounding."""
 RESTORED_SQRTM = """
 import runpy
 from scipy import linalg
@@ -97,83 +86,6 @@ def speed_row(what: str, ours: float, peer: float | None, unit: str, device: tor
         "device": device_name(device),
         **provenance(),
     }
-
-
-# Our own speeds
-
-
-def measure_overhead(bench: Bench, cells: Sequence[Cell], compiled: bool, tell: Tell) -> list[Row]:
-    """Seconds of one batch beside those of the same evaluations of the network alone: two rows for each cell.
-
-    - The whole run. Its ratio is the network's share: 0.98 is an overhead of 2 %. The CPU prepares a solver's next step
-      while a GPU works on the last, so this is less than the sum of both.
-    - Solver and engine alone, with the network's answer there already.
-    """
-    rows = []
-    for cell in cells:
-        tell(f"overhead of {cell.label}, batch {bench.batch}")
-        sampler, t = bench.sampler(cell), torch.tensor(0.5, dtype=torch.float64)
-        noise = SampleNoise(range(bench.batch))
-        start = noise.start(sampler.shape).to(bench.device)
-        answer = torch.zeros_like(start)
-
-        def run(predictor, sampler: Sampler = sampler, start: Tensor = start, noise: SampleNoise = noise) -> None:
-            drive(sampler.solver(start, sampler.grid, sampler.schedule, noise), predictor)
-
-        @torch.no_grad()
-        def network(sampler: Sampler = sampler, start: Tensor = start, t: Tensor = t, nfe: int = cell.nfe) -> None:
-            for _ in range(nfe):
-                sampler.predictor(start, t, t)
-
-        whole, around, alone = fastest(
-            partial(run, sampler.predictor), partial(run, lambda x, t, tau, answer=answer: answer), network
-        )
-        how = f"{cell.solver}, {cell.grid}, NFE {cell.nfe}, batch {bench.batch}{', compiled' if compiled else ''}"
-        for what, ours in (("whole run", whole), ("solver and engine", around)):
-            rows.append(speed_row(f"{what}, {how}: peer the network", ours, alone, "s", bench.device))
-    return rows
-
-
-def measure_own(
-    bench: Bench, features: Features, images: Tensor, source: str, *, cell: Cell, n: int, compiled: bool, tell: Tell
-) -> list[Row]:
-    """Rows of the overhead beside the network, of tuning (parallel against sequential), sampling (tuned against
-    untuned) and evaluating.
-
-    Args:
-        images: to tune on, [P, C, H, W] in [-1, 1].
-        source: where they come from, ``real`` or ``generated``.
-        n: samples that are timed, at least two.
-    """
-    if n < 2:
-        raise BadValue(f"n must be at least 2, got {n}")
-    rows = measure_overhead(bench, [replace(cell, solver=solver) for solver in OVERHEAD], compiled, tell)
-    where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps"
-    tell("first runs, which are not timed (compiling, if asked for, takes a minute)")
-    timing = bench.tune(cell, OURS, images, source).timing
-    samplers = {UNTUNED: bench.sampler(cell), "tuned": bench.sampler(cell, timing)}
-    start = StartNoise(bench.model.shape, bench.device)
-    sample_statistics(samplers[UNTUNED], features, range(n), batch=bench.batch, start=start)
-
-    spent, rates = {}, {}
-    for strategy in STRATEGIES:
-        tell(f"tuning, consistency, {strategy}")
-        config = replace(OURS, strategy=strategy)
-        spent[strategy], _ = timed(partial(bench.tune, cell, config, images, source))
-    for name, sampler in samplers.items():
-        tell(f"sampling, {name}")
-        runs = run_batches(sampler, list(batches(0, n, bench.batch)), start)
-        rates[name] = n / timed(partial(deque, runs, maxlen=0))[0]
-    tell("evaluating: sampling, features and statistics in one stream")
-    job = partial(sample_statistics, samplers["tuned"], features, range(n), batch=bench.batch, start=start)
-    rates["evaluating"] = n / timed(job)[0]
-    what = f"tuning {where}, consistency, search, {len(images)} images: parallel, peer sequential"
-    return [
-        *rows,
-        speed_row(what, spent["parallel"], spent["sequential"], "s", bench.device),
-        speed_row(f"sampling {where}: tuned, peer untuned", rates["tuned"], rates[UNTUNED], "images/s", bench.device),
-        speed_row(f"evaluating {where}, {features.name}", rates["evaluating"], None, "images/s", bench.device),
-    ]
 
 
 # Against diffusers
@@ -394,135 +306,3 @@ def run_pytorch_fid(pngs: Path, reference: Path, device: torch.device, weights: 
         last = (ended.stderr.strip() or "no message").splitlines()[-1]
         raise BadValue(f"pytorch-fid ended with code {ended.returncode} and without a distance: {last}")
     return float(printed[1])
-
-
-# Against the authors
-
-
-def measure_against_authors(
-    bench: Bench, images: Tensor, source: str, *, cell: Cell, iterations: int, tell: Tell
-) -> list[Row]:
-    """Tuning in one batch beside the authors' procedure, with what both timings are worth.
-
-    The peer is the paper's own way with the defaults of the authors' code (:class:`tt_lib.tuning.TuneConfig`):
-    consistency, one step after another on the states of the tuned sampler, 500 iterations of Adam each. Ours is the
-    same objective for all steps in one batch by a search. Being faster says nothing unless the timings are as good,
-    so both, and no timing at all, are compared on images that neither was tuned on. (Their Fréchet distances are rows
-    of `fd.csv`: the table of ablations has them.)
-
-    Args:
-        images: [2 P, C, H, W] in [-1, 1]: the first half is tuned on, the second is held out.
-        source: where they come from.
-        iterations: of the peer's Adam, fewer for a rehearsal.
-
-    Raises:
-        BadValue: fewer than two images.
-    """
-    if len(images) < 2:
-        raise BadValue(f"one half of the images is held out, so at least 2 are needed, got {len(images)}")
-    images, held_out = images.chunk(2)
-    tell("first runs, which are not timed (compiling, if asked for, takes a minute)")
-    bench.tune(cell, OURS, images, source)
-    bench.tune(cell, replace(AUTHORS, iterations=2), images, source)
-
-    timings: dict[str, Timing | None] = {UNTUNED: None}
-    spent = {}
-    for name, config in {"parallel": OURS, "authors": replace(AUTHORS, iterations=iterations)}.items():
-        tell(f"tuning, {config.name}, {config.optimiser}")
-        spent[name], result = timed(partial(bench.tune, cell, config, images, source))
-        timings[name] = result.timing
-    peer = f"peer the authors' procedure (sequential, Adam, {iterations} iterations a step)"
-    where = f"{cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, {len(images)} {source} images"
-    what = f"tuning {where}, consistency, parallel, search: {peer}"
-    rows = [speed_row(what, spent["parallel"], spent["authors"], "s", bench.device)]
-    tell("what the timings are worth")
-    for objective in OBJECTIVES:
-        losses = {name: held_out_loss(bench, cell, timing, held_out, objective) for name, timing in timings.items()}
-        for name in ("parallel", UNTUNED):
-            what = f"{objective} of {len(held_out)} held-out images, {where}, {name}: {peer}"
-            rows.append(speed_row(what, losses[name], losses["authors"], "loss", bench.device))
-    return rows
-
-
-@torch.no_grad()
-def held_out_loss(bench: Bench, cell: Cell, timing: Timing | None, images: Tensor, objective: str) -> float:
-    """The mean over the tuned steps of an objective along a sampler's own way from noised images, in float32.
-
-    The loss of each step is taken at the state that the steps before it, with their taus, have reached: what the
-    authors minimise. The last step, which neither side tunes, does not count.
-
-    Args:
-        timing: None is untuned.
-        images: x0 [P, ...] in [-1, 1].
-        objective: ``consistency`` or ``truncation``; sums over pixels, means over images.
-    """
-    sampler = replace(bench.sampler(cell), predictor=bench.tuner_predictor)
-    problems = Problems(sampler, images, objective, AUTHORS.substeps, seed=1)
-    taus = timing.taus if timing else [each.t for each in sampler.evaluations]
-    answers: list[Tensor] = []
-    losses = []
-    for index, each in enumerate(sampler.evaluations):
-        if each.step >= sampler.grid.steps - AUTHORS.freeze_last:
-            break
-        problem = problems.sequential(index, answers)
-        losses.append(problem.losses(torch.tensor([taus[index]], dtype=torch.float64)).item())
-        answers.append(problem.answer_at(taus[index]))
-    if not losses:
-        raise BadValue(f"{cell.label} has no step but the last, which is not tuned; give more evaluations")
-    return sum(losses) / len(losses)
-
-
-# Against one process
-
-
-def measure_against_one_process(
-    bench: Bench, metric: Metric, folder: Path, world: World, *, cell: Cell, n: int, compiled: bool, tell: Tell
-) -> list[Row]:
-    """Two rows: images a second of all processes together, beside those of the main one while the others wait, and how
-    far their distances lie apart.
-
-    Both begin with seeds and end with a distance and its interval. All processes run the same kernels
-    (:func:`tt_lib.networks.running.compile_network`), so the distances differ by the order in which statistics are
-    added.
-
-    Args:
-        folder: an empty folder for the state, the same for all processes or one for each: the main process writes.
-
-    Raises:
-        BadValue: there is only one process, or rounding does not explain how far the distances lie apart.
-    """
-    if world.size == 1:
-        raise BadValue(
-            "there is one process only; start it with "
-            "torchrun --nproc_per_node 2 -m tt_lib speed --against one-process ..."
-        )
-    sampler = bench.sampler(cell)
-
-    def job(who: World, work: str) -> float:
-        return measure(sampler, metric, n, batch=bench.batch, work=folder / work, world=who).value
-
-    tell("first runs, which are not timed (compiling, if asked for, takes minutes)")
-    warm_up(sampler, metric, bench.batch, n, world)
-    tell(f"{n} samples by one process")
-    world.gather(0)
-    alone, first = timed(partial(job, ALONE, "one")) if world.main else (0.0, 0.0)
-    world.gather(0)
-    tell(f"{n} samples by {world.size} processes")
-    together, second = timed(partial(job, world, "all"))
-    if not world.main:
-        return []
-    apart = abs(second / first - 1)
-    if apart > ROUNDING:
-        raise BadValue(
-            f"one process measured {first} and {world.size} measured {second}, which should be the same but for "
-            f"{ROUNDING:g}; with --compile on a GPU that takes torch 2.10 or newer, and this is {torch.__version__}"
-        )
-    how = f"sampling in {'bfloat16' if on_gpu(bench) else 'float32'}{', compiled' if compiled else ''}"
-    what = f"evaluating {cell.solver}, {cell.grid}, {cell.nfe} steps, {bench.model.name}, n {n}, {metric.features.name}"
-    what, device = f"{what} ({how})", bench.device
-    difference = f"{what}: distance by {world.size} processes and by one, relative difference"
-    rows = [
-        speed_row(f"{what}: {world.size} processes, peer one", n / together, n / alone, "images/s", device),
-        speed_row(difference, apart, None, "share", device),
-    ]
-    return [{**row, "device": device_name(device, world.size)} for row in rows]
