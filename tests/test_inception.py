@@ -21,9 +21,7 @@ from torch import nn
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import file_hash
 from tt_lib.metrics import inception
-from tt_lib.metrics.features import Features, load_features, make_fast, statistics_of
-from tt_lib.metrics.frechet import frechet_distance
-from tt_lib.study.speed import inception_features, run_pytorch_fid
+from tt_lib.metrics.features import Features, load_features, make_fast
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 
@@ -84,18 +82,6 @@ def test_same_as_pytorch_fid(home, pixels, tmp_path):
     # Eight different images have eight different features, so the comparison means something.
     difference = np.abs(vectors.numpy() - expected).max()
     assert difference < 1e-4 * expected.max() and expected.std(0).max() > 100 * difference
-
-
-def test_fid_is_what_pytorch_fids_own_command_prints(home, tmp_path):
-    """Of two folders of PNG files: ours is the float64 distance of our own features."""
-    place = weights(home)
-    features = inception_features(place, torch.device("cpu"))
-    both = {"a": smooth(12, 0), "b": smooth(12, 1, darkest=60)}
-    for name, pictures in both.items():
-        save(pictures, tmp_path / name)
-    a, b = (statistics_of(pictures, features) for pictures in both.values())
-    printed = run_pytorch_fid(tmp_path / "a", tmp_path / "b", torch.device("cpu"), place, 50)
-    assert frechet_distance(a, b) == pytest.approx(printed, rel=1e-4) and printed > 1
 
 
 def test_as_named_features(home, pixels, monkeypatch):

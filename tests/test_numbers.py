@@ -1,4 +1,4 @@
-"""Numbers that must not move when code does, recorded at commit 67dd835. Nothing here is trained."""
+"""Numbers that must not move when code does, recorded at commit 67dd835 (the two distances at 563eb76). Nothing here is trained."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ def test_samples_of_the_shipped_network(bench, solver):
     close([x.mean(), x.std(), x[0, 0, 5, 7], x[1, 2, 20, 9]], SHIPPED[solver])
 
 
-@pytest.mark.parametrize("timing", DISTANCES := {"untuned": 18.7782154, "truncation-parallel": 15.8693218})
-def test_distances_of_100_samples(bench, timing):
+@pytest.mark.parametrize("timing", DISTANCES := {"untuned": 19.5552906, "truncation-parallel": 23.0509176})
+def test_distances_of_20_samples(bench, timing):
     cell = Cell("ddim", "quadratic", 5, timing)
     metric = load_metric("cifar10-resnet", "cifar10")
-    value = measure(bench.sampler(cell, require_timing(NETWORK, cell)), metric, 100, batch=20).value
+    value = measure(bench.sampler(cell, require_timing(NETWORK, cell)), metric, 20, batch=20).value
     close(value, [DISTANCES[timing]])
 
 
