@@ -283,12 +283,12 @@ def test_compile_is_asked_for_without_graphs_on_a_cpu(monkeypatch, tmp_path):
 
 
 def test_a_start_from_trained_weights(whole, tmp_path):
-    """Hardly a step is made: the weights are those of the start, and not those of the seed."""
-    config = replace(CONFIG, images=16, lr=1e-12)
-    folder = train(config, tmp_path / "again", start=str(whole), stop_after=0)
+    """Steps change hardly anything: the weights are those of the start, and not those of the seed."""
+    config = replace(CONFIG, images=32, lr=1e-12)
+    folder = train(config, tmp_path / "again", start=str(whole), stop_after=1)
     digest = file_hash(whole / WEIGHTS)
     state = torch.load(folder / CHECKPOINT, weights_only=True)
-    assert state["config"]["start"] == f"net {digest}" and state["optimizer"]["state"] == {}
+    assert state["config"]["start"] == f"net {digest}"
     with pytest.raises(BadValue, match=rf"'start': \('net {digest}', ''\)"):
         train(config, tmp_path / "again")
     train(config, folder, start=str(whole))
@@ -329,7 +329,7 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
         timeout=180,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert "model folder: runs/digits" in ended.stdout
+    assert ended.stdout.count("model folder: runs/digits") == 1
 
     monkeypatch.setattr(training, "make_unet", make_unet)
     config = replace(DEFAULTS["digits"], images=512, batch=64, lr=1e-3)

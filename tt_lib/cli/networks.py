@@ -88,7 +88,7 @@ def train(
 
     Example: `tt train --dataset digits --out runs/digits` (a little more than a minute on two CPU cores).
     """
-    from tt_lib.metrics.world import join_world
+    from tt_lib.metrics.world import ALONE, join_world
     from tt_lib.networks.train_unet import train as run
     from tt_lib.rows import TRAINING_COLUMNS
 
@@ -96,7 +96,7 @@ def train(
     given: dict[str, Any] = dict(images=images, width=width, batch=batch, lr=lr, dropout=dropout, min_snr=min_snr)
     sides = read_sides(attention) if attention else None
     config = settings(DEFAULTS, dataset, attention=sides, seed=seed, **given)
-    join_world()
+    world, _ = join_world() or (ALONE, None)
     with progress_bar(f"train {out.name}") as report:
         run(
             config,
@@ -111,7 +111,8 @@ def train(
             stop_after=stop_after,
             progress=report,
         )
-    say(f"model folder: {out}")
+    if world.main:
+        say(f"model folder: {out}")
 
 
 def read_sides(text: str) -> tuple[int, ...]:
