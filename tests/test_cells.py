@@ -143,3 +143,17 @@ def test_what_is_shipped_keeps_its_name():
     assert names and timings
     for name in names | {timing.name for timing in timings}:
         assert spell_timing(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["learned-ld3,start=logsnr", "learned-timing,start=logsnr", "learned-gain,start=uniform"]
+)
+def test_a_start_that_nothing_would_begin_from(name):
+    """Two names, two rows, and one and the same sampler."""
+    with pytest.raises(BadValue, match=r"takes no option but loss|leave start out"):
+        parse_timing(name)
+
+
+def test_one_choice_by_two_names():
+    with pytest.raises(BadValue, match="lr and learning_rate are one choice"):
+        parse_timing("truncation-parallel", {"lr": 0.01, "learning_rate": 0.5})

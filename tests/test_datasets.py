@@ -9,6 +9,7 @@ import pickle
 import shutil
 import struct
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -342,6 +343,69 @@ def test_truncated_or_missing_parquet(tmp_path):
     (tmp_path / "train-00000-of-00002.parquet").rename(tmp_path / "train-0.parquet")
     with pytest.raises(CorruptFile, match=r"holds 10 images of \[3, 32, 32\].*not CIFAR-10's train images"):
         load_cifar10("train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-00000-of-00002 (1).parquet",
+        "train-00000-of-00002-b.parquet",
+        "train-b.parquet",
+        "train-00002-of-00002.parquet",
+        "train-00001-of-00003.parquet",
+    ],
+)
+def test_each_shard_is_there_once(tmp_path, name):
+    """A copy of one file took the place of the other, and half of the images were there twice."""
+    write_parquet(tmp_path)
+    (tmp_path / "train-00001-of-00002.parquet").rename(tmp_path / name)
+    with pytest.raises(CorruptFile, match="must hold each of 2 files once, numbered 0 to 1, and holds"):
+        load_dataset("synthetic", "train", tmp_path)
+
+
+def test_shards_named_with_a_hash_are_counted(tmp_path):
+    write_parquet(tmp_path)
+    for i in range(2):
+        (tmp_path / f"train-0000{i}-of-00002.parquet").rename(tmp_path / f"train-0000{i}-of-00002-1a2b{i}.parquet")
+    assert len(load_dataset("synthetic", "train", tmp_path)) == TINY["train"]
+    (tmp_path / "train-00000-of-00002-1a2b0.parquet").unlink()
+    with pytest.raises(CorruptFile, match=r"is one of 2 files, .* holds 1"):
+        load_dataset("synthetic", "train", tmp_path)
+
+
+def test_two_columns_of_images(tmp_path):
+    write_parquet(tmp_path)
+    path = tmp_path / "test-00000-of-00001.parquet"
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(table.append_column("image", table["img"]), path)
+    with pytest.raises(CorruptFile, match=r"has the columns img .*image .*accepted: img or image"):
+        load_dataset("synthetic", "test", tmp_path)
+
+
+@pytest.mark.parametrize(("flag", "method"), [(1, 0), (0, 99)])
+def test_an_npz_that_python_cannot_unpack(tmp_path, flag, method):
+    """Encrypted, or compressed in another way."""
+    write_npz(tmp_path)
+    path = tmp_path / "train.npz"
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        at = content.find(mark)
+        while at >= 0:
+            content[at + place] |= flag
+            content[at + place + 2] = method
+            at = content.find(mark, at + 1)
+    path.write_bytes(content)
+    with pytest.raises(CorruptFile, match="is no readable npz file"):
+        load_dataset("synthetic", "train", tmp_path)
+
+
+def test_an_npz_whose_images_are_no_array(tmp_path):
+    write_npz(tmp_path)
+    with zipfile.ZipFile(tmp_path / "train.npz", "w") as archive:
+        archive.writestr("images.npy", b"words")
+        archive.writestr("labels.npy", b"words")
+    with pytest.raises(CorruptFile, match=r"images in .* are .*accepted"):
+        load_dataset("synthetic", "train", tmp_path)
 
 
 def saved(form: str, **options) -> bytes:

@@ -67,6 +67,15 @@ def test_knobs_are_bounded_whatever_their_parameters():
     assert knobs.gains().tolist() == pytest.approx([1.2, 0.8, 1, 1 + 0.2 * math.tanh(1)])
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"iterations": 2.5}, {"seed": 1.5}, {"validation": True}, {"lr": "x"}, {"points": 10**9}, {"iterations": 10**30}],
+)
+def test_choices_that_cannot_be_meant(wrong):
+    with pytest.raises(BadValue, match=next(iter(wrong))):
+        LearnConfig(**wrong)
+
+
 @pytest.mark.parametrize("name", KNOBS)
 def test_a_knob_that_is_off_stays(name):
     config = LearnConfig((name,), noises=32, validation=32, batch=16, iterations=12, lr=0.05)

@@ -155,6 +155,22 @@ def test_a_value_that_was_cut_lies_outside_of_its_interval(path):
         write_rows(path, [dict(zip(columns, ("a", 2, 0, 1), strict=True))], columns, ("model",))
 
 
+@pytest.mark.parametrize("model", ["a\rb", "a\r\n", "\udcff", "\0", "x" * 200_000])
+def test_a_text_that_could_not_be_read_back_is_not_written(path, model):
+    """One carriage return, and nobody could read the file any more."""
+    write(path, row())
+    before = path.read_bytes()
+    with pytest.raises(BadValue, match=r"cannot be written: model is .*no text that a row may hold"):
+        write(path, row(model))
+    assert path.read_bytes() == before
+
+
+def test_an_interval_has_two_ends(path):
+    columns = ("model", "value", "low", "high")
+    with pytest.raises(BadValue, match=r"its interval \[1, \] has one end only"):
+        write_rows(path, [dict(zip(columns, ("a", 2, 1, None), strict=True))], columns, ("model",))
+
+
 DAMAGED = {
     "empty": b"",
     "a number that is cut": b"model,nfe,value,commit\na,1,2.,x\na,2,3,x\n",
@@ -162,6 +178,8 @@ DAMAGED = {
     "no number": b"model,nfe,value,commit\na,1,2,x\na,2,,x\n",
     "NaN": b"model,nfe,value,commit\na,1,2,x\na,2,nan,x\n",
     "zeros of a disk": b"model,nfe,value,commit\na,1,2,x\na,2,3,\0\0\0\n",
+    "more than a number holds": b"model,nfe,value,commit\na,1,2,x\na,2,1e999,x\n",
+    "too many digits": b"model,nfe,value,commit\na,1,2,x\na," + b"9" * 5000 + b",3,x\n",
     "a row twice": b"model,nfe,value,commit\na,1,2,x\nb,1,2,x\na,1,2,x\n",
     "a column twice": b"model,nfe,value,value,commit\na,1,2,3,x\n",
     "a blank line": b"model,nfe,value,commit\na,1,2,x\n\na,2,3,x\n",

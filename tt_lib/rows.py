@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import math
 import os
 import platform
 import re
@@ -215,16 +216,26 @@ def _fault(row: Mapping[str, str]) -> str:
     """What a row as text has that may not stand in a file; nothing if all is well."""
     for name, text in row.items():
         if name not in _NUMBERS:
-            if "\0" in text:
-                return f"{name} is {text!r}, which is no text"
+            if not _is_text(text):
+                return f"{name} is {text[:40]!r}, which is no text that a row may hold"
             if name == "weights" and not _WEIGHTS.fullmatch(text):
                 return f"{name} is {text!r} and must be 16 hex digits of a hash, or nothing where there is no network"
         elif not (_NUMBER.fullmatch(text) or (text == "" and name in _OR_EMPTY)):
             return f"{name} is {text!r} and must be a number"
+        elif not math.isfinite(float(text or 0)):
+            return f"{name} is {text[:40]!r}, more than a number holds"
     interval = [row.get(name, "") for name in _INTERVAL]
+    if bool(interval[0]) != bool(interval[2]):
+        return f"its interval [{interval[0]}, {interval[2]}] has one end only"
     if all(interval) and sorted(map(float, interval)) != list(map(float, interval)):
         return "its value {1} lies outside of its interval [{0}, {2}]".format(*interval)
     return ""
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text can be read back: csv splits a line at a carriage return, and UTF-8 has no half letters."""
+    odd = any(letter in "\0\r" or "\ud800" <= letter <= "\udfff" for letter in text)
+    return not odd and len(text) <= csv.field_size_limit()
 
 
 def _column(name: str, texts: list[str]) -> pd.Series:

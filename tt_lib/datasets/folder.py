@@ -163,7 +163,8 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
-            arrays = [archive[name] for name in ("images", "labels") if name in names]
+            # What is no array in it is read as bytes.
+            arrays = [np.asarray(archive[name]) for name in ("images", "labels") if name in names]
     except (
         OSError,
         ValueError,
@@ -171,6 +172,7 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
         MemoryError,
         AttributeError,
         TypeError,
+        RuntimeError,  # encrypted, or compressed in a way that Python does not know
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
@@ -193,11 +195,19 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
 
 def _read_shards(shards: list[Path]) -> tuple[Tensor, Tensor]:
     """The parquet files of a split, all of them: their names say how many there are (``-of-00002``)."""
-    for shard in shards:
-        count = re.search(r"-of-(\d+)$", shard.stem)
-        if count and int(count[1]) != len(shards):
+    numbers = [re.search(r"-(\d+)-of-(\d+)", shard.stem) for shard in shards]
+    count = next((int(number[2]) for number in numbers if number), None)
+    if count is not None:
+        if count != len(shards):
+            named = next(shard.name for shard, number in zip(shards, numbers, strict=True) if number)
             raise CorruptFile(
-                f"{shard.name} is one of {int(count[1])} files, {shard.parent} holds {len(shards)}; restore the folder"
+                f"{named} is one of {count} files, {shards[0].parent} holds {len(shards)}; restore the folder"
+            )
+        if {(int(number[1]), int(number[2])) for number in numbers if number} != {(i, count) for i in range(count)}:
+            names = ", ".join(shard.name for shard in shards[:5])
+            raise CorruptFile(
+                f"{shards[0].parent} must hold each of {count} files once, numbered 0 to {count - 1}, and holds "
+                f"{names}; restore the folder"
             )
     parts = [_read_parquet(shard) for shard in shards]
     pixels = _stack(image for images, _ in parts for image in images)
@@ -214,7 +224,8 @@ def _read_parquet(path: Path) -> tuple[list[tuple[np.ndarray, str]], Tensor]:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             found = {name: schema.field(name).type for name in schema.names}
-            column = next((name for name in ("img", "image") if name in found), None)
+            column = "img" if "img" in found else "image" if "image" in found else None
+            column = None if {"img", "image"} <= set(found) else column  # which is meant?
             kind = found[column] if column else pyarrow.null()
             encoded = types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type
             if (

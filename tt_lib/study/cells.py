@@ -81,6 +81,8 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
     options = _read(name)
     objective = options["objective"]
     given = {FIELDS.get(key, key): value for key, value in (defaults or {}).items()}
+    if len(given) < len(defaults or {}):
+        raise BadValue("lr and learning_rate are one choice; give one of them")
     samples = {"samples": given.pop("samples")} if "samples" in given else {}
     try:
         if options.pop("objective") == LEARNED:
@@ -106,8 +108,10 @@ def _learn_recipe(knobs: str, options: dict[str, Any]) -> LearnRecipe:
     choose("loss", words.get("loss", LOSSES[0]), LOSSES)
     choose("start grid", words.get("start", STARTS), GRIDS)
     if knobs not in METHODS:
+        if "start" in words and not brings_grid(f"{LEARNED}-{knobs}"):
+            raise BadValue("it keeps its grid, where learning begins: name that as the grid and leave start out")
         return LearnRecipe(LearnConfig(tuple(knobs.split("-")), **options), **words)
-    if options or (knobs == "gits" and words):
+    if options or "start" in words or (knobs == "gits" and words):
         raise BadValue(f"{LEARNED}-{knobs} takes {'no option' if knobs == 'gits' else 'no option but loss'}")
     return LearnRecipe(knobs, **words)
 

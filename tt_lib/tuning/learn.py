@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tt_lib.engine import drive
-from tt_lib.errors import BadValue, CorruptFile, NothingLearned
+from tt_lib.errors import BadValue, CorruptFile, NothingLearned, check_types
 from tt_lib.files import atomic_path
 from tt_lib.grids import LEARNED, Grid, make_grid
 from tt_lib.networks.feature_nets import FeatureNet
@@ -129,6 +129,7 @@ class LearnConfig:
         if unknown or not self.knobs or len(set(self.knobs)) < len(self.knobs):
             raise BadValue(f"knobs must be one or more of {', '.join(KNOBS)}, each once, got {list(self.knobs)}")
         object.__setattr__(self, "knobs", tuple(knob for knob in KNOBS if knob in self.knobs))
+        check_types(self)
         for name in ("noises", "validation", "batch", "iterations"):
             if getattr(self, name) < 1:
                 raise BadValue(f"{name} of learning must be at least 1, got {getattr(self, name)}")
@@ -137,6 +138,9 @@ class LearnConfig:
                 raise BadValue(f"{name} of learning must be at most {SEEDS:,}, got {getattr(self, name)}")
         if self.points < 0 or self.points == 1:
             raise BadValue(f"a curve has 2 control points or more, and 0 stands for no curve; got {self.points}")
+        for name, most in {"iterations": 1_000_000, "points": 1000}.items():
+            if getattr(self, name) > most:
+                raise BadValue(f"{name} of learning must be at most {most:,}, got {getattr(self, name):,}")
         if not 0 <= self.seed < 1000:
             raise BadValue(f"the seed of learning must lie in 0..999, got {self.seed}")
         if not (math.isfinite(self.lr) and self.lr > 0):
