@@ -275,3 +275,55 @@ def test_a_mismatch_names_the_levels(unet):
         pipeline()
     with tuned_times(pipeline, timing, levels=100):
         pipeline()
+
+
+# ---- several at once
+
+
+def test_another_pipeline_with_the_same_network_is_seen(unet):
+    """Its scheduler has the same timesteps, and is not the one that was compared."""
+    pipeline, other = (Pipeline(unet, make("DDIMScheduler", clip_sample=clips)) for clips in (False, True))
+    timing = ours("ddim", make("DDIMScheduler", **NO_CLIP))
+    pipeline()  # from an earlier run its scheduler has the timesteps
+    with mismatch("the network made 1 evaluations and the pipeline's DDIMScheduler 0 steps", pipeline, timing):
+        other()
+    single = ours("ddim", make("DDIMScheduler", **NO_CLIP), steps=1)
+    pipeline(1)
+    with mismatch("the network made 1 evaluations and the pipeline's DDIMScheduler 0 steps", pipeline, single):
+        other(1)
+    with tuned_times(pipeline, timing) as calls:
+        pipeline()
+        pipeline()
+    assert calls.complete_runs == 2
+
+
+def test_one_network_is_tuned_once_at_a_time(unet):
+    """A timing with gains alone keeps the times, so that nothing else would show the second factor."""
+    timing = theirs(make("DDIMScheduler", **NO_CLIP))
+    timing = dataclasses.replace(timing, taus=timing.times, gains=(1.1,) * STEPS)
+    pipeline = Pipeline(unet, make("DDIMScheduler", **NO_CLIP))
+    wrapped = Pipeline(TunedUNet(unet, timing), make("DDIMScheduler", **NO_CLIP))
+    expected = wrapped()
+    for again in (lambda: tuned_times(unet, timing).__enter__(), lambda: TunedUNet(unet, timing), wrapped):
+        with pytest.raises(BadValue, match="tuned already, by a block"), tuned_times(pipeline, timing):
+            again()
+    with pytest.raises(BadValue, match="is or holds a TunedUNet"):
+        TunedUNet(torch.nn.Sequential(wrapped.unet), timing)
+    assert torch.equal(wrapped(), expected)
+
+
+def test_a_copy_of_the_network_is_not_tuned_after_the_block(unet):
+    timing = dataclasses.replace(theirs(make("DDIMScheduler", **NO_CLIP)), gains=(1.1,) * STEPS)
+    pipeline = Pipeline(unet, make("DDIMScheduler", **NO_CLIP))
+    expected = pipeline()
+    with tuned_times(pipeline, timing):
+        pipeline()
+        copied = copy.deepcopy(unet)
+    assert torch.equal(Pipeline(copied, make("DDIMScheduler", **NO_CLIP))(), expected)
+
+
+@pytest.mark.parametrize("name", ["calls_per_evaluation", "levels"])
+def test_numbers_of_another_type(name, unet):
+    for value in (1.5, "2", True):
+        with pytest.raises(BadValue, match=f"{name} must be a whole number"):
+            TunedUNet(unet, theirs(make("DDIMScheduler", **NO_CLIP)), **{name: value})

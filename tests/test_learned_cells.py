@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from test_cli import fails, project, succeeds  # noqa: F401 - a fixture
 
 from tt_lib.errors import BadValue
+from tt_lib.metrics.evaluate import fingerprint
 from tt_lib.rows import read_rows
 from tt_lib.study.cells import Cell, LearnRecipe, brings_grid, parse_timing, spell_timing
 from tt_lib.study.workbench import make_bench
@@ -100,6 +102,17 @@ def test_learned_and_used_by_its_name(project):  # noqa: F811
     assert "'uniform' do not go together" in error
     assert "unknown timing 'learned-grid-tau'" in fails("learn", *TINY, "--knobs", "grid,tau")
     assert "ddpm: it draws noise" in fails("learn", "--model", "tiny", "--solver", "ddpm")
+
+
+def test_gains_are_part_of_what_is_measured(project):  # noqa: F811
+    """A killed run does not go on with the samples of other gains."""
+    sampler = make_bench("tiny").sampler(Cell("ddim", "uniform", 4))
+    features = SimpleNamespace(sha256="x")
+    names = set()
+    for gains in ((), (1.1,) * 4, (0.9,) * 4):
+        timing = sampler.make_timing("x", [each.t for each in sampler.evaluations], gains=gains)
+        names.add(fingerprint(replace(sampler, timing=timing), features, range(4)))
+    assert len(names) == 3
 
 
 def test_the_options_of_learning_are_those_of_the_name(project, monkeypatch):  # noqa: F811

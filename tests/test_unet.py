@@ -237,6 +237,28 @@ def test_weights_of_another_network(folder, change):
         load_model(str(folder))
 
 
+def test_weights_of_a_larger_network(google):
+    """Diffusers leaves out what a smaller network has no place for, and says so to nobody."""
+    config = read_json(google / "config.json")
+    UNet2DModel.from_config(config | {"layers_per_block": 3}).save_pretrained(google)
+    write_json(google / "config.json", config)
+    with pytest.raises(CorruptFile, match=r"ddpm-tiny do not fit its config\.json: it has no \['"):
+        load_model(str(google))
+
+
+def test_a_changed_configuration_under_the_same_weights(folder):
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"norm_eps": 0.01, "sample_size": 16})
+    with pytest.raises(CorruptFile, match=r"copy/config\.json is not the one that .*restore the file"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("change", [{"kind": "flow"}, {"name": ""}, {"sha256": ""}])
+def test_cards_that_say_nothing(folder, change):
+    write_json(folder / CARD, read_json(folder / CARD) | change)
+    with pytest.raises((BadValue, CorruptFile), match=r"unknown kind of prediction 'flow'|must be text"):
+        load_model(str(folder))
+
+
 def test_schedule_that_is_unknown(folder):
     write_json(folder / CARD, read_json(folder / CARD) | {"schedule": "sigmoid"})
     with pytest.raises(BadValue, match=r"unknown schedule 'sigmoid'; .*cosine"):
@@ -429,6 +451,11 @@ def test_pipelines_that_cannot_be_used(google, tmp_path):
     with pytest.raises(BadValue, match="latent: its pipeline has vqvae beside network and scheduler"):
         load_model(str(place))
     write_json(place / "model_index.json", index)
+    unet.save_pretrained(place)
+    with pytest.raises(BadValue, match="latent holds two networks"):
+        load_model(str(place))
+    for name in ("config.json", WEIGHTS):
+        (place / name).unlink()
     weights = place / "unet" / WEIGHTS
     for variant in ("fp16", "ema"):
         shutil.copy(weights, weights.with_name(f"diffusion_pytorch_model.{variant}.safetensors"))
@@ -439,6 +466,29 @@ def test_pipelines_that_cannot_be_used(google, tmp_path):
 
 
 # Which network it is
+
+
+def test_a_folder_s_name_is_never_empty(google, monkeypatch):
+    (google / "inner").mkdir()
+    for here, given in ((google, "."), (google / "inner", "..")):
+        monkeypatch.chdir(here)
+        assert load_model(given).name == "ddpm-tiny"
+
+
+def test_other_choices_with_the_same_weights_are_another_network(google):
+    config, scheduler = read_json(google / "config.json"), read_json(google / "scheduler_config.json")
+    digests = [load_model(str(google)).digest]
+    for change in ({"act_fn": "gelu"}, {"norm_eps": 0.01}, {"flip_sin_to_cos": True}):
+        write_json(google / "config.json", config | change)
+        digests.append(load_model(str(google)).digest)
+    # What its class has anyway says nothing.
+    write_json(google / "config.json", config | {"dropout": 0.0, "resnet_time_scale_shift": "default"})
+    assert load_model(str(google)).digest == digests[0]
+    write_json(google / "scheduler_config.json", scheduler | {"prediction_type": "v_prediction"})
+    model = load_model(str(google))
+    digests.append(model.digest)
+    assert len(set(digests)) == 5
+    assert model.digest == weights_hash(model.network, "v")
 
 
 def test_the_hash_is_of_the_weights(google, tmp_path):

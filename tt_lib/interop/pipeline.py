@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import os
 import tempfile
+import weakref
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tt_lib.errors import BadValue, CorruptFile, TimingMismatch, TTError
+from tt_lib.errors import BadValue, CorruptFile, TimingMismatch, TTError, check_type
 from tt_lib.files import check_hash, check_writable, file_hash, read_json, write_json
 from tt_lib.interop.scheduler import check_scheduler, eta_of
 from tt_lib.networks.unet import CARD, weights_hash, weights_options
+from tt_lib.predictors import PREDICTION_TYPES
 from tt_lib.schedules import index_of_time
 from tt_lib.timing import Timing, load_timing
 
@@ -30,6 +32,8 @@ TIMING, WRAPPER = "timing.json", "tuned_unet.json"
 FORMAT = "tt-tuned-unet-1"
 NETWORKS = ("unet", "transformer")
 """What pipelines call the network that they sample with."""
+_IN_BLOCKS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""The networks that a block of :func:`tuned_times` tunes now."""
 
 
 class Calls:
@@ -51,6 +55,7 @@ class Calls:
 
     def __init__(self, timing: Timing, calls_per_evaluation: int = 1, levels: int = 1000) -> None:
         for name, value in (("calls_per_evaluation", calls_per_evaluation), ("levels", levels)):
+            check_type(name, value, int)
             if value < 1:
                 raise BadValue(f"{name} must be at least 1, got {value}")
         if timing.schedule.startswith("continuous"):
@@ -217,6 +222,7 @@ class TunedUNet(nn.Module):
         Raises:
             TimingMismatch: ``timestep`` is not the timing's nominal time for this call.
         """
+        _check_untuned(self.unet)
         args, kwargs = self.calls.replace(self.unet, args, kwargs)
         return self.calls.scaled(self.unet(*args, **kwargs))
 
@@ -333,7 +339,8 @@ def tuned_times(target: Any, timing: Timing, *, calls_per_evaluation: int = 1, l
         # a run that makes another number of calls than the timing has ends in a TimingMismatch
 
     When a run begins, the pipeline's scheduler is compared with the timing's solver (:func:`check_scheduler`), and
-    ``eta`` in each of its steps. Given the network alone, its weights and the times are all that is checked.
+    ``eta`` in each of its steps. After each evaluation it must have made its step, so that another pipeline with the
+    same network shows. Given the network alone, its weights and the times are all that is checked.
 
     Args:
         target: a pipeline with a ``unet`` or a ``transformer``, or such a network.
@@ -361,30 +368,44 @@ def tuned_times(target: Any, timing: Timing, *, calls_per_evaluation: int = 1, l
     calls = Calls(timing, calls_per_evaluation, levels)
     check_weights(timing, network)
     scheduler = parts.get("scheduler")
+    steps: list[Any] = []
+    handles: list[Any] = []
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        begins = not calls.made
+        if not handles:  # a copy of the network, made within the block, has the hook after it
+            return None
+        evaluation, call = divmod(calls.made, calls_per_evaluation)
         replaced = calls.replace(module, args, kwargs)
-        if begins and scheduler is not None:
+        if scheduler is not None and not call:
             try:
-                _check_parts(target, parts)
-                check_scheduler(timing, scheduler)
+                if evaluation:
+                    _check_count(scheduler, evaluation, len(steps))
+                else:
+                    _check_parts(target, parts)
+                    check_scheduler(timing, scheduler)
+                    steps.clear()  # those of the comparison
             except TimingMismatch:
                 calls.reset()
                 raise
         return replaced
 
-    handles = [network.register_forward_pre_hook(before, with_kwargs=True)]
+    handles.append(network.register_forward_pre_hook(before, with_kwargs=True))
     if timing.gains:
-        handles.append(network.register_forward_hook(lambda module, args, answer: calls.scaled(answer)))
+        handles.append(
+            network.register_forward_hook(lambda module, args, answer: calls.scaled(answer) if handles else None)
+        )
+    _IN_BLOCKS.add(_plain(network))
     try:
-        with _steps_checked(scheduler, timing):
+        with _steps_checked(scheduler, timing, steps):
             yield calls
         _check_parts(target, parts)
         calls.finish()
+        if scheduler is not None:
+            _check_count(scheduler, timing.nfe, len(steps))
     finally:
-        for handle in handles:
-            handle.remove()
+        _IN_BLOCKS.discard(_plain(network))
+        while handles:
+            handles.pop().remove()
 
 
 def check_weights(timing: Timing, network: nn.Module) -> None:
@@ -401,8 +422,10 @@ def check_weights(timing: Timing, network: nn.Module) -> None:
     from safetensors.torch import save
 
     halves = {key: value.detach().half().contiguous().cpu() for key, value in weights.items()}
-    hashes = (lambda: hashlib.sha256(save(halves, {"format": "pt"})).hexdigest(), lambda: weights_hash(_plain(network)))
-    if not any(make() == timing.weights for make in hashes):
+    hashes = [hashlib.sha256(save(halves, {"format": "pt"})).hexdigest()]
+    # What the network predicts stands in the scheduler.
+    hashes += [weights_hash(_plain(network), kind) for kind in sorted({*PREDICTION_TYPES.values()})]
+    if timing.weights not in hashes:
         raise TimingMismatch(
             f"the timing is for the weights {timing.weights[:16]} of {timing.model or 'a network'}, and this network "
             "has others; tune one for it, or load the network that the timing is for. To try it all the same, give "
@@ -418,23 +441,32 @@ def _check_parts(pipeline: Any, parts: dict[str, Any]) -> None:
             )
 
 
+def _check_count(scheduler: Any, evaluations: int, steps: int) -> None:
+    if steps != evaluations:
+        raise TimingMismatch(
+            f"the network made {evaluations} evaluations and the pipeline's {type(scheduler).__name__} {steps} steps; "
+            "run nothing but the pipeline in the block, without another that has the same network"
+        )
+
+
 @contextlib.contextmanager
-def _steps_checked(scheduler: Any, timing: Timing) -> Iterator[None]:
-    """Within the block, ``scheduler.step`` refuses an ``eta`` that is not the timing's.
+def _steps_checked(scheduler: Any, timing: Timing, steps: list[Any]) -> Iterator[None]:
+    """Within the block, ``scheduler.step`` adds to ``steps`` and refuses an ``eta`` that is not the timing's.
 
     It is an argument of the pipeline's call that stands in no configuration.
     """
     kind, eta = type(scheduler), eta_of(timing)
-    accepts = inspect.signature(kind.step) if hasattr(kind, "step") else inspect.Signature()
-    if "eta" not in accepts.parameters:
+    if not hasattr(kind, "step"):
         yield
         return
+    accepts = inspect.signature(kind.step)
 
     @functools.wraps(kind.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.append(None)
         given = accepts.bind(self, *args, **kwargs).arguments
         used = float(given.get("eta") or 0.0)
-        if used != eta:
+        if "eta" in accepts.parameters and used != eta:
             raise TimingMismatch(
                 f"the timing is for {timing.solver} with eta={eta:g}, and the pipeline samples with eta={used:g}; "
                 f"call it with eta={eta:g}, or tune a timing for the other"
@@ -452,10 +484,10 @@ def _steps_checked(scheduler: Any, timing: Timing) -> Iterator[None]:
 
 
 def _check_untuned(network: nn.Module) -> None:
-    if isinstance(network, TunedUNet):
-        raise BadValue(
-            f"the network is tuned already (timing {network.timing.name!r}); take the one in it, network.unet"
-        )
+    if any(isinstance(each, TunedUNet) for each in network.modules()):
+        raise BadValue("the network is tuned already, it is or holds a TunedUNet; take the one in it, network.unet")
+    if _plain(network) in _IN_BLOCKS:
+        raise BadValue("the network is tuned already, by a block of tuned_times that has not ended; leave that first")
 
 
 def _plain(network: nn.Module) -> nn.Module:

@@ -244,6 +244,7 @@ def fingerprint(sampler: Sampler, features: Features, seeds: range) -> str:
     ]
     # Only where there is one: the names of what was measured before stay.
     parts += [sampler.correction.name] if sampler.correction else []
+    parts += [sampler.timing.gains] if sampler.timing and sampler.timing.gains else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

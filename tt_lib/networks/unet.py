@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
+import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +31,7 @@ from tt_lib.schedules import DiscreteSchedule, Schedule, make_schedule
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 """Of weights in several files; where it is there, diffusers reads them and not :data:`WEIGHTS`."""
-CARD = "tt_model.json"
+CONFIG, CARD = "config.json", "tt_model.json"
 PRETRAINED = {"cifar10": "cifar10-ddpm-w64", "digits": "digits-ddpm"}
 """The folder in ``data/pretrained/`` that a data set's name stands for. Only CIFAR-10's is shipped."""
 
@@ -79,15 +82,25 @@ class Model:
     kind: str = "eps"
 
     def __post_init__(self) -> None:
-        self.digest = self.digest or weights_hash(self.network)
+        self.digest = self.digest or weights_hash(self.network, self.kind)
 
 
-def weights_hash(network: nn.Module) -> str:
+def weights_hash(network: nn.Module, kind: str = "eps") -> str:
     """sha256 of a network's weights as it runs with them: names, types, shapes and bytes, in the order of the names.
 
-    So it does not depend on the files that they came from.
+    So it does not depend on the files that they came from. The choices in its ``config`` count that are not those of
+    its class, and what it predicts: the same weights with another activation are another network.
     """
     digest = hashlib.sha256()
+    if kind != "eps":
+        digest.update(f"{kind}\n".encode())
+    config: Any = getattr(network, "config", None)
+    own = inspect.signature(type(network).__init__).parameters
+    for key in sorted(own.keys() & config.keys()) if isinstance(config, Mapping) else ():
+        value = list(config[key]) if isinstance(config[key], tuple) else config[key]
+        default = list(own[key].default) if isinstance(own[key].default, tuple) else own[key].default
+        if value != default:
+            digest.update(f"{key} {value!r}\n".encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -164,15 +177,21 @@ def save_model(network: nn.Module, folder: Path | str, *, name: str, schedule: s
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(weights, str(temporary), metadata={"format": "pt"})
     config: Any = network.config
-    write_json(folder / "config.json", {"_class_name": type(network).__name__, **dict(config)})
+    write_json(folder / CONFIG, {"_class_name": type(network).__name__, **dict(config)})
     facts = {
         "name": name,
         "schedule": schedule,
         "shape": [config["in_channels"], config["sample_size"], config["sample_size"]],
         "parameters": sum(weight.numel() for weight in network.parameters()),
         "sha256": file_hash(folder / WEIGHTS),
+        "config_sha256": _config_hash(folder),
     }
     write_json(folder / CARD, facts | card)
+
+
+def _config_hash(folder: Path) -> str:
+    """sha256 of the content of ``config.json``: a checkout may change the ends of its lines."""
+    return hashlib.sha256(json.dumps(read_json(folder / CONFIG), sort_keys=True).encode()).hexdigest()
 
 
 def find_model(name: str) -> Path | None:
@@ -210,14 +229,19 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         )
     source = str(folder or name)
     card = read_json(folder / CARD) if folder and (folder / CARD).exists() else {}
-    words = ("name", "schedule", "kind", "sha256")
-    if not isinstance(card, dict) or any(not isinstance(card.get(key, ""), str) for key in words):
+    words = ("name", "schedule", "kind", "sha256", "config_sha256")
+    if not isinstance(card, dict) or any(
+        not isinstance(card.get(key, "-"), str) or card.get(key) == "" for key in words
+    ):
         raise CorruptFile(f"{folder}/{CARD} is damaged: {', '.join(words)} must be text; restore it")
+    choose("kind of prediction", card.get("kind", "eps"), tuple(PREDICTION_TYPES.values()))
     if folder and "sha256" in card:
         if (folder / INDEX).exists():
             raise CorruptFile(f"{folder / INDEX} names other weights than {CARD}, and would be read; remove it")
         remedy = "restore the file (git checkout, git lfs pull) or train it again with `tt train`"
         check_hash(folder / WEIGHTS, card["sha256"], remedy=remedy)
+    if folder and "config_sha256" in card and card["config_sha256"] != _config_hash(folder):
+        raise CorruptFile(f"{folder / CONFIG} is not the one that {CARD} was written with; restore the file")
     part = _part_of(source)
     # What cannot be sampled is refused before its weights are read.
     if "schedule" in card:
@@ -228,7 +252,8 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
     size = network.config["sample_size"]
     shape = (network.config["in_channels"], *((size, size) if isinstance(size, int) else size))
     network.requires_grad_(False).eval().to(device)
-    own_name = card.get("name", folder.name if folder else name)
+    # abspath: "." and ".." are no names, and a link has its own.
+    own_name = card.get("name", os.path.basename(os.path.abspath(folder)) if folder else name)
     return Model(network, schedule, shape, own_name, card.get("sha256", ""), card, kind)
 
 
@@ -267,6 +292,8 @@ def _part_of(source: str) -> str | None:
     class Index(ConfigMixin):
         config_name: Any = "model_index.json"
 
+    if Path(source, "unet", CONFIG).exists() and Path(source, CONFIG).exists():
+        raise BadValue(f"{source} holds two networks, its own and that in unet/; give {source}/unet or remove one")
     config, part = _load_config(UNet2DModel, source, (None, "unet"))
     index: dict[str, Any] = {}
     if not Path(source).is_dir() or Path(source, Index.config_name).exists():
@@ -347,9 +374,11 @@ def _from_pretrained(source: str, part: str | None) -> Any:
         )
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise _not_loaded(source, error) from error
-    if report["missing_keys"]:
-        missing = report["missing_keys"][:3]
-        raise CorruptFile(f"the weights of {source} do not fit its config.json: no {missing}; restore the folder")
+    for what, key in (("no", "missing_keys"), ("it has no", "unexpected_keys")):
+        if report[key]:
+            raise CorruptFile(
+                f"the weights of {source} do not fit its config.json: {what} {report[key][:3]}; restore the folder"
+            )
     return network
 
 
