@@ -17,7 +17,7 @@ import tt_lib.study.directions
 from tt_lib.cli import app
 from tt_lib.errors import BadValue, MissingFile, TimingMismatch
 from tt_lib.files import hold
-from tt_lib.metrics.direction import MEASURES, measure_directions
+from tt_lib.metrics.direction import MEASURES, measure_directions, reference_trajectory
 from tt_lib.noise import SampleNoise
 from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, FD_KEY, read_rows, short_hash, write_rows
 from tt_lib.study.cells import Cell, timing_path
@@ -66,6 +66,26 @@ def test_rows_are_what_measuring_one_sampler_gives(bench, rows, which):
     here = rows[(rows["solver"] == cell.solver) & (rows["timing"] == cell.timing)]
     for name in (*MEASURES, *(f"{measure}_margin" for measure in MEASURES), "doubt"):
         assert here[name].to_numpy() == pytest.approx(found.frame()[name].to_numpy(), rel=1e-4, abs=1e-5), name
+
+
+def test_gains_are_part_of_the_sampler(bench, tmp_path):
+    """A learned sampler was measured without its gains, and its rows said nothing of it."""
+    cell = Cell("ddim", "uniform", 3, "learned-gain")
+    sampler = bench.sampler(replace(cell, timing="untuned"))
+    timing = sampler.make_timing(cell.timing, sampler.grid.times[:-1], gains=(1.2, 1.0, 0.8))
+    timing.save(timing_path("tiny", cell))
+    rows = run_directions(bench, [cell], PROTOCOL, tmp_path / "direction.csv", tmp_path)
+    x = SampleNoise(range(3, 7)).start(bench.model.shape)
+
+    def scaled(x, t, tau):
+        return timing.gains[sampler.grid.times.index(float(t))] * bench.predictor(x, t, tau)
+
+    with torch.no_grad():
+        ends = replace(sampler, predictor=scaled)(range(3, 7), start=x).x
+        truth = reference_trajectory(bench.predictor, sampler.schedule, sampler.grid, x, 2)[-1]
+    accumulated = (ends - truth).flatten(1).square().mean(1).sqrt().mean().item()
+    assert rows["accumulated"].iloc[-1] == pytest.approx(accumulated, rel=1e-4)
+    assert len(rows) == 3 and rows["relative"].iloc[0] > 0.1
 
 
 def test_another_timing_changes_the_first_step(rows):

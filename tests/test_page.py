@@ -132,6 +132,17 @@ def test_the_page():
         ["ddim, 5", "untuned", "1.50°", "0.0000", "0.2000", "10.00", ""],
         ["ddim, 5", "consistency-parallel", "1.50°", "0.0000", "0.1000", "7.50", ""],
     ]
+    learned = ("learned-timing", "uniform"), ("learned-gain", "uniform"), ("learned-grid-timing", "learned")
+    more = [
+        fd_rows(*(("ddim", grid, nfe, name, 1.0) for nfe in (5, 20)), n=n)
+        for name, grid in learned
+        for n in (50_000, 10_000)
+    ]
+    more_errors = [row for name, _ in learned[:2] for row in direction_rows(name, (0.01, 0.01), n=256)]
+    assert results_page(pd.concat([frame, *more]), pd.DataFrame([*errors, *more_errors])) == page, (
+        "of tuned timings alone"
+    )
+    assert results_block(pd.concat([frame, *more])) == results_block(frame)
     changed = frame.assign(value=frame["value"].replace(14.7, 13.37))
     assert "13.37" in results_page(changed, pd.DataFrame(errors)) and "13.37" not in page
 

@@ -82,6 +82,7 @@ def measure_directions(
     x: Tensor,
     taus: Sequence[float] | None = None,
     *,
+    gains: Sequence[float] | None = None,
     substeps: int = 16,
     reference: Sequence[Tensor] | None = None,
     progress: Progress | None = None,
@@ -94,6 +95,7 @@ def measure_directions(
         solver: deterministic.
         x: the start [B, ...] at ``grid.times[0]``.
         taus: the conditioning times, untuned if None.
+        gains: the factor on each of the sampler's answers; the flow has none.
         substeps: steps of the flow in each interval; even, at least 2.
         reference: :func:`reference_trajectory` of the same start, grid and substeps, if several samplers share it.
         progress: called with (intervals done, of all, message).
@@ -106,7 +108,7 @@ def measure_directions(
         raise BadValue(f"{solver.name} draws noise and follows no trajectory; its direction error is not defined")
     flow, coarse = _flows(predictor, schedule, substeps)
     trajectory = reference_trajectory(predictor, schedule, grid, x, substeps) if reference is None else reference
-    run = drive(solver(x, grid, schedule), predictor, taus, keep=True)
+    run = drive(solver(x, grid, schedule), predictor, taus, gains=gains, keep=True)
     # The K + 1 states where the sampler begins a step, and where it ends.
     states = [*(request.x for request in run.trajectory if request.stage == 0), run.x]
     times = grid.tensor()

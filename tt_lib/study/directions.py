@@ -97,6 +97,7 @@ def run_directions(
             sampler.grid,
             x,
             sampler.timing.taus if sampler.timing else None,
+            gains=(sampler.timing.gains or None) if sampler.timing else None,
             substeps=protocol.substeps,
             reference=trajectory[1],
             progress=lambda step, of, message: report(step, cell.label),

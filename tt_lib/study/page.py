@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from tt_lib.errors import CorruptFile
 from tt_lib.files import file_hash, read_json, write_text
+from tt_lib.grids import LEARNED
 from tt_lib.solvers.registry import make_solver
 from tt_lib.study.cells import is_tuned
 from tt_lib.study.compare import SAMPLER, distances, errors_and_distances, rank_correlation
@@ -117,6 +118,11 @@ def number(value: float, of: float | None = None) -> str:
 def plus_minus(row: Any) -> str:
     """A distance with half of its interval."""
     return f"{number(row['value'])} ± {number((row['high'] - row['low']) / 2, row['value'])}"
+
+
+def tuned_alone(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows without those of learned samplers: they are no tuned timings, and these pages are of tuned ones."""
+    return rows[~rows["timing"].str.startswith(f"{LEARNED}-")]
 
 
 def main_rows(frame: pd.DataFrame, features: str) -> pd.DataFrame:
@@ -265,6 +271,7 @@ def rank_sentence(errors: pd.DataFrame, measure: str) -> str:
 
 def results_block(frame: pd.DataFrame) -> str:
     """What stands between the markers in README."""
+    frame = tuned_alone(frame)
     shown = frame[frame["grid"].isin(README_GRIDS) & (frame["nfe"] <= README_MOST_NFE)]
     return "\n".join([MARK, main_table(shown), floor_and_ceiling(frame)]) + END_MARK
 
@@ -275,6 +282,7 @@ def results_page(frame: pd.DataFrame, directions: pd.DataFrame) -> str:
     Args:
         frame, directions: rows of ``fd.csv`` and of ``direction.csv``.
     """
+    frame, directions = tuned_alone(frame), tuned_alone(directions)
     errors = errors_and_distances(directions[directions["n"] == DIRECTION_N], frame, FEATURES, README_N, MODEL)
     return PAGE.format(
         main=main_table(frame),
@@ -308,7 +316,7 @@ def write_report(root: Path, frame: pd.DataFrame) -> list[Path]:
     from tt_lib.figures.results import fd_against_nfe
     from tt_lib.figures.style import save_figure
 
-    rows = main_rows(frame, FEATURES[0])
+    rows = main_rows(tuned_alone(frame), FEATURES[0])
     ceiling = _is_ceiling(rows)
     drawn = rows.assign(timing=rows["timing"].mask(ceiling, "ceiling"))
     drawn.loc[ceiling, ["solver", "grid"]] = ""

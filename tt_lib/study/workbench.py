@@ -15,7 +15,8 @@ from tt_lib.baselines import CONSTANT, read_correction
 from tt_lib.datasets import load_dataset, to_float
 from tt_lib.errors import BadValue, choose
 from tt_lib.files import check_writable, data_folder, spell
-from tt_lib.metrics.reference import Metric
+from tt_lib.metrics.reference import Metric, reference_path
+from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks.feature_nets import FeatureNet, read_feature_network
 from tt_lib.networks.running import cudnn_flags, make_predictor
 from tt_lib.networks.unet import Model, load_model
@@ -238,6 +239,7 @@ class Bench:
             name = f"{dataset}-resnet"
             network = read_feature_network(data_folder() / "pretrained" / name, self.device)
             assert isinstance(network, FeatureNet)
+            self._check_images(network, dataset, name)
             distance = feature_distance(network, name)
         slow = replace(fast, predictor=self.learner)
         if not isinstance(config, LearnConfig):
@@ -245,14 +247,25 @@ class Bench:
         options: dict[str, Any] = {"converged": converged_sampler(fast), "state": state, "progress": progress}
         if not config.points:
             return learn(slow, distance, config, **options).timing
-        # One curve serves all: it is learned once.
-        key = cell.solver, recipe
+        # One curve serves all: it is learned once for each grid that it begins from.
+        key = cell.solver, cell.start, dataset, recipe
         if cell.nfe not in self.curves.get(key, {}):
             numbers = sorted({*CURVE_NFE, cell.nfe})
             samplers = [replace(self.sampler(replace(cell, nfe=nfe)), predictor=self.learner) for nfe in numbers]
             results = learn_curve(samplers, distance, config, **options)
             self.curves[key] = {nfe: each.timing for nfe, each in zip(numbers, results, strict=True)}
         return self.curves[key][cell.nfe]
+
+    def _check_images(self, network: FeatureNet, dataset: str, name: str) -> None:
+        """Raise :class:`BadValue` if features are of other images than the model's: their distance says little."""
+        shape: tuple[int, ...] = (network.in_channels, *self.model.shape[1:])
+        if (path := reference_path(dataset, "train", name)).exists():
+            shape = FeatureStatistics.load(path).shape or shape
+        if shape != self.model.shape:
+            raise BadValue(
+                f"{self.model.name} has images of {list(self.model.shape)}, {name} was trained on those of "
+                f"{list(shape)}; choose the data set that the network was trained on, or loss=pixels"
+            )
 
 
 def make_bench(
