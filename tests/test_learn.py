@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tt_lib.errors import BadValue, NothingLearned
+from tt_lib.errors import BadValue, CorruptFile, NothingLearned
 from tt_lib.grids import make_grid
 from tt_lib.networks.feature_nets import FeatureNet
 from tt_lib.sampling import Sampler
@@ -130,6 +130,27 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path):
     assert resumed.history["loss"].tolist() == whole.history["loss"].tolist()
     with pytest.raises(BadValue, match="state of another run"):
         learn(toy_sampler(nfe=5), PIXELS, SMALL, state=tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: torch.zeros(3),
+        lambda content: content | {"now": {}},
+        lambda content: content | {"now": {name: torch.zeros(9) for name in content["now"]}},
+        lambda content: {key: value for key, value in content.items() if key != "optimizer"},
+        lambda content: content | {"iteration": "two"},
+        lambda content: content | {"iteration": 99},
+        lambda content: content | {"history": content["history"][:-1]},
+    ],
+)
+def test_a_damaged_state_is_one_error(tmp_path, damage):
+    state = tmp_path / "state"
+    learn(toy_sampler(), PIXELS, SMALL, state=state)
+    torch.save(damage(torch.load(state, weights_only=True)), state)
+    with pytest.raises(CorruptFile, match="state of learning") as caught:
+        learn(toy_sampler(), PIXELS, SMALL, state=state)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_curve_serves_several_numbers_of_evaluations():

@@ -100,6 +100,10 @@ def test_learned_and_used_by_its_name(project):  # noqa: F811
     assert rows[0]["value"] == rows[1]["value"]
     error = fails("evaluate", *TINY, *digits, "--timing", name, "--grid", "uniform", "--results", "runs/no.csv")
     assert "'uniform' do not go together" in error
+    # Its grid would be run all the same, under the name of another number.
+    for words in (("sample", "--out", "runs/no.png"), ("evaluate", *digits, "--results", "runs/no.csv")):
+        error = fails(*words, "--model", "tiny", "--timing", path, "--nfe", 5)
+        assert "learned for 4 evaluations in 4 steps and is used with 5 in 5" in error
     assert "unknown timing 'learned-grid-tau'" in fails("learn", *TINY, "--knobs", "grid,tau")
     assert "ddpm: it draws noise" in fails("learn", "--model", "tiny", "--solver", "ddpm")
 

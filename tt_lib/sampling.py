@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tt_lib.baselines import Correction
 from tt_lib.engine import Run, drive
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, TimingMismatch
 from tt_lib.grids import LEARNED, Grid, make_grid
 from tt_lib.networks.running import make_predictor
 from tt_lib.networks.unet import Model
@@ -152,6 +152,11 @@ def make_sampler(
     """
     made, steps = make_solver(solver, **({"eta": eta} if eta else {})).for_nfe(nfe)
     brought = Grid(LEARNED, timing.grid_times) if grid == LEARNED and timing and timing.grid == LEARNED else None
+    if brought and timing and brought.steps != steps:
+        raise TimingMismatch(
+            f"the timing was learned for {timing.nfe} evaluations in {brought.steps} steps and is used with {nfe} in "
+            f"{steps}; ask for {timing.nfe}, or learn one with `tt learn`"
+        )
     return Sampler(
         predictor=predictor or make_predictor(model),
         schedule=model.schedule,

@@ -54,6 +54,7 @@ SEEDS = 100_000
 VALIDATIONS = 12
 """How often the loss on held-out noises is taken while learning."""
 HISTORY = ("iteration", "loss", "validation")
+_DAMAGE = (RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError)
 REMEMBERED = ("iteration", "seconds", "history", "best", "lowest", "start")
 
 
@@ -464,16 +465,22 @@ class _Learning:
         try:
             content = torch.load(self.state, weights_only=True)
             fingerprint = content["fingerprint"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except (*_DAMAGE, OSError, EOFError, pickle.UnpicklingError) as error:
             raise CorruptFile(f"{self.state} is no state of learning ({error}); delete it and begin again") from error
         if fingerprint != self.fingerprint:
             raise BadValue(f"{self.state} is the state of another run (sampler, network or choices differ); delete it")
-        with torch.no_grad():
-            for name, value in content["now"].items():
-                self.knobs[0].parameters[name].copy_(value)
-        self.optimizer.load_state_dict(content["optimizer"])
-        for name in REMEMBERED:
-            setattr(self, name, content[name])
+        try:
+            with torch.no_grad():
+                for name, parameter in self.knobs[0].parameters.items():
+                    parameter.copy_(content["now"][name])
+            self.optimizer.load_state_dict(content["optimizer"])
+            for name in REMEMBERED:
+                setattr(self, name, content[name])
+            if not len(self.history) == self.iteration <= self.config.iterations:
+                raise ValueError(f"{len(self.history)} of {self.iteration} iterations")
+        except _DAMAGE as error:
+            what = " ".join(str(error).split())
+            raise CorruptFile(f"{self.state} is a damaged state of learning ({what}); delete it") from error
 
 
 def _between(count: int, points: int) -> Tensor:
