@@ -219,6 +219,28 @@ def test_times_and_levels_are_floats(unet):
     assert torch.equal(copied.timesteps, learned.timesteps)
 
 
+def test_timesteps_that_are_left_out_or_taken_again(unet):
+    """diffusers counts its steps and does not look at the timestep: it would make other ones without a word."""
+    learned = to_diffusers(make(unet, "unipc", learned_grid())[1], diffusers.DDPMScheduler())
+    orders = [([0, 2], "step 2 .* at timestep 312.2, and begins at 556.3"), ([0, 0], "step 2 .* at timestep 810")]
+    orders += [([0, 1, 2, 3, 4, 0], "step 6 .* at timestep 810, and begins at none, as the run is over")]
+    for order, message in orders:
+        learned.set_timesteps(5)
+        with pytest.raises(TimingMismatch, match=message):
+            for number in order:
+                learned.step(noise(), learned.timesteps[number], noise())
+
+
+def test_options_that_were_changed(unet):
+    changes = {"solver_order": 1, "thresholding": True, "prediction_type": "v_prediction", "use_karras_sigmas": True}
+    timing = make(unet, "unipc", learned_grid())[1]
+    for key, value in changes.items():
+        learned = to_diffusers(timing, diffusers.DDPMScheduler())
+        learned.register_to_config(**{key: value})
+        with pytest.raises(TimingMismatch, match=f"and it was changed to {value!r}"):
+            run(pipeline_of(TunedUNet(unet, timing), learned), 5)
+
+
 def test_a_variance_beside_the_prediction_is_dropped(unet):
     learned = to_diffusers(make(unet, "unipc", learned_grid())[1], diffusers.DDPMScheduler())
     ends = []

@@ -42,6 +42,7 @@ class _Learned:
         parent: Any = super()
         parent.__init__(**config)
         self.timing = timing
+        self._own_config = dict(parent.config)
         times = torch.tensor(timing.grid_times, dtype=torch.float64)
         self._learned_timesteps = index_of_time(times[:-1], schedule.levels).float()
         self._learned_sigmas = schedule.rho(times).float()
@@ -50,15 +51,21 @@ class _Learned:
         """Begin a run over the times of the timing, float32; the noise levels stay on the CPU, as in diffusers.
 
         Raises:
-            TimingMismatch: the timing has another number of steps.
+            TimingMismatch: the timing has another number of steps, or an option was changed.
         """
+        parent: Any = super()
+        for key, value in self._own_config.items():
+            if parent.config.get(key) != value:
+                raise TimingMismatch(
+                    f"the learned sampler has {key}={value!r}, and it was changed to {parent.config.get(key)!r}; make "
+                    "the scheduler anew (to_diffusers)"
+                )
         timing = self.timing
         if num_inference_steps != timing.nfe:
             raise TimingMismatch(
                 f"the scheduler has the {timing.nfe} steps of {timing.name} of {timing.solver}, and was asked for "
                 f"num_inference_steps={num_inference_steps}; ask for {timing.nfe}, or learn another timing"
             )
-        parent: Any = super()
         parent.set_timesteps(timing.nfe, device=device)
         self.timesteps = self._learned_timesteps.to(device)
         self.sigmas = self._learned_sigmas.clone()
@@ -93,8 +100,18 @@ class _Learned:
         """One step. No noise is drawn, so ``generator``, which pipelines give to any scheduler, has no effect.
 
         Raises:
-            TimingMismatch: for ``eta`` or ``use_clipped_model_output``, which the learned sampler does not have.
+            TimingMismatch: for ``eta`` or ``use_clipped_model_output``, which the learned sampler does not have; for a
+                timestep that is not the next one, at which diffusers does not look.
         """
+        parent: Any = super()
+        if parent.step_index is not None:
+            expected = self._learned_timesteps[parent.step_index :][:1].tolist()
+            if not (expected and same_timestep(torch.as_tensor(timestep), expected[0])):
+                raise TimingMismatch(
+                    f"step {parent.step_index + 1} of the learned sampler was called at timestep {float(timestep):g}, "
+                    f"and begins at {', '.join(f'{n:g}' for n in expected) or 'none, as the run is over'}; take the "
+                    "scheduler's timesteps in their order, and call set_timesteps before each run"
+                )
         if eta or use_clipped_model_output:
             raise TimingMismatch(
                 f"the learned sampler neither draws noise nor clips, and was called with eta={eta:g} and "
@@ -102,7 +119,6 @@ class _Learned:
             )
         if model_output.shape[1] == 2 * sample.shape[1]:
             model_output = model_output[:, : sample.shape[1]]  # the other half is a variance
-        parent: Any = super()
         return parent.step(model_output, timestep, sample, return_dict=return_dict)
 
     def save_config(self, *args: Any, **kwargs: Any) -> NoReturn:
