@@ -284,3 +284,9 @@ def test_an_interval_holds_its_value():
         assert low <= value <= high
         below += value < 0
     assert below
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_bias_of_no_covariance(value):
+    with pytest.raises(NotFinite, match="a covariance holds NaN or infinity"):
+        leading_bias(torch.full((2, 2), value), 10)

@@ -83,3 +83,8 @@ def test_bad_input():
         kernel_distance(normal(5), normal(5), blocks=1)
     with pytest.raises(BadValue, match="more than 3 vectors on both sides, got 5 and 3"):
         precision_recall(normal(5), normal(3))
+
+
+def test_vectors_without_a_feature():
+    with pytest.raises(BadValue, match="features must be"):
+        kernel_distance(torch.ones(9, 0), torch.ones(9, 0))

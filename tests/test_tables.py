@@ -75,6 +75,15 @@ def write(tmp_path):
 # Reading
 
 
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [(ONE_CELL + ONE_CELL.replace("2", "[]"), "nfe is an empty list"), ("", r"cells\]\] hold entries .* got 1")],
+)
+def test_cells_that_are_none(write, cells, message):
+    with pytest.raises(BadValue, match=message):
+        read_table(write("" if cells else "cells = [1]\n", HEAD, cells))
+
+
 def test_lists_give_every_combination(write):
     cells = """
 [[cells]]

@@ -43,6 +43,13 @@ def timing(**changes) -> Timing:
     return Timing(**{**facts, **changes})
 
 
+@pytest.mark.parametrize("name", ["", "untuned"])
+def test_tuned_times_are_not_called_untuned(name):
+    """Their row would take the place of the untuned one."""
+    with pytest.raises(BadValue, match=f"a timing is not called '{name}'"):
+        timing(name=name)
+
+
 # ---- the file
 
 

@@ -49,8 +49,8 @@ class Timing:
         gains: the factor on each answer of the network, in order; none leaves the answers as they are.
 
     Raises:
-        BadValue: a tau outside (0, 1], a gain that is not above 0, another number of gains than of taus, times that no
-            run over the grid has, or a value of another type.
+        BadValue: no name or that of untuned samplers, a tau outside (0, 1], a gain that is not above 0, another number
+            of gains than of taus, times that no run over the grid has, or a value of another type.
     """
 
     name: str
@@ -69,6 +69,8 @@ class Timing:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.name in ("", UNTUNED):
+            raise BadValue(f"a timing is not called {self.name!r}: rows would call its samples so; give another name")
         if len(self.taus) != len(self.times):
             raise BadValue(f"a timing needs one tau an evaluation: {len(self.taus)} taus, {len(self.times)} times")
         for tau in self.taus:

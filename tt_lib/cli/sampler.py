@@ -130,7 +130,7 @@ def tune(
     state.unlink(missing_ok=True)
     ratios = " ".join(f"{ratio:.3f}" for ratio in tuned.ratios)
     say(f"{path}\ntau / t, from noise to data: {ratios}")
-    if tuned.taus == tuned.times:
+    if tuned.taus == tuned.times and not isinstance(recipe, LearnRecipe):
         say("no time has moved: nothing that was tried is better than tau = t, or the gate refused it")
 
 

@@ -203,11 +203,14 @@ def leading_bias(covariance: Tensor, n: float) -> float:
 
     Raises:
         BadValue: no square matrix, or n not above 0.
+        NotFinite: a matrix with NaN or infinity.
     """
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1] or not n > 0:
         raise BadValue(
             f"a bias needs a covariance [D, D] and a number of samples above 0, got {list(covariance.shape)} and {n}"
         )
+    if not bool(covariance.isfinite().all()):
+        raise NotFinite("a covariance holds NaN or infinity; make the statistics again")
     values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
     # Pairs of which both eigenvalues are 0 have nothing to be wrong about.
     pairs = values[:, None] * values / (values[:, None] + values).clamp(min=torch.finfo(torch.float64).tiny)

@@ -102,7 +102,7 @@ def _share_inside(points: Tensor, centres: Tensor, k: int) -> float:
 
 def _check_pair(samples: Tensor, reference: Tensor) -> None:
     """Raise :class:`BadValue` unless both are feature vectors of one kind, [N, D] and [M, D], all finite."""
-    if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1]:
+    if samples.ndim != 2 or reference.ndim != 2 or samples.shape[1] != reference.shape[1] or not samples.shape[1]:
         raise BadValue(f"features must be [N, D] and [M, D], got {list(samples.shape)} and {list(reference.shape)}")
     if not (samples.isfinite().all() and reference.isfinite().all()):
         raise BadValue("features hold NaN or infinity; look at the images they were taken from")

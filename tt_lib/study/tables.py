@@ -147,6 +147,10 @@ def read_table(path: Path | str) -> Table:
 def _make_table(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict[str, Any]]) -> Table:
     cells = []
     for block in blocks:
+        if not isinstance(block, dict):
+            raise BadValue(f"[[cells]] hold entries such as solver and grid, got {block!r}")
+        if empty := [name for name, value in block.items() if value == []]:
+            raise BadValue(f"[[cells]]: {', '.join(empty)} is an empty list, which makes no cell; give a value")
         _check_entries("[[cells]]", block, *_entries_of(Cell))
         lists = [value if isinstance(value, list) else [value] for value in block.values()]
         cells += [Cell(**dict(zip(block, values, strict=True))) for values in product(*lists)]
