@@ -106,7 +106,7 @@ class LearnConfig:
         knobs: which of :data:`KNOBS` move.
         noises: start noises to learn from, each with its converged solution.
         validation: other start noises, which decide which of the learned samplers is kept.
-        batch: noises of one iteration.
+        batch: noises of one iteration; all of them where there are fewer.
         iterations: steps of Adam.
         lr: learning rate, which falls to 0 by a cosine.
         seed: of the noises, and of the order in which they come.
@@ -146,8 +146,6 @@ class LearnConfig:
             raise BadValue(f"the seed of learning must lie in 0..999, got {self.seed}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise BadValue(f"lr of learning must be above 0, got {self.lr}")
-        if self.batch > self.noises:
-            raise BadValue(f"a batch of {self.batch} is more than the {self.noises} noises; lower batch")
 
     @property
     def name(self) -> str:
