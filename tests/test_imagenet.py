@@ -18,8 +18,11 @@ from test_cli import fails, succeeds
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.metrics.features import FAST, FastFeatures, load_features, make_fast, statistics_of
+from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.imagenet import CPU_BATCH, ImageNetFeatures, enlarge
 from tt_lib.metrics.reference import load_metric, reference_path
+from tt_lib.metrics.statistics import FeatureStatistics
+from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "imagenet-efficientnet-lite0"
@@ -108,6 +111,14 @@ def test_the_commands_know_the_name(tmp_path, monkeypatch):
     # The name is known, and the images are too few for ten sets: nothing but that is said.
     assert "10 sets need at least 2 images each, got 6" in fails("floor", *own)
     assert "uint8 pixels [B, 3, H, W]" in fails("stats", "--dataset", "digits", "--features", NAME)
+
+
+def test_the_shipped_floor_is_that_of_the_shipped_statistics(features):
+    train, test = (FeatureStatistics.load(reference_path("cifar10", split, NAME)) for split in ("train", "test"))
+    assert (train.n, test.n, train.sha256) == (50_000, 10_000, features.sha256)
+    rows = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
+    [floor] = rows[(rows["solver"] == "floor") & (rows["features"] == NAME)].to_dict("records")
+    assert floor["value"] == pytest.approx(frechet_distance(test, train), abs=2e-6) and floor["n"] == 10_000
 
 
 def test_an_image_has_the_same_features_in_any_batch(features):
