@@ -547,10 +547,11 @@ def test_every_option_that_names_a_place_is_listed():
 def no_work(monkeypatch, project):
     """What any work begins with fails the test."""
     (project / "data" / "table.toml").write_text(TABLE)
+    # The modules that import from others come first: they are imported as they are.
+    for module in ("networks.train_unet", "networks.train_features"):
+        monkeypatch.setattr(f"tt_lib.{module}.load_dataset", lambda *a, **k: pytest.fail("work, and no place for it"))
     for module in ("study.workbench", "networks.unet"):
         monkeypatch.setattr(f"tt_lib.{module}.load_model", lambda *a, **k: pytest.fail("work, and no place for it"))
-    for module in ("datasets", "networks.train_unet", "networks.train_features"):
-        monkeypatch.setattr(f"tt_lib.{module}.load_dataset", lambda *a, **k: pytest.fail("work, and no place for it"))
     monkeypatch.setattr("tt_lib.metrics.features.load_features", lambda *a, **k: pytest.fail("work, and no place"))
 
 
@@ -609,7 +610,7 @@ def test_every_usual_place_is_looked_at_before_the_work(no_work, monkeypatch, tm
         (("direction", "--config", "data/table.toml", "--figure", "runs/never.png"), "fd"),
         (("train", "--out", "runs/never"), "training"),
         (("features", "--out", "runs/never"), "training"),
-        (("speed",), "speed"),
+        (("speed", "--against", "diffusers"), "speed"),
     ],
 )
 def test_rows_are_read_before_the_work(no_work, monkeypatch, tmp_path, words, name):
@@ -715,7 +716,7 @@ def test_ctrl_c_is_one_line(project, monkeypatch, swallow):
 
 HUGE = 10**12
 DIRECTION = ("direction", "--model", "tiny", "--nfe", 2)
-SPEED = ("speed", "--model", "tiny")
+SPEED = ("speed", "--against", "diffusers", "--model", "tiny")
 DEMO = ("demo", "--model", "tiny", "--out", "runs/never")
 TRAIN = ("train", "--dataset", "digits", "--out", "runs/never")
 SAMPLERS = (SAMPLE, EVALUATE, DIRECTION, SPEED, DEMO)
@@ -730,7 +731,7 @@ SAMPLERS = (SAMPLE, EVALUATE, DIRECTION, SPEED, DEMO)
         ((*DIRECTION, "--substeps", HUGE), "substeps of directions must be at most 1,000"),
         *(((*TUNE, "--timing", f"truncation-parallel,{name}={10**20}"), f"{name} must be at most")
           for name in ("iterations", "batch", "substeps")),
-        ((*SPEED, "--images", 0), "at least 1 image, got 0"),
+        ((*SPEED, "--against", "pytorch-fid", "--source", "generated", "--images", 0), "at least 1 image, got 0"),
         *(((*TRAIN, f"--{name}", n), f"{n}") for name in ("images", "batch", "width") for n in (0, -1, 10**20)),
         *(((*TRAIN, "--lr", value), "lr must be a number above 0") for value in ("nan", "inf", 0)),
         *(((*TRAIN, "--stop-after", value), f"at least 1 step, got {value}") for value in (0, -5)),
