@@ -201,7 +201,7 @@ def test_what_cannot_be_learned_is_refused():
         ({"knobs": ()}, "knobs must be one or more"),
         ({"knobs": ("grid", "tau")}, "knobs must be one or more"),
         ({"iterations": 0}, "iterations of learning must be at least 1, got 0"),
-        ({"lr": math.nan}, "lr of learning must be above 0, got nan"),
+        ({"lr": math.nan}, "lr must be a number, got nan"),
         ({"noises": 200_000}, "at most 100,000, got 200000"),
         ({"points": 1}, "2 control points or more"),
         ({"seed": 1000}, "must lie in 0..999, got 1000"),

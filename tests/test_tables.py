@@ -147,7 +147,6 @@ BAD_TABLES = {
     "nothing after freeze": (HEAD + TUNED_CELL.replace("parallel", "parallel-freeze"), "freeze2 at the end"),
     "frozen steps without a name": (HEAD + TUNING + "freeze_last = 2\n" + ONE_CELL, "freeze_last.*timing names them"),
     "no cells": (HEAD, r"no \[\[cells\]\]"),
-    "an empty list": (HEAD + ONE_CELL.replace("2", "[]"), r"no \[\[cells\]\]"),
     "single brackets": (HEAD + ONE_CELL.replace("[[cells]]", "[cells]"), "in two brackets"),
     "misspelt section": (HEAD + TUNING.replace("tuning", "tunning") + ONE_CELL, "unknown entry 'tunning'"),
     "solver": (HEAD + ONE_CELL.replace("ddim", "dddim"), "'dddim'"),

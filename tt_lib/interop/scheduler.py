@@ -43,7 +43,7 @@ from tt_lib.predictors import PREDICTION_TYPES, to_x0
 from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, along, make_schedule, time_of_index
 from tt_lib.solvers.layout import layout
 from tt_lib.solvers.registry import SOLVERS, Noise, Solver, make_solver
-from tt_lib.timing import UNTUNED, Timing
+from tt_lib.timing import Timing
 
 # ---- what is supported
 
@@ -171,8 +171,8 @@ class Adapted:
         """
         return noise * self.start_scale
 
-    def timing(self, taus: Sequence[float] | None = None, *, name: str = UNTUNED) -> Timing:
-        """A timing for this sampler with the conditioning times ``taus``; by default untuned, tau = t."""
+    def timing(self, taus: Sequence[float] | None = None, *, name: str = "identity") -> Timing:
+        """A timing for this sampler with the conditioning times ``taus``; by default tau = t, which changes nothing."""
         return Timing(
             name,
             self.times if taus is None else tuple(taus),
