@@ -20,7 +20,6 @@ CHECKED := env -u JUPYTER_PATH TQDM_DISABLE=1 JUPYTER_PREFER_ENV_PATH=1 IPYTHOND
 # The tests are small: a process for each core, with one thread each. A file of tests stays in one process, for what its tests share.
 WORKERS := -n $(CORES) --dist loadscope
 SHARED := OMP_NUM_THREADS=1
-NBVAL := -p tests.nbval_budgets --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,11 +34,9 @@ help: ## say what the targets do
 demo: $(STAMP) ## the demonstration: samples with and without tuned times, in minutes on a CPU
 	@$(BIN)/tt demo
 
-# The linters, which use one core, run beside the tests. Where both fail, the tests are what make reports.
-test: $(STAMP) ## style, types, tests, and every notebook run and compared with its stored outputs
-	@$(MAKE) --no-print-directory lint & lint=$$!; \
-	  $(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) $(NBVAL) tests notebooks; tests=$$?; \
-	  wait $$lint && exit $$tests
+test: lint ## style, types, tests, then every notebook run and compared with its stored outputs
+	@$(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) tests
+	@$(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) -p tests.nbval_budgets --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks/
 
 lint: $(STAMP) ## ruff, mypy, and the layers that imports keep to
 	@$(BIN)/python -m ruff check .
