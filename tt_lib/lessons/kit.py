@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tt_lib.errors import BadValue, choose
 from tt_lib.rows import read_rows, results_folder
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 SCALES = ("ci", "laptop", "full")
@@ -41,6 +44,12 @@ def scaled(ci: T, laptop: T, full: T) -> T:
     return {"ci": ci, "laptop": laptop, "full": full}[scale()]
 
 
+@lru_cache(maxsize=8)
+def _rows(path: Path, changed: int) -> pd.DataFrame:
+    # A file is read strictly, which takes a moment, and a lesson asks it for dozens of numbers.
+    return read_rows(path)
+
+
 def fact(file: str, column: str = "value", digits: int = 2, **where: Any) -> str:
     """One number of one row, as text.
 
@@ -59,7 +68,7 @@ def fact(file: str, column: str = "value", digits: int = 2, **where: Any) -> str
     if not path.exists():
         files = ", ".join(sorted(each.stem for each in results_folder().glob("*.csv")))
         raise BadValue(f"no rows {file!r}; choose one of {files}")
-    rows = read_rows(path)
+    rows = _rows(path, path.stat().st_mtime_ns)
     for name in (column, *where):
         if name not in rows:
             raise BadValue(f"{file}.csv has no column {name!r}; it has {', '.join(rows.columns)}")
