@@ -1,4 +1,4 @@
-"""The site: README, notebooks as they are stored (nothing is run), data card.
+"""The site: README, notebooks as they are stored (nothing is run), commands, data card, how to contribute.
 
 `make site` builds it with Sphinx, MyST-NB and the theme of Jupyter Book into build/site; every warning is an error.
 """
@@ -24,6 +24,8 @@ include_patterns = [
     "notebooks/**.ipynb",
     "notebooks/**/*.ipynb",
     "notebooks/README.md",
+    "notebooks/commands.md",
+    ".github/CONTRIBUTING.md",
 ]
 exclude_patterns = [".venv*", "build", "runs", "**/.ipynb_checkpoints"]
 
@@ -49,7 +51,7 @@ def _contents() -> str:
     parts = {
         "Notebooks": ["notebooks/README", *(f"notebooks/{path.stem}" for path in lessons())],
         "Exercises": [f"notebooks/exercises/{path.stem}" for path in exercises()],
-        "Data": ["data/README", "data/results/README"],
+        "Reference": ["notebooks/commands", "data/README", "data/results/README", ".github/CONTRIBUTING"],
     }
     return "".join(
         "\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```\n"
