@@ -226,9 +226,12 @@ def sample_images(
     return torch.cat(images)
 
 
-def fine_sampler(sampler: Sampler, steps: int = FINE_STEPS) -> Sampler:
-    """An untuned sampler of ``steps`` steps of DPM-Solver++(2M) that starts from the same noise at the same time."""
-    grid = make_grid("karras", steps, sampler.schedule, start=sampler.grid.times[0])
+def fine_sampler(sampler: Sampler, steps: int = FINE_STEPS, start: float | None = None) -> Sampler:
+    """An untuned sampler of ``steps`` steps of DPM-Solver++(2M) that starts from the same noise at the same time.
+
+    ``start`` is another time to start at.
+    """
+    grid = make_grid("karras", steps, sampler.schedule, start=sampler.grid.times[0] if start is None else start)
     return replace(sampler, solver=make_solver("dpmpp-2m"), grid=grid, timing=None, correction=None)
 
 

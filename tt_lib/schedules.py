@@ -36,6 +36,11 @@ def index_of_time(t: Times, levels: int) -> Tensor:
     return torch.as_tensor(t, dtype=torch.float64) * levels - 1
 
 
+def float64(values: Any) -> Tensor:
+    """Numbers as a float64 tensor."""
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
 def along(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient ready to multiply the state ``x`` [B, ...].
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tt_lib.errors import BadValue, NotFinite
 from tt_lib.predictors import Predictor, to_v
-from tt_lib.schedules import Schedule, Times, along
+from tt_lib.schedules import Schedule, Times, along, float64
 
 Numbers = Tensor | Sequence | float
 
@@ -42,7 +42,7 @@ class GaussianMixture:
     def __init__(
         self, weights: Numbers, means: Numbers, scales: Numbers | None = None, covariances: Numbers | None = None
     ) -> None:
-        self.weights, self.means = _float64(weights), _float64(means)
+        self.weights, self.means = float64(weights), float64(means)
         if self.means.ndim != 2 or 0 in self.means.shape or not bool(self.means.isfinite().all()):
             raise BadValue(f"means must be finite, [M, D], got {means}")
         if self.weights.shape != self.means.shape[:1] or not _positive(self.weights):
@@ -53,12 +53,12 @@ class GaussianMixture:
         # Every component in its principal axes: variances [M, D] along the columns of axes [M, D, D].
         identity = torch.eye(self.dim, dtype=torch.float64).expand(len(self.means), -1, -1)
         if covariances is None:
-            values = _float64(scales)
+            values = float64(scales)
             if values.shape != self.weights.shape or not _positive(values):
                 raise BadValue(f"scales must be {len(self.weights)} positive numbers, one a mean, got {scales}")
             self._variances, self._axes = values.square()[:, None].expand_as(self.means), identity
         else:
-            values = _float64(covariances)
+            values = float64(covariances)
             if values.shape != identity.shape or not torch.allclose(values, values.mT, rtol=1e-9, atol=0):
                 raise BadValue(f"covariances must be symmetric, {list(identity.shape)}, got {covariances}")
             self._variances, self._axes = torch.linalg.eigh(values)
@@ -145,7 +145,7 @@ class MixturePredictor:
 
 def single_gaussian(mean: Numbers = 0.5, scale: float = 0.25) -> GaussianMixture:
     """``N(mean, scale^2 I)``; a number as mean is one dimension, a vector [D] is D."""
-    return GaussianMixture([1.0], _float64(mean).reshape(1, -1), [scale])
+    return GaussianMixture([1.0], float64(mean).reshape(1, -1), [scale])
 
 
 def two_modes_1d(scale: float = 0.2) -> GaussianMixture:
@@ -208,7 +208,7 @@ def exact_trajectory(
     Raises:
         BadValue: fewer than two times, or times that neither rise nor fall throughout.
     """
-    angle = _angle(_float64(times).cpu(), schedule)
+    angle = _angle(float64(times).cpu(), schedule)
     steps = angle.diff() if angle.ndim == 1 else angle.new_empty(0)
     if len(steps) == 0 or not bool((steps > 0).all() | (steps < 0).all()):
         raise BadValue(f"times must be two or more that rise or fall throughout, got {times}")
@@ -283,15 +283,11 @@ def gaussian_ddim(x: Tensor, times: Numbers, mean: Numbers, scale: float, schedu
 
     ``x_u - alpha_u m = (alpha_t alpha_u s^2 + sigma_t sigma_u) / v_t  (x_t - alpha_t m)``
     """
-    alpha, sigma = schedule.alpha(_float64(times)), schedule.sigma(_float64(times))
+    alpha, sigma = schedule.alpha(float64(times)), schedule.sigma(float64(times))
     overlap = alpha[:-1] * alpha[1:] * scale**2 + sigma[:-1] * sigma[1:]
     variance = (alpha[:-1] * scale) ** 2 + sigma[:-1] ** 2
-    x, mean, factor = x.double(), _float64(mean).to(x.device), (overlap / variance).prod()
+    x, mean, factor = x.double(), float64(mean).to(x.device), (overlap / variance).prod()
     return along(alpha[-1], x) * mean + along(factor, x) * (x - along(alpha[0], x) * mean)
-
-
-def _float64(values: Numbers | None) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64)
 
 
 def _positive(values: Tensor) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,6 +61,9 @@ TimingOption = Annotated[
         "epsilon-1.005, time-shift, ... (of tuned ones the shipped file)."
     ),
 ]
+TimingPlaceOption = Annotated[
+    Path | None, typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].", callback=place(".json"))
+]
 CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile the network: for many images on a GPU.")]
 
 
@@ -75,10 +79,7 @@ def tune(
     dataset: DatasetOption = "cifar10",
     data: DataOption = None,
     features: Annotated[str, typer.Option(help="Features of the distance (frechet-joint only).")] = "cifar10-resnet",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].", callback=place(".json")),
-    ] = None,
+    out: TimingPlaceOption = None,
     batch: BatchOption = 64,
     compile: CompileOption = False,
     device: DeviceOption = "auto",
@@ -97,12 +98,11 @@ def tune(
     Example: `tt tune --nfe 5 --timing truncation-parallel,images=8,source=generated --out runs/five.json`
     """
     from tt_lib.errors import BadValue
-    from tt_lib.grids import LEARNED
     from tt_lib.metrics.reference import load_metric
-    from tt_lib.study.cells import Cell, LearnRecipe, brings_grid, check_recipe, is_tuned, parse_timing, timing_path
+    from tt_lib.study.cells import Cell, LearnRecipe, check_recipe, is_tuned, parse_timing, timing_path, usual_grid
     from tt_lib.study.workbench import make_bench
 
-    cell = Cell(solver, grid or (LEARNED if brings_grid(timing) else "uniform"), nfe, timing, eta)
+    cell = Cell(solver, grid or usual_grid(timing), nfe, timing, eta)
     if not is_tuned(cell.timing):
         raise BadValue(f"there is nothing to tune in {timing!r}; name objective and strategy, as truncation-parallel")
     recipe = parse_timing(cell.timing, {"optimiser": "search"})
@@ -147,10 +147,7 @@ def learn(
     iterations: Annotated[int, typer.Option(help="Steps of Adam.")] = 300,
     seed: Annotated[int, typer.Option(help="Of the noises and their order, 0 to 999.")] = 0,
     dataset: DatasetOption = "cifar10",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].", callback=place(".json")),
-    ] = None,
+    out: TimingPlaceOption = None,
     batch: BatchOption = 64,
     compile: CompileOption = False,
     device: DeviceOption = "auto",
@@ -163,11 +160,15 @@ def learn(
 
     Example: `tt learn --solver unipc,final=lower --nfe 6 --knobs grid,timing`
     """
-    chosen = {"start": start, "loss": loss, "noises": noises, "iterations": iterations, "seed": seed}
-    defaults = {"start": "uniform", "loss": "features", "noises": 4096, "iterations": 300, "seed": 0}
-    words = [f"{name}={value}" for name, value in chosen.items() if value != defaults[name] and name != "start"]
+    from tt_lib.study.cells import LearnRecipe
+    from tt_lib.tuning.learn import LearnConfig
+
+    usual = {**asdict(LearnConfig()), **LearnRecipe(LearnConfig())._asdict()}
+    chosen: dict[str, Any] = {"loss": loss, "noises": noises, "iterations": iterations, "seed": seed}
     brings = "grid" in knobs.split(",")
-    words += [f"start={start}"] if brings and start != "uniform" else []
+    if brings:
+        chosen["start"] = start
+    words = [f"{name}={value}" for name, value in chosen.items() if value != usual[name]]
     tune(
         model=model,
         solver=solver,
@@ -192,7 +193,7 @@ def _sampler(
     """
     from tt_lib.baselines import read_constant
     from tt_lib.grids import LEARNED
-    from tt_lib.study.cells import Cell, brings_grid, require_timing
+    from tt_lib.study.cells import Cell, require_timing, usual_grid
     from tt_lib.study.workbench import constant_timing
     from tt_lib.timing import load_timing
 
@@ -202,7 +203,7 @@ def _sampler(
         name = tuned.name if tuned.grid == LEARNED else "untuned"
         cell = Cell(solver, grid or (LEARNED if tuned.grid == LEARNED else "uniform"), nfe, name, eta)
     else:
-        cell = Cell(solver, grid or (LEARNED if brings_grid(timing) else "uniform"), nfe, timing, eta)
+        cell = Cell(solver, grid or usual_grid(timing), nfe, timing, eta)
         ratio = read_constant(timing)
         tuned = constant_timing(bench.sampler(cell), ratio) if ratio else require_timing(bench.model.name, cell)
     bench.ensure_gamma(

@@ -422,10 +422,11 @@ def check_weights(timing: Timing, network: nn.Module) -> None:
     from safetensors.torch import save
 
     halves = {key: value.detach().half().contiguous().cpu() for key, value in weights.items()}
-    hashes = [hashlib.sha256(save(halves, {"format": "pt"})).hexdigest()]
+    of_file = hashlib.sha256(save(halves, {"format": "pt"})).hexdigest()
     # What the network predicts stands in the scheduler.
-    hashes += [weights_hash(_plain(network), kind) for kind in sorted({*PREDICTION_TYPES.values()})]
-    if timing.weights not in hashes:
+    if timing.weights != of_file and all(
+        timing.weights != weights_hash(_plain(network), kind) for kind in PREDICTION_TYPES.values()
+    ):
         raise TimingMismatch(
             f"the timing is for the weights {timing.weights[:16]} of {timing.model or 'a network'}, and this network "
             "has others; tune one for it, or load the network that the timing is for. To try it all the same, give "

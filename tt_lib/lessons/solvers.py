@@ -23,7 +23,7 @@ from tt_lib.figures.style import GREY, count_axis, heat_map, relplot, style
 from tt_lib.grids import make_grid
 from tt_lib.lessons.kit import explorer
 from tt_lib.predictors import to_eps
-from tt_lib.schedules import ContinuousLinearVP, Schedule, linear_betas
+from tt_lib.schedules import ContinuousLinearVP, Schedule, float64, linear_betas
 from tt_lib.solvers.layout import Evaluation, layout, stages_of
 from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.toy import MixturePredictor, exact_flow, ring_2d, two_modes_1d
@@ -35,10 +35,6 @@ SPACINGS = ("even in lambda", "even in rho", "even in t", "long and short")
 LADDER = (20, 40, 80, 160, 320)
 SATURATED = 2.0
 """Weights beyond this have the map's last colour."""
-
-
-def float64(values: Any) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64)
 
 
 # ---- grids

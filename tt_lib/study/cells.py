@@ -79,15 +79,14 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
         BadValue: no such name, an option that is unknown or named twice, or a value that it cannot have.
     """
     options = _read(name)
-    objective = options["objective"]
     given = {FIELDS.get(key, key): value for key, value in (defaults or {}).items()}
     if len(given) < len(defaults or {}):
         raise BadValue("lr and learning_rate are one choice; give one of them")
     samples = {"samples": given.pop("samples")} if "samples" in given else {}
     try:
-        if options.pop("objective") == LEARNED:
+        if options["objective"] == LEARNED:
+            del options["objective"]
             return _learn_recipe(options.pop("strategy"), options)
-        options["objective"] = objective
         if options["strategy"] == JOINT:
             del options["strategy"]
             return Recipe(JointConfig(**{**samples, **options}))
@@ -120,6 +119,11 @@ def brings_grid(timing: str) -> bool:
     """Whether a name is that of a timing that was learned with its grid."""
     knobs = timing.split(",")[0].split("-")
     return knobs[0] == LEARNED and bool({"grid", *METHODS} & set(knobs))
+
+
+def usual_grid(timing: str) -> str:
+    """The grid of a timing where none is named: its own, or ``uniform``."""
+    return LEARNED if brings_grid(timing) else STARTS
 
 
 def spell_timing(name: str) -> str:

@@ -31,7 +31,6 @@ from tt_lib.metrics.evaluate import SETS, check_n, measure, sample_statistics
 from tt_lib.metrics.features import INCEPTION, Features, make_fast, statistics_of
 from tt_lib.metrics.inception import DIMENSION, FILE, InceptionFeatures, find_inception, plant_random_inception
 from tt_lib.metrics.reference import Metric
-from tt_lib.metrics.world import ALONE, World
 from tt_lib.noise import StartNoise
 from tt_lib.rows import device_name, provenance
 from tt_lib.sampling import Sampler, batches, sample_images
@@ -41,7 +40,6 @@ from tt_lib.study.workbench import Bench
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
-LESS_IS_BETTER = ("s",)
 REPEATS = 5
 RESTORED_SQRTM = """
 import runpy
@@ -76,7 +74,7 @@ def speed_row(what: str, ours: float, peer: float | None, unit: str, device: tor
     second. Where neither is better (a distance, a share), it is ours over the peer."""
     ratio: float | str = ""
     if peer is not None:
-        ratio = round(peer / ours if unit in LESS_IS_BETTER else ours / peer, 3)
+        ratio = round(peer / ours if unit == "s" else ours / peer, 3)
     return {
         "what": what,
         "ours": float(f"{ours:.5g}"),
@@ -257,10 +255,10 @@ def inception_features(weights: Path, device: torch.device) -> Features:
     return Features(INCEPTION, network, DIMENSION, network.sha256, device)
 
 
-def warm_up(sampler: Sampler, metric: Metric, batch: int, first_seed: int, world: World = ALONE) -> None:
+def warm_up(sampler: Sampler, metric: Metric, batch: int, first_seed: int) -> None:
     """Run all of an evaluation once, with a whole batch and with few samples, from ``first_seed`` on."""
     sample_statistics(sampler, metric.features, range(first_seed, first_seed + batch), batch=batch)
-    measure(sampler, metric, 2 * SETS, first_seed=first_seed + batch, batch=batch, world=world)
+    measure(sampler, metric, 2 * SETS, first_seed=first_seed + batch, batch=batch)
 
 
 def write_png(sample: Callable[[range], Iterable[Image.Image]], n: int, batch: int, folder: Path, writers: int) -> None:

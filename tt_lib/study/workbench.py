@@ -23,7 +23,7 @@ from tt_lib.networks.unet import Model, load_model
 from tt_lib.noise import GENERATED_FIRST_SEED, HELD_OUT_FIRST_SEED, check_seeds
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.rows import provenance
-from tt_lib.sampling import Sampler, make_sampler
+from tt_lib.sampling import Progress, Sampler, make_sampler
 from tt_lib.study.cells import IMAGE_SOURCES, Cell, LearnRecipe, Recipe
 from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
@@ -37,7 +37,6 @@ CURVE_NFE = (5, 6, 8, 10)
 """Numbers of evaluations that one curve is learned for."""
 HELD_OUT = 256
 """Images of a gate."""
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass

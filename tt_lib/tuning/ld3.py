@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, NothingLearned
 from tt_lib.grids import LEARNED, Grid
-from tt_lib.noise import LEARN_FIRST_SEED, VALIDATION_FIRST_SEED, SampleNoise
+from tt_lib.noise import LEARN_FIRST_SEED, VALIDATION_FIRST_SEED
 from tt_lib.rows import provenance
 from tt_lib.sampling import Progress, Sampler
 from tt_lib.schedules import Schedule
 from tt_lib.timing import Timing
-from tt_lib.tuning.learn import PIXELS, Distance, converged_sampler
+from tt_lib.tuning.learn import PIXELS, Distance, converged_sampler, noises_and_ends
 
 PAIRS, BATCH = 50, 2
 GRID_ROUNDS, JOINT_ROUNDS = 2, 5
@@ -68,8 +68,10 @@ def learn_ld3(sampler: Sampler, distance: Distance = PIXELS, *, progress: Progre
     steps, schedule = sampler.grid.steps, sampler.schedule
     if sampler.solver.stochastic or len(sampler.evaluations) != steps:
         raise BadValue(f"LD3 is for deterministic solvers of one evaluation a step, not {sampler.solver.spelling}")
-    x, y = _pairs(sampler, LEARN_FIRST_SEED)
-    held_x, held_y = _pairs(sampler, VALIDATION_FIRST_SEED)
+    converged = converged_sampler(sampler)
+    (x, y), (held_x, held_y) = (
+        noises_and_ends(converged, first, PAIRS, PAIRS) for first in (LEARN_FIRST_SEED, VALIDATION_FIRST_SEED)
+    )
     model = _Times(steps, schedule)
     optimizers = (
         torch.optim.RMSprop([model.logits], lr=GRID_RATE, momentum=MOMENTUM),
@@ -120,12 +122,6 @@ def learn_ld3(sampler: Sampler, distance: Distance = PIXELS, *, progress: Progre
     tuning = {"objective": "end", "distance": distance.name, "validation_start": start, "validation_learned": lowest}
     learned = replace(sampler, grid=Grid(LEARNED, tuple(times.tolist())))
     return learned.make_timing(f"{LEARNED}-ld3", taus.tolist(), tuning=tuning, provenance=provenance())
-
-
-def _pairs(sampler: Sampler, first: int) -> tuple[Tensor, Tensor]:
-    seeds = range(first, first + PAIRS)
-    x = SampleNoise(seeds).start(sampler.shape).to(sampler.device)
-    return x, converged_sampler(sampler)(seeds, start=x).x
 
 
 def _restore(model: _Times, best: list[Tensor]) -> None:

@@ -33,14 +33,14 @@ from torch.utils.checkpoint import checkpoint
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, CorruptFile, NothingLearned, check_types
 from tt_lib.files import atomic_path
-from tt_lib.grids import LEARNED, Grid, make_grid
+from tt_lib.grids import LEARNED, Grid
 from tt_lib.networks.feature_nets import FeatureNet
 from tt_lib.noise import LEARN_FIRST_SEED, VALIDATION_FIRST_SEED, SampleNoise, derive_seed
 from tt_lib.predictors import Predictor
 from tt_lib.rows import provenance
-from tt_lib.sampling import Progress, Sampler, batches
-from tt_lib.schedules import Schedule
-from tt_lib.solvers.registry import Solver, make_solver
+from tt_lib.sampling import Progress, Sampler, batches, fine_sampler
+from tt_lib.schedules import Schedule, float64
+from tt_lib.solvers.registry import Solver
 from tt_lib.timing import Timing
 
 KNOBS = ("grid", "timing", "gain")
@@ -181,7 +181,7 @@ class Knobs:
         self.schedule, self.names, self.nfe = schedule, tuple(names), nfe
         self.start = grid.tensor()
         self.low, self.high = (float(schedule.lam(t)) for t in (1.0, schedule.t_min))
-        edges = torch.cat([_float64([self.low]), schedule.lam(self.start[:-1]), _float64([self.high])])
+        edges = torch.cat([float64([self.low]), schedule.lam(self.start[:-1]), float64([self.high])])
         shares = edges.diff() / (self.high - self.low)
         # A share of 0, where the grid begins at t = 1, would have no gradient: it begins at the smallest one.
         logits = (shares - SMALLEST_SHARE).clamp(min=SMALLEST_SHARE).log()
@@ -254,8 +254,20 @@ def check_learn(solver: Solver) -> None:
 
 def converged_sampler(sampler: Sampler) -> Sampler:
     """The converged solution that learning aims at: 60 steps of DPM-Solver++(2M) on the Karras grid from t = 1."""
-    grid = make_grid("karras", CONVERGED_STEPS, sampler.schedule)
-    return replace(sampler, solver=make_solver("dpmpp-2m"), grid=grid, timing=None, correction=None)
+    return fine_sampler(sampler, CONVERGED_STEPS, start=1.0)
+
+
+def noises_and_ends(
+    converged: Sampler, first: int, count: int, batch: int, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
+    """Start noises [count, ...] of the seeds from ``first`` on, and where ``converged`` ends from them."""
+    noises, ends = [], []
+    for seeds in batches(first, count, batch):
+        noises.append(SampleNoise(seeds).start(converged.shape).to(converged.device))
+        ends.append(converged(seeds, start=noises[-1]).x)
+        if progress:
+            progress(min(len(noises) * batch, count), count, "converged solutions")
+    return torch.cat(noises), torch.cat(ends)
 
 
 def learn(
@@ -377,15 +389,13 @@ class _Learning:
         return {name: value.detach().clone() for name, value in self.knobs[0].parameters.items()}
 
     def pairs(self, first: int, count: int, what: str) -> tuple[Tensor, Tensor]:
-        """Start noises [count, ...] and the ends of their converged solutions, on the device."""
-        noises, ends, device = [], [], self.converged.device
-        for seeds in batches(first + self.config.seed * SEEDS, count, self.config.batch):
-            noises.append(SampleNoise(seeds).start(self.converged.shape).to(device))
-            ends.append(self.converged(seeds, start=noises[-1]).x)
+        """:func:`noises_and_ends` of this run's seeds."""
+
+        def tell(done: int, of: int, _: str) -> None:
             if self.progress:
-                done = min(len(noises) * self.config.batch, count)
-                self.progress(0, self.config.iterations, f"converged solutions of {what}: {done} of {count}")
-        return torch.cat(noises), torch.cat(ends)
+                self.progress(0, self.config.iterations, f"converged solutions of {what}: {done} of {of}")
+
+        return noises_and_ends(self.converged, first + self.config.seed * SEEDS, count, self.config.batch, tell)
 
     def losses(self, x: Tensor, y: Tensor, *, grad: bool, learned: bool = True) -> list[Tensor]:
         """The distance [B] of each sampler's samples from the converged solutions."""
@@ -427,7 +437,7 @@ class _Learning:
         for sampler, knobs, start, lowest in zip(self.samplers, self.knobs, self.start, self.lowest, strict=True):
             name = LEARNED if "grid" in config.knobs else sampler.grid.name
             learned = replace(sampler, grid=Grid(name, tuple(knobs.times().tolist())))
-            taus = [float(knobs.tau(k, _float64(each.t))) for k, each in enumerate(learned.evaluations)]
+            taus = [float(knobs.tau(k, float64(each.t))) for k, each in enumerate(learned.evaluations)]
             tuning = {
                 "objective": "end",
                 **asdict(config),
@@ -495,7 +505,3 @@ def _between(count: int, points: int) -> Tensor:
 def _checkpointed(predictor: Predictor) -> Predictor:
     """``predictor`` that forgets its activations and makes them again for the gradient: memory of one evaluation."""
     return lambda x, t, tau: checkpoint(predictor, x, t, tau, use_reentrant=False)
-
-
-def _float64(values: Any) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64)
