@@ -36,7 +36,7 @@ demo: $(STAMP) ## the demonstration: samples with and without tuned times, in mi
 
 test: lint ## style, types, tests, then every notebook run and compared with its stored outputs
 	@$(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) tests
-	@$(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) -p tests.nbval_budgets --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks/
+	@$(CHECKED) $(SHARED) $(BIN)/python -m pytest $(WORKERS) -p tests.nbval_kernels --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout=600 notebooks/
 
 lint: $(STAMP) ## ruff, mypy, and the layers that imports keep to
 	@$(BIN)/python -m ruff check .

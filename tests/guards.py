@@ -22,6 +22,8 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|tmp|mnt|Users)/\w")
 ALT = 20
 """Letters that a figure's description has at least."""
 NEEDS = "**What it needs.**"
+LONGEST = 30.0
+"""Seconds that a cell may have taken when the times were written; a test runs it without a clock."""
 HEADINGS = ("**What it teaches.**", NEEDS, TIME)
 CONSTANT = "<!-- constant -->"
 """In a line of text: its numbers are settings or mathematics, not measurements."""
@@ -137,6 +139,8 @@ def has_a_budget_for_each_cell(path, book):
     budget = times.load(root(path)).get(path.relative_to(root(path)).as_posix(), [])
     if len(budget) != len(code(book)):
         yield "budgets.toml has not a budget for each code cell; run python notebooks/tools/times.py"
+    if max(budget, default=0) > LONGEST:
+        yield f"a cell took {max(budget):.0f} s at TT_SCALE=ci and may take {LONGEST:.0f} s; make it smaller there"
 
 
 def prerequisites(path, book):

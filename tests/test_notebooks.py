@@ -172,6 +172,12 @@ def test_a_guard_fails(good, name, change, words):
     assert re.search(words, found), found
 
 
+def test_a_cell_that_took_too_long_is_seen(good):
+    path, book = good
+    times.save({path.name: [0.0, 31.0, 1.0]}, path.parent)
+    assert any("a cell took 31 s" in line for line in NAMED["has_a_budget_for_each_cell"](path, book))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,12 +1,8 @@
-"""Training the UNet: its loss, what every step sees, checkpoints of before, and that processes share one batch."""
+"""Training the UNet: its loss, what every step sees, and checkpoints of before."""
 
 from __future__ import annotations
 
 import copy
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +15,12 @@ from safetensors.torch import load_file
 
 from tt_lib.datasets import load_dataset, to_float
 from tt_lib.errors import AlreadyDone, BadValue
-from tt_lib.files import PACKAGE_ROOT, file_hash, read_json
+from tt_lib.files import file_hash, read_json
 from tt_lib.networks import train_unet as training
-from tt_lib.networks.config import DEFAULTS, TrainConfig
+from tt_lib.networks.config import TrainConfig
 from tt_lib.networks.loop import CHECKPOINT
 from tt_lib.networks.train_unet import Batches, NoisePrediction, learning_rate, train
-from tt_lib.networks.unet import CARD, WEIGHTS, load_model, make_unet, save_model
+from tt_lib.networks.unet import CARD, WEIGHTS, load_model, save_model
 from tt_lib.schedules import make_schedule, time_of_index
 
 CONFIG = TrainConfig("digits", width=32, images=16 * 12, batch=16, lr=3e-3, flip=False, seed=0)
@@ -302,44 +298,3 @@ def test_a_start_of_another_architecture(whole, tmp_path):
     save_model(tiny_unet(), tmp_path / "cosine", name="cosine", schedule="cosine", card={})
     with pytest.raises(BadValue, match=r"cannot start from cosine, .*'schedule': \('cosine', 'linear'\)\}"):
         train(CONFIG, tmp_path / "net", start=str(tmp_path / "cosine"))
-
-
-# Two processes
-
-
-def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
-    """The whole command, on real digits with the real network: it shares each batch, and one process writes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = "train --dataset digits --images 512 --batch 64 --lr 1e-3 --out runs/digits --results log.csv"
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(PACKAGE_ROOT),
-        "TT_DATA": str(tmp_path),
-    }
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port), "-m", "tt_lib"]
-    ended = subprocess.run(
-        [sys.executable, *launch, *arguments.split()],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.count("model folder: runs/digits") == 1
-
-    monkeypatch.setattr(training, "make_unet", make_unet)
-    config = replace(DEFAULTS["digits"], images=512, batch=64, lr=1e-3)
-    train(config, tmp_path / "alone", results=tmp_path / "alone.csv")
-    ours, alone = (load_file(tmp_path / name / WEIGHTS) for name in ("runs/digits", "alone"))
-    for name, value in alone.items():
-        assert (ours[name].float() - value.float()).abs().max() < 2e-3, name
-    rows, expected = pd.read_csv(tmp_path / "log.csv"), pd.read_csv(tmp_path / "alone.csv")
-    assert set(rows.devices) == {"2 x cpu (1 threads)"} and set(rows.run) == {"digits"}
-    assert set(rows.command) == {f"torchrun --nproc_per_node 2 -m tt_lib {arguments}"}
-    assert rows.step.tolist() == list(range(1, 9)) and rows.images.tolist() == [64 * step for step in rows.step]
-    assert rows.loss.tolist() == pytest.approx(expected.loss.tolist(), abs=2e-3)
-    assert read_json(tmp_path / "runs/digits" / CARD)["training"]["devices"] == "2 x cpu (1 threads)"

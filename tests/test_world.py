@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_evaluate import make_tiny_data
+from typer.testing import CliRunner
 
+from tt_lib.cli import app
 from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue
-from tt_lib.files import PACKAGE_ROOT
+from tt_lib.files import PACKAGE_ROOT, read_json
 from tt_lib.metrics.evaluate import fd_rows, measure
 from tt_lib.metrics.features import load_features, statistics_of
 from tt_lib.metrics.reference import collect_bank, load_metric, reference_path, save_bank
 from tt_lib.metrics.world import ALONE, World, join_world
-from tt_lib.rows import FD_COLUMNS, read_rows
+from tt_lib.networks.config import DEFAULTS
+from tt_lib.networks.train_unet import train
+from tt_lib.networks.unet import CARD, WEIGHTS
+from tt_lib.rows import FD_COLUMNS, TRAINING_COLUMNS, read_rows
 from tt_lib.study.cells import Cell
 from tt_lib.study.workbench import make_bench
 
@@ -78,8 +86,36 @@ def in_project(folder):
         yield
 
 
-def launch(folder, processes: int, *arguments: str, program: tuple[str, ...] = ("-m", "tt_lib")) -> str:
-    """A ``tt`` command, or another program, in so many processes; its output."""
+SEVERAL = """
+import os, shlex, sys, time
+from accelerate import PartialState
+destroy = PartialState.destroy_process_group
+def leave(state):
+    os.write(1, f"{state.process_index} leaves\\n".encode())  # one write: what processes print in pieces may come mixed
+    destroy(state)
+PartialState.destroy_process_group = leave
+from tt_lib.cli import app
+from tt_lib.metrics.world import join_world
+world, device = join_world("cpu")
+assert world.gather(world.rank) == [0, 1, 2] and world.decide(world.rank) == 0
+for command in open("commands.txt").read().splitlines():
+    sys.argv = ["tt", *shlex.split(command)]
+    app(standalone_mode=False)
+time.sleep(world.main)
+"""
+COMMANDS = {
+    "table": "table --config table.toml --batch 2 --results runs/3.csv --work runs/w3",
+    "evaluate": "evaluate --model tiny --nfe 2 --dataset digits --features digits-resnet --samples 50 --batch 2 "
+    "--seed 7 --more --results runs/e.csv --work runs/e",
+    "train": "train --dataset digits --images 528 --batch 66 --lr 1e-3 --out runs/digits --results runs/log.csv",
+}
+
+
+@pytest.fixture(scope="module")
+def printed(folder):
+    """What three processes say that run the commands one after another; some have a batch less than others."""
+    (folder / "several.py").write_text(SEVERAL)
+    (folder / "commands.txt").write_text("\n".join(COMMANDS.values()))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -90,55 +126,75 @@ def launch(folder, processes: int, *arguments: str, program: tuple[str, ...] = (
         "TT_DATA": "data",
         "TT_COMMIT": "test",
     }
-    start = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port), *program]
+    start = ["-m", "torch.distributed.run", "--nproc_per_node", "3", "--master_port", str(port), "several.py"]
     ended = subprocess.run(
-        [sys.executable, *start, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *start], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert ended.returncode == 0, ended.stdout[-1000:] + ended.stderr[-2000:]
     return ended.stdout
 
 
 @pytest.fixture(scope="module")
-def tables(folder):
-    """The rows of the table by the number of processes; with three, some have a batch less than others."""
-    rows = {}
-    for processes in (1, 3):
-        shutil.rmtree(folder / "data" / "timings", ignore_errors=True)
-        out = f"runs/{processes}.csv"
-        words = f"table --config table.toml --batch 2 --results {out} --work runs/w{processes}"
-        printed = launch(folder, processes, *words.split())
-        assert printed.count("6 rows written") == 1, "one process speaks"
-        rows[processes] = read_rows(folder / out, FD_COLUMNS)
-    assert rows[1]["value"].nunique() == 6, "else equal rows would mean nothing"
+def alone(folder, printed):
+    """The rows of the table in this one process, once the three have theirs."""
+    shutil.rmtree(folder / "data" / "timings", ignore_errors=True)
+    with in_project(folder):
+        answer = CliRunner().invoke(app, shlex.split(COMMANDS["table"].replace("3", "1")))
+        assert answer.exit_code == 0, answer.output
+        rows = read_rows("runs/1.csv", FD_COLUMNS)
+    assert rows["value"].nunique() == 6, "else equal rows would mean nothing"
     return rows
 
 
-def test_any_number_of_processes_gives_the_same_rows(tables):
-    processes = 3
-    one, several = tables[1], tables[processes]
+def command_of_three(name):
+    return f"torchrun --nproc_per_node 3 -m tt_lib {COMMANDS[name]}"
+
+
+def test_any_number_of_processes_gives_the_same_rows(folder, printed, alone):
+    assert printed.count("6 rows written") == 1, "one process speaks"
+    several = read_rows(folder / "runs" / "3.csv", FD_COLUMNS)
     names = ["solver", "timing", "nfe", "n", "features"]
-    assert several[names].to_numpy().tolist() == one[names].to_numpy().tolist()
+    assert several[names].to_numpy().tolist() == alone[names].to_numpy().tolist()
     for column in ("value", "low", "high"):
-        assert several[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=1e-6, abs=2e-6), column
-    assert set(several["device"]) == {f"{processes} x cpu (1 threads)"} and set(one["device"]) == {"cpu (1 threads)"}
-    assert all(
-        command.startswith(f"torchrun --nproc_per_node {processes} -m tt_lib table") for command in several["command"]
-    )
+        assert several[column].to_numpy() == pytest.approx(alone[column].to_numpy(), rel=1e-6, abs=2e-6), column
+    assert set(several["device"]) == {"3 x cpu (1 threads)"} and set(alone["device"]) == {"cpu (1 threads)"}
+    assert set(several["command"]) == {command_of_three("table")}
 
 
-def test_evaluate_in_two_processes_gives_the_tables_row(folder, tables):
-    words = "--model tiny --nfe 2 --dataset digits --features digits-resnet --samples 50 --batch 2 --seed 7 --more"
-    launch(folder, 2, "evaluate", *words.split(), "--results", "runs/e.csv", "--work", "runs/e")
-    rows, table = read_rows(folder / "runs" / "e.csv", FD_COLUMNS), tables[1]
-    expected = table[(table["solver"] == "ddim") & (table["timing"] == "untuned")]
+def test_evaluate_in_several_processes_gives_the_tables_row(folder, printed, alone):
+    rows = read_rows(folder / "runs" / "e.csv", FD_COLUMNS)
+    expected = alone[(alone["solver"] == "ddim") & (alone["timing"] == "untuned")]
     assert rows["value"][0] == pytest.approx(expected["value"].iloc[0], rel=1e-6, abs=2e-6)
     assert not list((folder / "runs" / "e").glob("*.safetensors")), "what was kept is forgotten"
     with in_project(folder):
         metric, sampler = load_metric("digits-resnet", "digits", bank=True), make_bench("tiny").sampler(CELL)
-        alone = measure(sampler, metric, 50, first_seed=7, batch=2)
-        again = fd_rows(alone, sampler, metric, dataset="digits", seed=7, timing="untuned")
+        measured = measure(sampler, metric, 50, first_seed=7, batch=2)
+        again = fd_rows(measured, sampler, metric, dataset="digits", seed=7, timing="untuned")
     assert rows["metric"].tolist() == [row["metric"] for row in again] and len(again) == 5
     assert rows["value"].tolist() == pytest.approx([row["value"] for row in again], rel=1e-6, abs=2e-6)
+
+
+def test_several_processes_train_what_one_trains(folder, printed):
+    """The whole command, on real digits with the real network: it shares each batch, and one process writes."""
+    assert printed.count("model folder: runs/digits") == 1
+    config = replace(DEFAULTS["digits"], images=528, batch=66, lr=1e-3)
+    train(config, folder / "runs" / "alone", results=folder / "runs" / "alone.csv")
+    ours, expected = (load_file(folder / "runs" / name / WEIGHTS) for name in ("digits", "alone"))
+    for name, value in expected.items():
+        assert (ours[name].float() - value.float()).abs().max() < 2e-3, name
+    rows, one = (read_rows(folder / "runs" / name, TRAINING_COLUMNS) for name in ("log.csv", "alone.csv"))
+    assert set(rows["devices"]) == {"3 x cpu (1 threads)"} and set(rows["run"]) == {"digits"}
+    assert set(rows["command"]) == {command_of_three("train")}
+    assert rows["step"].tolist() == list(range(1, 9)) and rows["images"].tolist() == [
+        66 * step for step in rows["step"]
+    ]
+    assert rows["loss"].tolist() == pytest.approx(one["loss"].tolist(), abs=2e-3)
+    assert read_json(folder / "runs" / "digits" / CARD)["training"]["devices"] == "3 x cpu (1 threads)"
+
+
+def test_processes_leave_their_group_in_order(printed):
+    """Gloo's threads that outlived Python aborted a process, once in some dozens of runs, whose work was done."""
+    assert printed.split()[-6:] == ["2", "leaves", "1", "leaves", "0", "leaves"]
 
 
 def test_shares_are_disjoint_and_complete():
@@ -178,25 +234,3 @@ def test_half_an_environment_is_refused(monkeypatch, environment):
         join_world("cpu")
     monkeypatch.setenv("WORLD_SIZE", "")
     assert join_world("cpu") is None
-
-
-LEAVING = """
-import os, sys, time
-from accelerate import PartialState
-destroy = PartialState.destroy_process_group
-def leave(state):
-    os.write(1, f"{state.process_index} leaves\\n".encode())  # one write: what processes print in pieces may come mixed
-    destroy(state)
-PartialState.destroy_process_group = leave
-from tt_lib.metrics.world import join_world
-world, device = join_world("cpu")
-assert world.gather(world.rank) == [0, 1, 2] and world.decide(world.rank) == 0
-time.sleep(world.main)
-"""
-
-
-def test_processes_leave_their_group_in_order(tmp_path):
-    """Gloo's threads that outlived Python aborted a process, once in some dozens of runs, whose work was done."""
-    (tmp_path / "leaving.py").write_text(LEAVING)
-    printed = launch(tmp_path, 3, program=("leaving.py",))
-    assert printed.split() == ["2", "leaves", "1", "leaves", "0", "leaves"]

@@ -8,6 +8,7 @@ Loss: ``E || eps - eps_theta(x_t, t) ||^2`` (Ho et al. 2020, arXiv 2006.11239, e
 
 from __future__ import annotations
 
+import atexit
 import math
 from dataclasses import asdict, replace
 from functools import partial
@@ -176,6 +177,8 @@ def train(
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if config.batch % world:
         raise BadValue(f"batch {config.batch} cannot be shared by {world} processes; choose a multiple of {world}")
+    if world > 1:
+        atexit.register(leave_in_order, accelerator.state)
     pixels = load_dataset(config.dataset, "train", data).pixels.to(device)
     torch.manual_seed(config.seed)
     network = make_unet(config.dataset, config.width, config.dropout, config.attention)
@@ -207,5 +210,4 @@ def train(
         graphs=graphs,
     )
     run_training(run, out, **options)
-    leave_in_order(accelerator.state)
     return out
