@@ -53,6 +53,7 @@ browser: $(VENV)/.browser ## a notebook in JupyterLab in headless Chromium: a sl
 site: $(VENV)/.site ## the notebooks as a web site, from their stored outputs, in build/site
 	@$(BIN)/python -m sphinx -W --keep-going -q -E -c notebooks/site . build/site
 	@$(BIN)/python notebooks/site/check_links.py build/site
+	@$(BIN)/python tests/browser/page.py build/site
 
 clean: ## remove the virtual environment and the caches; data/ and runs/ stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

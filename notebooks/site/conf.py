@@ -1,4 +1,4 @@
-"""The site: README, notebooks as they are stored (nothing is run), commands, data card, how to contribute.
+"""The site: README, notebooks as they are stored (nothing is run), commands, library, data card, how to contribute.
 
 `make site` builds it with Sphinx, MyST-NB and the theme of Jupyter Book into build/site; every warning is an error.
 """
@@ -10,13 +10,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 from books import exercises, lessons
-from index import repository_url
+from index import install_cell, repository_url
+
+import tt_lib
+from tt_lib.solvers.registry import SOLVERS
 
 project = "TimeTuner, taught and measured"
 author = "The TimeTuner lessons authors"
 copyright = author
 root_doc = "README"
-extensions = ["myst_nb"]
+# Formulas show without a network: MathJax lies in the site itself.
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx-mathjax-offline"]
 include_patterns = [
     "README.md",
     "data/README.md",
@@ -25,6 +29,7 @@ include_patterns = [
     "notebooks/**/*.ipynb",
     "notebooks/README.md",
     "notebooks/commands.md",
+    "notebooks/site/reference.md",
     ".github/CONTRIBUTING.md",
 ]
 exclude_patterns = [".venv*", "build", "runs", "**/.ipynb_checkpoints"]
@@ -32,6 +37,12 @@ exclude_patterns = [".venv*", "build", "runs", "**/.ipynb_checkpoints"]
 nb_execution_mode = "off"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_use_ivar = True
+napoleon_use_rtype = False
 
 html_theme = "sphinx_book_theme"
 html_title = project
@@ -51,7 +62,13 @@ def _contents() -> str:
     parts = {
         "Notebooks": ["notebooks/README", *(f"notebooks/{path.stem}" for path in lessons())],
         "Exercises": [f"notebooks/exercises/{path.stem}" for path in exercises()],
-        "Reference": ["notebooks/commands", "data/README", "data/results/README", ".github/CONTRIBUTING"],
+        "Reference": [
+            "notebooks/commands",
+            "notebooks/site/reference",
+            "data/README",
+            "data/results/README",
+            ".github/CONTRIBUTING",
+        ],
     }
     return "".join(
         "\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```\n"
@@ -59,13 +76,31 @@ def _contents() -> str:
     )
 
 
+def _reference() -> str:
+    """The docstrings of the public names, in the order of ``tt_lib``, and of the solvers, each once."""
+    public = {name: getattr(tt_lib, name) for name in tt_lib.__all__}
+    solvers = {solver.function.__name__: solver.function for solver in SOLVERS.values()}
+    parts = []
+    for title, items in (("Names of tt_lib", public), ("Solvers", solvers)):
+        parts.append(f"## {title}\n")
+        for item in items.values():
+            kind = "autoclass" if isinstance(item, type) else "autofunction"
+            members = "   :members:\n" if kind == "autoclass" else ""
+            parts.append(f"```{{eval-rst}}\n.. {kind}:: {item.__module__}.{item.__name__}\n{members}```\n")
+    return "\n".join(parts)
+
+
 def read(app, docname, source):
-    """Add the contents to the first page, and to each stored figure the description that is stored with it."""
+    """Write the contents and the reference; fold install cells; give each stored figure its stored description."""
     if docname == root_doc:
         source[0] += _contents()
+    elif docname == "notebooks/site/reference":
+        source[0] += _reference()
     elif app.env.doc2path(docname, base=False).suffix == ".ipynb":
         book = json.loads(source[0])
         for cell in book["cells"]:
+            if "".join(cell["source"]) == install_cell():
+                cell["metadata"]["tags"] = ["hide-input"]
             alts = [output.get("metadata", {}).get("image/png", {}).get("alt") for output in cell.get("outputs", [])]
             if any(alts):
                 cell["metadata"]["mystnb"] = {"image": {"alt": next(filter(None, alts))}}
