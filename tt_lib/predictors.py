@@ -15,7 +15,7 @@ score  ``grad_x log p_t(x)`` (Song et al. 2021)      ``-sigma score``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -37,6 +37,16 @@ class Predictor(Protocol):
     """
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor: ...
+
+
+def predictor_of(predictor: Predictor, seeds: Sequence[int]) -> Predictor:
+    """The predictor of the samples with these seeds.
+
+    Where each sample has a condition of its own, such as a prompt, the condition belongs to the seed, as the noise
+    does: such a predictor has ``for_seeds(seeds)``, which gives that of one batch. Any other serves all samples.
+    """
+    of_batch = getattr(predictor, "for_seeds", None)
+    return of_batch(seeds) if of_batch else predictor
 
 
 class EpsPredictor:

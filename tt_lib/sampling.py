@@ -21,7 +21,7 @@ from tt_lib.grids import LEARNED, Grid, make_grid
 from tt_lib.networks.running import make_predictor
 from tt_lib.networks.unet import Model
 from tt_lib.noise import SampleNoise, StartNoise, check_seeds
-from tt_lib.predictors import Predictor
+from tt_lib.predictors import Predictor, predictor_of
 from tt_lib.schedules import Schedule
 from tt_lib.solvers.dpmpp import dpmpp_2m
 from tt_lib.solvers.layout import Evaluation, layout
@@ -114,7 +114,7 @@ class Sampler:
         elif self.solver.stochastic:
             raise BadValue("a stochastic solver draws its start and its steps from one stream: give seeds, not start")
         taus, gains = (self.timing.taus, self.timing.gains or None) if self.timing else (None, None)
-        predictor = self.predictor
+        predictor = predictor_of(self.predictor, seeds)
         if self.correction is not None:
             predictor = self.correction.wrap(predictor, self.schedule, self.grid.times[0])
         solution = self.solver(start, self.grid, self.schedule, noise)

@@ -19,7 +19,7 @@ import hashlib
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -36,7 +36,7 @@ from tt_lib.files import atomic_path
 from tt_lib.grids import LEARNED, Grid
 from tt_lib.networks.feature_nets import FeatureNet
 from tt_lib.noise import LEARN_FIRST_SEED, VALIDATION_FIRST_SEED, SampleNoise, derive_seed
-from tt_lib.predictors import Predictor
+from tt_lib.predictors import Predictor, predictor_of
 from tt_lib.rows import provenance
 from tt_lib.sampling import Progress, Sampler, batches, fine_sampler
 from tt_lib.schedules import Schedule, float64
@@ -276,6 +276,8 @@ def learn(
     config: LearnConfig | None = None,
     *,
     converged: Sampler | None = None,
+    at_once: int = 0,
+    facts: Mapping[str, Any] | None = None,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> LearnResult:
@@ -285,6 +287,9 @@ def learn(
         sampler: untuned, deterministic, with a predictor that gradients pass through.
         distance: between a sample and its converged solution.
         converged: what makes these; by default :func:`converged_sampler` of the same predictor.
+        at_once: noises that the network sees at a time, which bounds the memory: the gradients of an iteration are
+            summed over the parts of its batch. 0 is the whole batch.
+        facts: what else the result depends on, for the timing's ``tuning``: another run has other ones.
         state: file for the state of an unfinished run, which goes on from it exactly. Whoever has stored the result
             removes it.
         progress: called with (iterations done, of all, message).
@@ -294,7 +299,8 @@ def learn(
         CorruptFile: the state is damaged.
         NothingLearned: no learned sampler has a lower loss on held-out noises than the one it began with.
     """
-    return learn_curve([sampler], distance, config, converged=converged, state=state, progress=progress)[0]
+    more: dict[str, Any] = {"at_once": at_once, "facts": facts, "state": state, "progress": progress}
+    return learn_curve([sampler], distance, config, converged=converged, **more)[0]
 
 
 def learn_curve(
@@ -303,6 +309,8 @@ def learn_curve(
     config: LearnConfig | None = None,
     *,
     converged: Sampler | None = None,
+    at_once: int = 0,
+    facts: Mapping[str, Any] | None = None,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> list[LearnResult]:
@@ -317,7 +325,10 @@ def learn_curve(
             raise BadValue("learning begins from an untuned sampler; leave its timing or correction out")
     if not samplers or (len(samplers) > 1 and not config.points):
         raise BadValue(f"{len(samplers)} samplers share a curve: give at least one sampler, and points to the config")
-    return _Learning(samplers, distance, config, converged or converged_sampler(samplers[0]), state, progress).run()
+    if at_once < 0:
+        raise BadValue(f"at_once must be at least 0, got {at_once}")
+    converged = converged or converged_sampler(samplers[0])
+    return _Learning(samplers, distance, config, converged, state, progress, at_once, facts or {}).run()
 
 
 class _Learning:
@@ -331,9 +342,12 @@ class _Learning:
         converged: Sampler,
         state: Path | None,
         progress: Progress | None,
+        at_once: int,
+        facts: Mapping[str, Any],
     ) -> None:
         self.samplers, self.distance, self.config, self.converged = samplers, distance, config, converged
-        self.state, self.progress = state, progress
+        self.state, self.progress, self.facts = state, progress, dict(facts)
+        self.at_once = min(at_once or config.batch, config.batch)
         self.knobs: list[Knobs] = []
         for each in samplers:
             shared = self.knobs[0] if self.knobs else None
@@ -355,8 +369,8 @@ class _Learning:
             self.start = self.validate(held_x, held_y, learned=False)
         every = max(1, config.iterations // VALIDATIONS)
         while self.iteration < config.iterations:
-            rows = torch.randperm(config.noises, generator=self.generator())[: config.batch].to(x.device)
-            loss, validation = self.step(x[rows], y[rows]), math.nan
+            rows = torch.randperm(config.noises, generator=self.generator())[: config.batch]
+            loss, validation = self.step(x, y, rows), math.nan
             self.iteration += 1
             checked = self.iteration % every == 0 or self.iteration == config.iterations
             if checked:
@@ -395,37 +409,51 @@ class _Learning:
             if self.progress:
                 self.progress(0, self.config.iterations, f"converged solutions of {what}: {done} of {of}")
 
-        return noises_and_ends(self.converged, first + self.config.seed * SEEDS, count, self.config.batch, tell)
+        return noises_and_ends(self.converged, first + self.config.seed * SEEDS, count, self.at_once, tell)
 
-    def losses(self, x: Tensor, y: Tensor, *, grad: bool, learned: bool = True) -> list[Tensor]:
-        """The distance [B] of each sampler's samples from the converged solutions."""
+    def losses(
+        self, x: Tensor, y: Tensor, rows: Tensor, first: int, *, grad: bool, learned: bool = True
+    ) -> list[Tensor]:
+        """The distance [B] of each sampler's samples from the converged solutions.
+
+        Args:
+            x, y: all noises and the ends of their converged solutions.
+            rows: those of the batch [B].
+            first: see :meth:`pairs`.
+        """
+        seeds = (first + self.config.seed * SEEDS + rows).tolist()
+        x, y = x[rows.to(x.device)], y[rows.to(y.device)]
         losses = []
         for sampler, knobs in zip(self.samplers, self.knobs, strict=True):
             if not learned:
                 knobs = Knobs(sampler.grid, knobs.nfe, sampler.schedule, ())
-            predictor = _checkpointed(sampler.predictor) if grad else sampler.predictor
+            predictor = predictor_of(sampler.predictor, seeds)
+            predictor = _checkpointed(predictor) if grad else predictor
             solution = sampler.solver(x, knobs.times(), sampler.schedule, None)
             ends = drive(solution, knobs.predictor(predictor), gains=knobs.gains(), grad=grad).x
             losses.append(self.distance.function(ends, y))
         return losses
 
-    def step(self, x: Tensor, y: Tensor) -> float:
-        """One step of Adam; the loss before it."""
+    def step(self, x: Tensor, y: Tensor, rows: Tensor) -> float:
+        """One step of Adam on these rows of noises and ends; the loss before it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * self.iteration / self.config.iterations))
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.stack([each.mean() for each in self.losses(x, y, grad=True)]).mean()
-        loss.backward()
+        total = 0.0
+        for part in rows.split(self.at_once):
+            losses = self.losses(x, y, part, LEARN_FIRST_SEED, grad=True)
+            loss = torch.stack([each.mean() for each in losses]).mean() * (len(part) / len(rows))
+            loss.backward()
+            total += loss.item()
         nn.utils.clip_grad_norm_(self.knobs[0].moving(), 1.0, error_if_nonfinite=True)
         self.optimizer.step()
-        return loss.item()
+        return total
 
     @torch.no_grad()
     def validate(self, x: Tensor, y: Tensor, learned: bool = True) -> list[float]:
         """Each sampler's mean distance on held-out noises."""
-        size = self.config.batch
-        pairs = zip(x.split(size), y.split(size), strict=True)
-        parts = [self.losses(a, b, grad=False, learned=learned) for a, b in pairs]
+        rows = torch.arange(len(x)).split(self.at_once)
+        parts = [self.losses(x, y, each, VALIDATION_FIRST_SEED, grad=False, learned=learned) for each in rows]
         return [float(torch.cat(losses).double().mean()) for losses in zip(*parts, strict=True)]
 
     @torch.no_grad()
@@ -447,6 +475,7 @@ class _Learning:
                 "validation_start": start,
                 "validation_learned": lowest,
                 "seconds": round(self.seconds, 2),
+                **self.facts,
             }
             gains = knobs.gains()
             own = () if gains is None else tuple(gains.tolist())
@@ -457,6 +486,7 @@ class _Learning:
         parts: list[Any] = [asdict(self.config), self.distance.name, self.converged.grid.times]
         for own in self.samplers:
             parts += [own.model, own.weights, own.schedule.name, own.solver.name, own.solver.options, own.grid.times]
+        parts += [self.facts] if self.facts else []
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def save(self) -> None:
