@@ -32,6 +32,8 @@ TIMING, WRAPPER = "timing.json", "tuned_unet.json"
 FORMAT = "tt-tuned-unet-1"
 NETWORKS = ("unet", "transformer")
 """What pipelines call the network that they sample with."""
+TIME_ARGUMENTS = ("timestep", "timesteps", "t")
+"""What networks of diffusers call the argument that carries the time."""
 _IN_BLOCKS: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """The networks that a block of :func:`tuned_times` tunes now."""
 
@@ -48,12 +50,16 @@ class Calls:
             with and once without the condition. (Most of diffusers' pipelines call it once with both in one batch:
             1.)
         levels: N, the levels that the network was trained on: a time t is its timestep ``N t - 1``.
+        time_argument: what the network calls the argument with its time; by default it is found by its name, one of
+            :data:`TIME_ARGUMENTS`.
 
     Raises:
         BadValue: a number below 1, or a timing of a network in continuous time.
     """
 
-    def __init__(self, timing: Timing, calls_per_evaluation: int = 1, levels: int = 1000) -> None:
+    def __init__(
+        self, timing: Timing, calls_per_evaluation: int = 1, levels: int = 1000, time_argument: str | None = None
+    ) -> None:
         for name, value in (("calls_per_evaluation", calls_per_evaluation), ("levels", levels)):
             check_type(name, value, int)
             if value < 1:
@@ -64,6 +70,7 @@ class Calls:
                 "tune one with a discrete schedule"
             )
         self.timing, self.calls_per_evaluation, self.levels = timing, calls_per_evaluation, levels
+        self.time_argument = time_argument
         self.nominal = index_of_time(torch.tensor(timing.times), levels).tolist()
         self.tuned = index_of_time(torch.tensor(timing.taus, dtype=torch.float64), levels).tolist()
         self.total = timing.nfe * calls_per_evaluation
@@ -87,16 +94,18 @@ class Calls:
             )
 
     def next_time(self, timestep: Tensor | float, sample: Tensor) -> Tensor:
-        """The timesteps [B] (float32) for a call with ``timestep`` (a number or [B]) about ``sample`` [B, ...].
+        """The timesteps (float32) for a call with ``timestep`` (a number, [B] or one for each token) about ``sample``.
 
-        Always a tensor of floats: ``UNet2DModel`` truncates a Python float to an integer.
+        They have the shape of ``timestep``, or [B] for a number, and its unit: some pipelines, such as Flux's, divide
+        timesteps by N. Always a tensor of floats: ``UNet2DModel`` truncates a Python float to an integer.
 
         Raises:
             TimingMismatch: ``timestep`` is not the nominal time of this evaluation.
         """
         evaluation = self.made // self.calls_per_evaluation
         timestep = torch.as_tensor(timestep).detach()
-        if not same_timestep(timestep, self.nominal[evaluation]):
+        divided = timestep.is_floating_point() and not same_timestep(timestep, self.nominal[evaluation])
+        if not same_timestep(timestep * self.levels if divided else timestep, self.nominal[evaluation]):
             message = self._message(evaluation, timestep)
             # Whoever catches the error starts anew.
             self.reset()
@@ -105,18 +114,38 @@ class Calls:
         self.made += 1
         if self.made == self.total:
             self.made, self.complete_runs = 0, self.complete_runs + 1
-        return torch.full((len(sample),), self.tuned[evaluation], dtype=torch.float32, device=sample.device)
+        shape = timestep.shape or (len(sample),)
+        tuned = torch.full(shape, self.tuned[evaluation], dtype=torch.float32, device=sample.device)
+        return tuned / self.levels if divided else tuned
+
+    def place(self, network: nn.Module) -> int:
+        """Where the time stands among the positional arguments of a network, which is not the same in every one.
+
+        Raises:
+            BadValue: it cannot be found.
+        """
+        parameters = [each for each in inspect.signature(type(_plain(network)).forward).parameters.values()][1:]
+        names = [each.name for each in parameters]
+        wanted = (self.time_argument,) if self.time_argument else TIME_ARGUMENTS
+        found = next((name for name in wanted if name in names), None)
+        if found:
+            return names.index(found)
+        if not self.time_argument and any(each.kind is each.VAR_POSITIONAL for each in parameters):
+            return 1  # a module around a network
+        raise BadValue(
+            f"{type(_plain(network)).__name__} has no argument called {' or '.join(map(str, wanted))} (it has "
+            f"{', '.join(names)}); give the one that carries the time as time_argument"
+        )
 
     def replace(
         self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call of ``network`` with the tuned time in place of its ``timestep``."""
-        # Where it stands among the positional arguments is not the same in every network of diffusers.
-        names = [name for name in inspect.signature(type(_plain(network)).forward).parameters if name != "self"]
-        place = names.index("timestep") if "timestep" in names else 1
+        """The arguments of a call of ``network`` with the tuned time in place of its own."""
+        place = self.place(network)
         sample = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
-        if "timestep" in kwargs:
-            return args, kwargs | {"timestep": self.next_time(kwargs["timestep"], sample)}
+        for name in (self.time_argument,) if self.time_argument else TIME_ARGUMENTS:
+            if name in kwargs:
+                return args, kwargs | {name: self.next_time(kwargs[name], sample)}
         if len(args) <= place:
             raise BadValue(
                 f"{type(network).__name__} was called without a timestep; call it as network(sample, timestep)"
@@ -193,18 +222,26 @@ class TunedUNet(nn.Module):
 
     Args:
         unet: the network, which is not changed. Its weights are compared as :func:`check_weights` does.
-        timing, calls_per_evaluation, levels: see :class:`Calls`.
+        timing, calls_per_evaluation, levels, time_argument: see :class:`Calls`.
 
     Raises:
-        BadValue: the network is tuned already, or a number is out of range.
+        BadValue: the network is tuned already, a number is out of range, or no argument is known to carry the time.
         TimingMismatch: the timing is for a network with other weights.
     """
 
-    def __init__(self, unet: nn.Module, timing: Timing, calls_per_evaluation: int = 1, levels: int = 1000) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        timing: Timing,
+        calls_per_evaluation: int = 1,
+        levels: int = 1000,
+        time_argument: str | None = None,
+    ) -> None:
         super().__init__()
         _check_untuned(unet)
         self.unet: Any = unet
-        self.calls = Calls(timing, calls_per_evaluation, levels)
+        self.calls = Calls(timing, calls_per_evaluation, levels, time_argument)
+        self.calls.place(unet)
         check_weights(timing, unet)
 
     @property
@@ -272,6 +309,7 @@ class TunedUNet(nn.Module):
             "format": FORMAT,
             "calls_per_evaluation": self.calls.calls_per_evaluation,
             "levels": self.calls.levels,
+            "time_argument": self.calls.time_argument,
         }
         write_json(folder / WRAPPER, {**wrapper, "sha256": hashes})
         self.timing.save(folder / TIMING)
@@ -308,9 +346,8 @@ class TunedUNet(nn.Module):
             )
         unet: Any = kind
         options = weights_options(folder) | options
-        return cls(
-            unet.from_pretrained(str(folder), **options), timing, wrapper["calls_per_evaluation"], wrapper["levels"]
-        )
+        own = {key: wrapper[key] for key in ("calls_per_evaluation", "levels", "time_argument") if key in wrapper}
+        return cls(unet.from_pretrained(str(folder), **options), timing, **own)
 
 
 def _stored_hashes(folder: Path) -> dict[str, str]:
@@ -328,7 +365,14 @@ def _weights_beside(folder: Path, names: Collection[str]) -> set[str]:
 
 
 @contextlib.contextmanager
-def tuned_times(target: Any, timing: Timing, *, calls_per_evaluation: int = 1, levels: int = 1000) -> Iterator[Calls]:
+def tuned_times(
+    target: Any,
+    timing: Timing,
+    *,
+    calls_per_evaluation: int = 1,
+    levels: int = 1000,
+    time_argument: str | None = None,
+) -> Iterator[Calls]:
     """Within the block, a pipeline (or a network, wherever it is used) samples with the tuned times.
 
     Example::
@@ -344,7 +388,7 @@ def tuned_times(target: Any, timing: Timing, *, calls_per_evaluation: int = 1, l
 
     Args:
         target: a pipeline with a ``unet`` or a ``transformer``, or such a network.
-        timing, calls_per_evaluation, levels: see :class:`Calls`, which the block is given.
+        timing, calls_per_evaluation, levels, time_argument: see :class:`Calls`, which the block is given.
 
     Raises:
         BadValue: there is no network to tune, or there are two, or it is tuned already.
@@ -365,7 +409,8 @@ def tuned_times(target: Any, timing: Timing, *, calls_per_evaluation: int = 1, l
             f"{' or '.join(NETWORKS)} to tune; give the network itself, an nn.Module"
         )
     _check_untuned(network)
-    calls = Calls(timing, calls_per_evaluation, levels)
+    calls = Calls(timing, calls_per_evaluation, levels, time_argument)
+    calls.place(network)
     check_weights(timing, network)
     scheduler = parts.get("scheduler")
     steps: list[Any] = []
