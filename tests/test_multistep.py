@@ -28,7 +28,7 @@ from solver_helpers import (
 from torch import Tensor
 
 from tt_lib.grids import Grid, make_grid
-from tt_lib.schedules import Schedule
+from tt_lib.schedules import VP, Schedule
 from tt_lib.solvers.orders import orders_of_steps
 
 ADAMS_BASHFORTH = {
@@ -40,7 +40,7 @@ ADAMS_BASHFORTH = {
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class RhoIsTime(Schedule):
+class RhoIsTime(VP):
     """sigma / alpha = t: what is exact in t is exact in rho."""
 
     name, levels, t_min = "rho is t", 100, 0.01

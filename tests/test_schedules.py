@@ -176,7 +176,7 @@ def test_times_outside_are_refused_but_rounding_noise_is_not(schedule, t):
     assert schedule.alpha(1 + 1e-15) == schedule.alpha(1.0) and schedule.alpha(-1e-15) == 1
 
 
-@pytest.mark.parametrize("betas", [[], [0.0, 0.1], [0.1, 1.0], [math.nan], [[0.1]], 0.1])
+@pytest.mark.parametrize("betas", [[], [0.0, 0.1], [1.0, 0.1], [1.0], [0.1, 1.1], [math.nan], [[0.1]], 0.1])
 def test_bad_betas(betas):
     with pytest.raises(BadValue, match="betas"):
         DiscreteSchedule(torch.tensor(betas), "mine")
@@ -189,5 +189,5 @@ def test_other_bad_values():
     for pair in ((0.0, 20.0), (20.0, 0.1), (math.nan, 20.0)):
         with pytest.raises(BadValue, match="beta_0"):
             ContinuousLinearVP(*pair)
-    with pytest.raises(BadValue, match="unknown schedule 'sigmoid'; choose one of: continuous-linear, cosine, linear"):
+    with pytest.raises(BadValue, match="unknown schedule 'sigmoid'; choose one of: continuous-linear, cosine, flow, "):
         make_schedule("sigmoid")

@@ -73,6 +73,11 @@ class EpsilonScaling:
         return f"{EPSILON}-{spell(self.scale)}"
 
     def wrap(self, predictor: Predictor, schedule: Schedule, first: float) -> Predictor:
+        if schedule.direction != "eps":
+            raise BadValue(
+                f"{self.name} divides eps, and the direction on the schedule {schedule.name!r} is the velocity; leave "
+                "it out"
+            )
         return lambda x, t, tau: predictor(x, t, tau) / self.scale
 
 

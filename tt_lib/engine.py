@@ -1,8 +1,8 @@
 """The engine drives any solver: it asks the timing for tau, calls the predictor and counts evaluations.
 
 A solver (see :mod:`tt_lib.solvers`) is a generator: it yields a :class:`Request` ``(x, t)`` whenever it
-needs the network, is sent the answer ``eps`` and returns ``x`` at the end of its grid. It knows nothing
-of tau, of counting or of gradients; all of that is here, once, for every solver.
+needs the network, is sent the answer, the schedule's direction (eps, or the velocity), and returns ``x`` at the end of
+its grid. It knows nothing of tau, of counting or of gradients; all of that is here, once, for every solver.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def drive(
 
     Args:
         solution: a solver's generator, not yet started.
-        predictor: ``(x, t, tau) -> eps``.
+        predictor: ``(x, t, tau) -> direction``.
         taus: the conditioning time of each evaluation, in order; None is untuned, every tau is its t.
             A row of a tensor may itself be a vector over samples.
         gains: the factor on each answer, in the form of ``taus``; None leaves the answers as they are.

@@ -162,6 +162,37 @@ def spell(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
+def read_spelling(what: str, text: str, example: str) -> tuple[str, dict[str, Any]]:
+    """A name that may carry options: ``unipc,order=2,variant=bh1`` -> (``unipc``, {order: 2, variant: bh1}).
+
+    Args:
+        what: is spelled, for the error.
+        example: for the error.
+
+    Raises:
+        BadValue: a part is no ``name=value``, or a name is given twice.
+    """
+    name, *parts = text.split(",")
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not (key and equals and value):
+            raise BadValue(f"{what} {text!r}: an option is spelled name=value, as in {example}; got {part!r}")
+        if key in options:
+            raise BadValue(f"{what} {text!r}: {key} cannot be given twice")
+        options[key] = _read_number(value)
+    return name, options
+
+
+def _read_number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
     """Hex digest of a file."""
     with open(path, "rb") as stream:

@@ -11,6 +11,14 @@ spreads its nodes evenly in some function of time, so that they fall between lev
 below that, the more so the fewer the steps (10 of 1000: ``t = 0.901``), and ``quadratic`` at ``t = 0.801``:
 that is how the published figures were made. ``start=1.0`` moves the first node up. With a single step either
 rule would start at its lowest level, almost clean data: with one step every grid starts at ``t = 1``.
+
+**The shift of flow models.** SD3 and Flux visit ``s' = shift s / (1 + (shift - 1) s)`` in place of the sigmas s of an
+even grid, and condition the network on ``1000 s'``: ``lambda`` falls by ``log shift``. On ``flow``, where t is sigma,
+that is a rule of the grid, spelled behind its name: ``uniform-trailing,shift=3``. SD3's shift is a number (3). Flux's
+is dynamic, ``exp(mu)`` with a mu for each size of images: give ``shift=exp(mu)`` as a number.
+
+Where ``alpha(1) = 0`` lambda is infinite at t = 1: ``logsnr`` and ``karras`` are spread from ``t_max``, and the first
+node itself is 1.
 """
 
 from __future__ import annotations
@@ -26,7 +34,8 @@ import torch
 from torch import Tensor
 
 from tt_lib.errors import BadValue, choose
-from tt_lib.schedules import DiscreteSchedule, Schedule, time_of_index
+from tt_lib.files import read_spelling
+from tt_lib.schedules import DiscreteSchedule, Flow, Schedule, time_of_index
 
 GRIDS: dict[str, str] = {
     "uniform": "every (N/K)-th level from the lowest, index 0 (the DDIM paper's; 'leading' in diffusers)",
@@ -79,8 +88,8 @@ def make_grid(name: str, steps: SupportsIndex, schedule: Schedule, *, start: flo
     """A grid by name, which ends at clean data.
 
     Args:
-        name: one of :data:`GRIDS`. On a continuous schedule, which has no levels, ``uniform`` and
-            ``quadratic`` are even in t and in sqrt(t) from 1 to ``t_min``, and ``uniform-trailing`` is
+        name: one of :data:`GRIDS`, on ``flow`` perhaps with ``,shift=3``. On a continuous schedule, without levels,
+            ``uniform`` and ``quadratic`` are even in t and in sqrt(t) from 1 to ``t_min``, and ``uniform-trailing`` is
             ``1 - k / K``.
         steps: K, at least 1; at most N where whole levels are chosen.
         schedule: turns levels into times and times into lambda and rho.
@@ -91,20 +100,39 @@ def make_grid(name: str, steps: SupportsIndex, schedule: Schedule, *, start: flo
     """
     if name == LEARNED:
         raise BadValue(f"the grid {LEARNED!r} comes with its timing; give a timing that was learned with its grid")
-    choose("grid", name, GRIDS)
+    plain, shift = read_grid(name)
+    if shift != 1 and not isinstance(schedule, Flow):
+        raise BadValue(f"the grid {name!r} is for the schedule 'flow', got {schedule.name!r}; leave the shift out")
     count = count_steps(steps)
     if start is not None and not schedule.t_min <= start <= 1:
         raise BadValue(f"start must lie in [{schedule.t_min:g}, 1], got {start}")
-    if name in LEVEL_RULES and isinstance(schedule, DiscreteSchedule):
-        nodes = _on_levels(name, count, schedule, start)
+    if plain in LEVEL_RULES and isinstance(schedule, DiscreteSchedule):
+        nodes = _on_levels(plain, count, schedule, start)
     else:
-        nodes = _spread(name, count, schedule, 1.0 if start is None else float(start))
+        nodes = _spread(plain, count, schedule, 1.0 if start is None else float(start))
+        nodes = [shift * t / (1 + (shift - 1) * t) for t in nodes] if shift != 1 else nodes
     if nodes[-1] < schedule.t_min:
         raise BadValue(
             f"the grid {name!r} with {count} steps has a node at t = {nodes[-1]:g}, below {schedule.t_min:g}, "
             "the smallest time that the network knows; ask for fewer steps"
         )
     return Grid(name, (*nodes, 0.0))
+
+
+def read_grid(name: str) -> tuple[str, float]:
+    """A grid's plain name and its shift, 1 where it has none: ``uniform,shift=3`` -> (``uniform``, 3).
+
+    Raises:
+        BadValue: no such name, another option, or a shift that is not above 0.
+    """
+    plain, options = read_spelling("grid", name, "uniform-trailing,shift=3")
+    choose("grid", plain, GRIDS)
+    shift = options.pop("shift", 1.0)
+    if options:
+        raise BadValue(f"the grid {name!r} takes no option but shift, got {', '.join(options)}; leave it out")
+    if isinstance(shift, str) or not 0 < shift < float("inf"):
+        raise BadValue(f"the shift of the grid {name!r} must be a number above 0, got {shift!r}")
+    return plain, float(shift)
 
 
 def count_steps(steps: SupportsIndex) -> int:
@@ -199,7 +227,10 @@ def _spread(name: str, steps: int, schedule: Schedule, start: float) -> list[flo
     if start <= schedule.t_min:
         raise BadValue(f"start must be above {schedule.t_min:g}, the last time of an evaluation, got {start}")
     of_time, to_time = _VARIABLES[name]
-    ends = of_time(schedule, torch.tensor([start, schedule.t_min], dtype=torch.float64))
+    # A variable that is infinite at t = 1 is spread from the largest time where it is not.
+    finite = bool(of_time(schedule, torch.tensor(start, dtype=torch.float64)).isfinite())
+    first = start if finite else schedule.t_max
+    ends = of_time(schedule, torch.tensor([first, schedule.t_min], dtype=torch.float64))
     places = torch.linspace(0, 1, steps, dtype=torch.float64)
     inner = to_time(schedule, torch.lerp(ends[0], ends[1], places[1:-1])).tolist()
     return [start, *inner, schedule.t_min]

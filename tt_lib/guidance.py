@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tt_lib.errors import BadValue
-from tt_lib.predictors import Predictor, to_eps, to_x0
+from tt_lib.predictors import Predictor, to_direction, to_x0
 from tt_lib.schedules import Schedule
 
 
@@ -20,7 +20,7 @@ class ClassifierFree:
     and more than 1 exaggerates the condition. (The paper's w is ``scale - 1``.)
 
     Args:
-        conditional, unconditional: predictors of eps.
+        conditional, unconditional: predictors of the direction; that of the velocity mixes alike.
         scale: any number.
     """
 
@@ -39,7 +39,7 @@ class Clipped:
     directions that contradict each other.)
 
     Args:
-        predictor: of eps.
+        predictor: of the direction.
         schedule: gives alpha and sigma at t.
         percentile: None clips at 1. Otherwise dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section
             2.3): each image is clipped at this quantile of its own ``|x0|`` if that is above 1, and divided by it.
@@ -58,4 +58,4 @@ class Clipped:
             bound = torch.quantile(x0.detach().abs().flatten(1), self.percentile, dim=1).clamp(min=1)
             bound = bound.reshape(-1, *[1] * (x.ndim - 1))
             x0 = x0.clamp(-bound, bound) / bound
-        return to_eps("x0", x0, x, t, self.schedule)
+        return to_direction("x0", x0, x, t, self.schedule)

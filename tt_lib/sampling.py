@@ -22,7 +22,7 @@ from tt_lib.networks.running import make_predictor
 from tt_lib.networks.unet import Model
 from tt_lib.noise import SampleNoise, StartNoise, check_seeds
 from tt_lib.predictors import Predictor, predictor_of
-from tt_lib.schedules import Schedule
+from tt_lib.schedules import Schedule, along
 from tt_lib.solvers.dpmpp import dpmpp_2m
 from tt_lib.solvers.layout import Evaluation, layout
 from tt_lib.solvers.registry import Solver, make_solver
@@ -39,7 +39,7 @@ class Sampler:
     """A few-step sampler, ready to run.
 
     Attributes:
-        predictor: ``(x, t, tau) -> eps``.
+        predictor: ``(x, t, tau) -> direction`` of the schedule.
         schedule: its noise schedule.
         solver: the update rule.
         grid: the nominal times.
@@ -51,7 +51,7 @@ class Sampler:
         correction: what is done to the network's inputs or answers while sampling; it takes the place of a timing.
 
     Raises:
-        BadValue: a timing and a correction.
+        BadValue: a timing and a correction, or a solver that cannot run on the schedule from the grid's first time.
         TimingMismatch: the timing belongs to another sampler.
     """
 
@@ -67,6 +67,7 @@ class Sampler:
     correction: Correction | None = None
 
     def __post_init__(self) -> None:
+        self.solver.check(self.schedule, self.grid.tensor()[0])
         if self.timing is not None and self.correction is not None:
             raise BadValue(
                 f"a sampler has a timing or a correction, not both: got {self.timing.name} and {self.correction.name}; "
@@ -103,7 +104,8 @@ class Sampler:
 
         Args:
             seeds: one for each sample; a seed gives the same image in any batch.
-            start: x_T [B, *shape], if it has been drawn from these seeds already (deterministic solvers only).
+            start: the noise [B, *shape] of the start, if it has been drawn from these seeds already (deterministic
+                solvers only); x_T is ``schedule.scale(t_0)`` times it, which is 1 on a variance-preserving schedule.
             keep: keep the trajectory.
             progress: called with the number of evaluations done.
         """
@@ -113,11 +115,12 @@ class Sampler:
             start = noise.start(self.shape).to(self.device)
         elif self.solver.stochastic:
             raise BadValue("a stochastic solver draws its start and its steps from one stream: give seeds, not start")
+        x = along(self.schedule.scale(self.grid.tensor()[0]), start) * start
         taus, gains = (self.timing.taus, self.timing.gains or None) if self.timing else (None, None)
         predictor = predictor_of(self.predictor, seeds)
         if self.correction is not None:
             predictor = self.correction.wrap(predictor, self.schedule, self.grid.times[0])
-        solution = self.solver(start, self.grid, self.schedule, noise)
+        solution = self.solver(x, self.grid, self.schedule, noise)
         return drive(solution, predictor, taus, gains=gains, keep=keep, progress=progress)
 
 

@@ -1,13 +1,27 @@
 """Noise schedules: alpha, sigma and lambda as functions of time, in float64.
 
-A variance-preserving (VP) diffusion has ``x_t = alpha(t) x_0 + sigma(t) eps`` with
-``alpha^2 + sigma^2 = 1`` and ``lambda = log(alpha / sigma)``.
+A diffusion has ``x_t = alpha(t) x_0 + sigma(t) eps`` and ``lambda = log(alpha / sigma)``, which falls from ``+inf``.
 
 **The time convention, stated once.** Time ``t`` runs from 0 (clean data: ``alpha = 1``, ``sigma = 0``)
 to 1 (noise). A network trained on ``N`` discrete levels knows the levels by their index ``n = 0 .. N-1``,
 and level ``n`` is time ``t = (n + 1) / N``. Clean data is therefore ``t = 0``, one step *below* the first
 index ("index -1" in the DDIM authors' code), and pure noise ``t = 1`` is index ``N - 1``. The two
 functions :func:`time_of_index` and :func:`index_of_time` are the only place where indices and times meet.
+
+====================== ============================ ================================ ====================
+schedule               alpha, sigma                 time t                           network's time
+====================== ============================ ================================ ====================
+linear, cosine         ``alpha^2 + sigma^2 = 1``    ``(n + 1) / N``                  ``n = N t - 1``
+zero-snr               the same, ``alpha(1) = 0``   ``(n + 1) / N``                  ``n = N t - 1``
+continuous-linear      ``alpha^2 + sigma^2 = 1``    that of the SDE                  ``999 t``
+flow                   ``1 - t, t``                 ``t = sigma``                    ``1000 t``
+ve                     ``1, sigma_max t``           ``t = sigma / sigma_max``        ``log(sigma) / 4``
+====================== ============================ ================================ ====================
+
+**The direction.** All paths with the same signal-to-noise ratio are one ODE in rescaled states. In ``y = x / c`` and
+``w`` it reads ``dy = d dw``, with the direction d that a schedule names. It is ``eps`` where alpha stays above 0, with
+``(c, w) = (alpha, sigma / alpha)``. Where ``alpha(1) = 0`` the noise says nothing of the image at t = 1 and w would be
+infinite. There it is the ``velocity`` ``u = eps - x0``, with ``(c, w) = (alpha + sigma, sigma / (alpha + sigma))``.
 """
 
 from __future__ import annotations
@@ -15,12 +29,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tt_lib.errors import BadValue, choose
+from tt_lib.files import read_spelling, spell
 
 Times = Tensor | float
 MAX_CACHED = 10_000
@@ -76,18 +92,70 @@ def _cached(function: Callable[[Any, Times], Tensor]) -> Callable[[Any, Times], 
 
 
 class Schedule(ABC):
-    """A VP noise schedule over ``t`` in [0, 1].
+    """A noise schedule over ``t`` in [0, 1]: any ``alpha(t)``, ``sigma(t)`` whose ``lambda(t)`` falls.
 
     All methods take a number or a tensor of times of any shape and return float64 tensors of that
-    shape; they are differentiable in ``t``. At ``t = 0`` the slope of sigma is infinite. It counts as 0 there, in
-    sigma, rho and lambda: clean data is an end that stays.
+    shape; they are differentiable in ``t``. Where a slope is infinite, that of lambda at the ends and of a VP
+    schedule's sigma at ``t = 0``, it counts as 0: clean data is an end that stays.
     """
 
     name: str
+    """With its options, where not at their defaults, as :func:`make_schedule` reads it: timings are compared by it."""
     levels: int
     """``N``, the number of levels that the network was trained on, or the scale of its time input."""
     t_min: float
     """The smallest time at which the network can be evaluated (``1 / N`` for a discrete network)."""
+    t_max: float = 1.0
+    """The largest time with a finite lambda that a rule in lambda may use; below 1 where ``alpha(1) = 0``."""
+    direction: str = "eps"
+    """``eps``, or ``velocity`` where ``alpha(1) = 0``: see the module's text."""
+
+    @abstractmethod
+    def alpha(self, t: Times) -> Tensor:
+        """``alpha(t)``."""
+
+    @abstractmethod
+    def sigma(self, t: Times) -> Tensor:
+        """``sigma(t)``."""
+
+    @abstractmethod
+    def time_of_lam(self, lam: Times) -> Tensor:
+        """The inverse of :meth:`lam`, within [0, 1]."""
+
+    @abstractmethod
+    def network_time(self, t: Times) -> Tensor:
+        """What the network is given for time ``t`` (an index for discrete networks, fractional if need be)."""
+
+    @_cached
+    def lam(self, t: Times) -> Tensor:
+        """``lambda(t) = log(alpha(t) / sigma(t))``, half the log signal-to-noise ratio; ``+inf`` at ``t = 0``."""
+        return _log(self.alpha(t)) - _log(self.sigma(t))
+
+    def rho(self, t: Times) -> Tensor:
+        """``rho(t) = sigma / alpha``, the variable in which the probability-flow ODE reads ``dy = eps drho``."""
+        return self.sigma(t) / self.alpha(t)
+
+    def c(self, t: Times) -> Tensor:
+        """What x is divided by for ``y = x / c``: the ODE is ``dy = direction dw``."""
+        return self.alpha(t) if self.direction == "eps" else self.alpha(t) + self.sigma(t)
+
+    def w(self, t: Times) -> Tensor:
+        """The variable of the ODE ``dy = direction dw``; 0 at clean data, so that ``x0 = y - w direction``."""
+        return self.sigma(t) / self.c(t)
+
+    def scale(self, t: Times) -> Tensor:
+        """``sqrt(alpha^2 + sigma^2)``, what noise of deviation 1 is multiplied by to be the state of a run's start.
+
+        So paths with one signal-to-noise ratio start from one noise alike. On ``ve`` it is EDM's start at t = 1.
+        """
+        return torch.hypot(self.alpha(t), self.sigma(t))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, levels={self.levels})"
+
+
+class VP(Schedule):
+    """A variance-preserving schedule, ``alpha^2 + sigma^2 = 1``, given by ``log alpha(t)``."""
 
     @abstractmethod
     def log_alpha(self, t: Times) -> Tensor:
@@ -96,10 +164,6 @@ class Schedule(ABC):
     @abstractmethod
     def time_of_log_alpha(self, log_alpha: Times) -> Tensor:
         """The inverse of :meth:`log_alpha`."""
-
-    @abstractmethod
-    def network_time(self, t: Times) -> Tensor:
-        """What the network is given for time ``t`` (an index for discrete networks, fractional if need be)."""
 
     @_cached
     def alpha(self, t: Times) -> Tensor:
@@ -124,29 +188,31 @@ class Schedule(ABC):
         # logaddexp, not softplus: torch's softplus turns linear above a threshold and loses the tail.
         return self.time_of_log_alpha(-0.5 * torch.logaddexp(torch.zeros_like(lam), -2 * lam))
 
-    def rho(self, t: Times) -> Tensor:
-        """``rho(t) = sigma / alpha``, the variable in which the probability-flow ODE reads ``dy = eps drho``."""
-        return self.sigma(t) / self.alpha(t)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self.name!r}, levels={self.levels})"
+    def scale(self, t: Times) -> Tensor:
+        """1."""
+        return torch.ones_like(float64(t))
 
 
-class DiscreteSchedule(Schedule):
+class DiscreteSchedule(VP):
     """A schedule given by betas ``beta_0 .. beta_{N-1}``: ``alpha(t_n)^2 = prod_{i <= n} (1 - beta_i)``.
 
     (Ho et al. 2020, arXiv 2006.11239, eq. 4.) Between the levels, ``log alpha`` is linear in ``t``
     (as in DPM-Solver's code for discrete networks, arXiv 2206.00927).
 
+    A last beta of 1 is zero terminal SNR, ``alpha(1) = 0`` (Lin et al. 2024, arXiv 2305.08891): the direction is the
+    velocity, and on the last interval alpha falls to 0 in a straight line.
+
     Raises:
-        BadValue: a beta is outside (0, 1).
+        BadValue: a beta is outside (0, 1), but for a last one of 1.
     """
 
     def __init__(self, betas: Tensor, name: str) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.ndim != 1 or len(betas) < 1:
             raise BadValue(f"betas must be a vector of numbers in (0, 1), got the shape {list(betas.shape)}")
-        outside = (~((betas > 0) & (betas < 1))).nonzero().flatten().tolist()
+        self.zero_snr = len(betas) > 1 and bool(betas[-1] == 1)
+        inside = betas[:-1] if self.zero_snr else betas
+        outside = (~((inside > 0) & (inside < 1))).nonzero().flatten().tolist()
         if outside:
             first = outside[0]
             raise BadValue(
@@ -158,7 +224,11 @@ class DiscreteSchedule(Schedule):
         self.levels = len(betas)
         self.t_min = 1.0 / self.levels
         zero = torch.zeros(1, dtype=torch.float64)
-        self._knots = torch.cat([zero, 0.5 * torch.log1p(-betas).cumsum(0)])
+        self._knots = torch.cat([zero, 0.5 * torch.log1p(-inside).cumsum(0)])
+        if self.zero_snr:
+            self.direction, self.t_max = "velocity", 1 - self.t_min
+            # Any number: the last interval is a rule of its own.
+            self._knots = torch.cat([self._knots, self._knots[-1:] - 1])
 
     def log_alpha(self, t: Times) -> Tensor:
         t = _in_range(t)
@@ -166,7 +236,11 @@ class DiscreteSchedule(Schedule):
         left = place.detach().floor().clamp(0, self.levels - 1)
         knots = self._knots.to(place.device)
         low, high = knots[left.long()], knots[left.long() + 1]
-        return low + (place - left) * (high - low)
+        value = low + (place - left) * (high - low)
+        if not self.zero_snr:
+            return value
+        last = place > self.levels - 1
+        return torch.where(last, low + _log(torch.where(last, self.levels - place, 1.0)), value)
 
     def time_of_log_alpha(self, log_alpha: Times) -> Tensor:
         value = torch.as_tensor(log_alpha, dtype=torch.float64)
@@ -174,13 +248,17 @@ class DiscreteSchedule(Schedule):
         # The knots fall with t; searchsorted wants them rising.
         left = (torch.searchsorted(-knots, -value.detach()).clamp(1, self.levels)) - 1
         low, high = knots[left], knots[left + 1]
-        return _clamp((left + (value - low) / (high - low)) / self.levels)
+        share = (value - low) / (high - low)
+        if self.zero_snr:
+            last = value < self._knots[-2]
+            share = torch.where(last, -torch.expm1(torch.where(last, value - low, 0.0)), share)
+        return _clamp((left + share) / self.levels)
 
     def network_time(self, t: Times) -> Tensor:
         return index_of_time(t, self.levels)
 
 
-class ContinuousLinearVP(Schedule):
+class ContinuousLinearVP(VP):
     """The VP-SDE with ``beta(t) = beta_0 + (beta_1 - beta_0) t`` (Song et al. 2021, arXiv 2011.13456, eq. 33).
 
     ``log alpha(t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2``. The network is conditioned on ``999 t``, as
@@ -191,7 +269,8 @@ class ContinuousLinearVP(Schedule):
     def __init__(self, beta_0: float = 0.1, beta_1: float = 20.0, t_min: float = 1e-3) -> None:
         if not 0 < beta_0 < beta_1:
             raise BadValue(f"need 0 < beta_0 < beta_1, got {beta_0} and {beta_1}")
-        self.name, self.levels, self.t_min = "continuous-linear", 1000, t_min
+        options = {"beta_0": beta_0, "beta_1": beta_1, "t_min": t_min}
+        self.name, self.levels, self.t_min = _spelled("continuous-linear", type(self), options), 1000, t_min
         self.beta_0, self.beta_1 = beta_0, beta_1
 
     def log_alpha(self, t: Times) -> Tensor:
@@ -208,10 +287,77 @@ class ContinuousLinearVP(Schedule):
         return torch.as_tensor(t, dtype=torch.float64) * (self.levels - 1)
 
 
+class Flow(Schedule):
+    """The straight path of flow matching, ``alpha = 1 - t`` and ``sigma = t`` (Lipman et al. 2023, arXiv 2210.02747).
+
+    ``t`` is the sigma of diffusers' flow schedulers. The network is conditioned on ``1000 t``, their timestep. (The
+    pipeline of Flux divides that by 1000 before it calls its transformer.) ``alpha(1) = 0``: the direction is the
+    velocity, ``c = 1`` and ``w = t``.
+
+    The shift of SD3 and Flux is no part of it. They evaluate the network at the shifted sigma, so a shift decides which
+    times are visited: it is an option of the grid, ``uniform-trailing,shift=3`` (:mod:`tt_lib.grids`).
+    """
+
+    direction = "velocity"
+
+    def __init__(self) -> None:
+        self.name, self.levels, self.t_min, self.t_max = "flow", 1000, 0.001, 0.999
+
+    @_cached
+    def alpha(self, t: Times) -> Tensor:
+        return 1 - _in_range(t)
+
+    @_cached
+    def sigma(self, t: Times) -> Tensor:
+        return _in_range(t)
+
+    def time_of_lam(self, lam: Times) -> Tensor:
+        return torch.sigmoid(-float64(lam))
+
+    def network_time(self, t: Times) -> Tensor:
+        return float64(t) * self.levels
+
+
+class VE(Schedule):
+    """EDM's variance-exploding noise, ``alpha = 1`` and ``sigma = sigma_max t`` (Karras et al. 2022, arXiv 2206.00364).
+
+    So ``t = sigma / sigma_max``, the ratio tau / t is one of noise levels, and the grid ``karras`` is EDM's. The
+    network is conditioned on ``log(sigma) / 4``. ``sigma_data`` is the deviation of the data in EDM's preconditioning,
+    which a predictor of the kind ``edm`` takes from here.
+
+    Raises:
+        BadValue: not ``0 < sigma_min < sigma_max``, or ``sigma_data`` is not above 0.
+    """
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5) -> None:
+        if not (0 < sigma_min < sigma_max < float("inf") and sigma_data > 0):
+            raise BadValue(
+                f"need 0 < sigma_min < sigma_max and sigma_data > 0, got {sigma_min}, {sigma_max} and {sigma_data}"
+            )
+        options = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": sigma_data}
+        self.name, self.levels, self.t_min = _spelled("ve", type(self), options), 1000, sigma_min / sigma_max
+        self.sigma_max, self.sigma_data = sigma_max, sigma_data
+
+    @_cached
+    def alpha(self, t: Times) -> Tensor:
+        return torch.ones_like(_in_range(t))
+
+    @_cached
+    def sigma(self, t: Times) -> Tensor:
+        return self.sigma_max * _in_range(t)
+
+    def time_of_lam(self, lam: Times) -> Tensor:
+        return _clamp(torch.exp(-float64(lam)) / self.sigma_max)
+
+    def network_time(self, t: Times) -> Tensor:
+        return self.sigma(t).log() / 4
+
+
 def linear_betas(levels: int = 1000) -> DiscreteSchedule:
     """DDPM's schedule: betas evenly spaced from 1e-4 to 0.02 (Ho et al. 2020, section 4)."""
     _check_levels(levels)
-    return DiscreteSchedule(torch.linspace(1e-4, 0.02, levels, dtype=torch.float64), "linear")
+    betas = torch.linspace(1e-4, 0.02, levels, dtype=torch.float64)
+    return DiscreteSchedule(betas, _spelled("linear", linear_betas, {"levels": levels}))
 
 
 def cosine_betas(levels: int = 1000) -> DiscreteSchedule:
@@ -219,24 +365,62 @@ def cosine_betas(levels: int = 1000) -> DiscreteSchedule:
     _check_levels(levels)
     u = torch.arange(levels + 1, dtype=torch.float64) / levels
     alpha_bar = torch.cos((u + 0.008) / 1.008 * torch.pi / 2) ** 2
-    return DiscreteSchedule((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999), "cosine")
+    betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    return DiscreteSchedule(betas, _spelled("cosine", cosine_betas, {"levels": levels}))
+
+
+def zero_snr_betas(levels: int = 1000) -> DiscreteSchedule:
+    """DDPM's betas rescaled to zero terminal SNR (Lin et al. 2024, arXiv 2305.08891, algorithm 1).
+
+    ``alpha`` of the levels is shifted and stretched so that the first stays and the last is 0. At ``t = 1`` a network
+    must predict v, x0 or the velocity: eps says nothing of the image there, and an eps network is refused.
+    """
+    if levels < 2:
+        raise BadValue(f"levels must be at least 2 to fall to zero SNR, got {levels}")
+    alpha = (1 - linear_betas(levels).betas).cumprod(0).sqrt()
+    alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    ratios = torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+    return DiscreteSchedule(1 - ratios, _spelled("zero-snr", zero_snr_betas, {"levels": levels}))
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "linear": linear_betas,
     "cosine": cosine_betas,
+    "zero-snr": zero_snr_betas,
     "continuous-linear": ContinuousLinearVP,
+    "flow": Flow,
+    "ve": VE,
 }
 
 
 def make_schedule(name: str, **options: Any) -> Schedule:
-    """A schedule by name: ``linear``, ``cosine`` or ``continuous-linear``; options as the function or class has them.
+    """A schedule by name, which may carry options: ``ve,sigma_max=100``; options as the function or class has them.
 
     Raises:
-        BadValue: an unknown name, or options out of range.
+        BadValue: an unknown name, an option that it does not take, or options out of range.
     """
-    choose("schedule", name, SCHEDULES)
-    return SCHEDULES[name](**options)
+    plain, spelled = read_spelling("schedule", name, "ve,sigma_max=100")
+    choose("schedule", plain, SCHEDULES)
+    takes = signature(SCHEDULES[plain]).parameters
+    for option, value in (spelled | options).items():
+        if option not in takes:
+            raise BadValue(f"schedule {plain!r} takes no option {option!r}; it takes {', '.join(takes) or 'none'}")
+        if isinstance(value, str):
+            raise BadValue(f"{option} of schedule {plain!r} must be a number, got {value!r}")
+    return SCHEDULES[plain](**(spelled | options))
+
+
+def _spelled(name: str, make: Callable[..., Any], options: dict[str, Any]) -> str:
+    """A name with the options that are not at their defaults."""
+    defaults = signature(make).parameters
+    own = (f"{key}={spell(value)}" for key, value in options.items() if value != defaults[key].default)
+    return ",".join([name, *own])
+
+
+def _log(value: Tensor) -> Tensor:
+    """The logarithm, ``-inf`` at 0, where its slope counts as 0: an infinite one would be NaN in every gradient."""
+    above = value > 0
+    return torch.where(above, torch.where(above, value, 1.0).log(), -torch.inf)
 
 
 def _check_levels(levels: int) -> None:

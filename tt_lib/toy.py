@@ -82,11 +82,15 @@ class GaussianMixture:
 
     def eps(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
         """``eps(x, t) = E[eps | x_t = x] = -sigma(t) grad log p_t(x)``: [B, D]; 0 at t = 0."""
-        return self._eps_x0(x, schedule.alpha(t), schedule.sigma(t))[0]
+        return self.eps_x0(x, t, schedule)[0]
 
     def x0(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
         """The posterior mean ``E[x_0 | x_t = x]``: [B, D]; x itself at t = 0."""
-        return self._eps_x0(x, schedule.alpha(t), schedule.sigma(t))[1]
+        return self.eps_x0(x, t, schedule)[1]
+
+    def eps_x0(self, x: Tensor, t: Times, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        """:meth:`eps` and :meth:`x0`."""
+        return self._eps_x0(x, schedule.alpha(t), schedule.sigma(t))
 
     def velocity(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """``alpha eps - sigma x0`` (Salimans & Ho 2022, arXiv 2202.00512, appendix D): [B, D].
@@ -127,7 +131,7 @@ class GaussianMixture:
 
 
 class MixturePredictor:
-    """A mixture as a predictor: the exact eps, believing that the state is at time ``tau``.
+    """A mixture as a predictor: the schedule's exact direction, believing that the state is at time ``tau``.
 
     It stands in for a perfect network conditioned on ``tau``; ``tau = t`` gives the true direction. It
     computes in float64 and answers in the dtype of ``x`` [B, D]; gradients reach ``x`` and ``tau``.
@@ -137,7 +141,8 @@ class MixturePredictor:
         self.mixture, self.schedule = mixture, schedule
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        return self.mixture.eps(x, tau, self.schedule).to(x.dtype)
+        eps, x0 = self.mixture.eps_x0(x, tau, self.schedule)
+        return (eps if self.schedule.direction == "eps" else eps - x0).to(x.dtype)
 
 
 # ---- presets
@@ -177,9 +182,10 @@ def exact_flow(
     """Carry ``x`` along the probability-flow ODE from ``t_start`` to ``t_end``, either way, precisely.
 
     The ODE is ``dy/drho = eps(x, t)`` in ``y = x / alpha``, ``rho = sigma / alpha``. It is integrated in the
-    angle ``phi = atan(rho)``, where it reads ``dx/dphi = alpha eps - sigma x0``: x stays of order one, the
-    interval is finite for every pair of times, ``t = 0`` included, and the field has none of the kinks that
-    a discrete schedule has in t.
+    angle ``phi = atan(rho)``, where it reads ``dx/dphi = alpha eps - sigma x0`` with ``alpha = cos phi`` and
+    ``sigma = sin phi``: x stays of order one, the interval is finite for every pair of times, ``t = 0`` included, and
+    the field has none of the kinks that a discrete schedule has in t. A state of a schedule that does not preserve the
+    variance is a multiple of such an x.
 
     Args:
         source: a mixture, or any predictor, then with tau = t. A predictor that is not a mixture's cannot
@@ -195,7 +201,9 @@ def exact_flow(
     Raises:
         NotFinite: the integration failed.
     """
-    return _integrate(source, x, _angle(t_start, schedule), _angle(t_end, schedule), schedule, rtol)[-1]
+    x = x.double() / along(schedule.scale(t_start), x.double())
+    end = _integrate(source, x, _angle(t_start, schedule), _angle(t_end, schedule), schedule, rtol)[-1]
+    return along(schedule.scale(t_end), end) * end
 
 
 def exact_trajectory(
@@ -208,12 +216,15 @@ def exact_trajectory(
     Raises:
         BadValue: fewer than two times, or times that neither rise nor fall throughout.
     """
-    angle = _angle(float64(times).cpu(), schedule)
+    times = float64(times).cpu()
+    angle = _angle(times, schedule)
     steps = angle.diff() if angle.ndim == 1 else angle.new_empty(0)
     if len(steps) == 0 or not bool((steps > 0).all() | (steps < 0).all()):
         raise BadValue(f"times must be two or more that rise or fall throughout, got {times}")
-    places = (angle - angle[0]) / (angle[-1] - angle[0])
-    return _integrate(source, x, angle[0], angle[-1], schedule, rtol, places)
+    places, scale = (angle - angle[0]) / (angle[-1] - angle[0]), schedule.scale(times)
+    x = x.double() / along(scale[0], x.double())
+    states = _integrate(source, x, angle[0], angle[-1], schedule, rtol, places)
+    return along(scale, states) * states
 
 
 def _integrate(
@@ -263,9 +274,11 @@ def _velocity(source: GaussianMixture | Predictor, schedule: Schedule) -> Callab
     predictor = source
 
     def velocity(x: Tensor, phi: Tensor) -> Tensor:
-        t = schedule.time_of_lam(-phi.tan().log())
-        eps = predictor(x, t, t).double()
-        return (eps - along(phi.sin(), x) * x) / along(phi.cos(), x)
+        t, cos, sin = schedule.time_of_lam(-phi.tan().log()), along(phi.cos(), x), along(phi.sin(), x)
+        direction = predictor(along(schedule.scale(t), x) * x, t, t).double()
+        if schedule.direction == "eps":
+            return (direction - sin * x) / cos
+        return ((cos - sin) * x + direction) / (cos + sin)
 
     return velocity
 

@@ -9,6 +9,9 @@ and the true trajectory through the same state moves along the mean of eps,
 
     ``d* = 1 / (rho_s - rho_t)  integral of eps(x(rho), t(rho)) drho``.
 
+Where a schedule's direction is the velocity, that takes the place of eps, ``alpha + sigma`` that of alpha and
+``sigma / (alpha + sigma)`` that of rho: on the straight path y is x, and rho is t (:mod:`tt_lib.schedules`).
+
 Everything is measured on the states that the sampler itself reaches, so it means the same for every solver:
 
 - **angle** between d and d*, in degrees, and **relative** distance, ``|d - d*|`` over the root mean square of ``|d*|``
@@ -90,8 +93,8 @@ def measure_directions(
     """Compare each step of a sampler with the true flow.
 
     Args:
-        predictor: ``(x, t, tau) -> eps``. A :class:`~tt_lib.toy.MixturePredictor` has an exact flow. That of a network
-            is taken in ``substeps`` steps of DPM-Solver++(2M) for each interval, and its error is estimated.
+        predictor: ``(x, t, tau) -> direction``. A :class:`~tt_lib.toy.MixturePredictor` has an exact flow. That of a
+            network is taken in ``substeps`` steps of DPM-Solver++(2M) for each interval, and its error is estimated.
         solver: deterministic.
         x: the start [B, ...] at ``grid.times[0]``.
         taus: the conditioning times, untuned if None.
@@ -167,8 +170,8 @@ def _flows(predictor: Predictor, schedule: Schedule, substeps: int) -> tuple[Flo
 
 def _direction(schedule: Schedule, x: Tensor, end: Tensor, t: Tensor, s: Tensor) -> Tensor:
     x, end = x.double(), end.double()
-    y, y_end = x / along(schedule.alpha(t), x), end / along(schedule.alpha(s), x)
-    return (y_end - y) / along(schedule.rho(s) - schedule.rho(t), x)
+    y, y_end = x / along(schedule.c(t), x), end / along(schedule.c(s), x)
+    return (y_end - y) / along(schedule.w(s) - schedule.w(t), x)
 
 
 def _length(x: Tensor) -> Tensor:

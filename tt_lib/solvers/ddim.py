@@ -18,6 +18,12 @@ from tt_lib.schedules import Schedule, along
 VARIANCES = ("small", "large")
 
 
+def first_order(x: Tensor, d: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    """DDIM, DPM-Solver-1 and Euler's method in w: ``x_s = c_s (x / c_t + (w_s - w_t) d)``, with ``c w = sigma``."""
+    a = schedule.c(s) / schedule.c(t)
+    return along(a, x) * x + along(schedule.sigma(s) - a * schedule.sigma(t), x) * d
+
+
 def ddim(x: Tensor, times: Tensor, schedule: Schedule, noise, *, eta: float = 0.0) -> Solution:
     """DDIM (Song, Meng & Ermon 2021, arXiv 2010.02502, eq. 12, with our alpha = the paper's sqrt(alpha)), from t to s:
 
@@ -29,17 +35,19 @@ def ddim(x: Tensor, times: Tensor, schedule: Schedule, noise, *, eta: float = 0.
 
     ``eta = 0`` is the first-order exponential integrator of the probability-flow ODE; ``eta = 1`` has
     the variance of ancestral sampling.
+
+    Without noise it is Euler's method in w, ``x_s = c_s (x_t / c_t + (w_s - w_t) d)``, for the direction d of any
+    schedule: on the straight path ``x_s = x_t + (s - t) u``.
     """
     for t, s in pairwise(times):
-        sigma_t, sigma_s = schedule.sigma(t), schedule.sigma(s)
-        q = eta**2 * (1 - (schedule.rho(s) / schedule.rho(t)) ** 2)
-
-        eps = yield Request(x, t)
+        d = yield Request(x, t)
+        if eta == 0:
+            x = first_order(x, d, t, s, schedule)
+            continue
+        sigma_s, q = schedule.sigma(s), eta**2 * (1 - (schedule.rho(s) / schedule.rho(t)) ** 2)
         a = schedule.alpha(s) / schedule.alpha(t)
-        b = sigma_s * (1 - q).sqrt() - a * sigma_t
-        x = along(a, x) * x + along(b, x) * eps
-        if eta > 0:
-            x = x + along(sigma_s * q.sqrt(), x) * noise(x)
+        b = sigma_s * (1 - q).sqrt() - a * schedule.sigma(t)
+        x = along(a, x) * x + along(b, x) * d + along(sigma_s * q.sqrt(), x) * noise(x)
     return x
 
 

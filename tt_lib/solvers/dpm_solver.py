@@ -3,7 +3,8 @@
 DPM-Solver is of Lu et al. 2022 (arXiv 2206.00927), DPM-Solver++ of arXiv 2211.01095, and Heun's method has the form of
 EDM (Karras et al. 2022, arXiv 2206.00364). Each takes the option ``orders``, one digit for each step (see
 :func:`tt_lib.solvers.orders.single_steps`). A step of order 1 is DDIM's in all of them; so is the step into clean data,
-where lambda is infinite and no network is trained.
+where lambda is infinite and no network is trained. From alpha = 0 there is no midpoint in lambda: the first three
+cannot begin there.
 """
 
 from __future__ import annotations
@@ -12,16 +13,10 @@ import torch
 from torch import Tensor
 
 from tt_lib.engine import Request, Solution
-from tt_lib.predictors import to_x0
+from tt_lib.predictors import to_eps, to_x0
 from tt_lib.schedules import Schedule, along
+from tt_lib.solvers.ddim import first_order
 from tt_lib.solvers.orders import single_steps
-
-
-def first_order(x: Tensor, eps: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
-    """DPM-Solver-1, DDIM and Euler's method in rho: ``x_s = alpha_s (x / alpha_t + (rho_s - rho_t) eps)``."""
-    alpha_s = schedule.alpha(s)
-    slope = alpha_s * (schedule.rho(s) - schedule.rho(t))
-    return along(alpha_s / schedule.alpha(t), x) * x + along(slope, x) * eps
 
 
 def dpm_solver_2(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str = "") -> Solution:
@@ -31,11 +26,14 @@ def dpm_solver_2(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders:
     ``x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) eps(u, m)``.
     """
     for t, s, order in single_steps(times, orders, 2):
-        eps = yield Request(x, t)
-        if order == 2:
-            m = _between(schedule, t, s, 1 / 2)
-            eps = yield Request(first_order(x, eps, t, m, schedule), m, 1)
-        x = first_order(x, eps, t, s, schedule)
+        d = yield Request(x, t)
+        if order == 1:
+            x = first_order(x, d, t, s, schedule)
+            continue
+        m = _between(schedule, t, s, 1 / 2)
+        u = first_order(x, d, t, m, schedule)
+        d_m = yield Request(u, m, 1)
+        x = _exponential(x, to_eps(schedule.direction, d_m, u, m, schedule), t, s, schedule)
     return x
 
 
@@ -51,22 +49,27 @@ def dpm_solver_3(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders:
     """
     r_1, r_2 = 1 / 3, 2 / 3
     for t, s, order in single_steps(times, orders, 3):
-        e_0 = yield Request(x, t)
+        d = yield Request(x, t)
+        e_0 = to_eps(schedule.direction, d, x, t, schedule)
         if order == 1:
-            x = first_order(x, e_0, t, s, schedule)
+            x = first_order(x, d, t, s, schedule)
         elif order == 2:
             m = _between(schedule, t, s, 1 / 2)
-            e_m = yield Request(first_order(x, e_0, t, m, schedule), m, 1)
-            x = first_order(x, e_m, t, s, schedule)
+            u = first_order(x, d, t, m, schedule)
+            d_m = yield Request(u, m, 1)
+            x = _exponential(x, to_eps(schedule.direction, d_m, u, m, schedule), t, s, schedule)
         else:
             h = schedule.lam(s) - schedule.lam(t)
             t_1, t_2 = _between(schedule, t, s, r_1), _between(schedule, t, s, r_2)
-            e_1 = yield Request(first_order(x, e_0, t, t_1, schedule), t_1, 1)
+            u_1 = first_order(x, d, t, t_1, schedule)
+            d_1 = yield Request(u_1, t_1, 1)
+            e_1 = to_eps(schedule.direction, d_1, u_1, t_1, schedule)
             b = schedule.sigma(t_2) * r_2 / r_1 * (torch.expm1(r_2 * h) / (r_2 * h) - 1)
-            u_2 = first_order(x, e_0, t, t_2, schedule) - along(b, x) * (e_1 - e_0)
-            e_2 = yield Request(u_2, t_2, 2)
+            u_2 = first_order(x, d, t, t_2, schedule) - along(b, x) * (e_1 - e_0)
+            d_2 = yield Request(u_2, t_2, 2)
+            e_2 = to_eps(schedule.direction, d_2, u_2, t_2, schedule)
             b = schedule.sigma(s) / r_2 * (torch.expm1(h) / h - 1)
-            x = first_order(x, e_0, t, s, schedule) - along(b, x) * (e_2 - e_0)
+            x = first_order(x, d, t, s, schedule) - along(b, x) * (e_2 - e_0)
     return x
 
 
@@ -77,33 +80,39 @@ def dpmpp_2s(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str
     ``x_s = (sigma_s / sigma_t) x - alpha_s (e^{-h} - 1) x0(u, m)``.
     """
     for t, s, order in single_steps(times, orders, 2):
-        eps = yield Request(x, t)
+        d = yield Request(x, t)
         if order == 1:
-            x = first_order(x, eps, t, s, schedule)
+            x = first_order(x, d, t, s, schedule)
             continue
         m = _between(schedule, t, s, 1 / 2)
-        u = first_order(x, eps, t, m, schedule)
-        eps = yield Request(u, m, 1)
-        x0 = to_x0(eps, u, m, schedule)
+        u = first_order(x, d, t, m, schedule)
+        d_m = yield Request(u, m, 1)
+        x0 = to_x0(d_m, u, m, schedule)
         h = schedule.lam(s) - schedule.lam(t)
         x = along(schedule.sigma(s) / schedule.sigma(t), x) * x - along(schedule.alpha(s) * torch.expm1(-h), x) * x0
     return x
 
 
 def heun(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str = "") -> Solution:
-    """Heun's method, EDM's algorithm 1, in ``y = x / alpha`` and ``rho = sigma / alpha``, where ``dy / drho = eps``:
+    """Heun's method, EDM's algorithm 1, in y and w, where ``dy / dw`` is the schedule's direction d (eps over rho):
 
-    ``y' = y + (rho_s - rho_t) e_1``, ``y_s = y + (rho_s - rho_t) (e_1 + e_2) / 2``, ``e_2 = eps(alpha_s y', s)``.
+    ``y' = y + (w_s - w_t) d_1``, ``y_s = y + (w_s - w_t) (d_1 + d_2) / 2``, ``d_2 = d(c_s y', s)``.
 
     As in the paper the step into clean data is Euler's, so K steps cost 2 K - 1 evaluations.
     """
     for t, s, order in single_steps(times, orders, 2):
-        eps = yield Request(x, t)
+        d = yield Request(x, t)
         if order == 2:
-            end = yield Request(first_order(x, eps, t, s, schedule), s, 1)
-            eps = (eps + end) / 2
-        x = first_order(x, eps, t, s, schedule)
+            end = yield Request(first_order(x, d, t, s, schedule), s, 1)
+            d = (d + end) / 2
+        x = first_order(x, d, t, s, schedule)
     return x
+
+
+def _exponential(x: Tensor, eps: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    """``(alpha_s / alpha_t) x - sigma_s (e^h - 1) eps``: :func:`first_order` where the direction is eps."""
+    a = schedule.alpha(s) / schedule.alpha(t)
+    return along(a, x) * x + along(schedule.sigma(s) - a * schedule.sigma(t), x) * eps
 
 
 def _between(schedule: Schedule, t: Tensor, s: Tensor, fraction: float) -> Tensor:

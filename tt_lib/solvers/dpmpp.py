@@ -3,7 +3,8 @@
 (Lu et al. 2022, *DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models*, arXiv 2211.01095.)
 They extrapolate the data prediction ``x0 = (x - sigma eps) / alpha`` in lambda, with one evaluation a step. The first
 step has no history, and a step into clean data, ``s = 0``, takes none: there ``h`` is infinite, an extrapolation over
-it means nothing, and the step returns ``x0_t``.
+it means nothing, and the step returns ``x0_t``. From ``alpha = 0``, where ``h`` is infinite as well, a step is of first
+order, and so is the one after it, whose history lies infinitely far away.
 """
 
 from __future__ import annotations
@@ -34,15 +35,24 @@ def dpmpp_2m(x: Tensor, times: Tensor, schedule: Schedule, noise, *, final: str 
     h_before = torch.zeros(())
     orders = orders_of_steps(len(times) - 1, 2, final)
     for order, (t, s) in zip(orders, pairwise(times), strict=True):
-        alpha_s, sigma_t, sigma_s = schedule.alpha(s), schedule.sigma(t), schedule.sigma(s)
         h = schedule.lam(s) - schedule.lam(t)
 
-        eps = yield Request(x, t)
-        x0 = to_x0(eps, x, t, schedule)
+        d = yield Request(x, t)
+        x0 = to_x0(d, x, t, schedule)
         D = _extrapolated(x0, before if order > 1 else None, h, h_before)
-        x = along(sigma_s / sigma_t, x) * x - along(alpha_s * torch.expm1(-h), x) * D
+        x = first_order_in_x0(x, D, t, s, schedule)
         before, h_before = x0, h
     return x
+
+
+def first_order_in_x0(x: Tensor, x0: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    """``x_s = (sigma_s / sigma_t) x_t - alpha_s (e^{-h} - 1) x0``, also where h is infinite."""
+    alpha_s, ratio = schedule.alpha(s), schedule.sigma(s) / schedule.sigma(t)
+    h = schedule.lam(s) - schedule.lam(t)
+    # The other form cancels where h is small. Choose before dividing: an infinite slope would be NaN in gradients.
+    finite = h.isfinite()
+    weight = -alpha_s * torch.expm1(-torch.where(finite, h, 0.0))
+    return along(ratio, x) * x + along(torch.where(finite, weight, alpha_s - ratio * schedule.alpha(t)), x) * x0
 
 
 def sde_dpmpp_2m(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
@@ -101,27 +111,25 @@ def dpmpp_3m(
     history: list[tuple[Tensor, Tensor]] = []  # x0 and lambda, newest first
     orders = orders_of_steps(len(times) - 1, 3, final)
     for order, (t, s) in zip(orders, pairwise(times), strict=True):
-        alpha_s, sigma_t, sigma_s = schedule.alpha(s), schedule.sigma(t), schedule.sigma(s)
-
-        eps = yield Request(x, t)
-        history = [(to_x0(eps, x, t, schedule), schedule.lam(t)), *history][:order]
+        d = yield Request(x, t)
+        history = [(to_x0(d, x, t, schedule), schedule.lam(t)), *history][:order]
         x0s, lams = zip(*history, strict=True)
-        h = schedule.lam(s) - lams[0]
-        x = along(sigma_s / sigma_t, x) * x - along(alpha_s * torch.expm1(-h), x) * x0s[0]
+        x = first_order_in_x0(x, x0s[0], t, s, schedule)
         if order == 1:
             continue
 
         # Where s is 0 h is infinite and the differences have no part: any finite h will do.
-        h = torch.where(s > 0, h, 1.0)
+        alpha_s, h = schedule.alpha(s), torch.where(s > 0, schedule.lam(s) - lams[0], 1.0)
         phi_2 = torch.expm1(-h) / h + 1
         phi_3 = phi_2 / h - 0.5
         phi_2, phi_3 = (torch.where(s > 0, alpha_s * phi, 0.0) for phi in (phi_2, phi_3))
-        r_0 = (lams[0] - lams[1]) / h
-        D1 = along(1 / r_0, x) * (x0s[0] - x0s[1])
+        # r_0 h and r_1 h: one may be infinite, and dividing by it leaves gradients finite.
+        a = lams[0] - lams[1]
+        D1 = along(h / a, x) * (x0s[0] - x0s[1])
         if order == 3:
-            r_1 = (lams[1] - lams[2]) / h
-            difference = D1 - along(1 / r_1, x) * (x0s[1] - x0s[2])
-            D1 = D1 + along(r_0 / (r_0 + r_1), x) * difference
-            x = x - along(VARIANTS_3M[variant] * phi_3 / (r_0 + r_1), x) * difference
+            b = lams[1] - lams[2]
+            difference = D1 - along(h / b, x) * (x0s[1] - x0s[2])
+            D1 = D1 + along(a / (a + b), x) * difference
+            x = x - along(VARIANTS_3M[variant] * phi_3 * h / (a + b), x) * difference
         x = x + along(phi_2, x) * D1
     return x

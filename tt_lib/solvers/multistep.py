@@ -4,12 +4,14 @@ PNDM and PLMS are of Liu, Ren, Lin & Zhao 2022, *Pseudo Numerical Methods for Di
 2202.09778); iPNDM and DEIS are of Zhang & Chen 2022, *Fast Sampling of Diffusion Models with Exponential Integrator*
 (arXiv 2204.13902).
 
-In ``y = x / alpha`` and ``rho = sigma / alpha`` the probability-flow ODE is ``dy = eps d rho``. A linear multistep
-solver puts a mixture of the last answers in place of the integral: with the newest answer ``eps_0``,
+In ``y = x / c`` and w the probability-flow ODE is ``dy = d dw``: with eps as the direction d these are ``x / alpha``
+and ``rho = sigma / alpha``, and on the straight path, with the velocity, x and t. A linear multistep solver puts a
+mixture of the last answers in place of the integral: with the newest answer ``d_0``,
 
-``x_s = alpha_s (x_t / alpha_t + sum_j C_j eps_j)``,  ``sum_j C_j = rho_s - rho_t``.
+``x_s = c_s (x_t / c_t + sum_j C_j d_j)``,  ``sum_j C_j = w_s - w_t``.
 
-The solvers differ only in the weights ``C_j``, and PNDM in its first three steps.
+The solvers differ only in the weights ``C_j``, and PNDM in its first three steps. Below, as in the papers, ``eps``,
+``alpha`` and ``rho`` stand for d, c and w.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from tt_lib.engine import Request, Solution
 from tt_lib.schedules import Schedule, along
-from tt_lib.solvers.dpm_solver import first_order
+from tt_lib.solvers.ddim import first_order
 from tt_lib.solvers.orders import orders_of_steps
 
 Weights = Callable[[Tensor, Tensor, Schedule], Tensor]
@@ -83,8 +85,8 @@ def deis_tab(
     and order 1 is DDIM; growing order at the start, and with ``final="lower"`` falling at the end
     (see ``orders_of_steps``).
 
-    The integrals are taken in ``lambda = -log rho``, in which rho and t are smooth, by Gauss-Legendre in panels
-    between the schedule's levels, where a discrete schedule has its kinks.
+    The integrals are taken in ``lambda = -log rho``, in which rho and t are smooth, or, with the velocity, in w itself,
+    by Gauss-Legendre in panels between the schedule's levels, where a discrete schedule has its kinks.
     """
     return _linear_multistep(x, times, schedule, order, _weights_in_t, final)
 
@@ -144,24 +146,24 @@ def _linear_multistep(
         nodes = times[: k + 1].flip(0)[: len(answers)]
         # A made-up s where the true one is 0 keeps the weights finite until they are replaced.
         C = weights(nodes, torch.where(s > 0, s, t / 2), schedule)
-        newest_alone = torch.cat([-schedule.rho(t)[None], torch.zeros_like(nodes[1:])])
+        newest_alone = torch.cat([-schedule.w(t)[None], torch.zeros_like(nodes[1:])])
         C = torch.where(s > 0, C, newest_alone)
-        x = along(schedule.alpha(s) / schedule.alpha(t), x) * x
-        for c, answer in zip(schedule.alpha(s) * C, answers, strict=True):
-            x = x + along(c, x) * answer
+        x = along(schedule.c(s) / schedule.c(t), x) * x
+        for weight, answer in zip(schedule.c(s) * C, answers, strict=True):
+            x = x + along(weight, x) * answer
     return x
 
 
 def _even_weights(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
     mixture = torch.tensor(ADAMS_BASHFORTH[len(nodes)], dtype=torch.float64, device=s.device)
-    return torch.tensordot(mixture, schedule.rho(s) - schedule.rho(nodes[0]), dims=0)
+    return torch.tensordot(mixture, schedule.w(s) - schedule.w(nodes[0]), dims=0)
 
 
 def _weights_in_rho(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
-    rho = schedule.rho(nodes)
-    h = schedule.rho(s) - rho[0]
+    w = schedule.w(nodes)
+    h = schedule.w(s) - w[0]
     places, weights = _gauss(2)  # exact for the cubics of order 4
-    values = (_lagrange(rho, rho[0] + place * h) * weight for place, weight in zip(places, weights, strict=True))
+    values = (_lagrange(w, w[0] + place * h) * weight for place, weight in zip(places, weights, strict=True))
     return h * sum(values, torch.zeros_like(nodes))
 
 
@@ -176,17 +178,19 @@ def _weights_in_t(nodes: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
 
 
 def _quadrature(nodes: Tensor, s: Tensor, schedule: Schedule, points: int = 8) -> Tensor:
-    """[m, B]: the integrals over ``d rho`` of the Lagrange polynomials in t of ``nodes`` [m, B], to ``s`` [B]."""
+    """[m, B]: the integrals over ``dw`` of the Lagrange polynomials in t of ``nodes`` [m, B], to ``s`` [B]."""
     t, levels = nodes[0], schedule.levels
     first, last = int(t.max() * levels) + 1, int(s.min() * levels)
     knots = torch.arange(first, last - 1, -1, dtype=torch.float64, device=s.device)[:, None] / levels
     # [panels + 1, B], falling from t to s; a panel outside of its own step is empty.
     edges = torch.cat([t[None], knots.minimum(t).maximum(s), s[None]])
-    lam = schedule.lam(edges)
     places, weights = (each.to(s.device)[:, None, None] for each in _gauss(points))
-    inner = lam[:-1] + places * lam.diff(dim=0)  # [points, panels, B]
-    d_rho = -weights * lam.diff(dim=0) * torch.exp(-inner)
-    return (_lagrange(nodes, schedule.time_of_lam(inner)) * d_rho).sum((1, 2))
+    velocity = schedule.direction == "velocity"
+    ends = schedule.w(edges) if velocity else schedule.lam(edges)
+    inner = ends[:-1] + places * ends.diff(dim=0)  # [points, panels, B]
+    lam = torch.log1p(-inner) - inner.log() if velocity else inner
+    dw = weights * ends.diff(dim=0) * (1 if velocity else -torch.exp(-inner))
+    return (_lagrange(nodes, schedule.time_of_lam(lam)) * dw).sum((1, 2))
 
 
 def _lagrange(nodes: Tensor, places: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ A solver function takes ``(x, times, schedule, noise, **options)``:
   one-step problems of a tuning run as one batch);
 - ``noise``: a function that draws noise shaped like the state it is given (only stochastic solvers call it).
 
-It yields ``Request(x, t)``, is sent ``eps`` and returns ``x`` at ``times[-1]``. A solver with several evaluations
-a step numbers them, ``Request(x, t, stage)``. What it returns has finite gradients in ``x``, the answers and the
-times, also where the last time is 0 and lambda infinite. To add one: write the function in the file of its family,
-and name it in :data:`SOLVERS`.
+It yields ``Request(x, t)``, is sent the schedule's direction and returns ``x`` at ``times[-1]``. A solver with several
+evaluations a step numbers them, ``Request(x, t, stage)``. What it returns has finite gradients in ``x``, the answers
+and the times, also where the last time is 0 or the first has alpha = 0, and lambda is infinite. To add one: write the
+function in the file of its family, and name it in :data:`SOLVERS`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from torch import Tensor
 
 from tt_lib.engine import Solution
 from tt_lib.errors import BadValue, choose
+from tt_lib.files import read_spelling
 from tt_lib.grids import Grid
-from tt_lib.schedules import Schedule
+from tt_lib.schedules import VP, Schedule
 from tt_lib.solvers.analytic import analytic_ddim, analytic_ddpm
 from tt_lib.solvers.ddim import VARIANCES, ddim, ddpm
 from tt_lib.solvers.dpm_solver import dpm_solver_2, dpm_solver_3, dpmpp_2s, heun
@@ -49,6 +50,7 @@ class Solver:
         history: how many earlier steps a step uses (0 for single-step solvers).
         plan: how many steps, and with which options, make a number of evaluations, see :meth:`for_nfe`.
         draws: whether it draws noise whatever its options.
+        midpoint: whether it evaluates in the middle of a step in lambda, so that it cannot begin where alpha is 0.
         choices: the values that an option may have, where they are few.
         options: keyword arguments of the function, such as ``eta``.
     """
@@ -58,6 +60,7 @@ class Solver:
     history: int = 0
     plan: Plan = one_each
     draws: bool = False
+    midpoint: bool = False
     choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -65,11 +68,27 @@ class Solver:
         """Start the solver.
 
         Raises:
-            BadValue: the solver draws noise and no ``noise`` was given.
+            BadValue: the solver draws noise and no ``noise`` was given, or see :meth:`check`.
         """
         if isinstance(times, Grid):
             times = times.tensor()
+        self.check(schedule, times[0])
         return self.function(x, times, schedule, noise or _no_noise, **self.options)
+
+    def check(self, schedule: Schedule, first: Tensor) -> None:
+        """Raise :class:`BadValue` if the solver cannot run on a schedule from the time ``first``, a scalar or [B]."""
+        if self.stochastic and not (isinstance(schedule, VP) and schedule.direction == "eps"):
+            raise BadValue(
+                f"{self.name} cannot draw noise on the schedule {schedule.name!r}: its variances are those of a "
+                "variance-preserving diffusion whose alpha stays above 0; take a solver that draws none, such as ddim "
+                "with eta 0"
+            )
+        if self.midpoint and schedule.direction != "eps" and bool((schedule.alpha(first) == 0).any()):
+            raise BadValue(
+                f"{self.name} evaluates in the middle of a step in lambda, and the schedule {schedule.name!r} has "
+                "lambda = -inf at t = 1: a first step from there has no middle; take heun, dpmpp-2m or unipc, or "
+                "begin below t = 1"
+            )
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -154,10 +173,10 @@ SOLVERS: dict[str, Solver] = {
         # Other names for ddim: DPM-Solver-1, and Euler's method in the variables of EDM.
         Solver("dpm-solver-1", ddim),
         Solver("euler", ddim),
-        Solver("dpm-solver-2", dpm_solver_2, plan=_SECOND),
-        Solver("dpm-solver-3", dpm_solver_3, plan=only_third),
-        Solver("dpm-solver-fast", dpm_solver_3, plan=_THIRD),
-        Solver("dpmpp-2s", dpmpp_2s, plan=_SECOND),
+        Solver("dpm-solver-2", dpm_solver_2, plan=_SECOND, midpoint=True),
+        Solver("dpm-solver-3", dpm_solver_3, plan=only_third, midpoint=True),
+        Solver("dpm-solver-fast", dpm_solver_3, plan=_THIRD, midpoint=True),
+        Solver("dpmpp-2s", dpmpp_2s, plan=_SECOND, midpoint=True),
         Solver("heun", heun, plan=_SECOND),
         Solver("ddpm", ddpm, draws=True, choices={"variance": VARIANCES}),
         # Their gamma is measured: make_solver needs none, a run does.
@@ -179,7 +198,13 @@ def make_solver(name: str, **options: Any) -> Solver:
     Raises:
         BadValue: unknown name, an option that the solver does not take, or a value that it may not have.
     """
-    name, spelled = _read_spelling(name)
+    text = name
+    name, spelled = read_spelling("solver", text, "unipc,order=2,variant=bh1")
+    for key in spelled.keys() & {*STEPWISE, "eta"}:
+        raise BadValue(
+            f"solver {text!r}: {key} cannot be given here; --eta is an option of its own, and the others follow "
+            "from NFE and model"
+        )
     options = spelled | options
     choose("solver", name, SOLVERS)
     solver = SOLVERS[name]
@@ -195,36 +220,6 @@ def make_solver(name: str, **options: Any) -> Solver:
     # A step uses one earlier step fewer for each order fewer.
     fewer = defaults["order"] - options["order"] if "order" in options else 0
     return replace(solver, options=options, history=solver.history - fewer)
-
-
-def _read_spelling(text: str) -> tuple[str, dict[str, Any]]:
-    """``unipc,order=2,variant=bh1`` -> (``unipc``, {order: 2, variant: bh1})."""
-    name, *parts = text.split(",")
-    options: dict[str, Any] = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
-        if not (key and equals and value):
-            raise BadValue(
-                f"solver {text!r}: an option is spelled name=value, as in unipc,order=2,variant=bh1; got {part!r}"
-            )
-        if key in options:
-            raise BadValue(f"solver {text!r}: {key} cannot be given twice")
-        if key in (*STEPWISE, "eta"):
-            raise BadValue(
-                f"solver {text!r}: {key} cannot be given here; --eta is an option of its own, and the others follow "
-                "from NFE and model"
-            )
-        options[key] = _number(value)
-    return name, options
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _no_noise(x: Tensor) -> Tensor:

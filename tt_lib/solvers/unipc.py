@@ -11,6 +11,7 @@ from torch import Tensor
 from tt_lib.engine import Request, Solution
 from tt_lib.predictors import to_x0
 from tt_lib.schedules import Schedule, along
+from tt_lib.solvers.dpmpp import first_order_in_x0
 from tt_lib.solvers.orders import orders_of_steps
 
 VARIANTS = ("bh1", "bh2")
@@ -47,15 +48,17 @@ def unipc(
     evaluation a step, as in the authors' code. Orders grow 1, 2, .. p at the start. UniPC-p is of order p + 1
     where the start is fine enough.
 
-    A step to clean data, ``s = 0``, is UniP-1 and returns ``m_0``. With ``final="lower"`` the orders also fall to
+    A step to clean data, ``s = 0``, is UniP-1 and returns ``m_0``. From ``alpha = 0`` lambda is ``-inf``: that
+    evaluation has no part in later steps, and its own step is corrected with ``B = e^{-h} - 1 = -1`` in both variants,
+    by the mean of the two data predictions. With ``final="lower"`` the orders also fall to
     3, 2, 1 at the end (see ``orders_of_steps``), and UniC has the order of the UniP that it corrects, as in the
     authors' code, which does so by default.
     """
     history: list[tuple[Tensor, Tensor]] = []  # the data prediction and lambda, newest first
     start, t_before = x, times[0]
     for p, (t, s) in zip(orders_of_steps(len(times) - 1, order, final), pairwise(times), strict=True):
-        eps = yield Request(x, t)
-        new = (to_x0(eps, x, t, schedule), schedule.lam(t))
+        d = yield Request(x, t)
+        new = (to_x0(d, x, t, schedule), schedule.lam(t))
         if history:
             x = _step(start, [*history, new], t_before, t, schedule, variant)  # UniC
         history = [new, *history][:p]
@@ -68,17 +71,27 @@ def _step(
     x: Tensor, data: Sequence[tuple[Tensor, Tensor]], t: Tensor, s: Tensor, schedule: Schedule, variant: str
 ) -> Tensor:
     """UniP and UniC are one formula: from t to s with data predictions and their lambdas, t's first."""
-    alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
     (m_0, lam_t), *others = data
-    h = schedule.lam(s) - lam_t
-    x = along(sigma_s / schedule.sigma(t), x) * x - along(alpha_s * torch.expm1(-h), x) * m_0
+    x = first_order_in_x0(x, m_0, t, s, schedule)
     if not others:
         return x
-    # Where s is 0 h is infinite and the differences have no part: any finite h will do.
-    h = torch.where(s > 0, h, 1.0)
-    r = torch.stack([(lam - lam_t) / h for _, lam in others], dim=-1)
-    B = -h if variant == "bh1" else torch.expm1(-h)
-    factors = torch.where(s > 0, alpha_s * B, 0.0)[..., None] * _a(r, h, B) / r
+    # Where s is 0 h is infinite and the differences have no part, and where alpha_t is 0 r is 1: any finite h will do.
+    begins = lam_t.isinf()
+    base = torch.where(begins, 0.0, lam_t)
+    h = torch.where((s > 0) & ~begins, schedule.lam(s) - base, 1.0)
+    far = torch.stack([lam.isinf() for _, lam in others], dim=-1)
+    # Any r that no other node has will do for the one at infinity, which is left out below.
+    places = [torch.where(lam.isinf(), base + 2 * h, torch.where(begins, h, lam) - base) for _, lam in others]
+    r = torch.stack([place / h for place in places], dim=-1)
+    B = torch.where(begins, -1.0, -h if variant == "bh1" else torch.expm1(-h))
+    weights = _a(r, h, B) / r
+    if bool(far.any()):
+        near = [i for i in range(r.shape[-1]) if not bool(far[..., i].any())]
+        fewer = torch.zeros_like(r)
+        if near:
+            fewer[..., near] = _a(r[..., near], h, B) / r[..., near]
+        weights = torch.where(far.any(-1, keepdim=True), fewer, weights)
+    factors = torch.where(s > 0, schedule.alpha(s) * B, 0.0)[..., None] * weights
     for factor, (m, _) in zip(factors.unbind(-1), others, strict=True):
         x = x - along(factor, x) * (m - m_0)
     return x

@@ -17,6 +17,7 @@ from tt_lib.networks.running import cudnn_flags
 from tt_lib.noise import SampleNoise, check_seeds
 from tt_lib.rows import DIRECTION_COLUMNS, DIRECTION_KEY, device_name, matching, provenance, read_rows, short_hash
 from tt_lib.sampling import Sampler
+from tt_lib.schedules import along
 from tt_lib.study.cells import Cell, require_timing, timing_path
 from tt_lib.study.run_cells import Report, Row, run_cells
 from tt_lib.study.workbench import Bench, Progress
@@ -88,14 +89,15 @@ def run_directions(
         nonlocal trajectory
         sampler = samplers[cell]
         if trajectory is None or trajectory[0] != sampler.grid.times:
-            truth = reference_trajectory(bench.predictor, sampler.schedule, sampler.grid, x, protocol.substeps)
+            start = along(sampler.schedule.scale(sampler.grid.tensor()[0]), x) * x
+            truth = reference_trajectory(bench.predictor, sampler.schedule, sampler.grid, start, protocol.substeps)
             trajectory = sampler.grid.times, truth
         frame = measure_directions(
             bench.predictor,
             sampler.schedule,
             sampler.solver,
             sampler.grid,
-            x,
+            trajectory[1][0],
             sampler.timing.taus if sampler.timing else None,
             gains=(sampler.timing.gains or None) if sampler.timing else None,
             substeps=protocol.substeps,

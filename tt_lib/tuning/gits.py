@@ -1,9 +1,9 @@
 """A grid by shortest path, without gradients: GITS (Chen et al. 2024, arXiv 2405.11326).
 
 A converged solution passes through many nodes. The cost of a jump from node i to node j is the error of one step of
-Euler's method, ``y_i + (rho_j - rho_i) eps_i`` (DDIM's step), at the state that the solution has there. Errors are
-taken in y = x / alpha. A grid of K steps is a path of K jumps, and dynamic programming finds the cheapest one, in which
-all that follows a jump counts 1.15 times.
+Euler's method, ``y_i + (w_j - w_i) d_i`` (DDIM's step), at the state that the solution has there. Errors are taken in
+y = x / c, which is x / alpha where the direction d is eps. A grid of K steps is a path of K jumps, and dynamic
+programming finds the cheapest one, in which all that follows a jump counts 1.15 times.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def jump_costs(sampler: Sampler, noises: int = 256) -> tuple[Tensor, Tensor]:
     converged = converged_sampler(sampler)
     run = converged(range(LEARN_FIRST_SEED, LEARN_FIRST_SEED + noises), keep=True)
     times, schedule = converged.grid.tensor(), sampler.schedule
-    # In float64: at t = 1, y and rho are above 100, and neighbours differ by little.
+    # In float64: at t = 1, y and w of eps are above 100, and neighbours differ by little.
     states = torch.stack([*(request.x for request in run.trajectory), run.x]).double()
-    y = states / along(schedule.alpha(times), states)
-    rho = schedule.rho(times)
+    y = states / along(schedule.c(times), states)
+    w = schedule.w(times)
     costs = torch.full((len(times), len(times)), torch.inf, dtype=torch.float64)
-    for i, eps in enumerate(run.answers):
-        jumps = y[i] + along(rho[i + 1 :] - rho[i], y) * eps.double()
+    for i, direction in enumerate(run.answers):
+        jumps = y[i] + along(w[i + 1 :] - w[i], y) * direction.double()
         costs[i, i + 1 :] = (jumps - y[i + 1 :]).flatten(2).norm(dim=2).mean(1).cpu()
     return times, costs
 

@@ -25,7 +25,7 @@ from tt_lib.grids import LEARNED, Grid
 from tt_lib.noise import LEARN_FIRST_SEED, VALIDATION_FIRST_SEED
 from tt_lib.rows import provenance
 from tt_lib.sampling import Progress, Sampler
-from tt_lib.schedules import Schedule
+from tt_lib.schedules import Schedule, along
 from tt_lib.timing import Timing
 from tt_lib.tuning.learn import PIXELS, Distance, converged_sampler, noises_and_ends
 
@@ -45,7 +45,7 @@ class _Times:
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         """The grid [N + 1] and the conditioning times [N]."""
-        low, high = (self.schedule.lam(t) for t in (1.0, self.schedule.t_min))
+        low, high = (self.schedule.lam(t) for t in (self.schedule.t_max, self.schedule.t_min))
         places = torch.cat([torch.zeros(1, dtype=torch.float64), self.logits.softmax(0).cumsum(0)])
         times = self.schedule.time_of_lam(low + (high - low) * places)
         most = float(times.detach().diff().abs().min()) / 2
@@ -81,7 +81,8 @@ def learn_ld3(sampler: Sampler, distance: Distance = PIXELS, *, progress: Progre
     def losses(x: Tensor, y: Tensor) -> Tensor:
         times, taus = model()
         grad = torch.is_grad_enabled()
-        return distance.function(drive(sampler.solver(x, times, schedule), sampler.predictor, taus, grad=grad).x, y)
+        solution = sampler.solver(along(schedule.scale(times[0]), x) * x, times, schedule)
+        return distance.function(drive(solution, sampler.predictor, taus, grad=grad).x, y)
 
     def held_out() -> float:
         with torch.no_grad():

@@ -7,7 +7,8 @@ begins, and bounded:
 
 ====== ============================================================================================
 grid   the nodes t_0 > ... > t_(K-1), by the shares of their distances in lambda between t = 1 and the smallest level.
-       The first and the last node move, too. x starts as the solver's start noise, whatever t_0 becomes.
+       The first and the last node move, too. x starts as the solver's start noise, whatever t_0 becomes. (Where
+       alpha(1) = 0 lambda is infinite at t = 1: there knobs begin from ``t_max``.)
 timing the conditioning time of each evaluation, ``lambda(tau) = lambda(t) + 1.5 tanh(offset)``
 gain   one factor on each answer of the network, ``1 + 0.2 tanh(offset)``
 ====== ============================================================================================
@@ -39,7 +40,7 @@ from tt_lib.noise import LEARN_FIRST_SEED, VALIDATION_FIRST_SEED, SampleNoise, d
 from tt_lib.predictors import Predictor, predictor_of
 from tt_lib.rows import provenance
 from tt_lib.sampling import Progress, Sampler, batches, fine_sampler
-from tt_lib.schedules import Schedule, float64
+from tt_lib.schedules import Schedule, along, float64
 from tt_lib.solvers.registry import Solver
 from tt_lib.timing import Timing
 
@@ -180,8 +181,9 @@ class Knobs:
     ) -> None:
         self.schedule, self.names, self.nfe = schedule, tuple(names), nfe
         self.start = grid.tensor()
-        self.low, self.high = (float(schedule.lam(t)) for t in (1.0, schedule.t_min))
-        edges = torch.cat([float64([self.low]), schedule.lam(self.start[:-1]), float64([self.high])])
+        self.low, self.high = (float(schedule.lam(t)) for t in (schedule.t_max, schedule.t_min))
+        inner = schedule.lam(self.start[:-1]).clamp(min=self.low)
+        edges = torch.cat([float64([self.low]), inner, float64([self.high])])
         shares = edges.diff() / (self.high - self.low)
         # A share of 0, where the grid begins at t = 1, would have no gradient: it begins at the smallest one.
         logits = (shares - SMALLEST_SHARE).clamp(min=SMALLEST_SHARE).log()
@@ -210,7 +212,9 @@ class Knobs:
         if "timing" not in self.names:
             return t
         offset = self.of_evaluations[evaluation] @ self.parameters["timing"]
-        lam = self.schedule.lam(t) + LARGEST_SHIFT * offset.tanh()
+        # An infinite lambda, where alpha is 0, would never move.
+        lam = self.schedule.lam(t)
+        lam = torch.where(lam.isinf(), self.low, lam) + LARGEST_SHIFT * offset.tanh()
         # Not torch.clamp: its slope at the ends is 0, and a tau that begins there would never move.
         lam = torch.where(lam > self.high, self.high, torch.where(lam < self.low, self.low, lam))
         return self.schedule.time_of_lam(lam)
@@ -429,7 +433,9 @@ class _Learning:
                 knobs = Knobs(sampler.grid, knobs.nfe, sampler.schedule, ())
             predictor = predictor_of(sampler.predictor, seeds)
             predictor = _checkpointed(predictor) if grad else predictor
-            solution = sampler.solver(x, knobs.times(), sampler.schedule, None)
+            times = knobs.times()
+            start = along(sampler.schedule.scale(times[0]), x) * x
+            solution = sampler.solver(start, times, sampler.schedule, None)
             ends = drive(solution, knobs.predictor(predictor), gains=knobs.gains(), grad=grad).x
             losses.append(self.distance.function(ends, y))
         return losses
