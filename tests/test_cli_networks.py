@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_cli import fails, succeeds
 
 from tt_lib.datasets import load_dataset
+from tt_lib.datasets.images import by_hash
 from tt_lib.files import file_hash, read_json
 from tt_lib.metrics.features import load_features, statistics_of
 from tt_lib.metrics.statistics import FeatureStatistics
@@ -19,7 +22,6 @@ from tt_lib.rows import FD_COLUMNS, TRAINING_COLUMNS, read_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = ("train", "--dataset", "digits", "--images", 64, "--batch", 32, "--width", 32, "--out", "runs/first")
-NAMES = ("digits", "my-digits")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,29 +93,100 @@ def test_stats(project):
     assert "digits-train-digits-resnet-bank.safetensors: features of 50 images" in bank
 
 
-def test_images_of_ones_own(project):
-    """They are a reference, a floor, and tuned on, under a name of their own; digits so read give the same numbers."""
+@pytest.fixture(scope="module")
+def pictures(project):
+    """The digits as a folder of a user's own, in two splits and in one; the digest of the training images."""
     for split in ("train", "test"):
-        images = load_dataset("digits", split)
+        pixels = load_dataset("digits", split).pixels[:]
         Path("pictures").mkdir(exist_ok=True)
-        np.savez(f"pictures/{split}.npz", images=images.pixels.permute(0, 2, 3, 1), labels=images.labels)
-    mine = ("--dataset", "my-digits", "--data", "pictures")
-    features = ("--features", "digits-resnet")
-    missing = fails("floor", *mine, *features)
-    assert "tt stats --dataset my-digits --data FOLDER --split train --features digits-resnet" in missing
-    succeeds("stats", *mine, *features)
-    stats = {name: FeatureStatistics.load(f"data/stats/{name}-train-digits-resnet.safetensors") for name in NAMES}
-    assert torch.allclose(stats["my-digits"].mean, stats["digits"].mean, rtol=1e-6) and stats["my-digits"].n == 1500
-    for words in (mine, ("--dataset", "digits")):
-        succeeds("floor", *words, *features, "--results", "runs/floor.csv")
-    rows = read_rows("runs/floor.csv", FD_COLUMNS).set_index("dataset")
-    assert rows.value["my-digits"] == pytest.approx(rows.value["digits"], rel=1e-4)
+        np.savez(f"pictures/{split}.npz", images=pixels.permute(0, 2, 3, 1))
+    for i, picture in enumerate(load_dataset("digits", "test").pixels[:].squeeze(1).numpy()):
+        place = Path("one split", f"{i % 3}", f"{i}.png")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(place)
+    train = load_dataset("digits", "train")
+    return by_hash(train.pixels[:], torch.zeros_like(train.labels))[1]
+
+
+def test_images_of_ones_own(pictures, monkeypatch):
+    """They are a reference, a floor, and tuned on; digits so read give the same numbers, and rows name the images."""
+    features, mine = ("--features", "digits-resnet"), f"pictures@{pictures[:16]}"
+    evaluate = ("evaluate", "--model", "runs/first", "--nfe", 2, "--n", 20, *features, "--results", "runs/own.csv")
+    for words in (("--dataset", "digits"), ("--dataset", "pictures"), ("--dataset", "p", "--data", "pictures")):
+        succeeds("floor", *words, *features, "--results", "runs/own.csv")
+        succeeds(*evaluate, *words)
+    rows = read_rows("runs/own.csv", FD_COLUMNS).set_index(["dataset", "solver"])
+    for solver in ("ddim", "floor"):
+        for name in (mine, mine.replace("pictures", "p")):
+            assert rows.value[name, solver] == pytest.approx(rows.value["digits", solver], rel=1e-4), (name, solver)
+            assert rows.reference[name, solver] == "train"
+    [path] = Path("data/stats").glob("pictures-*-train-digits-resnet.safetensors")
+    statistics = FeatureStatistics.load(path)
+    assert statistics.n == 1500 and statistics.facts["images"] == pictures and statistics.shape == (1, 8, 8)
+    assert str(path) in fails("stats", "--dataset", "pictures", *features), "what evaluate made is what stats makes"
+    # They are read once, and again when they have changed.
+    monkeypatch.setattr("tt_lib.metrics.reference.collect_statistics", lambda *a, **k: pytest.fail("read again"))
+    succeeds(*evaluate, "--dataset", "pictures/")
+    os.utime("pictures/train.npz", ns=(0, 0))
+    with pytest.raises(BaseException, match="read again"):
+        succeeds(*evaluate, "--dataset", "pictures")
     tune = ("tune", "--model", "runs/first", "--nfe", 2, "--timing", "consistency-parallel,images=2")
-    succeeds(*tune, *mine, "--out", "runs/mine.json")
+    succeeds(*tune, "--dataset", "pictures", "--out", "runs/mine.json")
     assert "is none of cifar10, digits" in fails(*tune, "--dataset", "my-digits", "--out", "runs/never.json")
-    assert "lower-case letters" in fails("stats", "--dataset", "My-digits", *features, "--data", "pictures")
-    assert "unknown data set to train on 'my-digits'" in fails("train", *mine, "--out", "runs/never")
-    assert "are not CIFAR-10's train images" in fails("stats", *features, "--data", "pictures")
+    assert "holds the arrays images; accepted: " in fails("stats", *features, "--data", "pictures"), "CIFAR-10 has labels"
+    learn = ("learn", "--model", "runs/first", "--nfe", 2, "--dataset", "pictures", "--out", "runs/never.json")
+    assert "pictures has none; choose loss=pixels" in fails(*learn)
+
+
+def test_images_of_ones_own_with_a_bank(pictures):
+    words = ("--dataset", "one split", "--features", "digits-resnet")
+    succeeds("evaluate", "--model", "runs/first", "--nfe", 2, "--n", 20, *words, "--more", "--results", "runs/more.csv")
+    rows = read_rows("runs/more.csv", FD_COLUMNS)
+    assert {"kernel distance (digits-resnet)", "precision (digits-resnet)"} < set(rows["metric"])
+    assert set(rows["reference"]) == {"all"} and rows["dataset"].str.startswith("one split@").all()
+    [bank] = Path("data/stats").glob("one split-*-all-digits-resnet-bank.safetensors")
+    assert str(bank) in fails("stats", *words, "--bank", 20)
+    message = fails("floor", *words)
+    assert "one split has one split, and test images are asked for; put the images into one split/train" in message
+
+
+def test_sizes_and_channels_are_compared_before_any_work(pictures, monkeypatch):
+    monkeypatch.setattr("tt_lib.metrics.reference.collect_statistics", lambda *a, **k: pytest.fail("work"))
+    np.savez("large.npz", images=np.full((4, 16, 16, 1), 9, np.uint8))
+    np.savez("colour.npz", images=np.full((4, 8, 8, 3), 9, np.uint8))
+    evaluate = ("evaluate", "--model", "runs/first", "--nfe", 2, "--n", 20, "--features", "digits-resnet")
+    tune = ("tune", "--model", "runs/first", "--nfe", 2, "--out", "runs/never.json", "--timing")
+    for name, shape in (("large", "[1, 16, 16]"), ("colour", "[3, 8, 8]")):
+        message = fails(*evaluate, "--reference", f"{name}.npz")
+        assert f"first has images of [1, 8, 8], {name}-all is of images of {shape}" in message
+        by_distance = fails(
+            *tune, "frechet-joint,samples=20", "--features", "digits-resnet", "--dataset", f"{name}.npz"
+        )
+        assert f"{name}-all is of images of {shape}" in by_distance
+        message = fails(*tune, "consistency-parallel,images=2", "--dataset", f"{name}.npz")
+        assert f"first takes images of [1, 8, 8], those of {name}.npz are {shape}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("float", "images in float.npz are float64 [4, 8, 8, 1]"),
+        ("statistics", "mu and sigma of pytorch-fid, which are of Inception's features: no reference in digits-resnet"),
+        ("mixed", "mixed/1.png is 9x8 with 1 channels, the first picture 8x8 with 1"),
+        ("empty", "empty is empty; put the images there"),
+        ("gone", "'gone' is none of cifar10, digits, and there is no such folder or .npz file"),
+    ],
+)
+def test_images_of_ones_own_that_are_wrong(pictures, name, message):
+    np.savez("float.npz", images=np.zeros((4, 8, 8, 1)))
+    np.savez("statistics.npz", mu=np.zeros(4), sigma=np.eye(4))
+    for i in range(2):
+        Path("mixed").mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8 + i), 9, np.uint8)).save(f"mixed/{i}.png")
+    Path("empty").mkdir(exist_ok=True)
+    path = f"{name}.npz" if name in ("float", "statistics") else name
+    words = ("--nfe", 2, "--n", 20, "--features", "digits-resnet", "--dataset", path)
+    assert message in fails("evaluate", "--model", "runs/first", *words)
 
 
 def test_info(project):

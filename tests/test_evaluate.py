@@ -154,7 +154,7 @@ def reference(features):
 
 @pytest.fixture(scope="session")
 def metric(features, reference):
-    return Metric(features, reference)
+    return Metric(features, reference, dataset="digits")
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +163,7 @@ def metrics(data):
     pixels, made = load_dataset("digits", "train").pixels, []
     for name in ("digits-resnet", "digits-simclr"):
         own = load_features(name, weights=data / "pretrained" / name)
-        made.append(Metric(own, statistics_of(pixels, own), collect_bank(pixels, own, 40)))
+        made.append(Metric(own, statistics_of(pixels, own), collect_bank(pixels, own, 40), "digits"))
     return made
 
 
@@ -471,7 +471,7 @@ def heun(x, times, schedule, noise):
 
 
 def rows_of(measured: Measured, sampler: Sampler, metric: Metric, **options):
-    return fd_rows(measured, sampler, metric, dataset="digits", seed=7, timing="untuned", **options)
+    return fd_rows(measured, sampler, metric, seed=7, timing="untuned", **options)
 
 
 def test_evaluations_are_counted_not_computed(sampler, metric):
@@ -538,7 +538,7 @@ def test_rows_of_a_metric_with_a_bank_and_of_a_gain(sampler, metrics, monkeypatc
 
 def test_floor(metric, sampler):
     pixels = load_dataset("digits", "test").pixels
-    row = floor_row(metric, "digits", disjoint_sets(pixels, metric.features, SETS))
+    row = floor_row(metric, disjoint_sets(pixels, metric.features, SETS))
     assert set(row) == set(FD_COLUMNS)
     expected = frechet_distance(statistics_of(pixels, metric.features), metric.reference)
     assert row["value"] == pytest.approx(expected, abs=6e-7) and row["low"] <= row["value"] <= row["high"]

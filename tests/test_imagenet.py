@@ -16,6 +16,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from sklearn.datasets import load_sample_image
 from test_cli import fails, succeeds
 
+from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.metrics.features import FAST, FastFeatures, load_features, make_fast, statistics_of
 from tt_lib.metrics.frechet import frechet_distance
@@ -100,14 +101,14 @@ def test_the_commands_know_the_name(tmp_path, monkeypatch):
     pixels = images(6)
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", images=pixels.permute(0, 2, 3, 1).numpy(), labels=np.arange(6))
-    own = ("--dataset", "own", "--data", ".", "--features", NAME)
+    own = ("--dataset", ".", "--features", NAME)
     assert "6 images, 1280 features" in succeeds("stats", *own)
-    metric = load_metric(NAME, "own")
+    metric = load_metric(NAME, ".")
     assert (metric.reference.n, metric.reference.features, metric.reference.shape) == (6, NAME, (3, 32, 32))
     assert metric.features.metric == f"FD ({NAME})"
     # A triangle of the scatter matrix, the mean and the header.
     size = 8 * (1280 * 1281 // 2 + 1280)
-    assert size < reference_path("own", "train", NAME).stat().st_size < size + 2000
+    assert size < reference_path(".", "train", NAME, images=load_dataset(".", "train")).stat().st_size < size + 2000
     # The name is known, and the images are too few for ten sets: nothing but that is said.
     assert "10 sets need at least 2 images each, got 6" in fails("floor", *own)
     assert "uint8 pixels [B, 3, H, W]" in fails("stats", "--dataset", "digits", "--features", NAME)

@@ -1,4 +1,4 @@
-"""The published protocol offline: stand-ins under the real names, in the caches of both hubs, and the whole path."""
+"""The published protocols offline: stand-ins under the real names, in the caches of both hubs, and the whole path."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import json
 import os
 import socket
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
-from test_datasets import pretend, write_parquet
+from test_datasets import encode, pretend, write_parquet
 from test_unet import GOOGLE_CONFIG, GOOGLE_SCHEDULER
 from torch import nn
 from typer.testing import CliRunner
 
 from tt_lib.cli import app
+from tt_lib.datasets.images import by_hash
 from tt_lib.errors import BadValue, MissingFile, all_there
 from tt_lib.files import PACKAGE_ROOT, file_hash
 from tt_lib.metrics import inception
@@ -59,14 +62,14 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("TT_COMMIT", "test")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "tables").mkdir(parents=True)
-    for name in ("paper.toml", "published.csv"):
+    for name in ("paper.toml", "bedroom.toml", "published.csv"):
         os.symlink(SHIPPED / name, tmp_path / "data" / "tables" / name)
     return tmp_path
 
 
-def plant_network(home: Path) -> None:
-    """A tiny network where the Hub's client keeps google/ddpm-cifar10-32."""
-    repository = home / "hub" / "models--google--ddpm-cifar10-32"
+def plant_network(home: Path, name: str = "ddpm-cifar10-32") -> None:
+    """A tiny network for 32x32 pixels where the Hub's client keeps one of Google's."""
+    repository = home / "hub" / f"models--google--{name}"
     snapshot = repository / "snapshots" / ("0" * 40)
     torch.manual_seed(0)
     network = UNet2DModel.from_config(
@@ -100,19 +103,11 @@ def tt(*words) -> tuple[int, str]:
     return answer.exit_code, answer.output
 
 
-def shrunk(home: Path) -> Path:
+def shrunk(home: Path, name: str, cells: dict[str, str]) -> Path:
     """The shipped table with tiny numbers: every sampler of it, and one iteration of Adam."""
-    text = (SHIPPED / "paper.toml").read_text()
-    for before, after in {
-        "n = 50000": "n = 20",
-        "iterations = 500": "iterations = 1",
-        "batch = 64": "batch = 1",
-        "images = 1024": "images = 3",
-        "nfe = [10, 25, 50]": "nfe = 10",
-        "nfe = [10, 20, 50]": "nfe = 2",
-        "nfe = 100": "nfe = 1",
-        'solver = ["ddim", "ddpm", "analytic-ddim", "analytic-ddpm"]': 'solver = ["ddim", "analytic-ddim"]',
-    }.items():
+    text = (SHIPPED / f"{name}.toml").read_text()
+    numbers = {"n = 50000": "n = 20", "iterations = 500": "iterations = 1", "batch = 64": "batch = 1"}
+    for before, after in {**numbers, "images = 1024": "images = 3", **cells}.items():
         assert before in text, before
         text = text.replace(before, after)
     path = home / "shrunk.toml"
@@ -128,7 +123,14 @@ def test_the_whole_path_with_stand_ins(offline, monkeypatch):
     monkeypatch.setenv("TT_CIFAR10", str(offline / "images"))
     code, said = tt("stats", "--features", "inception-2015")
     assert code == 0, said
-    code, said = tt("table", "--config", shrunk(offline), "--batch", 20, "--results", "fd.csv", "--fast-features")
+    cells = {
+        "nfe = [10, 25, 50]": "nfe = 10",
+        "nfe = [10, 20, 50]": "nfe = 2",
+        "nfe = 100": "nfe = 1",
+        'solver = ["ddim", "ddpm", "analytic-ddim", "analytic-ddpm"]': 'solver = ["ddim", "analytic-ddim"]',
+    }
+    path = shrunk(offline, "paper", cells)
+    code, said = tt("table", "--config", path, "--batch", 20, "--results", "fd.csv", "--fast-features")
     assert code == 0, said
     rows = read_rows("fd.csv", FD_COLUMNS)
     assert (
@@ -141,6 +143,47 @@ def test_the_whole_path_with_stand_ins(offline, monkeypatch):
     assert "published" not in printed["ddim uniform 10 consistency-sequential"]
     timings = list(Path("data/timings/google--ddpm-cifar10-32").glob("*.json"))
     assert len(timings) == 3 and json.loads(timings[0].read_text())["tuning"]["optimiser"] == "adam"
+
+
+def test_the_headline_with_stand_ins(offline, monkeypatch):
+    """One command: the statistics of the images are made on the way, and both published values stand beside ours."""
+    plant_network(offline, "ddpm-bedroom-256")
+    plant_inception(offline, monkeypatch)
+    generator = np.random.default_rng(0)
+    pictures = generator.integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    for i, pixels in enumerate(pictures):
+        place = offline / "images" / f"{i % 3}" / f"{i}.webp"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(encode(pixels, "WEBP"))
+    path = shrunk(offline, "bedroom", {"nfe = 10": "nfe = 2"})
+    words = ("table", "--config", path, "--data", "images", "--batch", 20, "--results", "fd.csv")
+    code, said = tt(*words, "--dry-run")
+    assert code == 0 and "2 of 2 cells to do" in said, said
+    code, said = tt(*words)
+    assert code == 0, said
+    rows = read_rows("fd.csv", FD_COLUMNS)
+    digest = by_hash(torch.from_numpy(pictures), torch.zeros(12, dtype=torch.int64))[1]
+    assert set(rows["dataset"]) == {f"lsun-bedroom@{digest[:16]}"} and set(rows["reference"]) == {"all"}
+    assert set(rows["metric"]) == {"FID"} and set(rows["model"]) == {"google/ddpm-bedroom-256"}
+    assert rows["timing"].tolist() == ["untuned", "consistency-sequential"] and rows["value"].nunique() == 2
+    for row, published in zip(rows.to_dict("records"), ("9.65", "6.07"), strict=True):
+        assert f"published {published} (Xia et al. 2024" in published_beside({**row, "nfe": 10})
+    code, said = tt(*words, "--dry-run")
+    assert code == 0 and "0 of 2 cells to do" in said, said
+    # Images that were touched are read again; as they are the same images, no cell is measured again.
+    os.utime(offline / "images" / "0" / "0.webp", ns=(0, 0))
+    assert "0 rows written" in tt(*words)[1]
+    # One image more is another reference.
+    (offline / "images" / "more.webp").write_bytes(encode(255 - pictures[0], "WEBP"))
+    code, said = tt(*words)
+    assert code == 0 and "2 rows written" in said and read_rows("fd.csv", FD_COLUMNS)["dataset"].nunique() == 2
+
+
+def test_the_headline_without_its_images(offline, monkeypatch):
+    plant_network(offline, "ddpm-bedroom-256")
+    code, said = tt("table", "--config", "bedroom")
+    message = " ".join(said.split())
+    assert code == 2 and inception.FILE in message and "'lsun-bedroom' is none of cifar10, digits" in message
 
 
 def test_all_that_is_missing_is_named_at_once(offline):
@@ -164,16 +207,28 @@ def test_without_the_reference_the_command_that_makes_it_is_named(offline, monke
     assert code == 2 and "tt stats --dataset cifar10 --split train --features inception-2015" in " ".join(said.split())
 
 
-def test_the_table_is_the_protocol():
-    table = read_table(SHIPPED / "paper.toml")
-    assert (table.model, table.features, table.n) == ("google/ddpm-cifar10-32", ("inception-2015",), 50_000)
+@pytest.mark.parametrize(
+    ("name", "model", "dataset"),
+    [("paper", "google/ddpm-cifar10-32", "cifar10"), ("bedroom", "google/ddpm-bedroom-256", "lsun-bedroom")],
+)
+def test_the_tables_are_the_protocol(name, model, dataset):
+    table = read_table(SHIPPED / f"{name}.toml")
+    assert (table.model, table.features, table.n, table.dataset) == (model, ("inception-2015",), 50_000, dataset)
     recipes = {table.recipe(cell) for cell in table.cells} - {None}
     assert recipes == {(TuneConfig(), 1024, "real")}, "the defaults of the authors' code"
     rows = read_rows(SHIPPED / "published.csv", PUBLISHED)
-    assert rows["source"].str.contains("arXiv").all() and not rows.duplicated(list(PUBLISHED[:6])).any()
-    untuned = {(cell.solver, cell.grid, cell.nfe, cell.eta) for cell in table.cells if cell.timing == "untuned"}
-    published = set(rows[["solver", "grid", "nfe", "eta"]].itertuples(index=False, name=None))
-    assert untuned <= published, "each untuned cell stands beside a published value"
+    assert rows["source"].str.contains("arXiv").all() and not rows.duplicated(list(PUBLISHED[:7])).any()
+    cells = {astuple(cell) for cell in table.cells if cell.timing == "untuned" or name == "bedroom"}
+    rows = rows[rows["dataset"] == dataset]
+    published = set(rows[["solver", "grid", "nfe", "timing", "eta"]].itertuples(index=False, name=None))
+    assert cells <= published, "each of these cells stands beside a published value"
+
+
+def test_the_headline_is_published():
+    rows = read_rows(SHIPPED / "published.csv", PUBLISHED).set_index(["dataset", "timing"])
+    rows = rows.loc["lsun-bedroom"]
+    assert rows["value"].to_dict() == {"untuned": 9.65, "consistency-sequential": 6.07}
+    assert rows["source"].str.contains("arXiv 2310.09469").all()
 
 
 def test_published_values_stand_only_beside_what_they_are_of():

@@ -264,7 +264,7 @@ def parts(tmp_path_factory):
     """A bench with a network that costs nothing, and a metric; a test takes its own copy of the bench."""
     data = make_tiny_data(tmp_path_factory.getbasetemp())
     features = load_features("digits-resnet", weights=data / "pretrained" / "digits-resnet")
-    metric = Metric(features, statistics_of(load_dataset("digits", "train").pixels, features))
+    metric = Metric(features, statistics_of(load_dataset("digits", "train").pixels, features), dataset="digits")
     model = Model(torch.nn.Identity(), SCHEDULE, (1, 8, 8), "tiny", "ab" * 32)
     predictor = EpsPredictor(formula, SCHEDULE)
     return Bench(model, Chunked(predictor, 50), predictor, torch.device("cpu"), 50), metric
@@ -698,7 +698,7 @@ def metrics(parts, tmp_path_factory):
     """Both kinds of features with their banks."""
     folder, images = tmp_path_factory.getbasetemp() / "tiny-data" / "pretrained", load_dataset("digits", "train").pixels
     extractors = [load_features(name, weights=folder / name) for name in NAMES]
-    return [Metric(each, statistics_of(images, each), collect_bank(images, each, 40)) for each in extractors]
+    return [Metric(each, statistics_of(images, each), collect_bank(images, each, 40), "digits") for each in extractors]
 
 
 @pytest.fixture

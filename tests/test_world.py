@@ -169,7 +169,7 @@ def test_evaluate_in_several_processes_gives_the_tables_row(folder, printed, alo
     with in_project(folder):
         metric, sampler = load_metric("digits-resnet", "digits", bank=True), make_bench("tiny").sampler(CELL)
         measured = measure(sampler, metric, 50, first_seed=7, batch=2)
-        again = fd_rows(measured, sampler, metric, dataset="digits", seed=7, timing="untuned")
+        again = fd_rows(measured, sampler, metric, seed=7, timing="untuned")
     assert rows["metric"].tolist() == [row["metric"] for row in again] and len(again) == 5
     assert rows["value"].tolist() == pytest.approx([row["value"] for row in again], rel=1e-6, abs=2e-6)
 

@@ -41,12 +41,15 @@ DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Folder of the images: train/CLASS/*.png, train.npz or train-*.parquet, and the same of test; for cifar10 "
-        "also the official files (else $TT_CIFAR10, else data/cifar10).",
+        help="Where the images of --dataset are, if that is a name and they are not in data/: for cifar10 the official "
+        "files, pictures by class, train.npz or train-*.parquet (else $TT_CIFAR10).",
     ),
 ]
 DatasetOption = Annotated[
-    str, typer.Option(help="Data set of the real images: cifar10, digits, or a name of your own for those in --data.")
+    str,
+    typer.Option(
+        help="The real images: cifar10, digits, a folder of your own (its pictures, or train/ and test/), or an .npz."
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda or cuda:1.")]
 FastFeaturesOption = Annotated[

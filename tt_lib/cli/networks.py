@@ -176,24 +176,32 @@ def stats(
 ) -> None:
     """Compute mean and covariance of a data set's features (10 minutes on 2 CPU cores, seconds on a GPU).
 
-    A bank of single features serves the kernel distance and precision and recall (`tt evaluate --more`).
+    Killed and started again, it goes on where it was. `tt evaluate` makes those of your own images by itself. A bank of
+    single features serves the kernel distance and precision and recall (`tt evaluate --more`).
     """
-    from tt_lib.datasets import load_dataset
-    from tt_lib.metrics.features import load_features, statistics_of
-    from tt_lib.metrics.reference import collect_bank, reference_path, save_bank
-    from tt_lib.rows import provenance
+    from tt_lib.datasets import NAMED, load_dataset
+    from tt_lib.metrics.features import load_features
+    from tt_lib.metrics.reference import (
+        collect_bank,
+        collect_statistics,
+        facts_of,
+        reference_path,
+        save_bank,
+        save_statistics,
+    )
 
-    path = out or reference_path(dataset, split, features, bank is not None)
+    own = None if dataset in NAMED else load_dataset(dataset, split, data)
+    path = out or reference_path(dataset, split, features, bank is not None, own)
     refuse_overwrite(path, force)
     extractor = load_features(features, pick_device(device), weights)
-    images = load_dataset(dataset, split, data)
-    header = {"dataset": dataset, "split": split, **provenance()}
+    images = own or load_dataset(dataset, split, data)
     if bank is not None:
-        save_bank(path, collect_bank(images.pixels, extractor, bank), extractor, header)
+        save_bank(path, collect_bank(images.pixels, extractor, bank), extractor, facts_of(images, images.digest))
         say(f"{path}: features of {bank} images")
         return
-    statistics = statistics_of(images.pixels, extractor)
-    statistics.save(path, header)
+    with progress_bar("stats") as report:
+        statistics = collect_statistics(images, extractor, path.with_name(f"{path.name}.state"), report)
+    save_statistics(path, statistics, images)
     say(f"{path}: {statistics.n} images, {statistics.dimension} features")
 
 

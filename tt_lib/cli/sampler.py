@@ -112,15 +112,14 @@ def tune(
     refuse_overwrite(path, force)
     state = path.with_name(f"{path.name}.state")
     by_distance = not isinstance(recipe, LearnRecipe) and recipe.config.objective == "frechet"
-    metric = load_metric(features, dataset, bench.device) if by_distance else None
-    if metric:
-        metric.require_shape(bench.model.shape, bench.model.name)
 
     def images() -> Tensor:
         assert not isinstance(recipe, LearnRecipe)
         return bench.tuning_images(recipe.source, recipe.images, dataset, data)
 
     with progress_bar(f"tune {cell.label}") as report:
+        options: dict[str, Any] = {"data": data, "model": bench.model, "progress": report}
+        metric = load_metric(features, dataset, bench.device, **options) if by_distance else None
         # An analytic solver is tuned with its untuned gamma, and has another at the tuned times.
         source = "" if isinstance(recipe, LearnRecipe) else recipe.source
         bench.ensure_gamma(cell, None, images, source, report)
@@ -258,7 +257,16 @@ def evaluate(
     nfe: NfeOption = 10,
     eta: EtaOption = 0.0,
     timing: TimingOption = "untuned",
-    dataset: Annotated[str, typer.Option(help="Whose training images are the reference.")] = "cifar10",
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            "--reference",
+            help="Whose training images are the reference: cifar10, digits, a folder or .npz of your own; or an .npz "
+            "with the mu and sigma of pytorch-fid.",
+        ),
+    ] = "cifar10",
+    data: DataOption = None,
     features: Annotated[
         list[str] | None,
         typer.Option(
@@ -289,7 +297,9 @@ def evaluate(
     with the next set. Several GPUs share the batches: `torchrun --nproc_per_node 2 -m tt_lib
     evaluate ...` (under torchrun, write --samples for --n).
     """
+    from tt_lib.errors import all_there
     from tt_lib.metrics.evaluate import fd_rows, forget_sets, measure_all
+    from tt_lib.metrics.features import load_features
     from tt_lib.metrics.reference import check_names, load_metric
     from tt_lib.noise import check_seeds
     from tt_lib.rows import FD_COLUMNS, FD_KEY, write_rows
@@ -300,12 +310,14 @@ def evaluate(
     check_seeds(seed, n)
     path = results_file(results, "fd.csv", FD_COLUMNS)
     world, where = pick_devices(device)
-    metrics = [load_metric(name, dataset, where, bank=more) for name in names]
-    bench = make_bench(model, where, batch=batch, compile=compile)
-    for metric in metrics:
-        metric.require_shape(bench.model.shape, bench.model.name)
-    metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
+    bench, *extractors = all_there(
+        lambda: make_bench(model, where, batch=batch, compile=compile),
+        *(lambda name=name: load_features(name, where) for name in names),
+    )
     with progress_bar("evaluate") as report:
+        options: dict[str, Any] = {"bank": more, "data": data, "model": bench.model, "world": world, "progress": report}
+        metrics = [load_metric(each, dataset, **options) for each in extractors]
+        metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
         sampler, name = _sampler(bench, solver, grid, nfe, eta, timing, report)
         measured = measure_all(
             sampler, metrics, n, first_seed=seed, batch=batch, work=work, world=world, progress=report
@@ -314,7 +326,7 @@ def evaluate(
         return world.wait()
     rows = []
     for metric, each in zip(metrics, measured, strict=True):
-        rows += fd_rows(each, sampler, metric, dataset=dataset, seed=seed, timing=name, world=world)
+        rows += fd_rows(each, sampler, metric, seed=seed, timing=name, world=world)
     write_rows(path, rows, FD_COLUMNS, FD_KEY)
     for metric in metrics:
         forget_sets(sampler, metric.features, n, seed, work)

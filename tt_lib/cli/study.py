@@ -45,6 +45,8 @@ def demo(
 
     Writes `demo.csv`, `timing.json` and two figures to `--out`, and shows the table.
     """
+    from tt_lib.datasets import NAMED
+    from tt_lib.errors import choose
     from tt_lib.metrics.evaluate import check_n
     from tt_lib.metrics.reference import load_metric
     from tt_lib.study.demo import demo as run
@@ -59,8 +61,8 @@ def demo(
     where = pick_device(device)
     bench = make_bench(model, where, batch=50)
     dataset = bench.model.card.get("dataset", "cifar10")
-    metric = load_metric(f"{dataset}-resnet", dataset, where)
-    metric.require_shape(bench.model.shape, bench.model.name)
+    choose("data set of a demonstration's network", dataset, NAMED)
+    metric = load_metric(f"{dataset}-resnet", dataset, where, model=bench.model)
     with progress_bar("demo") as report:
         result = run(bench, metric, n=n, state=out / "tuning.state", progress=report)
     paths = write_demo(result, out)
@@ -116,7 +118,9 @@ def table(
     """
     from dataclasses import replace
 
+    from tt_lib.datasets import NAMED, find_images
     from tt_lib.errors import all_there
+    from tt_lib.metrics.features import load_features
     from tt_lib.metrics.reference import load_metric
     from tt_lib.networks.unet import load_model
     from tt_lib.rows import FD_COLUMNS, results_folder
@@ -127,18 +131,21 @@ def table(
     spec = read_table(find_table(config))
     spec = replace(spec, n=n) if n is not None else spec
     if dry_run:
-        for line in dry_run_lines(spec, load_model(spec.model), results or results_folder() / "fd.csv"):
+        for line in dry_run_lines(spec, load_model(spec.model), results or results_folder() / "fd.csv", data):
             say(line)
         return
     path, work = results_file(results, "fd.csv", FD_COLUMNS), work_place(work)
     published_rows()  # shown when all is measured: a damaged file is refused now
     world, where = pick_devices(device)
-    bench, *metrics = all_there(
+    bench, *extractors, _ = all_there(
         lambda: make_bench(spec.model, where, batch=batch, compile=compile),
-        *(lambda name=name: load_metric(name, spec.dataset, where, bank=spec.more) for name in spec.features),
+        *(lambda name=name: load_features(name, where) for name in spec.features),
+        lambda: spec.dataset in NAMED or find_images(spec.dataset, data),
     )
-    metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
     with progress_bar(f"table {config.stem}") as report:
+        options = {"bank": spec.more, "data": data, "model": bench.model, "world": world, "progress": report}
+        metrics = [load_metric(each, spec.dataset, **options) for each in extractors]
+        metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
         rows = run_table(spec, bench, metrics, path, work, data=data, force=force, world=world, progress=report)
     if not world.main:
         return world.wait()
@@ -157,18 +164,24 @@ def floor(
     results: ResultsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure the floor: real test images against the training images' statistics, as a row."""
-    from tt_lib.datasets import load_dataset
+    """Measure the floor: real test images against the training images' statistics, as a row.
+
+    Images of your own lie in `train/` and `test/` for it.
+    """
+    from tt_lib.datasets import NAMED, load_dataset
     from tt_lib.metrics.evaluate import SETS, floor_row
     from tt_lib.metrics.features import disjoint_sets
     from tt_lib.metrics.reference import load_metric
     from tt_lib.rows import FD_COLUMNS, FD_KEY, write_rows
 
     path = results_file(results, "fd.csv", FD_COLUMNS)
-    metric = load_metric(features, dataset, pick_device(device))
-    images = load_dataset(dataset, "test", data)
+    where = pick_device(device)
+    own = None if dataset in NAMED else load_dataset(dataset, "test", data)  # before statistics are made
+    with progress_bar("floor") as report:
+        metric = load_metric(features, dataset, where, data=data, progress=report)
+    images = own or load_dataset(dataset, "test", data)
     metric.require_shape(images.pixels.shape[1:], images.name)
-    row = floor_row(metric, dataset, disjoint_sets(images.pixels, metric.features, SETS))
+    row = floor_row(metric, disjoint_sets(images.pixels, metric.features, SETS))
     write_rows(path, [row], FD_COLUMNS, FD_KEY)
     say(f"floor, {row['metric']}, n {row['n']}: {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]")
 

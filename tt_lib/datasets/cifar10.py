@@ -90,7 +90,7 @@ def load_cifar10(split: str = "train", root: str | Path | None = None) -> Images
         raise CorruptFile(
             f"{path} holds {_description(pixels, labels, digest)}, which are not CIFAR-10's {split} images: "
             "a file is missing, damaged, mixed up or stored with loss, or the classes are not numbered by the alphabet "
-            "(0 airplane to 9 truck); restore the folder. Other images need a name of their own, --dataset NAME"
+            "(0 airplane to 9 truck); restore the folder. Images of your own are --dataset FOLDER"
         )
     rows = order[torch.from_numpy(np.load(ORDER)[split].astype(np.int64))]
     return Images(pixels[rows], labels[rows], f"cifar10-{split}", digest)
@@ -124,7 +124,7 @@ def _read(path: Path, split: str) -> tuple[Tensor, Tensor]:
     images = read_split(path, split)
     if images is None:
         raise MissingFile(f"{path} holds no CIFAR-10 {split} images but {inside(path)}; expected {accepted}")
-    return images
+    return images[:], images.labels()
 
 
 def _folder_contents(folder: Path, split: str) -> dict[str, bytes]:

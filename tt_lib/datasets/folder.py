@@ -1,17 +1,20 @@
-"""The forms in which a folder may hold images of one split: pictures by class, an npz, or the Hub's parquet files.
+"""Images in files: a folder of pictures, an npz, or the Hub's parquet files, read when they are asked for.
 
-Nothing is guessed and nothing is converted: what is not 8 bits, is mixed, or is not read completely is an error that
-says what was found and what is accepted.
+A data set may be larger than the memory: rows are read as they are asked for, and a large npz is mapped. Nothing is
+guessed and nothing is converted: what is not 8 bits, is mixed, or is not read completely is an error that says what was
+found and what is accepted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,51 +23,178 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tt_lib.datasets.images import Images, by_hash
-from tt_lib.errors import CorruptFile, MissingFile, TTError
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, TTError
 
+SPLITS = ("train", "test")
+ONE_SPLIT = "all"
+"""What the only split of images is called that do not lie in ``train`` and ``test``."""
 PARQUET_FOLDERS = (".", "plain_text", "data")
-PICTURES = "PNG or WebP of 8 bits, all RGB or all grey, of one size"
-ARRAYS = "images uint8 [N, H, W, 3] or [N, H, W, 1] with values 0..255, and labels, integers [N]"
-COLUMNS = "img or image ({bytes, path}: PNG or WebP) and label (integer)"
+FORMATS = ("PNG", "WEBP", "JPEG")
+ENDINGS = (".png", ".webp", ".jpg", ".jpeg")
+PICTURES = "PNG, WebP or JPEG of 8 bits, all RGB or all grey, of one size"
+ARRAYS = "images (or arr_0) uint8 [N, H, W, 3] or [N, H, W, 1] with values 0..255"
+CLASSES = "labels, integers [N]"
+COLUMNS = "img or image ({bytes, path}: PNG, WebP or JPEG)"
+MAPPED = 2**31
+"""Bytes of an npz from which on it is not read at once, with its checksums, but mapped."""
+FEW = 16
+"""So many images of which none has a value above 1 are not of 8 bits."""
+PART = 500
+"""Pictures that are decoded before they are put together."""
+Arrays = Sequence[tuple[np.ndarray, str]]
+"""Pictures uint8 [H, W, C], each with its place for errors."""
 
 
 def forms(split: str) -> str:
     """What a folder may hold, in the words of errors."""
     return (
-        f"{split}/CLASS/*.png, {split}.npz ({ARRAYS}) or {split}-*.parquet (columns {COLUMNS}; "
-        "here, in plain_text/ or in data/)"
+        f"{split}/ ({PICTURES}; in folders of any depth), {split}.npz ({ARRAYS}) or {split}-*.parquet (columns "
+        f"{COLUMNS}; here, in plain_text/ or in data/)"
     )
 
 
-def load_folder(name: str, split: str, root: Path | str) -> Images:
-    """The images of a user's own data set, in an order that depends on the images alone.
+class Stored:
+    """Images in files, uint8 [N, C, H, W], in the order of the files' names. ``stored[rows]`` reads rows.
 
     Args:
-        name: of the data set.
-        split: the folder has each split by itself, see :func:`forms`.
-        root: the folder.
+        files: all that belongs to them.
+        root: what their names are told from.
+        count: N.
+        read: gives the pictures at some rows, each with its place.
+        labels: gives int64 [N].
+        split: ``train``, ``test``, or :data:`ONE_SPLIT`.
+
+    Attributes:
+        shape: (N, C, H, W); the first image has it, and any other of another shape is an error when it is read.
+        listing: hash of the files' names, sizes and times of change, which changes where anything was touched.
 
     Raises:
+        CorruptFile: a file is not of the accepted kinds, here or when it is read.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        root: Path,
+        count: int,
+        read: Callable[[Sequence[int]], Arrays],
+        labels: Callable[[], Tensor],
+        split: str,
+    ) -> None:
+        self._count, self._read, self._place, self.labels, self.split = count, read, root, labels, split
+        with reading(root):
+            listing = hashlib.sha256()
+            for file in files:
+                facts = file.stat()
+                listing.update(f"{file.relative_to(root)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+            height, width, channels = read([0])[0][0].shape
+        self.listing, self.shape = listing.hexdigest(), (count, channels, height, width)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        """uint8 [B, C, H, W]."""
+        places = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        _, channels, height, width = self.shape
+        pixels = np.empty((len(places), height, width, channels), np.uint8)
+        with reading(self._place):
+            for begin in range(0, len(places), PART):
+                for i, (picture, place) in enumerate(self._read(places[begin : begin + PART]), begin):
+                    if picture.shape != pixels.shape[1:]:
+                        raise CorruptFile(
+                            f"{place} is {picture.shape[1]}x{picture.shape[0]} with {picture.shape[2]} channels, the "
+                            f"first picture {width}x{height} with {channels}; accepted: {PICTURES}"
+                        )
+                    pixels[i] = picture
+        if len(pixels) >= min(FEW, len(self)) and pixels.max() <= 1:
+            raise CorruptFile(
+                f"{len(pixels)} images in {self._place} have no value above 1: they may have been scaled to 0..1 "
+                "before they were stored; store 0..255"
+            )
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+
+
+def open_images(name: str, split: str, root: Path) -> Stored:
+    """A user's own images: an npz file or a folder, which holds them all or has ``train`` and ``test`` by themselves.
+
+    Args:
+        name: of the data set, for errors.
+        split: ``train`` or ``test``; images in one split are those of ``train``.
+        root: the file or the folder.
+
+    Raises:
+        BadValue: the images have one split, and ``test`` is asked for; or there are no images but statistics.
         MissingFile: no such folder, or it does not hold this split.
         CorruptFile: what it holds is damaged or not of the accepted kinds.
     """
-    root = Path(os.path.expanduser(root))
     with reading(root):
-        if not root.is_dir():
-            found = "is a file" if root.exists() else "does not exist"
-            raise MissingFile(f"{root} {found}; give a folder with {forms(split)}")
-        images = read_split(root, split)
-        if images is None:
-            raise MissingFile(f"{root} holds no {split} images of {name} but {inside(root)}; expected {forms(split)}")
-    pixels, labels = images
-    if pixels.max() <= 1:
-        raise CorruptFile(
-            f"the {split} images in {root} have no value above 1: they may have been scaled to 0..1 before they were "
-            "stored; store 0..255"
+        if root.is_file():
+            if root.suffix != ".npz":
+                raise MissingFile(f"{root} is a file but no .npz; give an npz of {ARRAYS}, or a folder of pictures")
+            stored = _npz(root, ONE_SPLIT)
+        elif not root.is_dir():
+            raise MissingFile(f"{root} does not exist; give a folder of pictures, or one with {forms(split)}")
+        else:
+            found = {each: _forms_in(root, each) for each in SPLITS}
+            if found["train"] or found["test"]:
+                _check_splits(root)
+                images = read_split(root, split)
+                if images is None:
+                    raise MissingFile(
+                        f"{root} holds no {split} images of {name} but {inside(root)}; expected {forms(split)}"
+                    )
+                return images
+            stored = _pictures(root, root, ONE_SPLIT)
+    if split != "train":
+        raise BadValue(
+            f"{root} has one split, and {split} images are asked for; put the images into {root}/train and {root}/test"
         )
-    order, digest = by_hash(pixels, labels)
-    return Images(pixels[order], labels[order], f"{name}-{split}", digest)
+    return stored
+
+
+def holds_statistics(path: Path) -> bool:
+    """Whether a file is an npz with the arrays ``mu`` and ``sigma``, as pytorch-fid writes it, in place of images.
+
+    Raises:
+        CorruptFile: it cannot be read, or holds images as well: which is meant?
+    """
+    if path.suffix != ".npz" or not path.is_file():
+        return False
+    with _npz_file(path) as archive:
+        names = set(archive.files)
+    if not {"mu", "sigma"} <= names:
+        return False
+    if names & {"images", "arr_0"}:
+        raise CorruptFile(
+            f"{path} holds both images and the statistics mu and sigma ({', '.join(sorted(names))}); "
+            "save the ones that are meant in a file of their own"
+        )
+    return True
+
+
+def read_moments(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """``mu`` [D] and ``sigma`` [D, D], float64, of a file that :func:`holds_statistics`.
+
+    Raises:
+        CorruptFile: other types or shapes, NaN, infinity, or no covariance.
+    """
+    with _npz_file(path) as archive:
+        mean, covariance = (np.asarray(archive[name]) for name in ("mu", "sigma"))
+    fits = mean.ndim == 1 and mean.size and covariance.shape == 2 * mean.shape
+    if not fits or mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+        raise CorruptFile(
+            f"mu in {path} is {mean.dtype} {list(mean.shape)} and sigma {covariance.dtype} {list(covariance.shape)}; "
+            "accepted: floats [D] and [D, D], as pytorch-fid writes them"
+        )
+    for name, array in (("mu", mean), ("sigma", covariance)):
+        if not np.isfinite(array).all():
+            raise CorruptFile(f"{name} in {path} holds NaN or infinity; make the file again with pytorch-fid")
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+    scale = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > 1e-6 * scale or covariance.diagonal().min() < 0:
+        raise CorruptFile(f"sigma in {path} is no covariance (symmetric, no variance below 0); make the file again")
+    return mean, covariance
 
 
 @contextmanager
@@ -79,25 +209,42 @@ def reading(root: Path) -> Iterator[None]:
         raise CorruptFile(f"cannot read {place}: {reason}; restore it or mend its permissions") from error
 
 
-def read_split(root: Path, split: str) -> tuple[Tensor, Tensor] | None:
-    """Pixels uint8 [N, C, H, W] and labels int64 [N] of the one form that ``root`` holds; None if it holds none.
+def read_split(root: Path, split: str) -> Stored | None:
+    """The images of a split in the one form that ``root`` holds; None if it holds none.
 
     Raises:
         CorruptFile: two forms (which is meant?), or one that cannot be read.
     """
-    # An entry that is not what its name says, a folder x.parquet or a broken link, is read, and fails by its name.
-    found: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {}
-    if (root / split).is_dir():
-        found[f"{split}/"] = partial(_read_classes, root / split, root)
-    if (root / f"{split}.npz").exists():
-        found[f"{split}.npz"] = partial(_read_npz, root / f"{split}.npz")
-    for folder in PARQUET_FOLDERS:
-        shards = sorted((root / folder).glob(f"{split}-*.parquet"))
-        if shards:
-            found[str(Path(folder, f"{split}-*.parquet"))] = partial(_read_shards, shards)
+    found = _forms_in(root, split)
     if len(found) > 1:
         raise CorruptFile(f"{root} holds the {split} images twice, {' and '.join(found)}; leave one of them there")
     return next(iter(found.values()))() if found else None
+
+
+def _forms_in(root: Path, split: str) -> dict[str, Callable[[], Stored]]:
+    # An entry that is not what its name says, a folder x.parquet or a broken link, is read, and fails by its name.
+    found: dict[str, Callable[[], Stored]] = {}
+    if (root / split).is_dir():
+        found[f"{split}/"] = partial(_pictures, root / split, root, split)
+    if (root / f"{split}.npz").exists():
+        found[f"{split}.npz"] = partial(_npz, root / f"{split}.npz", split)
+    for folder in PARQUET_FOLDERS:
+        shards = sorted((root / folder).glob(f"{split}-*.parquet"))
+        if shards:
+            found[str(Path(folder, f"{split}-*.parquet"))] = partial(_shards, shards, root, split)
+    return found
+
+
+def _check_splits(root: Path) -> None:
+    """Raise :class:`CorruptFile` where ``train`` or ``test`` may be a class: alone, beside other folders."""
+    folders = [entry.name for entry in _visible(root) if entry.is_dir()]
+    others = sorted(set(folders) - {*SPLITS, *PARQUET_FOLDERS})
+    splits = sorted(set(folders) & set(SPLITS))
+    if len(splits) == 1 and others:
+        raise CorruptFile(
+            f"{root} holds {splits[0]}/ beside {', '.join(others[:5])}: is it a split or a class? Name the splits "
+            f"train/ and test/, or give the folder that is meant, such as {root / splits[0]}"
+        )
 
 
 def inside(folder: Path) -> str:
@@ -106,65 +253,66 @@ def inside(folder: Path) -> str:
     return (", ".join(names[:8]) or "nothing") + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _read_classes(folder: Path, root: Path) -> tuple[Tensor, Tensor]:
-    """``CLASS/*.png``: classes are numbered in the order of their names, or named by their numbers."""
-    classes = _class_names(folder)
-    for other in ("train", "test"):
-        if (root / other).is_dir() and _class_names(root / other) != classes:
-            raise CorruptFile(
-                f"train/ and test/ in {root} do not have the same classes ({_differing(root)} is in one of them): a "
-                "class would not have the same number in both; make them alike"
-            )
-    numbered = all(name.isdecimal() for name in classes)
-    if numbered and len({int(name) for name in classes}) < len(classes):
-        raise CorruptFile(f"two class folders in {folder} have one number: {', '.join(classes)}; rename one")
-    files, labels = [], []
-    for number, name in enumerate(classes):
-        pictures = _visible(folder / name)
-        for path in pictures:
-            if path.suffix.lower() != ".png":
-                raise CorruptFile(f"{path} is not a PNG file; {folder} must hold CLASS/*.png and nothing else")
-        if not pictures:
-            raise CorruptFile(f"{folder / name} holds no PNG files; remove the folder or restore it")
-        files += pictures
-        labels += [int(name) if numbered else number] * len(pictures)
-    pixels = _stack((decode(path.read_bytes(), str(path)), str(path)) for path in files)
-    return pixels, _labels(np.array(labels), str(folder))
-
-
-def _class_names(folder: Path) -> list[str]:
-    """The names of the folders in ``folder``, in the order of their text."""
-    entries = _visible(folder)
-    for entry in entries:
-        if not entry.is_dir():
-            raise CorruptFile(
-                f"{entry} is in no class folder; {folder} must hold CLASS/*.png and nothing else (EDM's folders are "
-                "not classes: sort its files into classes by dataset.json)"
-            )
-    names = [entry.name for entry in entries]
-    if not names:
-        raise CorruptFile(f"{folder} is empty; put a folder of PNG files for each class there")
-    if len({name.casefold() for name in names}) < len(names):
-        raise CorruptFile(f"two class folders in {folder} differ only by case: {', '.join(names)}; rename one")
-    return names
-
-
-def _differing(root: Path) -> str:
-    train, test = (set(_class_names(root / split)) for split in ("train", "test"))
-    return ", ".join(sorted(train ^ test)[:5])
-
-
 def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
-    """``images`` and ``labels``; Python objects in it are not unpickled, since a pickle can run any code."""
+def _pictures(folder: Path, root: Path, split: str) -> Stored:
+    """All pictures below a folder, by the order of their paths."""
+    files = [Path(path) for path in _walk(str(folder), (os.path.realpath(folder),))]
+    if not files:
+        raise CorruptFile(f"{folder} is empty; put the images there: {PICTURES}")
+
+    def read(rows: Sequence[int]) -> Arrays:
+        def one(row: int) -> tuple[np.ndarray, str]:
+            return decode(files[row].read_bytes(), str(files[row])), str(files[row])
+
+        if len(rows) < FEW:
+            return [one(row) for row in rows]
+        with ThreadPoolExecutor() as pool:  # Pillow decodes outside of Python's lock
+            return list(pool.map(one, rows))
+
+    def labels() -> Tensor:
+        """The classes, CLASS/*.png: numbered in the order of their names, or named by their numbers."""
+        classes = [file.relative_to(folder).parts for file in files]
+        for file, parts in zip(files, classes, strict=True):
+            if len(parts) != 2:
+                raise CorruptFile(f"{file} is in no class folder; {folder} must hold CLASS/*.png and nothing else")
+        names = sorted({parts[0] for parts in classes})
+        numbered = all(name.isdecimal() for name in names)
+        numbers = {name: int(name) if numbered else i for i, name in enumerate(names)}
+        return _labels(np.array([numbers[parts[0]] for parts in classes]), str(folder))
+
+    return Stored(files, root, len(files), read, labels, split)
+
+
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """The paths of the pictures below a folder; links to folders are followed, ``above`` has the way here."""
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            real = os.path.realpath(entry.path)
+            if real in above:
+                raise CorruptFile(f"{entry.path} leads back to {real}, in which it is; remove the link")
+            yield from _walk(entry.path, (*above, real))
+        elif entry.name.lower().endswith(ENDINGS) or (entry.is_symlink() and not os.path.exists(entry.path)):
+            yield entry.path  # a broken link is read, and fails by its name
+        else:
+            raise CorruptFile(
+                f"{entry.path} is no picture ({', '.join(ENDINGS)}); a folder of images holds nothing else: move it "
+                "away, or give a file .npz itself"
+            )
+
+
+@contextmanager
+def _npz_file(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """An open npz; Python objects in it are not unpickled, since a pickle can run any code."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            # What is no array in it is read as bytes.
-            arrays = [np.asarray(archive[name]) for name in ("images", "labels") if name in names]
+            yield archive
     except (
         OSError,
         ValueError,
@@ -176,24 +324,65 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        if isinstance(error, TTError):
+            raise
         if "allow_pickle" in str(error):
             raise CorruptFile(f"{path} holds Python objects; accepted: {ARRAYS}") from error
         raise CorruptFile(f"{path} is no readable npz file ({error}); accepted: {ARRAYS}") from error
-    if len(arrays) < 2:
-        raise CorruptFile(f"{path} holds the arrays {', '.join(names) or 'none'}; accepted: {ARRAYS}")
-    images, labels = arrays
+
+
+def _npz(path: Path, split: str) -> Stored:
+    """The array ``images`` of an npz, or what ``np.savez(path, images)`` calls it."""
+    if holds_statistics(path):
+        raise BadValue(
+            f"{path} holds mu and sigma of pytorch-fid and no images, which are needed here; give the images, or tune "
+            "with source=generated"
+        )
+    with _npz_file(path) as archive:
+        name = next((name for name in ("images", "arr_0") if name in archive.files), None)
+        if name is None:
+            raise CorruptFile(f"{path} holds the arrays {', '.join(archive.files) or 'none'}; accepted: {ARRAYS}")
+        images = _mapped(path, f"{name}.npy") if path.stat().st_size >= MAPPED else None
+        images = np.asarray(archive[name]) if images is None else images  # what is no array is read as bytes
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
         first = images.ndim == 4 and images.shape[1] in (1, 3)
         raise CorruptFile(
             f"images in {path} are {images.dtype} {list(images.shape)}{' (channels first?)' if first else ''}; "
             f"accepted: {ARRAYS}"
         )
-    if labels.shape != images.shape[:1]:
-        raise CorruptFile(f"labels in {path} are {list(labels.shape)} for {len(images)} images; accepted: {ARRAYS}")
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), _labels(labels, str(path))
+
+    def labels() -> Tensor:
+        with _npz_file(path) as archive:
+            if "labels" not in archive.files:
+                raise CorruptFile(f"{path} holds the arrays {', '.join(archive.files)}; accepted: {ARRAYS}, {CLASSES}")
+            found = np.asarray(archive["labels"])
+        if found.shape != images.shape[:1]:
+            raise CorruptFile(f"labels in {path} are {list(found.shape)} for {len(images)} images; accepted: {CLASSES}")
+        return _labels(found, str(path))
+
+    return Stored(
+        [path], path.parent, len(images), lambda rows: [(images[row], str(path)) for row in rows], labels, split
+    )
 
 
-def _read_shards(shards: list[Path]) -> tuple[Tensor, Tensor]:
+def _mapped(path: Path, member: str) -> np.ndarray | None:
+    """An array of an npz that is mapped and not read; None if it is compressed."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(member)
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        return None
+    with open(path, "rb") as stream:
+        # The local header has the lengths of name and extra field at 26, and both behind its 30 bytes.
+        stream.seek(info.header_offset + 26)
+        lengths = stream.read(4)
+        stream.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), os.SEEK_CUR)
+        version = np.lib.format.read_magic(stream)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = header(stream)
+        return np.memmap(path, dtype, "r", stream.tell(), shape, order="F" if fortran else "C")
+
+
+def _shards(shards: list[Path], root: Path, split: str) -> Stored:
     """The parquet files of a split, all of them: their names say how many there are (``-of-00002``)."""
     numbers = [re.search(r"-(\d+)-of-(\d+)", shard.stem) for shard in shards]
     count = next((int(number[2]) for number in numbers if number), None)
@@ -209,43 +398,77 @@ def _read_shards(shards: list[Path]) -> tuple[Tensor, Tensor]:
                 f"{shards[0].parent} must hold each of {count} files once, numbered 0 to {count - 1}, and holds "
                 f"{names}; restore the folder"
             )
-    parts = [_read_parquet(shard) for shard in shards]
-    pixels = _stack(image for images, _ in parts for image in images)
-    return pixels, torch.cat([labels for _, labels in parts])
+    # One row group after another: where each begins in its file and in all, and its rows.
+    groups = [(shard, *group) for shard in shards for group in _row_groups(shard)]
+    ends = np.cumsum([rows for *_, rows in groups])
+    last: tuple[int, list[bytes]] = (-1, [])
+
+    def read(rows: Sequence[int]) -> Arrays:
+        nonlocal last
+        pictures = []
+        for row in rows:
+            i = int(np.searchsorted(ends, row, side="right"))
+            shard, group, column, begin, size = groups[i]
+            if last[0] != i:
+                encoded = _column(shard, group, column)
+                last = i, [(each.as_py() or {}).get("bytes") or b"" for each in encoded]
+            place = row - int(ends[i]) + size
+            name = f"row {begin + place} of {shard}"
+            pictures.append((decode(last[1][place], name), name))
+        return pictures
+
+    def labels() -> Tensor:
+        parts = []
+        for shard, group, *_ in groups:
+            column = _column(shard, group, "label")
+            if column.null_count:
+                raise CorruptFile(f"{shard} has rows without a label; restore it")
+            parts.append(_labels(column.to_numpy(), str(shard)))
+        return torch.cat(parts)
+
+    return Stored(shards, root, int(ends[-1]), read, labels, split)
 
 
-def _read_parquet(path: Path) -> tuple[list[tuple[np.ndarray, str]], Tensor]:
-    """The decoded images of one file, each with its place, and their labels."""
+def _row_groups(path: Path) -> list[tuple[int, str, int, int]]:
+    """For each row group of a parquet file its number, the column of images, the first row and the number of rows."""
+    from pyarrow import null, types
+
+    with _parquet(path) as file:
+        schema = file.schema_arrow
+        found = {name: schema.field(name).type for name in schema.names}
+        column = "img" if "img" in found else "image" if "image" in found else None
+        column = None if {"img", "image"} <= set(found) else column  # which is meant?
+        kind = found[column] if column else null()
+        encoded = types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type
+        if column is None or not encoded or not (types.is_binary(encoded) or types.is_large_binary(encoded)):
+            columns = ", ".join(f"{name} ({kind})" for name, kind in found.items())
+            raise CorruptFile(f"{path} has the columns {columns or 'none'}; accepted: {COLUMNS}")
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    if not sum(sizes):
+        raise CorruptFile(f"{path} has no rows; restore it")
+    return [(i, column, sum(sizes[:i]), size) for i, size in enumerate(sizes) if size]
+
+
+def _column(path: Path, group: int, name: str):
+    with _parquet(path) as file:
+        if name not in file.schema_arrow.names:
+            columns = ", ".join(f"{each.name} ({each.type})" for each in file.schema_arrow)
+            raise CorruptFile(f"{path} has the columns {columns}; accepted: {COLUMNS} and {name} (integer)")
+        return file.read_row_group(group, [name])[name]
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator:
     import pyarrow.parquet
-    from pyarrow import types
 
     try:
         # Not read_table: that would take a folder's name such as split=train for a column.
         with pyarrow.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            found = {name: schema.field(name).type for name in schema.names}
-            column = "img" if "img" in found else "image" if "image" in found else None
-            column = None if {"img", "image"} <= set(found) else column  # which is meant?
-            kind = found[column] if column else pyarrow.null()
-            encoded = types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.field("bytes").type
-            if (
-                not encoded
-                or not (types.is_binary(encoded) or types.is_large_binary(encoded))
-                or not types.is_integer(found.get("label", pyarrow.null()))
-            ):
-                columns = ", ".join(f"{name} ({kind})" for name, kind in found.items())
-                raise CorruptFile(f"{path} has the columns {columns or 'none'}; accepted: {COLUMNS}")
-            table = file.read([column, "label"])
-        rows, labels = table[column].to_pylist(), table["label"]
+            yield file
+    except TTError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         raise CorruptFile(f"{path} is no readable parquet file ({error}); restore it") from error
-    if not rows:
-        raise CorruptFile(f"{path} has no rows; restore it")
-    if labels.null_count:
-        raise CorruptFile(f"{path} has rows without a label; restore it")
-    places = [f"row {row} of {path}" for row in range(len(rows))]
-    images = [(decode((row or {}).get("bytes") or b"", place), place) for row, place in zip(rows, places, strict=True)]
-    return images, _labels(labels.to_numpy(), str(path))
 
 
 def decode(content: bytes, place: str) -> np.ndarray:
@@ -258,7 +481,7 @@ def decode(content: bytes, place: str) -> np.ndarray:
 
     try:
         # Naming the formats skips the search for one, which takes longer than decoding 32x32 pixels.
-        image = Image.open(io.BytesIO(content), formats=("PNG", "WEBP"))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise CorruptFile(f"{place} is {_kind_of(content)}; accepted: {PICTURES}") from error
@@ -277,7 +500,7 @@ def decode(content: bytes, place: str) -> np.ndarray:
 
 
 def _kind_of(content: bytes) -> str:
-    """What a file is that is no readable PNG or WebP."""
+    """What a file is that is no readable picture of the accepted formats."""
     from PIL import Image
 
     if not content:
@@ -286,21 +509,7 @@ def _kind_of(content: bytes) -> str:
         kind = Image.open(io.BytesIO(content)).format
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "no picture or a damaged one"
-    return f"a damaged or truncated {kind} file" if kind in ("PNG", "WEBP") else f"a {kind} file"
-
-
-def _stack(images: Iterable[tuple[np.ndarray, str]]) -> Tensor:
-    """Pictures [H, W, C] with their places as uint8 [N, C, H, W]."""
-    pixels: list[np.ndarray] = []
-    for picture, place in images:
-        if pixels and picture.shape != pixels[0].shape:
-            (height, width, channels), first = picture.shape, pixels[0].shape
-            raise CorruptFile(
-                f"{place} is {width}x{height} with {channels} channels, the first picture {first[1]}x{first[0]} with "
-                f"{first[2]}; accepted: {PICTURES}"
-            )
-        pixels.append(picture)
-    return torch.from_numpy(np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2)))
+    return f"a damaged or truncated {kind} file" if kind in FORMATS else f"a {kind} file"
 
 
 def _labels(labels: np.ndarray, place: str) -> Tensor:

@@ -108,7 +108,7 @@ def digits_mixture(label: int | None = None) -> GaussianMixture:
     if label is not None and label not in range(10):
         raise BadValue(f"a digit's label lies between 0 and 9, got {label}")
     images = load_digits("train")
-    x = to_float(images.pixels).flatten(1).double()
+    x = to_float(images.pixels[:]).flatten(1).double()
     parts = [x[images.labels == k] for k in (range(10) if label is None else [label])]
     covariances = [torch.cov(part.T) + WIDENED * torch.eye(64, dtype=torch.float64) for part in parts]
     return GaussianMixture(

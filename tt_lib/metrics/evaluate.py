@@ -253,7 +253,6 @@ def fd_rows(
     sampler: Sampler,
     metric: Metric,
     *,
-    dataset: str,
     seed: int,
     timing: str,
     baseline: Sequence[FeatureStatistics] = (),
@@ -267,7 +266,6 @@ def fd_rows(
     in their rows.
 
     Args:
-        dataset: whose training images the reference is of.
         seed: the first sample's.
         timing: its name.
         baseline: sets of an untuned sampler from the same seeds; a last row has the gain over it.
@@ -297,20 +295,20 @@ def fd_rows(
         "seed": seed,
         "device": device_name(sampler.device, world.size),
     }
-    return _rows(values, metric.features, dataset=dataset, **facts)
+    return _rows(values, metric, **facts)
 
 
-def floor_row(metric: Metric, dataset: str, sets: Sequence[FeatureStatistics]) -> dict[str, Any]:
+def floor_row(metric: Metric, sets: Sequence[FeatureStatistics]) -> dict[str, Any]:
     """The floor as a row: the distance of real test images from the same reference, as a perfect sampler would have."""
     values = {metric.features.metric: (sum(part.n for part in sets), *jackknife_interval(sets, metric.reference))}
     facts = {"model": "test images", "weights": "", "solver": "floor", "grid": "", "nfe": 0, "eta": 0.0}
     facts |= {"timing": "floor", "seed": 0}
-    return _rows(values, metric.features, dataset=dataset, device=device_name(metric.features.device), **facts)[0]
+    return _rows(values, metric, device=device_name(metric.features.device), **facts)[0]
 
 
-def _rows(values: dict[str, tuple[int, float, float, float]], features: Features, **facts: Any) -> list[dict[str, Any]]:
+def _rows(values: dict[str, tuple[int, float, float, float]], metric: Metric, **facts: Any) -> list[dict[str, Any]]:
     """A row for each metric's name, with its (n, value, low, high)."""
-    facts |= {"features": features.name, "reference": "train", **provenance()}
+    facts |= {"dataset": metric.dataset, "features": metric.features.name, "reference": metric.split, **provenance()}
     return [
         {**facts, "metric": name, "n": n, "value": round(value, 6), "low": round(low, 6), "high": round(high, 6)}
         for name, (n, value, low, high) in values.items()

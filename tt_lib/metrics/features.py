@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tt_lib.datasets.images import Pixels
 from tt_lib.errors import BadValue, choose
 from tt_lib.files import data_folder
 from tt_lib.metrics.statistics import FeatureStatistics
@@ -141,7 +142,7 @@ def empty_statistics(features: Features) -> FeatureStatistics:
     return FeatureStatistics(features.dimension, features.name, features.sha256, device)
 
 
-def statistics_of(pixels: Tensor, features: Features, batch: int = BATCH) -> FeatureStatistics:
+def statistics_of(pixels: Pixels, features: Features, batch: int = BATCH) -> FeatureStatistics:
     """Statistics of all images, uint8 [N, C, H, W].
 
     Raises:
@@ -150,14 +151,18 @@ def statistics_of(pixels: Tensor, features: Features, batch: int = BATCH) -> Fea
     """
     if batch < 1 or not len(pixels):
         raise BadValue(f"need images and a batch of 1 or more, got {len(pixels)} images and batch {batch}")
+    return _statistics_of(pixels, torch.arange(len(pixels)), features, batch)
+
+
+def _statistics_of(pixels: Pixels, rows: Tensor, features: Features, batch: int) -> FeatureStatistics:
     statistics = empty_statistics(features)
     statistics.shape = tuple(pixels.shape[1:])
-    for part in pixels.split(batch):
-        statistics.update(features(part))
+    for part in rows.split(batch):
+        statistics.update(features(pixels[part]))
     return statistics
 
 
-def disjoint_sets(pixels: Tensor, features: Features, sets: int = 10, batch: int = BATCH) -> list[FeatureStatistics]:
+def disjoint_sets(pixels: Pixels, features: Features, sets: int = 10, batch: int = BATCH) -> list[FeatureStatistics]:
     """Statistics of ``sets`` consecutive, equal parts of ``pixels``, uint8 [N, C, H, W].
 
     They are what :func:`tt_lib.metrics.frechet.jackknife_interval` takes; merged, they are the whole.
@@ -168,4 +173,4 @@ def disjoint_sets(pixels: Tensor, features: Features, sets: int = 10, batch: int
     """
     if sets < 1 or len(pixels) < 2 * sets:
         raise BadValue(f"{sets} sets need at least 2 images each, got {len(pixels)} images; use fewer sets")
-    return [statistics_of(part, features, batch) for part in pixels.tensor_split(sets)]
+    return [_statistics_of(pixels, rows, features, batch) for rows in torch.arange(len(pixels)).tensor_split(sets)]

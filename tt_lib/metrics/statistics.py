@@ -35,7 +35,8 @@ class FeatureStatistics:
         device: where the sums are kept. The features may come from any device.
 
     Attributes:
-        n: the number of samples.
+        n: the number of samples. Where it is unknown (a file of pytorch-fid) it is 2, with which the scatter is
+            the covariance.
         mean: the mean, float64 [D].
         scatter: sum over the samples of the outer product of their deviation from the mean, float64 [D, D].
         vectors: float16 [V, D], the features of the first samples, if they were kept. They are saved, too.

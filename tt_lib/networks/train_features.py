@@ -43,7 +43,7 @@ class AugmentedBatches:
     """The training data of every step: ``batches(step)`` gives pixels and labels on the device; set by (seed, step)."""
 
     def __init__(self, images: Images, config: FeatureConfig, device: torch.device) -> None:
-        self.pixels, self.labels, self.config = images.pixels.to(device), images.labels.to(device), config
+        self.pixels, self.labels, self.config = images.pixels[:].to(device), images.labels.to(device), config
         self.epoch_steps = len(images) // config.batch
         self._epoch, self._drawn = -1, (self.pixels, self.labels)
 
@@ -100,7 +100,7 @@ def accuracy(network: FeatureNet, images: Images, batch: int = 1000) -> float:
     device = network.mean.device
     right = sum(
         int((network.logits(pixels.to(device)).argmax(1).cpu() == labels).sum())
-        for pixels, labels in zip(images.pixels.split(batch), images.labels.split(batch), strict=True)
+        for pixels, labels in zip(images.pixels[:].split(batch), images.labels.split(batch), strict=True)
     )
     return right / len(images)
 
@@ -150,7 +150,7 @@ def train_features(
         raise BadValue(f"a batch of {config.batch} is more than the {len(images)} training images; give a smaller one")
     torch.manual_seed(config.seed)
     network = FeatureNet(config.widths, images.pixels.shape[1])
-    network.set_normalisation(images.pixels)
+    network.set_normalisation(images.pixels[:])
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = AugmentedBatches(images, config, device)
     steps = config.epochs * batches.epoch_steps

@@ -179,7 +179,7 @@ def train(
         raise BadValue(f"batch {config.batch} cannot be shared by {world} processes; choose a multiple of {world}")
     if world > 1:
         atexit.register(leave_in_order, accelerator.state)
-    pixels = load_dataset(config.dataset, "train", data).pixels.to(device)
+    pixels = load_dataset(config.dataset, "train", data).pixels[:].to(device)
     torch.manual_seed(config.seed)
     network = make_unet(config.dataset, config.width, config.dropout, config.attention)
     if start:

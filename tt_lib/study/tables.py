@@ -3,7 +3,7 @@
 The file::
 
     [table]
-    dataset = "cifar10"              # its reference statistics and tuning images
+    dataset = "cifar10"              # its reference statistics and tuning images; or a folder or .npz of one's own
     model = "cifar10-ddpm-w64"
     features = "cifar10-resnet"      # or a list: all are taken from the same samples, frechet-joint tunes by the first
     n = 50000                        # samples for each cell
@@ -39,7 +39,7 @@ from tt_lib.files import check_writable, data_folder
 from tt_lib.grids import GRIDS
 from tt_lib.metrics.evaluate import check_n, fd_rows, forget_sets, measure_all, sample_sets
 from tt_lib.metrics.features import gain_of, metric_of
-from tt_lib.metrics.reference import Metric, check_names
+from tt_lib.metrics.reference import Metric, check_names, dataset_label
 from tt_lib.metrics.world import ALONE, World
 from tt_lib.networks.unet import Model
 from tt_lib.noise import StartNoise, check_seeds
@@ -66,7 +66,7 @@ from tt_lib.tuning.gamma import gamma_path
 TUNING = {*(field.name for field in fields(TuneConfig)), "learning_rate", "images", "source", "samples"}
 NAMED = {"objective", "strategy", "freeze_last"}
 """What only a timing's name may say."""
-PUBLISHED = ("dataset", "metric", "solver", "grid", "nfe", "eta", "value", "source")
+PUBLISHED = ("dataset", "metric", "solver", "grid", "nfe", "eta", "timing", "value", "source")
 """Columns of ``data/tables/published.csv``."""
 
 
@@ -225,13 +225,14 @@ def run_table(
     """
     for metric in metrics:
         metric.require_shape(bench.model.shape, bench.model.name)
+    labelled = replace(table, dataset=metrics[0].dataset)
     start = StartNoise(bench.model.shape, bench.device)
     # Two networks of one name do not wait for each other.
     work = work / short_hash(bench.model.digest)
     names = [metric.features.name for metric in metrics]
 
     def pending(rows: pd.DataFrame, cell: Cell) -> list[int]:
-        missing = [i for i, name in enumerate(names) if force or not has_rows(rows, table, bench.model, name, cell)]
+        missing = [i for i, name in enumerate(names) if force or not has_rows(rows, labelled, bench.model, name, cell)]
         if missing:
             check_stored(bench, cell)
             check_places(table, bench, cell)
@@ -263,7 +264,6 @@ def run_table(
                 each,
                 sampler,
                 metric,
-                dataset=table.dataset,
                 seed=table.seed,
                 timing=cell.timing,
                 baseline=baseline,
@@ -287,14 +287,16 @@ def run_table(
     )
 
 
-def dry_run(table: Table, model: Model, results: Path) -> Iterator[str]:
+def dry_run(table: Table, model: Model, results: Path, data: Path | str | None = None) -> Iterator[str]:
     """A line for each cell, whether it is done, and the network evaluations for the samples of the others.
 
     Args:
         model: whose rows are looked for.
         results: the ``fd.csv`` in which rows are looked for.
+        data: as in :func:`run_table`.
     """
     rows, todo = read_rows(results, FD_COLUMNS), []
+    table = replace(table, dataset=dataset_label(table.dataset, table.features[0], data))
     for cell in table.cells:
         done = all(has_rows(rows, table, model, features, cell) for features in table.features)
         yield f"{cell.label}: {'done' if done else 'to do'}"
@@ -325,7 +327,11 @@ def check_places(table: Table, bench: Bench, cell: Cell) -> None:
 
 
 def has_rows(rows: pd.DataFrame, table: Table, model: Model, features: str, cell: Cell) -> bool:
-    """Whether rows of ``fd.csv`` hold all that a table asks of a cell in these features."""
+    """Whether rows of ``fd.csv`` hold all that a table asks of a cell in these features.
+
+    Args:
+        table: with the data set as rows call it.
+    """
     metrics = [f"FD-infinity ({features})"] if table.more else [metric_of(features)]
     metrics += [gain_of(features)] if table.baseline(cell) else []
     where = {"dataset": table.dataset, "model": model.name, "weights": short_hash(model.digest), **asdict(cell)}
@@ -369,13 +375,11 @@ def published_rows() -> pd.DataFrame:
 
 
 def published_beside(row: Mapping[str, Any]) -> str:
-    """What was published for the untuned sampler of a row of ``fd.csv``, with the source; nothing if there is none.
+    """What was published for the sampler of a row of ``fd.csv``, with the source; nothing if there is none.
 
     The values are in ``data/tables/published.csv``. Their networks, grids and last steps are their authors': small
-    differences in these move an FID by more than its interval.
+    differences in these move an FID by more than its interval. A user's own images are known by their name here.
     """
-    if row["timing"] != UNTUNED:
-        return ""
-    rows = published_rows()
-    rows = rows[matching(rows, {name: row[name] for name in PUBLISHED[:6]})]
+    rows, dataset = published_rows(), row["dataset"].rpartition("@")[0] or row["dataset"]
+    rows = rows[matching(rows, {**{name: row[name] for name in PUBLISHED[:7]}, "dataset": dataset})]
     return "".join(f"; published {row['value']:g} ({row['source']})" for row in rows.to_dict("records"))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tt_lib.baselines import CONSTANT, read_correction
-from tt_lib.datasets import load_dataset, to_float
+from tt_lib.datasets import NAMED, load_dataset, to_float
 from tt_lib.errors import BadValue, choose
 from tt_lib.files import check_writable, data_folder, spell
 from tt_lib.metrics.reference import Metric, reference_path
@@ -133,11 +133,6 @@ class Bench:
                 images = self._real(range(count), dataset, data)
             else:
                 images = self._generated(range(GENERATED_FIRST_SEED, GENERATED_FIRST_SEED + count))
-            if images.shape[1:] != self.model.shape:
-                raise BadValue(
-                    f"{self.model.name} takes images of {list(self.model.shape)}, those of {dataset} are "
-                    f"{list(images.shape[1:])}; give the data set it was trained on, or let it generate the images"
-                )
             self.images[key] = images.to(self.device)
         return self.images[key]
 
@@ -153,6 +148,11 @@ class Bench:
         images = load_dataset(dataset, "train", data)
         if places.stop > len(images):
             raise BadValue(f"{places.stop} images were asked for, {images.name} has {len(images)}; ask for fewer")
+        if tuple(images.pixels.shape[1:]) != self.model.shape:
+            raise BadValue(
+                f"{self.model.name} takes images of {list(self.model.shape)}, those of {dataset} are "
+                f"{list(images.pixels.shape[1:])}; give the data set it was trained on, or let it generate the images"
+            )
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[places.start : places.stop]
         return to_float(images.pixels[rows])
 
@@ -235,6 +235,11 @@ class Bench:
             return learn_gits(fast)
         distance = PIXELS
         if recipe.loss == "features":
+            if dataset not in NAMED:
+                raise BadValue(
+                    f"the loss is taken in features of a classifier: {' and '.join(NAMED)} have one, {dataset} has "
+                    "none; choose loss=pixels"
+                )
             name = f"{dataset}-resnet"
             network = read_feature_network(data_folder() / "pretrained" / name, self.device)
             assert isinstance(network, FeatureNet)
