@@ -14,6 +14,8 @@ from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.toy import MixturePredictor, single_gaussian
 
 SCHEDULES = {name: make_schedule(name) for name in ("linear", "cosine", "continuous-linear")}
+PATHS = {name: make_schedule(name) for name in ("flow", "ve", "zero-snr")}
+"""Those that do not preserve the variance, or fall to alpha = 0."""
 LINEAR, CONTINUOUS = SCHEDULES["linear"], SCHEDULES["continuous-linear"]
 UNEVEN = torch.tensor([0.95, 0.7, 0.62, 0.31, 0.06], dtype=torch.float64)
 DETERMINISTIC = sorted(name for name, solver in SOLVERS.items() if not solver.stochastic)

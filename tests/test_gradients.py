@@ -12,7 +12,7 @@ from torch.autograd import grad, gradcheck
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
-from tt_lib.schedules import Schedule
+from tt_lib.schedules import Schedule, make_schedule
 from tt_lib.solvers.layout import layout
 from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.toy import MixturePredictor, two_modes_1d
@@ -81,6 +81,32 @@ def test_a_sample_has_right_gradients_in_every_time_tau_and_gain(name, schedule)
 @pytest.mark.parametrize("name", METHODS)
 def test_with_as_few_evaluations_as_the_solver_can_make(name, schedule):
     check(*make_solver(name).for_nfe(budgets(name)[0]), schedule)
+
+
+FROM_NOISE = [name for name in METHODS if not SOLVERS[name].midpoint]
+
+
+@pytest.mark.parametrize("name", FROM_NOISE)
+def test_on_the_straight_path_from_noise_alone_to_clean_data(name):
+    """lambda is infinite at both ends. Multistep solvers in lambda have an infinite slope at t = 1, which counts as 0."""
+    flow = make_schedule("flow")
+    solver, steps = make_solver(name).for_nfe(budgets(name)[1])
+    _, taus, gains = knobs(solver, steps, flow)
+    inner = torch.linspace(0.9, 0.1, steps - 1, dtype=torch.float64).requires_grad_()
+
+    def sample(first: Tensor, inner: Tensor, taus: Tensor, gains: Tensor) -> Tensor:
+        return end(solver, flow, torch.cat([first, inner, CLEAN]), taus, gains)
+
+    one = float64([1.0])
+    precise = {"eps": 1e-7, "atol": 1e-6, "rtol": 1e-6, "fast_mode": True, "check_undefined_grad": False}
+    assert gradcheck(lambda *free: sample(one, *free), (inner, taus, gains), **precise)
+    one.requires_grad_()
+    (slope,) = grad(sample(one, inner, taus, gains).sum(), one)
+    assert slope.isfinite()
+    if not name.startswith(("dpmpp", "unipc")):
+        h, start = 1e-5, one.detach()
+        values = [sample(start - k * h, inner, taus, gains).sum().item() for k in range(3)]
+        assert slope.item() == pytest.approx((3 * values[0] - 4 * values[1] + values[2]) / (2 * h), rel=1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.7, 1.0])

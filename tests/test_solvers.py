@@ -15,6 +15,7 @@ from solver_helpers import (
     LINEAR,
     LOWERED,
     MEAN,
+    PATHS,
     SCALE,
     SCHEDULES,
     STOCHASTIC,
@@ -36,6 +37,7 @@ from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
 from tt_lib.noise import SampleNoise
+from tt_lib.schedules import Schedule, make_schedule
 from tt_lib.solvers.layout import layout
 from tt_lib.solvers.orders import orders_of_steps
 from tt_lib.solvers.registry import SOLVERS, make_solver
@@ -55,17 +57,37 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # ---- orders of convergence
 
 
+MODES = two_modes_1d(scale=0.4)
+
+
 @functools.cache
-def exact_end() -> tuple[Tensor, Tensor]:
-    x = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None]
-    return x, exact_flow(two_modes_1d(scale=0.4), x, 0.9, 0.1, CONTINUOUS, rtol=1e-12)
+def exact_end(schedule: Schedule = CONTINUOUS, first: float = 0.9, last: float = 0.1) -> tuple[Tensor, Tensor]:
+    x = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None] * schedule.scale(first)
+    return x, exact_flow(MODES, x, first, last, schedule, rtol=1e-12)
 
 
-def with_run_up(times: Tensor) -> Tensor:
+def with_run_up(times: Tensor, schedule: Schedule = CONTINUOUS) -> Tensor:
     """The first step is cut into ever shorter ones, each half of the next in lambda."""
     shares = 2.0 ** torch.arange(-2 * math.ceil(math.log2(len(times) - 1)), 0, dtype=torch.float64)
-    first = CONTINUOUS.time_of_lam(torch.lerp(*CONTINUOUS.lam(times[:2]), shares))
+    first = schedule.time_of_lam(torch.lerp(*schedule.lam(times[:2]), shares))
     return torch.cat([times[:1], first, times[1:]])
+
+
+def errors_of(name: str, schedule: Schedule, grids: list[Tensor]) -> list[float]:
+    """The largest error of the end on each grid; all have the same ends."""
+    x, expected = exact_end(schedule, *grids[0][[0, -1]].tolist())
+    solver, predictor = make_solver(name), MixturePredictor(MODES, schedule)
+    return [(drive(solver(x, times, schedule), predictor).x - expected).abs().max().item() for times in grids]
+
+
+def measured_orders(errors: list[float]) -> list[float]:
+    """From one grid to the next with twice as many steps."""
+    return [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
+
+
+def takes_run_up(name: str) -> bool:
+    """A run-up, so that the first steps, which are of lower order, add nothing; fixed weights would not see it."""
+    return bool(SOLVERS[name.partition(",")[0]].history) and not name.startswith(("plms", "pndm", "ipndm,"))
 
 
 ORDERS = {
@@ -96,17 +118,82 @@ def test_every_deterministic_solver_has_an_order():
 
 @pytest.mark.parametrize("name, order", [(name, order) for order, names in ORDERS.items() for name in names])
 def test_measured_order_of_convergence(name, order):
-    # A run-up, so that the first steps, which are of lower order, add nothing; fixed weights would not see it.
-    run_up = bool(SOLVERS[name.partition(",")[0]].history) and not name.startswith(("plms", "pndm", "ipndm,"))
-    x, expected = exact_end()
-    errors = []
-    for steps in (80, 160, 320):
-        times = even_in_lambda(steps, CONTINUOUS)
-        times = with_run_up(times) if run_up else times
-        end = drive(make_solver(name)(x, times, CONTINUOUS), MixturePredictor(two_modes_1d(scale=0.4), CONTINUOUS)).x
-        errors.append((end - expected).abs().max().item())
-    measured = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
-    assert measured == pytest.approx([order, order], abs=0.45), f"errors {errors}"
+    grids = [even_in_lambda(steps, CONTINUOUS) for steps in (80, 160, 320)]
+    errors = errors_of(name, CONTINUOUS, [with_run_up(times) if takes_run_up(name) else times for times in grids])
+    assert measured_orders(errors) == pytest.approx([order, order], abs=0.45), f"errors {errors}"
+
+
+@pytest.mark.parametrize(
+    "name, order", [(name, order) for order, names in ORDERS.items() for name in names if "," not in name]
+)
+@pytest.mark.parametrize("schedule", PATHS.values(), ids=PATHS)
+def test_measured_order_on_every_path(name, order, schedule):
+    ends = schedule.time_of_lam(float64([-2.2, 2.2])).tolist()
+    grids = [even_in_lambda(steps, schedule, *ends) for steps in (40, 80)]
+    errors = errors_of(
+        name, schedule, [with_run_up(times, schedule) if takes_run_up(name) else times for times in grids]
+    )
+    assert measured_orders(errors) == pytest.approx([order], abs=0.5), f"errors {errors}"
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("path", ["flow", "zero-snr"])
+def test_a_run_may_begin_where_alpha_is_0_or_says_why_not(name, path):
+    """The first step is of first order, which leaves a solver of order 2 or more with order 2."""
+    schedule = PATHS[path]
+    grids = [torch.linspace(1, 0.1, steps + 1, dtype=torch.float64) for steps in (40, 80)]
+    if SOLVERS[name].midpoint:
+        with pytest.raises(BadValue, match=f"{name} evaluates in the middle .* {path!r} has lambda = -inf at t = 1"):
+            errors_of(name, schedule, grids)
+        return
+    order = 1 if name in ORDERS[1] else 2
+    errors = errors_of(name, schedule, grids)
+    assert measured_orders(errors)[0] > order - 0.3, f"errors {errors}"
+
+
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if not SOLVERS[name].midpoint])
+def test_samples_that_begin_where_alpha_is_0_and_others_make_one_batch(name):
+    """Parallel tuning runs steps of one grid as one batch: some begin at t = 1, some below."""
+    flow, solver, x = PATHS["flow"], make_solver(name), points(2)
+    times = torch.linspace(1, 0, 6, dtype=torch.float64)[:, None] * float64([1.0, 0.7])
+    predictor = MixturePredictor(MODES, flow)
+    together = drive(solver(x, times, flow), predictor).x
+    for i in range(2):
+        alone = drive(solver(x[i : i + 1], times[:, i], flow), predictor).x
+        assert torch.allclose(together[i : i + 1], alone, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ddim,eta", *STOCHASTIC])
+@pytest.mark.parametrize("path", PATHS)
+def test_what_draws_noise_is_refused_off_variance_preserving_paths(name, path):
+    solver = make_solver("ddim", eta=1.0) if name == "ddim,eta" else make_solver(name)
+    with pytest.raises(BadValue, match=f"{name.partition(',')[0]} cannot draw noise on the schedule {path!r}"):
+        solver(points(2), float64([0.9, 0.5]), PATHS[path], draw(0))
+
+
+def test_one_ode_on_every_path():
+    """What integrates eps or x0 over lambda takes the same steps on every path with the same signal-to-noise ratios:
+    DDIM on a VP diffusion is Euler's method on the straight path. Heun's method integrates another variable there."""
+    lam, noise = LINEAR.lam(make_grid("logsnr", 7, LINEAR).tensor()[:-1]), points(5)
+    ve = make_schedule("ve,sigma_max=200")  # as noisy as the diffusion at t = 1
+
+    def end(name: str, schedule: Schedule) -> Tensor:
+        times = torch.cat([schedule.time_of_lam(lam), float64([0.0])])
+        start = noise * schedule.scale(times[0])
+        return drive(make_solver(name)(start, times, schedule), MixturePredictor(MODES, schedule)).x
+
+    for name in ("ddim", "dpmpp-2m", "dpmpp-2s", "dpmpp-3m", "dpm-solver-2", "dpm-solver-3", "unipc"):
+        for schedule in (PATHS["flow"], PATHS["zero-snr"], ve):
+            assert torch.allclose(end(name, schedule), end(name, LINEAR), rtol=1e-9, atol=1e-9), (name, schedule)
+    for name in ("heun", "ipndm-v"):
+        assert torch.allclose(end(name, ve), end(name, LINEAR), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(end(name, PATHS["flow"]), end(name, LINEAR), rtol=1e-3)
+    flow, times = PATHS["flow"], torch.cat([PATHS["flow"].time_of_lam(lam), float64([0.0])])
+    x = noise * flow.scale(times[0])
+    for t, s in pairwise(times):  # Euler's method, as every flow model is sampled
+        eps, x0 = MODES.eps_x0(x, t, flow)
+        x = x + (s - t) * (eps - x0)
+    assert torch.allclose(end("euler", flow), x, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name, order", [("ddim", 1), ("dpmpp-2m", 2)])

@@ -81,7 +81,7 @@ def _step(
     h = torch.where((s > 0) & ~begins, schedule.lam(s) - base, 1.0)
     far = torch.stack([lam.isinf() for _, lam in others], dim=-1)
     # Any r that no other node has will do for the one at infinity, which is left out below.
-    places = [torch.where(lam.isinf(), base + 2 * h, torch.where(begins, h, lam) - base) for _, lam in others]
+    places = [torch.where(lam.isinf(), 2 * h, torch.where(begins, h, lam - base)) for _, lam in others]
     r = torch.stack([place / h for place in places], dim=-1)
     B = torch.where(begins, -1.0, -h if variant == "bh1" else torch.expm1(-h))
     weights = _a(r, h, B) / r

@@ -36,7 +36,7 @@ import pandas as pd
 from tt_lib.baselines import read_constant
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch, check_type, check_types, choose
 from tt_lib.files import check_writable, data_folder
-from tt_lib.grids import GRIDS
+from tt_lib.grids import read_grid
 from tt_lib.metrics.evaluate import check_n, fd_rows, forget_sets, measure_all, sample_sets
 from tt_lib.metrics.features import gain_of, metric_of
 from tt_lib.metrics.reference import Metric, check_names, dataset_label
@@ -166,7 +166,7 @@ def _make_table(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict[
     parse_timing("truncation-parallel", tuning)
     parse_timing("end-joint", tuning)
     for cell in cells:
-        choose("grid", cell.start, GRIDS)
+        read_grid(cell.start)
         if cell.nfe < 1:
             raise BadValue(f"nfe must be a whole number of at least 1, got {cell.nfe}")
         check_gamma_images(cell.make_solver(), images)
