@@ -3,15 +3,18 @@
 diffusers' loop is ``y = scheduler.step(network(scheduler.scale_model_input(y, n), n), n, y)`` over the scheduler's
 timesteps n. Here each evaluation is a :class:`~tt_lib.engine.Request` instead, with
 
-- ``t = (n + 1) / N``, as everywhere in this library, fractional n included;
-- the variance-preserving state x. Heun, Euler, LMS and KDPM2 keep ``y = x / alpha``, and ``scale_model_input``
-  multiplies it by alpha. The others keep x itself;
+- ``t``, the time of the state's noise level: ``(n + 1) / N`` where a scheduler has betas, and that of its sigma where
+  it samples a flow or as EDM does;
+- the state x of the schedule. Heun, Euler, LMS and KDPM2 keep ``y = x / alpha``, and ``scale_model_input`` multiplies
+  it by alpha. EDM's multiplies it by ``c_in``, which the predictor does here. The others keep x itself;
 - ``stage`` 0 where a step begins, and 1, 2, ... for the other evaluations of a step.
 
-The answer is eps; the scheduler is given what its ``prediction_type`` says. Its own quirks stay as they are: DDIM and
-PNDM step to ``n - N // steps`` whatever the next timestep is, and DDIM clips x0 unless it has ``clip_sample=False``.
-Between two levels diffusers interpolates sigma / alpha, and this library log alpha: there the noise level of the state
-differs a little from the one of its t (whole levels agree).
+The answer is the schedule's direction; the scheduler is given what it expects of the network. The timestep n that it
+hands to the network is a time of its own, :attr:`Adapted.taus`: flow schedulers cut it to a whole number.
+
+Its own quirks stay as they are: DDIM and PNDM step to ``n - N // steps`` whatever the next timestep is, and DDIM clips
+x0 unless it has ``clip_sample=False``. Between two levels diffusers interpolates sigma / alpha, and this library log
+alpha: there the noise level of the state differs a little from the one of its t (whole levels agree).
 
 Three tables say what is supported: :data:`STAGES` the classes of schedulers, :data:`REFUSED` why others cannot be
 adapted, :data:`REQUIRED` the options that must have one value. Every other option is the scheduler's own business:
@@ -30,17 +33,17 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
 
 from tt_lib.engine import Request, Solution, drive
-from tt_lib.errors import BadValue, TimingMismatch
+from tt_lib.errors import BadValue, TimingMismatch, check_type
 from tt_lib.grids import Grid, count_steps
-from tt_lib.networks.unet import FLOW, OTHER_KINDS, schedule_name
-from tt_lib.predictors import PREDICTION_TYPES, to_x0
-from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, along, make_schedule, time_of_index
+from tt_lib.networks.unet import schedule_name
+from tt_lib.predictors import PREDICTION_TYPES, check_kind, from_direction
+from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, make_schedule, time_of_index
 from tt_lib.solvers.layout import layout
 from tt_lib.solvers.registry import SOLVERS, Noise, Solver, make_solver
 from tt_lib.timing import Timing
@@ -64,7 +67,8 @@ def _pndm(scheduler: Any) -> int:
 
 
 def _single_step(scheduler: Any) -> int:
-    return scheduler.order_list[scheduler.step_index or 0] - 1
+    at = scheduler.step_index
+    return scheduler.order_list[(scheduler.begin_index or 0) if at is None else at] - 1
 
 
 STAGES: dict[str, Callable[[Any], int]] = {
@@ -72,7 +76,11 @@ STAGES: dict[str, Callable[[Any], int]] = {
     "DEISMultistepScheduler": _only_one,
     "DPMSolverMultistepScheduler": _only_one,
     "DPMSolverSinglestepScheduler": _single_step,
+    "EDMDPMSolverMultistepScheduler": _only_one,
+    "EDMEulerScheduler": _only_one,
     "EulerDiscreteScheduler": _only_one,
+    "FlowMatchEulerDiscreteScheduler": _only_one,
+    "FlowMatchHeunDiscreteScheduler": _two_as_heun,
     "HeunDiscreteScheduler": _two_as_heun,
     "KDPM2DiscreteScheduler": _two_as_heun,
     "LMSDiscreteScheduler": _only_one,
@@ -83,18 +91,17 @@ STAGES: dict[str, Callable[[Any], int]] = {
 
 _DRAWS = "it draws noise that no generator for each sample can give"
 _TOKENS = "it samples tokens"
-_ZERO_SNR = (
-    "zero terminal SNR is not supported: at t = 1 nothing of the image is left, and eps says nothing of it there; "
-    "choose a network that was trained without it"
-)
 REFUSED = {
     "Inverse": "it runs from data to noise",
-    **OTHER_KINDS,
-    "LTX": FLOW,
-    "Helios": FLOW,
-    "MiniMax": FLOW,
-    "RFD4": FLOW,
-    "Piflow": FLOW,
+    "FlowMap": "its network is told two times, where a step begins and where it ends",
+    "FlowMatchLCM": _DRAWS,
+    "LTX": _DRAWS,
+    "Helios": "its steps and its noise levels are those of one video model",
+    "MiniMax": "its times run the other way, t = 1 for data",
+    "RFD4": "it samples molecules",
+    "Piflow": "its network answers with a policy and no direction",
+    "ScoreSdeVe": _DRAWS,
+    "KarrasVe": _DRAWS,
     "CogVideoX": "its steps and its noise levels are those of one video model",
     "Ancestral": _DRAWS,
     "SDE": _DRAWS,
@@ -107,7 +114,7 @@ REFUSED = {
     "TCD": _DRAWS,
     "SCM": _DRAWS,
     "CMStochastic": _DRAWS,
-    "Cosine": OTHER_KINDS["EDM"],
+    "Cosine": _DRAWS,
     "IPNDM": "its noise levels are its own, whatever the network was trained on (this library's ipndm is its like)",
     "VQDiffusion": _TOKENS,
     "Amused": _TOKENS,
@@ -118,9 +125,8 @@ REFUSED = {
 """Why a scheduler cannot be adapted, by a part of its class's name; the first that fits."""
 
 REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "use_flow_sigmas": ((False,), f"{FLOW}; set it to False"),
-    "use_dynamic_shifting": ((False,), f"{FLOW}; set it to False"),
-    "rescale_betas_zero_snr": ((False,), _ZERO_SNR),
+    "invert_sigmas": ((False,), "its times run the other way, 0 for noise; set it to False"),
+    "stochastic_sampling": ((False,), f"{_DRAWS}; set it to False"),
     "thresholding": (
         (False,),
         "it takes quantiles of whole images; set it to False, a predictor does it: "
@@ -134,8 +140,27 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Options of schedulers with the values that can be adapted; why no others, and the remedy."""
 
+_LEVELS, _FLOW, _EDM = "levels", "flow", "edm"
+_PREDICTIONS = {
+    _LEVELS: PREDICTION_TYPES,
+    _FLOW: {"flow_prediction": "velocity", "sample": "x0"},
+    _EDM: {"epsilon": "edm"},
+}
+"""What a scheduler's ``prediction_type`` is called here, for each family of schedulers."""
+
+
+def _family(scheduler: Any) -> str:
+    """Whether it has levels of betas, samples a flow, or works as EDM does."""
+    name = _class_of(scheduler)
+    if name.startswith("EDM"):
+        return _EDM
+    return _FLOW if name.startswith("Flow") or _config_of(scheduler).get("use_flow_sigmas") else _LEVELS
+
 
 # ---- adapting
+
+_UNKNOWN = torch.ones(1, dtype=torch.float64)
+"""The grid of a dry run, which shows what the grid is."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +170,20 @@ class Adapted:
     Attributes:
         solver: drives a copy of the scheduler; its options are the scheduler's configuration.
         grid: the K + 1 times at which its steps begin and end.
-        schedule: the noise levels of its ``alphas_cumprod``; gives ``EpsPredictor`` the network's time.
+        schedule: its noise levels: those of its ``alphas_cumprod``, ``flow`` or ``ve``; gives ``EpsPredictor`` the
+            network's time.
         times: the nominal time of each evaluation, in order; some repeat.
-        kind: what the network must predict, for ``EpsPredictor(..., kind=...)``: ``eps``, ``v`` or ``x0``.
+        taus: the time that diffusers itself conditions the network on, in order. It is the nominal one, but for flow
+            schedulers that cut their timesteps to whole numbers.
+        kind: what the network must predict, for ``EpsPredictor(..., kind=...)``.
         start_scale: see :meth:`start`.
     """
 
     solver: Solver
     grid: Grid
-    schedule: DiscreteSchedule
+    schedule: Schedule
     times: tuple[float, ...]
+    taus: tuple[float, ...]
     kind: str
     start_scale: float
 
@@ -163,19 +192,36 @@ class Adapted:
         """Network evaluations of a run."""
         return len(self.times)
 
-    def start(self, noise: Tensor) -> Tensor:
-        """x_T [B, ...] of a pipeline that draws ``noise`` [B, ...] ~ N(0, I): what ``init_noise_sigma`` makes of it.
+    def start(self, noise: Tensor, image: Tensor | None = None) -> Tensor:
+        """Where a pipeline begins that draws ``noise`` [B, ...] ~ N(0, I), as a state of :attr:`schedule` [B, ...].
 
         This is ``noise`` itself, but for schedulers that keep ``x / alpha`` and are spaced "linspace" or "trailing":
-        those take ``sigma_T noise`` for x_T, with sigma_T = 0.99998 for 1000 linear betas.
+        those take ``sigma_T noise`` for x_T, with sigma_T = 0.99998 for 1000 linear betas. Those of EDM begin at
+        ``(sigma_T^2 + 1)^(1/2) noise``.
+
+        Args:
+            noise: [B, ...].
+            image: [B, ...] that a pipeline of image to image begins from: its scheduler adds the noise.
+
+        Raises:
+            BadValue: a run from the middle of a grid without an image.
         """
+        run = cast(_Run, self.solver.function)
+        if image is not None:
+            of_image, of_noise = run.noised()
+            return of_image * image + of_noise * noise
+        if run.first:
+            raise BadValue(
+                f"the run leaves out {run.first} steps and begins at t = {self.times[0]:g}, where there is an image in "
+                "the noise; give it, as start(noise, image)"
+            )
         return noise * self.start_scale
 
     def timing(self, taus: Sequence[float] | None = None, *, name: str = "identity") -> Timing:
-        """A timing for this sampler with the conditioning times ``taus``; by default tau = t, which changes nothing."""
+        """A timing for this sampler with the conditioning times ``taus``; by default :attr:`taus`: nothing changes."""
         return Timing(
             name,
-            self.times if taus is None else tuple(taus),
+            self.taus if taus is None else tuple(taus),
             self.times,
             model="",
             schedule=self.schedule.name,
@@ -186,7 +232,7 @@ class Adapted:
         )
 
 
-def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) -> Adapted:
+def from_scheduler(scheduler: Any, steps: SupportsIndex | None = None, *, eta: float = 0.0, first: int = 0) -> Adapted:
     """Make a solver, with its grid and schedule, of a scheduler of diffusers.
 
     Example::
@@ -203,39 +249,62 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) ->
     Gradients flow through it. Schedulers that take ``variance_noise`` (DDIM with ``eta``, "sde-dpmsolver++") draw it
     for each sample.
 
+    Timesteps, sigmas or a shift ``mu`` of one's own are set before, and ``steps`` is left out::
+
+        scheduler.set_timesteps(timesteps=AysSchedules["StableDiffusionTimesteps"])
+        adapted = from_scheduler(scheduler)
+
     Args:
-        scheduler: an object of one of the classes in :data:`STAGES`. Its own rule spaces its steps: timesteps or sigmas
-            that were set by hand are refused.
-        steps: ``num_inference_steps``, at least 1. Some make more evaluations than steps: Heun ``2 steps - 1``, PNDM
-            ``steps + 1``, or ``steps + 9`` with Runge-Kutta steps.
+        scheduler: an object of one of the classes in :data:`STAGES`.
+        steps: ``num_inference_steps``, at least 1, spaced by the scheduler's own rule. Some make more evaluations than
+            steps: Heun ``2 steps - 1``, PNDM ``steps + 1``, or ``steps + 9`` with Runge-Kutta steps. Left out, the
+            timesteps are taken as they are set.
         eta: DDIM's share of noise, in [0, 1].
+        first: how many of the steps a pipeline of image to image leaves out at the beginning. Stable Diffusion's are
+            ``steps - int(steps * strength)``.
 
     Raises:
-        BadValue: a scheduler that cannot be adapted, naming what stands against it and the remedy; or an impossible
-            number of steps.
+        BadValue: a scheduler that cannot be adapted, naming what stands against it and the remedy; an impossible number
+            of steps; or timesteps set by hand that the class does not take, or that would be replaced by ``steps``.
     """
-    name, count = type(scheduler).__name__, count_steps(steps)
+    name = type(scheduler).__name__
+    check_type("first", first, int)
     _run_of(scheduler, eta)  # what cannot be adapted is refused by name, before it is tried
-    _check_untouched(name, scheduler)
-    ready = copy.deepcopy(scheduler)
-    with _refused(f"{name} cannot make {count} steps", "ask for another number"):
-        ready.set_timesteps(count)
-    schedule, run = _schedule_of(name, ready), _run_of(ready, eta)
+    if steps is None:
+        ready = _as_set(name, scheduler)
+        how = "with the timesteps that were set"
+    else:
+        count = count_steps(steps)
+        _check_untouched(name, scheduler)
+        ready, how = copy.deepcopy(scheduler), f"with {count} steps"
+        with _refused(f"{name} cannot make {count} steps", "ask for another number"):
+            ready.set_timesteps(count)
+    left_out = first * getattr(ready, "order", 1)
+    if not 0 <= left_out < len(ready.timesteps):
+        raise BadValue(f"{name} {how} cannot leave out the first {first} of them; leave out fewer")
+    schedule, run = _schedule_of(name, ready), replace(_run_of(ready, eta), first=left_out)
     # A dry run says what it evaluates: no formula of ours counts it.
-    with _refused(f"{name} fails with {count} steps", "ask for another number or mend its configuration"):
-        evaluations = layout(Solver(name, run), torch.empty(0), schedule)
-    if not _dependence(Solver(name, run), (), schedule, len(evaluations)).isfinite().all():
+    with _refused(f"{name} fails {how}", "ask for another number or mend its configuration"):
+        evaluations = layout(Solver(name, run), _UNKNOWN, schedule)
+    solver = Solver(name, run, draws=run.draws, options=_options_of(ready, eta))
+    try:
+        solver.check(schedule, _UNKNOWN[0])
+        check_kind(run.kind, schedule, torch.tensor([each.t for each in evaluations], dtype=torch.float64))
+    except BadValue as error:
+        raise BadValue(f"cannot adapt {name}: {error}") from error
+    if not _dependence(Solver(name, run), (1.0,), schedule, len(evaluations)).isfinite().all():
         raise BadValue(
-            f"cannot adapt {name}: with {count} steps and this configuration it ends in infinity; "
-            "change its order or its last steps (lower_order_final, final_sigmas_type)"
+            f"cannot adapt {name}: {how} and this configuration it ends in infinity; change its order, its number of "
+            "steps or its last steps (lower_order_final, final_sigmas_type)"
         )
     end = _end_of(ready, schedule)
     times = tuple(each.t for each in evaluations if each.stage == 0)
     if end > times[-1] - 1e-9 and len(times) > 1:
         # The last evaluation leads nowhere (PNDM's default): it belongs to the step that ends at its time.
         run.wasted, end, times = len(evaluations) - 1, times[-1], times[:-1]
-    with _refused(f"{name} with {count} steps repeats a time", "ask for fewer steps or another spacing"):
-        grid = Grid(f"diffusers-{_config_of(ready).get('timestep_spacing', 'own')}", (*times, end))
+    spacing = _config_of(ready).get("timestep_spacing", "own") if _by_rule(ready) else "by-hand"
+    with _refused(f"{name} {how} repeats a time, or its times rise", "ask for fewer steps or another spacing"):
+        grid = Grid(f"diffusers-{spacing}", (*times, end))
     run.times = grid.times
 
     def plan(nfe: int) -> tuple[int, dict[str, Any]]:
@@ -245,15 +314,24 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex, *, eta: float = 0.0) ->
             )
         return grid.steps, {}
 
-    solver = Solver(name, run, plan=plan, draws=run.draws, options=_options_of(ready, eta))
-    start_scale = float(ready.init_noise_sigma) * _scale(copy.deepcopy(ready))
-    return Adapted(solver, grid, schedule, tuple(each.t for each in evaluations), run.kind, start_scale)
+    solver = replace(solver, plan=plan)
+    nominal = tuple(each.t for each in evaluations)
+    taus = tuple(_tau_of(n, t, schedule) for n, t in zip(ready.timesteps[left_out:].tolist(), nominal, strict=True))
+    if min(taus) <= 0:
+        raise BadValue(f"cannot adapt {name}: {how} it cuts a timestep to 0, which is clean data; ask for fewer steps")
+    start_scale = float(getattr(ready, "init_noise_sigma", 1.0)) * _scale(run.begun(), left_out)
+    return Adapted(solver, grid, schedule, nominal, taus, run.kind, start_scale)
 
 
-def _stage_of(scheduler: Any) -> Callable[[Any], int]:
+def _class_of(scheduler: Any) -> str:
+    """The name of the class of diffusers that it is of or derived from.
+
+    Raises:
+        BadValue: it is none that can be adapted.
+    """
     for kind in type(scheduler).__mro__:
         if kind.__name__ in STAGES and kind.__module__.startswith("diffusers."):
-            return STAGES[kind.__name__]
+            return kind.__name__
     name = type(scheduler).__name__
     reason = next((why for part, why in REFUSED.items() if part in name), "it is none of the supported ones")
     raise BadValue(f"cannot adapt {name}: {reason}; choose one of: {', '.join(STAGES)}")
@@ -277,12 +355,21 @@ def _run_of(scheduler: Any, eta: float) -> _Run:
     Raises:
         BadValue: a scheduler that would be adapted wrongly.
     """
-    name, stage, config = type(scheduler).__name__, _stage_of(scheduler), _config_of(scheduler)
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTION_TYPES:
+    name, stage, config = type(scheduler).__name__, STAGES[_class_of(scheduler)], _config_of(scheduler)
+    family = _family(scheduler)
+    kinds = _PREDICTIONS[family]
+    prediction = config.get("prediction_type", "flow_prediction" if family == _FLOW else "epsilon")
+    if prediction not in kinds:
+        where = "" if family == _LEVELS else " on a flow" if family == _FLOW else " as EDM's"
+        hint = "" if prediction != "flow_prediction" else " (use_flow_sigmas=True is what makes it one of a flow)"
         raise BadValue(
-            f"cannot adapt {name} with prediction_type {prediction!r}; it must be one of {', '.join(PREDICTION_TYPES)}"
+            f"cannot adapt {name} with prediction_type {prediction!r}{where}; it must be one of "
+            f"{', '.join(kinds)}{hint}"
         )
+    if config.get("use_dynamic_shifting") and family != _FLOW:
+        raise BadValue(f"cannot adapt {name} with use_dynamic_shifting=True: it shifts flows alone; set it to False")
+    if family == _FLOW and (levels := config["num_train_timesteps"]) != 1000:
+        raise BadValue(f"cannot adapt {name} with num_train_timesteps={levels} on a flow; it must be 1000")
     for key, (allowed, why) in REQUIRED.items():
         value = config.get(key, allowed[0])
         if value is not None and value not in allowed:
@@ -299,27 +386,86 @@ def _run_of(scheduler: Any, eta: float) -> _Run:
             f"cannot adapt {name} with algorithm_type {config['algorithm_type']!r}: {_DRAWS}; "
             "take DPMSolverMultistepScheduler"
         )
-    return _Run(scheduler, stage, PREDICTION_TYPES[prediction], float(eta), draws)
+    return _Run(scheduler, stage, kinds[prediction], family, float(eta), draws)
 
 
 def _check_untouched(name: str, scheduler: Any) -> None:
     """Raise :class:`BadValue` for timesteps or noise levels that are not those of its configuration.
 
-    They would be replaced without a word: a scheduler is adapted by its configuration and the number of its steps.
+    They would be replaced without a word.
     """
+    _check_levels(name, scheduler)
+    if not _by_rule(scheduler):
+        what = "; leave steps out to take them as they are" if _takes(scheduler) else f": {name} takes none"
+        raise BadValue(
+            f"cannot adapt {name} with timesteps that were set by hand{what}, or call set_timesteps with a number of "
+            f"steps, or make it anew by {name}.from_config"
+        )
+
+
+def _check_levels(name: str, scheduler: Any) -> None:
+    """Raise :class:`BadValue` for noise levels of the network that are not those of the configuration."""
+    own = _made_anew(name, scheduler)
+    here, there = (getattr(each, "alphas_cumprod", None) for each in (scheduler, own))
+    if here is not None and not same_numbers(here, there):
+        raise BadValue(
+            f"cannot adapt {name} with alphas_cumprod that were set by hand: they are not those of its configuration; "
+            f"make it anew by {name}.from_config"
+        )
+
+
+def _made_anew(name: str, scheduler: Any) -> Any:
     with _refused(f"cannot make {name} anew from its configuration", "give a scheduler of diffusers itself"):
-        own = type(scheduler).from_config(scheduler.config)
+        return type(scheduler).from_config(scheduler.config)
+
+
+def _takes(scheduler: Any) -> list[str]:
+    """What one may set by hand in its ``set_timesteps``."""
+    accepts = inspect.signature(scheduler.set_timesteps).parameters
+    return [key for key in ("timesteps", "sigmas", "mu") if key in accepts]
+
+
+def _by_rule(scheduler: Any) -> bool:
+    """Whether its timesteps and sigmas are those that its own rule spaces."""
+    own = _made_anew(type(scheduler).__name__, scheduler)
     with contextlib.suppress(Exception):  # a number of steps that only timesteps by hand can have: they differ below
-        if scheduler.num_inference_steps is not None:
+        if getattr(scheduler, "num_inference_steps", None) is not None:
             own.set_timesteps(scheduler.num_inference_steps)
-    for what in ("timesteps", "sigmas", "alphas_cumprod"):
-        here, there = (getattr(each, what, None) for each in (scheduler, own))
-        if here is None and there is None:
-            continue
-        if here is None or there is None or not same_numbers(here, there):
+    pairs = [[getattr(each, what, None) for each in (scheduler, own)] for what in ("timesteps", "sigmas")]
+    return all(here is there is None or same_numbers(here, there) for here, there in pairs)
+
+
+def _as_set(name: str, scheduler: Any) -> Any:
+    """A copy of a scheduler that begins a run with the timesteps that it has.
+
+    Raises:
+        BadValue: it has none, it has begun a run, or they are not what its class takes.
+    """
+    _check_levels(name, scheduler)
+    if not (by_rule := _by_rule(scheduler)) and not _takes(scheduler):
+        _check_untouched(name, scheduler)
+    if by_rule and getattr(scheduler, "num_inference_steps", None) is None:
+        raise BadValue(f"{name} has no timesteps yet; give the number of steps, or call set_timesteps before")
+    if getattr(scheduler, "step_index", None) is not None:
+        raise BadValue(f"{name} has begun a run; call its set_timesteps again")
+    ready = copy.deepcopy(scheduler)
+    if not by_rule and hasattr(ready, "sigmas"):
+        _check_in_step(name, ready)
+    return ready
+
+
+def _check_in_step(name: str, scheduler: Any) -> None:
+    """Raise :class:`BadValue` if a scheduler would condition the network on other times than its states have."""
+    schedule, family = _schedule_of(name, scheduler), _family(scheduler)
+    # Levels are interpolated in other ways; flows cut their timesteps to whole numbers, or have them as floats.
+    most = 1e-2 if family != _LEVELS and scheduler.timesteps.is_floating_point() else 1.01
+    for n, sigma in zip(scheduler.timesteps.tolist(), scheduler.sigmas.double(), strict=False):
+        own = float(schedule.network_time(_time_of_sigma(family, sigma, schedule)))
+        if abs(n - own) > most or (family == _LEVELS and sigma > 1.001 * schedule.rho(schedule.t_max)):
             raise BadValue(
-                f"cannot adapt {name} with {what} that were set by hand: they are not those of its configuration; "
-                f"call set_timesteps with a number of steps, or make it anew by {name}.from_config"
+                f"cannot adapt {name} with timesteps that are out of step with its sigmas: timestep {n:g} has sigma "
+                f"{float(sigma):.4g}, which is that of timestep {own:g}; set one of the two alone, without a shift of "
+                "timesteps. Conditioning times of one's own are a timing's taus"
             )
 
 
@@ -340,32 +486,68 @@ def _refused(what: str, remedy: str) -> Iterator[None]:
         raise BadValue(f"{what} ({reason}); {remedy}") from error
 
 
-def _schedule_of(name: str, scheduler: Any) -> DiscreteSchedule:
+def _schedule_of(name: str, scheduler: Any) -> Schedule:
+    """The noise levels of a scheduler.
+
+    Raises:
+        BadValue: they are none.
+    """
+    family, config = _family(scheduler), _config_of(scheduler)
+    if family == _FLOW:
+        beyond = scheduler.sigmas[(scheduler.sigmas > 1) | ~scheduler.sigmas.isfinite()].tolist()
+        if beyond:
+            raise BadValue(
+                f"cannot adapt {name}: the sigmas of a flow lie between 0 and 1, and it has {beyond[0]:g}; "
+                "it takes no karras, exponential or beta sigmas on a flow, and no shift_terminal with one step"
+            )
+        return make_schedule("flow")
+    if family == _EDM:
+        return make_schedule("ve", **{key: config[key] for key in ("sigma_min", "sigma_max", "sigma_data")})
     squares = scheduler.alphas_cumprod.detach().double().cpu()
     betas = 1 - squares / torch.cat([torch.ones(1, dtype=torch.float64), squares[:-1]])
+    named = schedule_name(config)
+    if config.get("rescale_betas_zero_snr"):
+        named = "zero-snr" if named == "linear" else f"{named}-zero-snr"
+        betas[-1] = 1  # some schedulers keep 2^-24, so as not to divide by 0
     try:
-        return DiscreteSchedule(betas, schedule_name(_config_of(scheduler)))
+        return DiscreteSchedule(betas, named)
     except BadValue as error:
         raise BadValue(
-            f"cannot adapt {name}: its alphas_cumprod must fall strictly and stay above 0 ({error}); if they were "
-            f"rescaled as by rescale_betas_zero_snr: {_ZERO_SNR}"
+            f"cannot adapt {name}: its alphas_cumprod must fall strictly and stay above 0 ({error})"
         ) from error
 
 
-def _end_of(scheduler: Any, schedule: DiscreteSchedule) -> float:
+def _time_of_sigma(family: str, sigma: Tensor, schedule: Schedule) -> Tensor:
+    """The time of a noise level, as schedulers have it: sigma of a flow, and sigma / alpha of the others."""
+    return sigma if family == _FLOW else schedule.time_of_lam(-sigma.log())
+
+
+def _tau_of(n: float, t: float, schedule: Schedule) -> float:
+    """The time of a timestep n, which is t but for what was cut off."""
+    tau = n / schedule.levels if schedule.name == "flow" else t
+    return t if abs(tau - t) < 1e-6 else tau
+
+
+def _end_of(scheduler: Any, schedule: Schedule) -> float:
     """The time of the state after the last step: 0 for clean data."""
     if hasattr(scheduler, "sigmas"):
-        rho = scheduler.sigmas[-1].double()
-        return 0.0 if rho == 0 else round(float(schedule.time_of_lam(-rho.log())), 7)
+        sigma = scheduler.sigmas[-1].double()
+        return 0.0 if sigma == 0 else round(float(_time_of_sigma(_family(scheduler), sigma, schedule)), 7)
     before = int(scheduler.timesteps[-1]) - schedule.levels // scheduler.num_inference_steps
     if before < 0:
         before = -1 if scheduler.final_alpha_cumprod == 1 else 0
     return float(time_of_index(before, schedule.levels))
 
 
-def _scale(scheduler: Any) -> float:
+def _scale(scheduler: Any, first: int = 0) -> float:
     """alpha at the first timestep for a scheduler that keeps x / alpha, else 1."""
-    return float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), scheduler.timesteps[0]))
+    return float(_to_state(scheduler, torch.ones((), dtype=torch.float64), scheduler.timesteps[first]))
+
+
+def _to_state(scheduler: Any, x: Tensor, n: Tensor) -> Tensor:
+    """The state of the schedule, for what a scheduler keeps."""
+    scaled = scheduler.scale_model_input(x, n) if hasattr(scheduler, "scale_model_input") else x
+    return x if _family(scheduler) == _EDM else scaled
 
 
 def _plain(value: Any) -> Any:
@@ -389,19 +571,23 @@ class _Run:
         scheduler: with its timesteps set, and never stepped.
         stage: tells which evaluation of a step comes next.
         kind: what the scheduler expects of the network.
+        family: of the scheduler.
         eta: DDIM's.
         draws: whether a run draws noise.
         times: the only grid that it can run (None for the dry run).
         wasted: the number of a last evaluation that leads nowhere.
+        first: how many of its timesteps are left out at the beginning.
     """
 
     scheduler: Any
     stage: Callable[[Any], int]
     kind: str
+    family: str
     eta: float
     draws: bool
     times: tuple[float, ...] | None = None
     wasted: int = -1
+    first: int = 0
 
     def __call__(self, x: Tensor, times: Tensor, schedule: Schedule, noise: Noise, **options: Any) -> Solution:
         if self.times is not None:
@@ -415,30 +601,48 @@ class _Run:
         return self._solve(x, schedule, noise)
 
     def _solve(self, x: Tensor, schedule: Schedule, noise: Noise) -> Solution:
-        scheduler = copy.deepcopy(self.scheduler)
+        scheduler = self.begun()
         extra: dict[str, Any] = {"eta": self.eta} if self.eta else {}
-        scale = _scale(scheduler)
+        scale = _scale(scheduler, self.first)
         state = x / scale
-        for number, n in enumerate(scheduler.timesteps):
-            stage = 1 if number == self.wasted else self.stage(scheduler)
-            t = time_of_index(n.double().cpu(), schedule.levels)
-            x = scheduler.scale_model_input(state, n)
-            eps = yield Request(x, t, stage)
+        for number, n in enumerate(scheduler.timesteps[self.first :]):
+            # A run from the middle may begin within a step: what is left of it is one.
+            stage = 1 if number == self.wasted else self.stage(scheduler) if number else 0
+            if self.family == _LEVELS:
+                t = time_of_index(n.double().cpu(), schedule.levels)
+            else:
+                t = _time_of_sigma(self.family, scheduler.sigmas[self.first + number].double(), schedule)
+            x = _to_state(scheduler, state, n)
+            direction = yield Request(x, t, stage)
             if self.draws:
                 extra["variance_noise"] = noise(state)
-            prediction = _prediction(self.kind, eps, x, t, schedule)
+            prediction = from_direction(self.kind, direction, x, t, schedule)
             state = scheduler.step(prediction, n, state, return_dict=False, **extra)[0]
         # A scheduler that keeps x / alpha ends with x where sigma is 0, and elsewhere with x / alpha.
         return state if scale == 1 else state / (1 + float(scheduler.sigmas[-1]) ** 2) ** 0.5
 
+    def begun(self) -> Any:
+        """A copy of the scheduler at the beginning of a run."""
+        scheduler = copy.deepcopy(self.scheduler)
+        if hasattr(scheduler, "set_begin_index"):
+            # diffusers looks the first timestep up, and takes the second of two that are equal.
+            scheduler.set_begin_index(self.first)
+            scheduler._step_index = None
+        return scheduler
 
-def _prediction(kind: str, eps: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
-    """What the scheduler expects for an eps: the inverse of :func:`tt_lib.predictors.to_eps` at the same t."""
-    if kind == "eps":
-        return eps
-    if kind == "x0":
-        return to_x0(eps, x, t, schedule)
-    return (eps - along(schedule.sigma(t), x) * x) / along(schedule.alpha(t), x)
+    def noised(self) -> tuple[float, float]:
+        """What a unit of image and of noise are in the state that a run from the middle begins with."""
+        one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+        parts = []
+        for image, noise in ((one, zero), (zero, one)):
+            scheduler = self.begun()
+            n = scheduler.timesteps[self.first : self.first + 1]
+            if hasattr(scheduler, "scale_noise"):
+                state = scheduler.scale_noise(image, n, noise)
+            else:
+                state = scheduler.add_noise(image, noise, n)
+            parts.append(float(state) * _scale(scheduler, self.first))
+        return parts[0], parts[1]
 
 
 # ---- is a pipeline's scheduler the one that a timing is for?
@@ -472,11 +676,13 @@ def check_scheduler(timing: Timing, scheduler: Any) -> None:
         raise TimingMismatch(f"{sides}; {_REMEDY}")
     try:
         run = _run_of(scheduler, eta)
-        if timing.gains and run.kind != "eps":
-            raise BadValue(f"the gains of the timing multiply eps, and the network predicts {run.kind}")
+        direction = _schedule_of(name, scheduler).direction
+        if timing.gains and run.kind != direction:
+            raise BadValue(f"the gains of the timing multiply {direction}, and the network predicts {run.kind}")
         if own:
-            _check_untouched(name, scheduler)
+            _check_levels(name, scheduler)
             _check_options(name, timing.options, _options_of(scheduler, eta))
+            _check_times(sides, timing, run)
         else:
             _check_steps(sides, timing, run)
     except BadValue as error:
@@ -491,6 +697,33 @@ def _check_options(name: str, own: dict[str, Any], used: dict[str, Any]) -> None
             raise TimingMismatch(
                 f"the timing is for {name} with {key}={one}, and the pipeline's has {key}={other}; {_REMEDY}"
             )
+
+
+def _check_times(sides: str, timing: Timing, run: _Run) -> None:
+    """Raise :class:`TimingMismatch` unless a run has its evaluations at a timing's times and ends where it does.
+
+    A pipeline of image to image leaves out the first ones.
+    """
+    scheduler, name = run.scheduler, type(run.scheduler).__name__
+    first = max(0, len(scheduler.timesteps) - timing.nfe)
+    schedule = _schedule_of(name, scheduler)
+    try:
+        times = [each.t for each in layout(Solver(name, replace(run, first=first)), _UNKNOWN, schedule)]
+    except Exception as error:  # of timesteps that were set by hand
+        raise BadValue(f"its run fails ({' '.join(str(error).split())})") from error
+    begun = getattr(scheduler, "begin_index", None)
+    times.append(end if (end := _end_of(scheduler, schedule)) < times[-1] else times[-1])
+    expected = [*timing.times, timing.grid_times[-1]]
+    if len(times) != len(expected):
+        raise TimingMismatch(f"{sides}, with {len(times) - 1} evaluations, not {timing.nfe}; {_REMEDY}")
+    for number, (here, there) in enumerate(zip(times, expected, strict=True), 1):
+        if abs(here - there) > 1e-6:
+            what = f"evaluation {number}" if number <= timing.nfe else "the end"
+            raise TimingMismatch(f"{sides}, with {what} at t = {here:g}, not {there:g}; {_REMEDY}")
+    if begun not in (None, first):
+        raise TimingMismatch(f"{sides}, which begins at its timestep {begun + 1}, not {first + 1}; {_REMEDY}")
+    if hasattr(scheduler, "sigmas") and not _by_rule(scheduler):
+        _check_in_step(name, scheduler)
 
 
 def _check_steps(sides: str, timing: Timing, run: _Run) -> None:
@@ -513,7 +746,7 @@ def _check_steps(sides: str, timing: Timing, run: _Run) -> None:
         exact = copy.deepcopy(scheduler)
         if isinstance(getattr(exact, "sigmas", None), Tensor):
             exact.sigmas = exact.sigmas.double()
-        theirs = _dependence(Solver("", replace(run, scheduler=exact)), (), schedule, nfe)
+        theirs = _dependence(Solver("", replace(run, scheduler=exact)), (1.0,), schedule, nfe)
         ours = _dependence(solver, timing.grid_times, known, nfe)
         # diffusers keeps its noise levels in float32.
         number = next(iter((~torch.isclose(theirs, ours, rtol=5e-4, atol=2e-5)).nonzero().flatten().tolist()), None)
