@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from tt_lib.timing import load_timing as load_timing
     from tt_lib.tuning import TuneConfig as TuneConfig
     from tt_lib.tuning import tune as tune
+    from tt_lib.tuning.latents import learn_pipeline as learn_pipeline
     from tt_lib.tuning.learn import LearnConfig as LearnConfig
     from tt_lib.tuning.learn import learn as learn
 
@@ -45,6 +46,7 @@ _MODULES = {
     "tune": "tuning",  # those of a sampler, step by step
     "TuneConfig": "tuning",  # how: objective, strategy, optimiser, ...
     "learn": "tuning.learn",  # those of a sampler with its grid and gains, end to end by gradient
+    "learn_pipeline": "tuning.latents",  # the same of a text-to-image pipeline of diffusers, for all prompts
     "LearnConfig": "tuning.learn",  # how: which of them move, noises, iterations, ...
     "Timing": "timing",  # one for each evaluation, with the sampler that they belong to
     "load_timing": "timing",  # from a file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,6 +134,7 @@ def tune(
 
 
 def learn(
+    context: typer.Context,
     model: ModelOption = "cifar10",
     solver: SolverOption = "unipc,final=lower",
     nfe: NfeOption = 6,
@@ -142,10 +143,22 @@ def learn(
     loss: Annotated[
         str, typer.Option(help="features (of the data set's classifier) or pixels: what distances are taken in.")
     ] = "features",
-    noises: Annotated[int, typer.Option(help="Start noises to learn from.")] = 4096,
-    iterations: Annotated[int, typer.Option(help="Steps of Adam.")] = 300,
+    noises: Annotated[int, typer.Option(help="Start noises to learn from; of a pipeline, 256 by default.")] = 4096,
+    iterations: Annotated[int, typer.Option(help="Steps of Adam; for a pipeline, 150 by default.")] = 300,
     seed: Annotated[int, typer.Option(help="Of the noises and their order, 0 to 999.")] = 0,
     dataset: DatasetOption = "cifar10",
+    pipeline: Annotated[
+        str, typer.Option(help="In place of --model: a text-to-image pipeline of diffusers, its folder or on the Hub.")
+    ] = "",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Of a pipeline: a file in UTF-8, a prompt a line. Every fourth is held out.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Of a pipeline: its guidance_scale [default: the pipeline's].")
+    ] = None,
+    size: Annotated[
+        str, typer.Option(help="Of a pipeline: HEIGHTxWIDTH in pixels, or one side [default: the pipeline's].")
+    ] = "",
     out: TimingPlaceOption = None,
     batch: BatchOption = 64,
     compile: CompileOption = False,
@@ -157,8 +170,29 @@ def learn(
     They are moved by gradients, so that samples end where a converged solution of 60 evaluations ends. Killed and
     started again, it goes on where it was. What is no better than the start on other noises is not written.
 
+    With --pipeline, one sampler is learned for all prompts, in latents: the loss is their mean squared distance from
+    those of the pipeline's own scheduler in 60 steps. --batch is then the number of latents that the network sees at a
+    time, 4 by default, which bounds the memory and changes nothing else.
+
     Example: `tt learn --solver unipc,final=lower --nfe 6 --knobs grid,timing`
+
+    Example: `tt learn --pipeline FOLDER --prompts prompts.txt --nfe 6 --out runs/six.json`
     """
+    from tt_lib.errors import BadValue
+
+    sources = {name: getattr(context.get_parameter_source(name), "name", "") for name in context.params}
+    given = {name for name, source in sources.items() if source == "COMMANDLINE"}
+    for name in ("model", "dataset", "loss", "compile") if pipeline else ("prompts", "guidance", "size"):
+        if name in given:
+            raise BadValue(f"--{name} is not for {'a --pipeline' if pipeline else 'a --model'}; leave it out")
+    if pipeline:
+        if prompts is None:
+            raise BadValue("--pipeline needs --prompts, a file in UTF-8 with a prompt a line")
+        choices = {"seed": seed, "iterations": iterations, "noises": noises, "batch": batch}
+        choices = {name: value for name, value in choices.items() if name in given}
+        return _learn_pipeline(
+            pipeline, prompts, solver, nfe, tuple(knobs.split(",")), start, guidance, size, out, device, force, choices
+        )
     from tt_lib.study.cells import LearnRecipe
     from tt_lib.tuning.learn import LearnConfig
 
@@ -181,6 +215,61 @@ def learn(
         device=device,
         force=force,
     )
+
+
+def _learn_pipeline(
+    source: str,
+    prompts: Path,
+    solver: str,
+    nfe: int,
+    knobs: tuple[str, ...],
+    start: str,
+    guidance: float | None,
+    size: str,
+    out: Path | None,
+    device: str,
+    force: bool,
+    choices: dict[str, int],
+) -> None:
+    """``tt learn --pipeline``; ``choices`` are the numbers that were given."""
+    from tt_lib.errors import BadValue
+    from tt_lib.grids import LEARNED
+    from tt_lib.study.cells import Cell, timing_path
+    from tt_lib.tuning.latents import AT_ONCE, DEFAULTS, learn_pipeline, load_pipeline, read_prompts
+
+    at_once = choices.pop("batch", AT_ONCE)
+    config = replace(DEFAULTS, knobs=knobs, **choices)
+    # As of the prompts, a quarter is held out.
+    config = replace(config, validation=max(1, config.noises // 4))
+    cell = Cell(solver, LEARNED if "grid" in config.knobs else start, nfe, config.name)
+    sides = size.split("x") if size else []
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= 100_000 for side in sides):
+        raise BadValue(f"--size is HEIGHTxWIDTH in pixels or one side, as 512x768 or 512, got {size!r}")
+    read_prompts(prompts)
+    path = out or timing_path(Path(source).resolve().name if Path(source).is_dir() else source, cell)
+    refuse_overwrite(path, force)
+    state = path.with_name(f"{path.name}.state")
+    made, weights = load_pipeline(source, pick_device(device))
+    with progress_bar(f"learn {cell.label}") as report:
+        result = learn_pipeline(
+            made,
+            prompts,
+            nfe,
+            solver=cell.solver,
+            start=start,
+            config=config,
+            guidance=guidance,
+            size=(int(sides[0]), int(sides[-1])) if sides else None,
+            at_once=at_once,
+            weights=weights,
+            state=state,
+            progress=report,
+        )
+    result.timing.save(path)
+    state.unlink(missing_ok=True)
+    tuning, ratios = result.timing.tuning, " ".join(f"{ratio:.3f}" for ratio in result.timing.ratios)
+    say(f"{path}\ntau / t, from noise to data: {ratios}")
+    say(f"loss on held-out prompts: {tuning['validation_learned']:.4g}, before {tuning['validation_start']:.4g}")
 
 
 def _sampler(
