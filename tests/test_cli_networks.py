@@ -133,9 +133,28 @@ def test_images_of_ones_own(pictures, monkeypatch):
     tune = ("tune", "--model", "runs/first", "--nfe", 2, "--timing", "consistency-parallel,images=2")
     succeeds(*tune, "--dataset", "pictures", "--out", "runs/mine.json")
     assert "is none of cifar10, digits" in fails(*tune, "--dataset", "my-digits", "--out", "runs/never.json")
-    assert "holds the arrays images; accepted: " in fails("stats", *features, "--data", "pictures"), "CIFAR-10 has labels"
+    assert "holds the arrays images; accepted: " in fails("stats", *features, "--data", "pictures"), (
+        "CIFAR-10 has labels"
+    )
     learn = ("learn", "--model", "runs/first", "--nfe", 2, "--dataset", "pictures", "--out", "runs/never.json")
     assert "pictures has none; choose loss=pixels" in fails(*learn)
+
+
+def test_a_network_for_images_of_ones_own(pictures):
+    """Trained on them, with their digest among the settings of the run, and measured against them."""
+    words = ("train", "--dataset", "pictures", "--batch", 4, "--width", 32, "--attention", 4, "--out", "runs/own")
+    succeeds(*words, "--images", 8, "--stop-after", 1)
+    os.utime("pictures/train.npz", ns=(1, 1))
+    assert "1/2" not in succeeds(*words, "--images", 8), "it went on: the images are the same"
+    card = read_json(Path("runs/own") / CARD)
+    assert card["dataset"] == card["training"]["dataset"] == f"pictures@{pictures[:16]}"
+    measure = ("--features", "digits-resnet", "--dataset", "pictures", "--results", "runs/trained.csv")
+    succeeds("evaluate", "--model", "runs/own", "--nfe", 1, "--n", 20, *measure)
+    assert read_rows("runs/trained.csv", FD_COLUMNS).dataset.item() == card["dataset"]
+    assert "choose one of: cifar10, digits" in fails("demo", "--model", "runs/own", "--n", 20)
+    assert "attention must be at some of the sides [8, 4, 2, 1], got [16]" in fails(*words[:-4], "--out", "runs/never")
+    np.savez("odd.npz", images=np.full((4, 12, 12, 1), 9, np.uint8))
+    assert "a side that 8 divides, got [1, 12, 12]" in fails("train", "--dataset", "odd.npz", "--out", "runs/never")
 
 
 def test_images_of_ones_own_with_a_bank(pictures):

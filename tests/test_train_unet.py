@@ -27,7 +27,9 @@ CONFIG = TrainConfig("digits", width=32, images=16 * 12, batch=16, lr=3e-3, flip
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tiny_unet(dataset: str = "digits", width: int = 32, dropout: float = 0.0, attention: tuple = ()) -> UNet2DModel:
+def tiny_unet(
+    dataset: str = "digits", width: int = 32, dropout: float = 0.0, attention: tuple = (), *shape
+) -> UNet2DModel:
     """A network of 10,000 weights: a step takes 10 ms."""
     return UNet2DModel(
         sample_size=8,

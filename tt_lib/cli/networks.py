@@ -45,14 +45,14 @@ def setting(text: str, name: str, defaults: Mapping[str, Config] = DEFAULTS) -> 
 
 
 def settings(defaults: Mapping[str, AnyConfig], dataset: str, **given: Any) -> AnyConfig:
-    """A data set's defaults, with the options that were given."""
-    choose("data set to train on", dataset, defaults)
-    return replace(defaults[dataset], **{name: value for name, value in given.items() if value is not None})
+    """A data set's defaults, with the options that were given; of a user's own images those of CIFAR-10."""
+    usual = defaults.get(dataset) or replace(defaults["cifar10"], dataset=dataset)
+    return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Model folder to write; its name becomes the model's name.")],
-    dataset: TrainedOnOption = "cifar10",
+    dataset: DatasetOption = "cifar10",
     data: DataOption = None,
     images: Annotated[int | None, setting("Images to see in all", "images")] = None,
     width: Annotated[int | None, setting("Channels of the UNet's first level", "width")] = None,
@@ -82,7 +82,8 @@ def train(
 ) -> None:
     """Train an eps-prediction network on the linear-beta schedule.
 
-    Killed and started again with the same options, it goes on from its last checkpoint and sees the
+    Images of your own have a side that 8 divides, and the defaults of cifar10: give --attention for other sides. Killed
+    and started again with the same options, it goes on from its last checkpoint and sees the
     same data as an uninterrupted run. On several GPUs, start it with
     `torchrun --nproc_per_node 2 -m tt_lib train --out ...` (or `accelerate launch`).
 
@@ -145,6 +146,7 @@ def features(
     from tt_lib.rows import TRAINING_COLUMNS
 
     log = results_file(results, "training.csv", TRAINING_COLUMNS)
+    choose("data set to train on", dataset, FEATURE_DEFAULTS)
     config = settings(FEATURE_DEFAULTS, dataset, epochs=epochs, batch=batch, seed=seed)
     with progress_bar(f"features {out.name}") as report:
         train_features(config, out, data=data, device=pick_device(device), force=force, results=log, progress=report)

@@ -13,7 +13,7 @@ class Config:
     """What the settings of every run have; a checkpoint resumes only under the same values.
 
     Attributes:
-        dataset: ``cifar10`` or ``digits``.
+        dataset: ``cifar10``, ``digits``, or for a diffusion network a user's own.
         batch: images a step, shared evenly by the processes.
         lr: peak learning rate.
         warmup: fraction of the run in which the learning rate rises in a straight line.

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from tt_lib.datasets import load_dataset, to_float
+from tt_lib.datasets.images import by_hash
 from tt_lib.errors import BadValue
 from tt_lib.networks.config import TrainConfig
 from tt_lib.networks.loop import Training, compile_loss, leave_in_order, refuse_finished, run_name, run_training
 from tt_lib.networks.unet import WEIGHTS, load_model, make_unet, save_model
 from tt_lib.noise import check_seeds, derive_seed
-from tt_lib.rows import provenance
+from tt_lib.rows import provenance, short_hash
 from tt_lib.schedules import make_schedule
 
 
@@ -179,9 +180,14 @@ def train(
         raise BadValue(f"batch {config.batch} cannot be shared by {world} processes; choose a multiple of {world}")
     if world > 1:
         atexit.register(leave_in_order, accelerator.state)
-    pixels = load_dataset(config.dataset, "train", data).pixels[:].to(device)
+    images = load_dataset(config.dataset, "train", data)
+    pixels = images.pixels[:]
+    if not images.digest:  # a user's own: their digest is part of the settings, under which alone a run is resumed
+        digest = by_hash(pixels, images.labels)[1]
+        config = replace(config, dataset=f"{images.name.rpartition('-')[0]}@{short_hash(digest)}")
+    pixels = pixels.to(device)
     torch.manual_seed(config.seed)
-    network = make_unet(config.dataset, config.width, config.dropout, config.attention)
+    network = make_unet(config.dataset, config.width, config.dropout, config.attention, pixels.shape[1:])
     if start:
         config = replace(config, start=load_start(network, start))
     network = network.to(device, memory_format=torch.channels_last)

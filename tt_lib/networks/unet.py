@@ -107,27 +107,39 @@ def weights_hash(network: nn.Module, kind: str = "eps") -> str:
     return digest.hexdigest()
 
 
-def make_unet(dataset: str = "cifar10", width: int = 64, dropout: float = 0.0, attention: Sequence[int] = ()) -> Any:
+def make_unet(
+    dataset: str = "cifar10",
+    width: int = 64,
+    dropout: float = 0.0,
+    attention: Sequence[int] = (),
+    shape: Sequence[int] = (),
+) -> Any:
     """A fresh ``UNet2DModel`` with the shape of ``google/ddpm-cifar10-32`` at another base width.
 
     Args:
-        dataset: ``cifar10`` (3x32x32, four levels, attention at 16x16) or ``digits`` (1x8x8, two levels).
+        dataset: ``cifar10`` (3x32x32, four levels) or ``digits`` (1x8x8, two levels), or a user's own (four levels).
         width: channels of the first level; 128 is the network of Ho et al. (2020), 35.7 M parameters.
         dropout: probability in the residual blocks, while training.
-        attention: sides, in pixels, of the levels with attention; by default 16 of 32, and 4 of 8.
+        attention: sides, in pixels, of the levels with attention; by default half the image's side.
+        shape: (C, H, W) of the images of a user's own, square.
 
     The digits network is small on purpose: one layer a block, and group norms of 8 groups, so that 16 channels do. On
     two CPU cores it learns from twice as many images a minute as one with 32.
 
     Raises:
-        BadValue: an unknown data set; a width that is no positive multiple of 32 (of 16 for digits), as the group norms
-            need; attention at a side that no level has, or of fewer than 32 channels.
+        BadValue: an unknown data set without a shape; a side that 8 does not divide; a width that is no positive
+            multiple of 32 (of 16 for digits), as the group norms need; attention at a side that no level has, or of
+            fewer than 32 channels.
     """
     from diffusers import UNet2DModel
 
-    choose("data set", dataset, ("cifar10", "digits"))
+    if not shape:
+        choose("data set", dataset, ("cifar10", "digits"))
     small = dataset == "digits"
-    unit, side, levels, channels = (16, 8, 2, 1) if small else (32, 32, 4, 3)
+    channels, height, side = (1, 8, 8) if small else tuple(shape or (3, 32, 32))
+    unit, levels = (16, 2) if small else (32, 4)
+    if side % 8 or height != side:
+        raise BadValue(f"a network is made for square images of a side that 8 divides, got {list(shape)}; cut them")
     if width < unit or width % unit:
         raise BadValue(f"width must be a positive multiple of {unit}, got {width}")
     sides = [side >> level for level in range(levels)]
