@@ -34,7 +34,7 @@ from typing import Any
 import pandas as pd
 
 from tt_lib.baselines import read_constant
-from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch, check_type, check_types, choose
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch, check_type, check_types
 from tt_lib.files import check_writable, data_folder
 from tt_lib.grids import read_grid
 from tt_lib.metrics.evaluate import check_n, fd_rows, forget_sets, measure_all, sample_sets
