@@ -142,7 +142,7 @@ def test_a_block_of_tuned_times_accepts_the_scheduler(solver, kind, unet):
         assert calls.complete_runs == 1
     assert not unet._forward_hooks and not unet._forward_pre_hooks
     other = make(unet, "unipc,order=2" if solver == "dpmpp-2m" else "dpmpp-2m", learned_grid())[1]
-    with pytest.raises(TimingMismatch, match="with other steps"), tuned_times(pipeline, other):
+    with pytest.raises(TimingMismatch, match="has other steps"), tuned_times(pipeline, other):
         run(pipeline, 5)
     if kind == "DDIMPipeline":
         with pytest.raises(TimingMismatch, match=r"eta=0\.5"):
@@ -170,7 +170,7 @@ def test_other_predictions_have_no_gains(kind, prediction, unet):
     images = run(pipeline_of(TunedUNet(unet, timing), learned), 5)
     assert same(images, as_images(sampler(range(2), start=noise()).x))
     timing = dataclasses.replace(timing, gains=(1.1,) * 5)
-    with pytest.raises(TimingMismatch, match=f"multiply eps, and the network predicts '{prediction}'"):
+    with pytest.raises(TimingMismatch, match=f"multiply eps, and the network predicts {kind}"):
         to_diffusers(timing, diffusers.DDIMScheduler(prediction_type=prediction))
     pipeline = pipeline_of(unet, learned)
     message = f"multiply eps, and the network predicts {kind}"
@@ -203,17 +203,14 @@ def test_times_and_levels_are_floats(unet):
     given = diffusers.DDPMScheduler(clip_sample=False)
     learned = to_diffusers(timing, given)
     learned.set_timesteps(5, device="cpu")
-    assert learned.timesteps.dtype == learned.sigmas.dtype == torch.float32 and learned.sigmas.device.type == "cpu"
+    assert learned.timesteps.dtype == torch.float32
     assert torch.allclose(learned.timesteps.double(), torch.tensor(TIMES[5]).double() * 1000 - 1, atol=1e-4)
-    rho = LINEAR.rho(torch.tensor((*TIMES[5], 0.0), dtype=torch.float64))
-    assert torch.allclose(learned.sigmas.double(), rho, rtol=1e-6) and learned.sigmas[-1] == 0
-    assert learned.init_noise_sigma == 1 and learned.scale_model_input(rho, 5) is rho
+    assert learned.init_noise_sigma == 1 and learned.scale_model_input(given, 5) is given
     assert given.num_inference_steps is None and given is not learned
-    for number, n in enumerate(learned.timesteps):
-        assert learned.index_for_timestep(n) == learned.index_for_timestep(float(n)) == number
-    assert learned.index_for_timestep(learned.timesteps[0].bfloat16()) == 0
-    with pytest.raises(TimingMismatch, match=r"begins at timestep 999; they begin at 810, 556\.3"):
+    with pytest.raises(TimingMismatch, match=r"step 1 .* at timestep 999, and begins at 810"):
         learned.step(noise(), 999, noise())
+    learned.step(noise(), learned.timesteps[0].bfloat16(), noise())
+    learned.set_timesteps(5)
     copied = copy.deepcopy(learned)
     copied.set_timesteps(5)
     assert torch.equal(copied.timesteps, learned.timesteps)
@@ -226,13 +223,26 @@ def test_timesteps_that_are_left_out_or_taken_again(unet):
     orders += [([0, 1, 2, 3, 4, 0], "step 6 .* at timestep 810, and begins at none, as the run is over")]
     for order, message in orders:
         learned.set_timesteps(5)
+        state = noise()
         with pytest.raises(TimingMismatch, match=message):
             for number in order:
-                learned.step(noise(), learned.timesteps[number], noise())
+                state = learned.step(noise(), learned.timesteps[number], state).prev_sample
+
+
+def test_a_pipeline_that_changes_states_or_begins_with_an_image(unet):
+    learned = to_diffusers(make(unet, "unipc", learned_grid())[1], diffusers.DDPMScheduler())
+    learned.set_timesteps(5)
+    state = learned.step(noise(), learned.timesteps[0], noise()).prev_sample
+    with pytest.raises(TimingMismatch, match="changed the state before step 2"):
+        learned.step(noise(), learned.timesteps[1], state + 1)
+    learned.set_begin_index(0)
+    for begin in (lambda: learned.set_begin_index(2), lambda: learned.add_noise(state, noise(), learned.timesteps[:1])):
+        with pytest.raises(TimingMismatch, match=r"whole runs, which begin with noise.*from_scheduler\(\.\.\., first="):
+            begin()
 
 
 def test_options_that_were_changed(unet):
-    changes = {"solver_order": 1, "thresholding": True, "prediction_type": "v_prediction", "use_karras_sigmas": True}
+    changes = {"beta_end": 0.01, "thresholding": True, "prediction_type": "v_prediction", "use_karras_sigmas": True}
     timing = make(unet, "unipc", learned_grid())[1]
     for key, value in changes.items():
         learned = to_diffusers(timing, diffusers.DDPMScheduler())
@@ -266,22 +276,28 @@ def test_a_network_with_gains_is_saved_with_them(unet, tmp_path):
     assert TunedUNet.from_pretrained(tmp_path / "tuned").timing == timing
 
 
-@pytest.mark.parametrize(
-    "solver", ["heun", "deis-tab", "dpmpp-3m", "dpmpp-2s", "ipndm", "dpm-solver-2", "ddpm", "sde-dpmpp-2m"]
-)
-def test_other_solvers_are_refused_by_name(solver, unet):
-    own, steps = make_solver(solver).for_nfe(5)
-    sampler = Sampler(lambda x, t, tau: x, LINEAR, own, make_grid("logsnr", steps, LINEAR), SHAPE)
-    timing = sampler.make_timing("mine", [each.t for each in sampler.evaluations])
-    with pytest.raises(BadValue, match=rf"makes the steps of {solver}.* at any times; this works for ddim"):
-        to_diffusers(timing, diffusers.DDIMScheduler())
+MORE = ["heun", "deis-tab", "dpmpp-3m", "dpmpp-2s", "ipndm", "ipndm-v", "dpm-solver-2", "plms", "pndm"]
+
+
+@pytest.mark.parametrize("solver", MORE)
+def test_every_solver_that_draws_no_noise_runs_in_a_pipeline(solver, unet):
+    nfe = {"pndm": 15}.get(solver, 5)
+    own, steps = make_solver(solver).for_nfe(nfe)
+    sampler = Sampler(EpsPredictor(unet, LINEAR), LINEAR, own, make_grid("logsnr", steps, LINEAR), SHAPE)
+    taus = [min(1.0, each.t * (0.9 + 0.02 * k)) for k, each in enumerate(sampler.evaluations)]
+    timing = sampler.make_timing("mine", taus)
+    expected = dataclasses.replace(sampler, timing=timing)(range(2), start=noise()).x
+    pipeline = pipeline_of(unet, to_diffusers(timing, diffusers.DDIMScheduler()))
+    with tuned_times(pipeline, timing):
+        assert same(run(pipeline, nfe), as_images(expected))
 
 
 def test_noise_gamma_and_diffusers_own_are_refused(unet):
     timing = make(unet, "ddim", learned_grid())[1]
     cases = [
-        ({"options": {"eta": 0.5}}, "the steps of ddim with eta=0.5 at any times"),
-        ({"solver": "analytic-ddim"}, "the steps of analytic-ddim at any times"),
+        ({"options": {"eta": 0.5}}, "ddim with eta=0.5 draws noise"),
+        ({"solver": "ddpm"}, "ddpm draws noise"),
+        ({"solver": "analytic-ddim"}, "analytic-ddim draws noise or needs its measured gamma"),
         ({"solver": "UniPCMultistepScheduler"}, "diffusers' own UniPCMultistepScheduler"),
     ]
     for changed, message in cases:
@@ -296,10 +312,11 @@ def test_schedulers_of_another_network_are_refused(unet):
     cases = [
         (diffusers.DDIMScheduler(beta_schedule="scaled_linear"), "'linear', and DDIMScheduler has 'scaled_linear"),
         (diffusers.DDIMScheduler(num_train_timesteps=100), "'linear', and DDIMScheduler has 'linear-0.0001-0.02-100'"),
-        (diffusers.DDPMScheduler(beta_schedule="sigmoid"), "betas 'sigmoid'"),
-        (diffusers.DDIMScheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr=True"),
+        (diffusers.DDPMScheduler(beta_schedule="sigmoid"), "'linear', and DDPMScheduler has 'sigmoid"),
+        (diffusers.DDIMScheduler(rescale_betas_zero_snr=True), "'linear', and DDIMScheduler has 'zero-snr'"),
+        (diffusers.EDMEulerScheduler(), "'linear', and EDMEulerScheduler has 've'"),
         (diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"), "prediction_type 'flow_prediction'"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler: it samples a flow"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), "'linear', and FlowMatchEulerDiscreteScheduler has 'flow'"),
         (by_hand, "not those of its configuration"),
         (None, "NoneType"),
     ]
@@ -320,7 +337,7 @@ def test_no_configuration_holds_the_times(unet, tmp_path):
     assert not (tmp_path / "scheduler").exists()
     with pytest.raises(BadValue, match="cannot be made from a configuration"):
         type(learned).from_config(learned.config)
-    with pytest.raises(BadValue, match="cannot make LearnedUniPC anew from its configuration"):
+    with pytest.raises(BadValue, match="cannot adapt LearnedScheduler"):
         from_scheduler(learned, 5)
 
 
@@ -331,5 +348,6 @@ def test_the_examples_of_the_guide_run(monkeypatch):
     monkeypatch.chdir(PACKAGE_ROOT)
     names: dict = {}
     for example in examples:
-        exec(example.replace("batch_size=4", "batch_size=1"), names)
+        if "path/to/" not in example:  # what the reader has
+            exec(example.replace("batch_size=4", "batch_size=1"), names)
     assert len(names["images"]) == 1

@@ -1,9 +1,9 @@
-"""A learned sampler in diffusers: a scheduler whose ``set_timesteps`` installs the times of a timing.
+"""A learned sampler in diffusers: a scheduler whose steps and times are those of this library.
 
 Pipelines call ``set_timesteps(num_inference_steps)`` themselves. ``DDIMScheduler`` steps to ``n - N // steps`` whatever
-the next timestep is, and the schedulers that take timesteps of one's own round them to whole levels. So
-:func:`to_diffusers` makes an object of a class derived from diffusers': the steps are diffusers' own, and the times and
-noise levels are this library's, as floats.
+the next timestep is, and the schedulers that take timesteps of one's own round them to whole levels, or shift them. So
+:func:`to_diffusers` makes a scheduler that runs a solver of this library, request by request: each ``step`` sends it
+the network's answer, and what it asks for next is the next state. Its times are floats.
 """
 
 from __future__ import annotations
@@ -11,54 +11,78 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from tt_lib.engine import Request, Solution
 from tt_lib.errors import BadValue, TimingMismatch
+from tt_lib.grids import Grid
 from tt_lib.interop.pipeline import same_timestep
-from tt_lib.interop.scheduler import same_numbers
-from tt_lib.networks.unet import DIFFUSION, check_diffusion, schedule_name
-from tt_lib.predictors import PREDICTION_TYPES
-from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, index_of_time, make_schedule
-from tt_lib.solvers.ddim import ddim
-from tt_lib.solvers.dpmpp import dpmpp_2m
-from tt_lib.solvers.registry import SOLVERS, make_solver
-from tt_lib.solvers.unipc import unipc
+from tt_lib.interop.scheduler import network_of, same_numbers
+from tt_lib.predictors import to_direction
+from tt_lib.schedules import SCHEDULES, VE, VP, Schedule, along, float64, make_schedule
+from tt_lib.solvers.layout import layout
+from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.timing import Timing
 
-BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-"""The options that say what noise levels a network was trained on."""
+_NO_CONFIG = (
+    "a scheduler with learned times cannot be {}, as no configuration holds them; save the timing (Timing.save) and "
+    "make the scheduler of it (to_diffusers)"
+)
 
 
-class _Learned:
-    """What the derived classes share: the times of a timing, and arguments of ``step`` that any pipeline gives.
+class LearnedScheduler(SchedulerMixin, ConfigMixin):
+    """A solver of this library at the times of a timing, in the form of a scheduler of diffusers.
 
     Args:
-        timing, schedule: of the times, and of their noise levels.
-        config: of the class in diffusers.
+        timing: whose times it has.
+        solver, schedule: what it runs, on which noise levels.
+        kind: what the network predicts, see :mod:`tt_lib.predictors`.
+        config: the options of the network's own scheduler; pipelines read some of them.
     """
 
-    def __init__(self, timing: Timing, schedule: Schedule, **config: Any) -> None:
-        parent: Any = super()
-        parent.__init__(**config)
-        self.timing = timing
-        self._own_config = dict(parent.config)
-        times = torch.tensor(timing.grid_times, dtype=torch.float64)
-        self._learned_timesteps = index_of_time(times[:-1], schedule.levels).float()
-        self._learned_sigmas = schedule.rho(times).float()
+    order = 1
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None) -> None:
-        """Begin a run over the times of the timing, float32; the noise levels stay on the CPU, as in diffusers.
+    def __init__(self, timing: Timing, solver: Solver, schedule: Schedule, kind: str, config: dict[str, Any]) -> None:
+        self.register_to_config(**config)
+        self.timing, self.solver, self.schedule, self.kind = timing, solver, schedule, kind
+        self._own_config = dict(self.config)
+        self._grid = Grid(timing.grid, timing.grid_times)
+        evaluations = layout(solver, self._grid.tensor(), schedule)
+        self._timesteps = schedule.network_time(float64([each.t for each in evaluations])).float()
+        self.timesteps = self._timesteps
+        self.init_noise_sigma = float(schedule.scale(timing.grid_times[0]))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._solution: Solution | None = None
+        self._request: Request | None = None
+        self._state: Tensor | None = None
+        self._made = 0
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Begin a run over the times of the timing, float32.
+
+        Args:
+            num_inference_steps: the number of evaluations of the timing.
+            device: of the timesteps.
+            mu: the shift that pipelines of flows work out of an image's size. The learned times have a shift of their
+                own, so it has no effect.
 
         Raises:
-            TimingMismatch: the timing has another number of steps, or an option was changed.
+            TimingMismatch: the timing has another number of evaluations, or an option was changed.
         """
-        parent: Any = super()
-        for key, value in self._own_config.items():
-            if parent.config.get(key) != value:
+        for key, value in self.config.items():
+            if key not in self._own_config or self._own_config[key] != value:
                 raise TimingMismatch(
-                    f"the learned sampler has {key}={value!r}, and it was changed to {parent.config.get(key)!r}; make "
-                    "the scheduler anew (to_diffusers)"
+                    f"the learned sampler has {key}={self._own_config.get(key)!r}, and it was changed to {value!r}; "
+                    "make the scheduler anew (to_diffusers)"
                 )
         timing = self.timing
         if num_inference_steps != timing.nfe:
@@ -66,26 +90,29 @@ class _Learned:
                 f"the scheduler has the {timing.nfe} steps of {timing.name} of {timing.solver}, and was asked for "
                 f"num_inference_steps={num_inference_steps}; ask for {timing.nfe}, or learn another timing"
             )
-        parent.set_timesteps(timing.nfe, device=device)
-        self.timesteps = self._learned_timesteps.to(device)
-        self.sigmas = self._learned_sigmas.clone()
+        self._forget()
+        self.timesteps = self._timesteps.to(device)
 
-    def index_for_timestep(self, timestep: Tensor | float, schedule_timesteps: Tensor | None = None) -> int:
-        """The number of the step that begins at ``timestep``, which half precision may have rounded.
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Refuse a run from the middle, as pipelines of image to image ask for it."""
+        if begin_index:
+            self.add_noise()
 
-        diffusers compares floats for equality, and takes the last step where none is equal.
+    def add_noise(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: a learned sampler begins with noise."""
+        raise TimingMismatch(
+            "the learned sampler was learned for whole runs, which begin with noise and not with an image; tune the "
+            "pipeline's own scheduler: from_scheduler(..., first=...)"
+        )
 
-        Raises:
-            TimingMismatch: none begins there.
-        """
-        timestep = torch.as_tensor(timestep)
-        number = int((self._learned_timesteps.double() - timestep.double().cpu()).abs().argmin())
-        if not same_timestep(timestep, float(self._learned_timesteps[number])):
-            raise TimingMismatch(
-                f"no step of the learned sampler begins at timestep {float(timestep):g}; they begin at "
-                f"{', '.join(f'{n:g}' for n in self._learned_timesteps.tolist())}"
-            )
-        return number
+    scale_noise = add_noise
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """What the network is given of a state: itself, or EDM's ``c_in`` times it."""
+        if not (self.kind == "edm" and isinstance(self.schedule, VE)):
+            return sample
+        sigma = self.schedule.sigma(float64(self._grid.times[0]) if self._request is None else self._request.t)
+        return along((sigma**2 + self.schedule.sigma_data**2).rsqrt(), sample) * sample
 
     def step(
         self,
@@ -97,29 +124,52 @@ class _Learned:
         use_clipped_model_output: bool | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """One step. No noise is drawn, so ``generator``, which pipelines give to any scheduler, has no effect.
+        """One evaluation. No noise is drawn, so ``generator``, which pipelines give to any scheduler, has no effect.
+
+        Args:
+            model_output: [B, ...], what the network predicts; a variance beside it is dropped.
+            timestep: the next one of :attr:`timesteps`, which half precision may have rounded.
+            sample: [B, ...], the state that the step before returned.
 
         Raises:
             TimingMismatch: for ``eta`` or ``use_clipped_model_output``, which the learned sampler does not have; for a
-                timestep that is not the next one, at which diffusers does not look.
+                timestep that is not the next one; for a state that the pipeline has changed.
         """
-        parent: Any = super()
-        if parent.step_index is not None:
-            expected = self._learned_timesteps[parent.step_index :][:1].tolist()
-            if not (expected and same_timestep(torch.as_tensor(timestep), expected[0])):
-                raise TimingMismatch(
-                    f"step {parent.step_index + 1} of the learned sampler was called at timestep {float(timestep):g}, "
-                    f"and begins at {', '.join(f'{n:g}' for n in expected) or 'none, as the run is over'}; take the "
-                    "scheduler's timesteps in their order, and call set_timesteps before each run"
-                )
+        expected = self._timesteps[self._made :][:1].tolist()
+        if not (expected and same_timestep(torch.as_tensor(timestep), expected[0])):
+            raise TimingMismatch(
+                f"step {self._made + 1} of the learned sampler was called at timestep {float(timestep):g}, "
+                f"and begins at {', '.join(f'{n:g}' for n in expected) or 'none, as the run is over'}; take the "
+                "scheduler's timesteps in their order, and call set_timesteps before each run"
+            )
         if eta or use_clipped_model_output:
             raise TimingMismatch(
                 f"the learned sampler neither draws noise nor clips, and was called with eta={eta:g} and "
                 f"use_clipped_model_output={use_clipped_model_output}; call the pipeline without them"
             )
+        if self._solution is None:
+            self._solution = self.solver(sample.float(), self._grid, self.schedule)
+            self._request = next(self._solution)
+        elif self._state is None or not torch.equal(sample, self._state):
+            raise TimingMismatch(
+                f"the pipeline changed the state before step {self._made + 1}, as for inpainting, and the learned "
+                "sampler goes on from its own; use it in a pipeline that leaves states alone"
+            )
+        assert self._request is not None
         if model_output.shape[1] == 2 * sample.shape[1]:
-            model_output = model_output[:, : sample.shape[1]]  # the other half is a variance
-        return parent.step(model_output, timestep, sample, return_dict=return_dict)
+            model_output = model_output[:, : sample.shape[1]]
+        x, t, _ = self._request
+        self._made += 1
+        try:
+            self._request = self._solution.send(to_direction(self.kind, model_output.float(), x, t, self.schedule))
+            state = self._request.x
+        except StopIteration as end:
+            state = end.value
+        self._state = state.to(sample.dtype)
+        return SchedulerOutput(prev_sample=self._state) if return_dict else (self._state,)
+
+    def __len__(self) -> int:
+        return self.schedule.levels
 
     def save_config(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: no configuration of diffusers holds times, and another scheduler would be loaded."""
@@ -131,31 +181,7 @@ class _Learned:
         raise BadValue(_NO_CONFIG.format("made from a configuration"))
 
 
-_NO_CONFIG = (
-    "a scheduler with learned times cannot be {}, as no configuration holds them; save the timing (Timing.save) and "
-    "make the scheduler of it (to_diffusers)"
-)
-
-
-class LearnedDPMSolver(_Learned, DPMSolverMultistepScheduler):
-    """DPM-Solver++(2M), or DDIM, which is its first order, at the times of a timing."""
-
-
-class LearnedUniPC(_Learned, UniPCMultistepScheduler):
-    """UniPC at the times of a timing."""
-
-    step_index: int
-    model_outputs: list[Tensor]
-
-    def multistep_uni_p_bh_update(self, model_output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """UniP. A step into clean data returns the data prediction; diffusers' formula is 0 times infinity there."""
-        if self.sigmas[self.step_index + 1] == 0:
-            return self.model_outputs[-1]
-        parent: Any = super()
-        return parent.multistep_uni_p_bh_update(model_output, *args, **kwargs)
-
-
-def to_diffusers(timing: Timing, scheduler: Any) -> LearnedDPMSolver | LearnedUniPC:
+def to_diffusers(timing: Timing, scheduler: Any) -> LearnedScheduler:
     """A scheduler of diffusers with the times of a timing, for use with the network that is conditioned on its taus.
 
     Example::
@@ -172,76 +198,58 @@ def to_diffusers(timing: Timing, scheduler: Any) -> LearnedDPMSolver | LearnedUn
     The scheduler cannot be saved, and no other can be made of its configuration: save the timing.
 
     Args:
-        timing: of ``ddim`` (eta 0), ``dpmpp-2m`` or ``unipc`` with any of their options, on a learned grid or another.
-        scheduler: any that was made for the network. Its betas and its prediction type count, and nothing else.
+        timing: of a solver of this library that draws no noise, on a learned grid or another.
+        scheduler: any that was made for the network. What the network predicts at which noise levels counts, and
+            nothing else.
 
     Raises:
-        BadValue: a solver whose steps no scheduler of diffusers makes at any times, or a scheduler that does not say
-            what the network predicts at which noise levels.
-        TimingMismatch: the timing is for another schedule, or has gains and the network does not predict eps.
+        BadValue: a solver that draws noise or needs measured numbers, or one of diffusers' own, or a scheduler that
+            does not say what the network predicts at which noise levels.
+        TimingMismatch: the timing is for another schedule, or has gains and the network does not predict the direction.
     """
-    schedule, betas = _schedule_of(timing, scheduler)
-    prediction = scheduler.config["prediction_type"]
-    if timing.gains and PREDICTION_TYPES[prediction] != "eps":
+    own, kind, config = (
+        (scheduler.schedule, scheduler.kind, dict(scheduler.config))
+        if isinstance(scheduler, LearnedScheduler)
+        else network_of(scheduler)
+    )
+    schedule = _schedule_of(timing, own, type(scheduler).__name__)
+    if timing.gains and kind != schedule.direction:
         raise TimingMismatch(
-            f"the gains of the timing multiply eps, and the network predicts {prediction!r}, whose multiple is another "
-            "one; learn a timing without gain"
+            f"the gains of the timing multiply {schedule.direction}, and the network predicts {kind}, whose multiple "
+            "is another one; learn a timing without gain"
         )
-    kind, options = _kind_of(timing)
-    final = "zero" if timing.grid_times[-1] == 0 else "sigma_min"
-    return kind(timing, schedule, **betas, prediction_type=prediction, final_sigmas_type=final, **options)
-
-
-def _kind_of(timing: Timing) -> tuple[type[LearnedDPMSolver | LearnedUniPC], dict[str, Any]]:
-    """The class whose steps are those of a timing's solver, and its options, which lower no order by themselves."""
     if timing.solver not in SOLVERS:
         raise BadValue(
             f"the timing is for diffusers' own {timing.solver} and its own times; sample with that scheduler"
         )
     solver = make_solver(timing.solver, **timing.options)
-    if not solver.stochastic:
-        options = solver.defaults | solver.options
-        lower = options.get("final") == "lower"
-        if solver.function is unipc:
-            own = {"solver_order": options["order"], "solver_type": options["variant"], "lower_order_final": lower}
-            return LearnedUniPC, own
-        if solver.function in (ddim, dpmpp_2m):
-            order = 1 if solver.function is ddim else 2
-            # Their lower_order_final looks at the number of steps; with two orders the other option is the same.
-            return LearnedDPMSolver, {"solver_order": order, "lower_order_final": False, "euler_at_final": lower}
-    named = solver.spelling + (f" with eta={solver.eta:g}" if solver.eta else "")
-    raise BadValue(
-        f"no scheduler of diffusers makes the steps of {named} at any times; this works for ddim (eta 0), dpmpp-2m and "
-        "unipc"
-    )
-
-
-def _schedule_of(timing: Timing, scheduler: Any) -> tuple[Schedule, dict[str, Any]]:
-    """The schedule of a timing, and the options that give diffusers the same betas."""
-    names = [kind.__name__ for kind in type(scheduler).__mro__]
-    name = next((each for each in names if each in DIFFUSION), names[0])
-    config = getattr(scheduler, "config", {})
-    check_diffusion("the network", name, config)
-    if config["prediction_type"] not in PREDICTION_TYPES:
+    if solver.stochastic or solver.needs_gamma:
+        named = solver.spelling + (f" with eta={solver.eta:g}" if solver.eta else "")
+        raise BadValue(f"{named} draws noise or needs its measured gamma, and no scheduler can be made of it")
+    if schedule.name == "flow" and timing.grid_times[0] != 1:
         raise BadValue(
-            f"{name} has prediction_type {config['prediction_type']!r}; it must be one of {', '.join(PREDICTION_TYPES)}"
+            f"the timing begins at t = {timing.grid_times[0]:g}, and pipelines of flows begin with noise alone, at "
+            "t = 1; learn one that begins there"
         )
-    betas = {key: config[key] for key in BETAS}
-    try:
-        made: Any = DPMSolverMultistepScheduler(**betas)
-    except NotImplementedError as error:
-        raise BadValue(
-            f"{name} has betas {config['beta_schedule']!r}, which no scheduler with learned times has; give their "
-            "numbers as trained_betas"
-        ) from error
-    if not same_numbers(made.alphas_cumprod, scheduler.alphas_cumprod):
-        raise BadValue(f"{name} has noise levels that are not those of its configuration; make it anew by from_config")
-    schedule: Schedule = DiscreteSchedule(made.betas.double(), schedule_name(config))
-    known = make_schedule(timing.schedule) if timing.schedule in SCHEDULES else schedule
-    levels = torch.arange(1, len(made.betas) + 1, dtype=torch.float64) / len(made.betas)
-    if known.name != timing.schedule or not same_numbers(known.alpha(levels) ** 2, made.alphas_cumprod):
+    return LearnedScheduler(timing, solver, schedule, kind, config)
+
+
+def _schedule_of(timing: Timing, own: Schedule, name: str) -> Schedule:
+    """The schedule of a timing.
+
+    Raises:
+        TimingMismatch: its noise levels are not those of the network, ``own``.
+    """
+    known = make_schedule(timing.schedule) if timing.schedule.partition(",")[0] in SCHEDULES else own
+    levels = torch.arange(1, own.levels + 1, dtype=torch.float64) / own.levels
+    same = known.name == timing.schedule and (known.levels, known.direction) == (own.levels, own.direction)
+    if isinstance(own, VP):  # cosine betas have another name in diffusers
+        same = same and same_numbers(known.alpha(levels) ** 2, own.alpha(levels) ** 2)
+    else:
+        same = same and known.name == own.name
+    if not same:
         raise TimingMismatch(
-            f"the timing is for the schedule {timing.schedule!r}, and {name} has {schedule.name!r}; give a scheduler "
+            f"the timing is for the schedule {timing.schedule!r}, and {name} has {own.name!r}; give a scheduler "
             "that was made for the network of the timing"
         )
-    return known, betas
+    return known

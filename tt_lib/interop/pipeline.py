@@ -14,6 +14,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from tt_lib.files import check_hash, check_writable, file_hash, read_json, write
 from tt_lib.interop.scheduler import check_scheduler, eta_of
 from tt_lib.networks.unet import CARD, weights_hash, weights_options
 from tt_lib.predictors import PREDICTION_TYPES
-from tt_lib.schedules import index_of_time
+from tt_lib.schedules import float64, index_of_time, make_schedule
+from tt_lib.solvers.registry import SOLVERS
 from tt_lib.timing import Timing, load_timing
 
 TIMING, WRAPPER = "timing.json", "tuned_unet.json"
@@ -49,7 +51,8 @@ class Calls:
         calls_per_evaluation: how often the pipeline calls the network at each time: 2 where guidance calls it once
             with and once without the condition. (Most of diffusers' pipelines call it once with both in one batch:
             1.)
-        levels: N, the levels that the network was trained on: a time t is its timestep ``N t - 1``.
+        levels: N, the levels that the network was trained on: a time t is its timestep ``N t - 1``, and on a flow
+            ``N t``.
         time_argument: what the network calls the argument with its time; by default it is found by its name, one of
             :data:`TIME_ARGUMENTS`.
 
@@ -71,8 +74,14 @@ class Calls:
             )
         self.timing, self.calls_per_evaluation, self.levels = timing, calls_per_evaluation, levels
         self.time_argument = time_argument
-        self.nominal = index_of_time(torch.tensor(timing.times), levels).tolist()
-        self.tuned = index_of_time(torch.tensor(timing.taus, dtype=torch.float64), levels).tolist()
+        named = timing.schedule.partition(",")[0]
+        levels_only = named not in ("flow", "ve")
+        of_time = partial(index_of_time, levels=levels) if levels_only else make_schedule(timing.schedule).network_time
+        self.nominal, self.tuned = (of_time(float64(times)).tolist() for times in (timing.times, timing.taus))
+        # Schedulers of diffusers that have flows beside levels cut the timesteps of a flow to whole numbers.
+        cut = named == "flow" and timing.solver not in SOLVERS and not timing.solver.startswith("Flow")
+        self.within = 1.0 if cut else 1e-3
+        self.divided = False
         self.total = timing.nfe * calls_per_evaluation
         self.made, self.complete_runs = 0, 0
         self.gain = 1.0
@@ -104,8 +113,10 @@ class Calls:
         """
         evaluation = self.made // self.calls_per_evaluation
         timestep = torch.as_tensor(timestep).detach()
-        divided = timestep.is_floating_point() and not same_timestep(timestep, self.nominal[evaluation])
-        if not same_timestep(timestep * self.levels if divided else timestep, self.nominal[evaluation]):
+        nominal = self.nominal[evaluation]
+        if not self.made:
+            self.divided = timestep.is_floating_point() and not same_timestep(timestep, nominal, self.within)
+        if not same_timestep(timestep * self.levels if self.divided else timestep, nominal, self.within):
             message = self._message(evaluation, timestep)
             # Whoever catches the error starts anew.
             self.reset()
@@ -116,7 +127,7 @@ class Calls:
             self.made, self.complete_runs = 0, self.complete_runs + 1
         shape = timestep.shape or (len(sample),)
         tuned = torch.full(shape, self.tuned[evaluation], dtype=torch.float32, device=sample.device)
-        return tuned / self.levels if divided else tuned
+        return tuned / self.levels if self.divided else tuned
 
     def place(self, network: nn.Module) -> int:
         """Where the time stands among the positional arguments of a network, which is not the same in every one.
@@ -167,17 +178,20 @@ class Calls:
         first = float(timestep.double().flatten()[0])
         text = (
             f"call {self.made + 1} of {self._numbers()}: the timing's nominal timestep is {self.nominal[evaluation]:g} "
-            f"(t = {self.timing.times[evaluation]:g}), "
-            f"the pipeline asks for {first:g} (t = {(first + 1) / self.levels:g}), both with levels={self.levels}, "
-            "which must be the scheduler's num_train_timesteps"
+            f"(t = {self.timing.times[evaluation]:g}), the pipeline asks for {first:g}{self._time_of(first)}, "
+            f"both with levels={self.levels}, which must be the scheduler's num_train_timesteps"
         )
-        if self.made and same_timestep(timestep, self.nominal[0]):
+        if self.made and same_timestep(timestep, self.nominal[0], self.within):
             text += f", where a run begins: the run before ended after {self.made} calls of {self.total}"
         elif not self.made and self.complete_runs:
             text += (
                 f"; if that is no new run, it makes at least {self.total + 1} calls, and the timing has {self.total}"
             )
         return f"{text}; {self._remedy()}"
+
+    def _time_of(self, timestep: float) -> str:
+        known = self.timing.schedule.partition(",")[0] not in ("flow", "ve")
+        return f" (t = {(timestep + 1) / self.levels:g})" if known else ""
 
     def _numbers(self) -> str:
         return f"{self.total} calls ({self.timing.nfe} evaluations, {self.calls_per_evaluation} calls each)"
@@ -190,11 +204,11 @@ class Calls:
         )
 
 
-def same_timestep(timestep: Tensor, nominal: float) -> bool:
+def same_timestep(timestep: Tensor, nominal: float, within: float = 1e-3) -> bool:
     """Whether a pipeline's ``timestep`` (a number or [B]) is ``nominal``, to the rounding of its dtype."""
     # Half-precision pipelines round their timesteps.
     rounding = torch.finfo(timestep.dtype).eps * abs(nominal) if timestep.is_floating_point() else 0.0
-    return bool(((timestep.double() - nominal).abs() <= max(1e-3, rounding)).all())
+    return bool(((timestep.double() - nominal).abs() <= max(within, rounding)).all())
 
 
 class TunedUNet(nn.Module):

@@ -41,7 +41,7 @@ from torch import Tensor
 from tt_lib.engine import Request, Solution, drive
 from tt_lib.errors import BadValue, TimingMismatch, check_type
 from tt_lib.grids import Grid, count_steps
-from tt_lib.networks.unet import schedule_name
+from tt_lib.networks.unet import DIFFUSION, check_diffusion, schedule_name
 from tt_lib.predictors import PREDICTION_TYPES, check_kind, from_direction
 from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, make_schedule, time_of_index
 from tt_lib.solvers.layout import layout
@@ -151,7 +151,7 @@ _PREDICTIONS = {
 
 def _family(scheduler: Any) -> str:
     """Whether it has levels of betas, samples a flow, or works as EDM does."""
-    name = _class_of(scheduler)
+    name = _known_class(scheduler)
     if name.startswith("EDM"):
         return _EDM
     return _FLOW if name.startswith("Flow") or _config_of(scheduler).get("use_flow_sigmas") else _LEVELS
@@ -323,23 +323,50 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex | None = None, *, eta: f
     return Adapted(solver, grid, schedule, nominal, taus, run.kind, start_scale)
 
 
+def _known_class(scheduler: Any) -> str:
+    """The class of diffusers that it is of or derived from, if its noise levels are known, else its own."""
+    kinds = type(scheduler).__mro__
+    known = (kind.__name__ for kind in kinds if kind.__module__.startswith("diffusers."))
+    return next((name for name in known if name in STAGES or name in DIFFUSION), kinds[0].__name__)
+
+
 def _class_of(scheduler: Any) -> str:
     """The name of the class of diffusers that it is of or derived from.
 
     Raises:
         BadValue: it is none that can be adapted.
     """
-    for kind in type(scheduler).__mro__:
-        if kind.__name__ in STAGES and kind.__module__.startswith("diffusers."):
-            return kind.__name__
+    if (name := _known_class(scheduler)) in STAGES:
+        return name
     name = type(scheduler).__name__
     reason = next((why for part, why in REFUSED.items() if part in name), "it is none of the supported ones")
     raise BadValue(f"cannot adapt {name}: {reason}; choose one of: {', '.join(STAGES)}")
 
 
+def network_of(scheduler: Any) -> tuple[Schedule, str, dict[str, Any]]:
+    """What a scheduler says of the network that it was made for: the noise levels, what it predicts, the options.
+
+    Raises:
+        BadValue: it does not say that.
+    """
+    name, config = _known_class(scheduler), getattr(scheduler, "config", {})
+    if name not in STAGES or _family(scheduler) == _LEVELS:
+        # Zero terminal SNR is known here.
+        check_diffusion("the network", name, {**config, "rescale_betas_zero_snr": False})
+        _check_levels(name, scheduler)
+    family, config = _family(scheduler), _config_of(scheduler)
+    prediction = config.get("prediction_type", "flow_prediction" if family == _FLOW else "epsilon")
+    if prediction not in _PREDICTIONS[family]:
+        raise BadValue(
+            f"{name} has prediction_type {prediction!r}; it must be one of {', '.join(_PREDICTIONS[family])}"
+        )
+    return _schedule_of(name, scheduler), _PREDICTIONS[family][prediction], config
+
+
 def _config_of(scheduler: Any) -> dict[str, Any]:
     """The options that its class has. ``from_config`` also keeps those of the scheduler that it was made from."""
-    own = next(kind for kind in type(scheduler).__mro__ if kind.__name__ in STAGES)
+    name = _known_class(scheduler)
+    own = next(kind for kind in type(scheduler).__mro__ if kind.__name__ == name)
     return {key: scheduler.config[key] for key in inspect.signature(own).parameters if key in scheduler.config}
 
 
@@ -670,6 +697,9 @@ def check_scheduler(timing: Timing, scheduler: Any) -> None:
         TimingMismatch: naming both sides.
     """
     name, eta = type(scheduler).__name__, eta_of(timing)
+    if isinstance(learned := getattr(scheduler, "timing", None), Timing):
+        _check_learned(timing, learned, scheduler)
+        return
     sides = f"the timing is for {timing.solver}, and the pipeline's scheduler is {name}"
     own = timing.solver not in SOLVERS
     if own and name != timing.solver:
@@ -687,6 +717,22 @@ def check_scheduler(timing: Timing, scheduler: Any) -> None:
             _check_steps(sides, timing, run)
     except BadValue as error:
         raise TimingMismatch(f"{sides}, and they cannot be compared: {error}") from error
+
+
+def _check_learned(timing: Timing, learned: Timing, scheduler: Any) -> None:
+    """Raise :class:`TimingMismatch` unless a learned scheduler, which has a timing, makes the steps of another one."""
+    if timing.gains and scheduler.kind != scheduler.schedule.direction:
+        direction = scheduler.schedule.direction
+        raise TimingMismatch(
+            f"the gains of the timing multiply {direction}, and the network predicts {scheduler.kind}; {_REMEDY}"
+        )
+    for what in ("solver", "options", "schedule", "grid_times", "times"):
+        own, used = getattr(timing, what), getattr(learned, what)
+        if own != used:
+            raise TimingMismatch(
+                f"the timing is for {timing.solver}, and the pipeline's learned scheduler has other steps ({what} "
+                f"{used}, not {own}); make one of this timing (to_diffusers)"
+            )
 
 
 def _check_options(name: str, own: dict[str, Any], used: dict[str, Any]) -> None:
