@@ -399,7 +399,8 @@ def test_rows_of_something_else_do_not_count(whole, project, tmp_path, change):
     copy_of(whole, tmp_path)
     if "model" in change:
         project.bench.model = replace(project.bench.model, name="other")
-    assert len(project.run(replace(TABLE, cells=CELLS[:1], **change))) == 1 and len(project.rows()) == 4
+    metric = replace(project.metric, dataset=change.get("dataset", "digits"))
+    assert len(project.run(replace(TABLE, cells=CELLS[:1], **change), [metric])) == 1 and len(project.rows()) == 4
 
 
 # Interrupted and resumed

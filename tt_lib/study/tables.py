@@ -209,7 +209,7 @@ def run_table(
 
     Args:
         metrics: one for each of the table's features, with banks if ``more`` is measured. All are measured from the
-            same samples, and ``frechet-joint`` tunes by the first.
+            same samples, and ``frechet-joint`` tunes by the first. Rows name the data set as they do.
         results: the ``fd.csv`` to write to.
         work: folder for locks and the state of unfinished cells.
         data: where the data set is, for tuning on real images.
