@@ -19,8 +19,10 @@ from tt_lib.files import file_hash, read_json
 from tt_lib.networks import train_unet as training
 from tt_lib.networks.config import TrainConfig
 from tt_lib.networks.loop import CHECKPOINT
-from tt_lib.networks.train_unet import Batches, NoisePrediction, learning_rate, train
+from tt_lib.networks.train_unet import Batches, PredictionLoss, learning_rate, train
 from tt_lib.networks.unet import CARD, WEIGHTS, load_model, save_model
+from tt_lib.noise import SampleNoise
+from tt_lib.sampling import make_sampler
 from tt_lib.schedules import make_schedule, time_of_index
 
 CONFIG = TrainConfig("digits", width=32, images=16 * 12, batch=16, lr=3e-3, flip=False, seed=0)
@@ -88,7 +90,7 @@ def test_loss_is_the_error_of_the_predicted_noise():
     noise = torch.randn(3, 1, 2, 2, generator=generator)
     alpha, sigma, index = torch.tensor([1.0, 0.8, 0.0]), torch.tensor([0.0, 0.6, 1.0]), torch.tensor([0.0, 7.0, 9.0])
     weight = torch.tensor([1.0, 0.5, 0.1])
-    loss = NoisePrediction(network, False)(x0, noise, alpha, sigma, index, weight)
+    loss = PredictionLoss(network, False)(x0, noise, alpha, sigma, index, weight)
     x = torch.stack([a * image + s * n for a, s, image, n in zip(alpha, sigma, to_float(x0), noise, strict=True)])
     assert torch.allclose(network.seen[0], x) and torch.equal(network.seen[1], index)
     errors = (0.5 * x - noise).square().flatten(1).mean(1)
@@ -104,7 +106,7 @@ def test_bf16_is_for_the_network_only(bf16, dtype):
 
     network, one = Network(4, 4), torch.ones(2)
     x0 = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-    loss = NoisePrediction(network, bf16)(x0, torch.ones(2, 1, 4, 4), one, 0 * one, one, one)
+    loss = PredictionLoss(network, bf16)(x0, torch.ones(2, 1, 4, 4), one, 0 * one, one, one)
     assert network.answer.dtype == dtype and loss.dtype == torch.float32
 
 
@@ -219,7 +221,7 @@ def plain_loop(steps: int) -> dict:
         for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
             mean.data = keep * mean.data + (1 - keep) * weight.data
         losses.append(loss.item())
-    younger = ("dropout", "attention", "min_snr", "start")
+    younger = ("dropout", "attention", "min_snr", "start", "target")
     rows = [{"run": "net", "step": i + 1, "images": 16 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
     rest = {"images_per_s": 1.0, "devices": "x", "versions": "x", "date": "x", "commit": "x", "command": "x"}
     return {
@@ -275,6 +277,47 @@ def test_compile_is_asked_for_without_graphs_on_a_cpu(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "compile_loss", lambda loss, batch, graphs: asked.append(graphs) or loss)
     train(CONFIG, tmp_path / "net", compile=True, stop_after=1)
     assert asked == [False]
+
+
+# A flow
+
+
+def test_the_loss_of_a_flow_is_that_of_the_velocity():
+    batches = make_batches(target="flow")
+    x0, noise, alpha, sigma, c, weight = batches(3)
+    assert torch.allclose(alpha + sigma, torch.ones(16)) and (weight == 1).all()
+    assert torch.allclose(c, 1000 * sigma) and sigma.min() > 0 and torch.equal(c, c.round())
+    seen = []
+    network = torch.nn.Module()
+    network.forward = lambda x, c: seen.append(x) or SimpleNamespace(sample=0.25 * x)
+    loss = PredictionLoss(network, False, "velocity")(x0, noise, alpha, sigma, c, weight)
+    t = sigma.view(-1, 1, 1, 1)
+    x = (1 - t) * to_float(x0) + t * noise
+    assert torch.allclose(seen[0], x, atol=1e-6)
+    assert loss.item() == pytest.approx((0.25 * x - (noise - to_float(x0))).square().mean().item(), rel=1e-5)
+
+
+def test_a_flow_is_trained_resumed_exactly_and_sampled(tmp_path):
+    config = replace(CONFIG, target="flow", images=16 * 6)
+    whole = train(config, tmp_path / "whole" / "flow")
+    folder = train(config, tmp_path / "parts" / "flow", stop_after=3)
+    with pytest.raises(BadValue, match=r"'target': \('flow', 'eps'\)"):
+        train(replace(config, target="eps"), folder)
+    train(config, folder)
+    assert file_hash(folder / WEIGHTS) == file_hash(whole / WEIGHTS)
+    card = read_json(folder / CARD)
+    assert (card["schedule"], card["kind"], card["training"]["target"]) == ("flow", "velocity", "flow")
+    model = load_model(str(folder))
+    assert (model.schedule.name, model.kind) == ("flow", "velocity")
+    sampler = make_sampler(model, "euler", "uniform-trailing", 3)
+    (x,) = (noise := SampleNoise([4]).start((1, 8, 8)))[None]
+    for t in (1.0, 2 / 3, 1 / 3):  # Euler's method on the network itself
+        with torch.no_grad():
+            x = x - model.network(x, torch.tensor([1000 * t])).sample / 3
+    assert torch.allclose(sampler([4]).x, x, atol=1e-5) and not torch.allclose(x, noise)
+    for target, message in (("v", "unknown target 'v'"), ("flow", "min_snr weights the loss of eps")):
+        with pytest.raises(BadValue, match=message):
+            replace(CONFIG, target=target, min_snr=5.0)
 
 
 # From the weights of another network

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from tt_lib.errors import BadValue, choose
-from tt_lib.schedules import VE, VP, Schedule, along
+from tt_lib.schedules import VE, VP, Schedule, along, make_schedule
 
 KINDS = ("eps", "x0", "v", "score", "velocity", "edm")
 PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -113,6 +113,17 @@ class OnPath:
         state = along(self.own.scale(own_t) / self.schedule.scale(t), x) * x
         x0 = to_x0(self.predictor(state, own_t, own_tau), state, own_t, self.own)
         return to_direction("x0", x0, x, t, self.schedule)
+
+
+def path_of(name: str, own: Schedule) -> Schedule:
+    """The schedule ``name`` for a network of the schedule ``own``: with the times that the network can be evaluated at.
+
+    A rule in lambda then has the range that it has on ``own``. The first evaluation may be at t = 1 all the same.
+    """
+    path = make_schedule(name)
+    path.t_min = max(path.t_min, float(path.time_of_lam(own.lam(own.t_min))))
+    path.t_max = min(path.t_max, float(path.time_of_lam(own.lam(own.t_max))))
+    return path
 
 
 class Chunked:

@@ -68,6 +68,9 @@ def train(
     start: Annotated[
         str | None, typer.Option(help="Model folder of the same architecture, to start from its weights.")
     ] = None,
+    target: Annotated[
+        str, typer.Option(help="eps: the noise, on linear betas; flow: the velocity, on the straight path.")
+    ] = "eps",
     seed: SeedOption = 0,
     compile: Annotated[
         bool, typer.Option("--compile", help="torch.compile: slow to start, then about twice as fast.")
@@ -80,7 +83,7 @@ def train(
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Train an eps-prediction network on the linear-beta schedule.
+    """Train a network: an eps prediction on the linear-beta schedule, or a flow.
 
     Images of your own have a side that 8 divides, and the defaults of cifar10: give --attention for other sides. Killed
     and started again with the same options, it goes on from its last checkpoint and sees the
@@ -96,7 +99,7 @@ def train(
     log = results_file(results, "training.csv", TRAINING_COLUMNS)
     given: dict[str, Any] = dict(images=images, width=width, batch=batch, lr=lr, dropout=dropout, min_snr=min_snr)
     sides = read_sides(attention) if attention else None
-    config = settings(DEFAULTS, dataset, attention=sides, seed=seed, **given)
+    config = settings(DEFAULTS, dataset, attention=sides, target=target, seed=seed, **given)
     world, _ = join_world() or (ALONE, None)
     with progress_bar(f"train {out.name}") as report:
         run(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, choose
+
+TARGETS = {"eps": ("eps", "linear"), "flow": ("velocity", "flow")}
+"""What a diffusion network can be trained for: what it predicts, and on which schedule."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class TrainConfig(Config):
         min_snr: weight each level's loss by ``min(SNR, min_snr) / SNR`` (Hang et al. 2023, arXiv 2303.09556);
             0 weights all alike.
         start: name and hash of the network whose weights the run starts from; empty for random weights.
+        target: ``eps``, the noise on the linear-beta schedule, or ``flow``, the velocity on the straight path.
     """
 
     width: int = 64
@@ -62,6 +66,7 @@ class TrainConfig(Config):
     attention: tuple[int, ...] = (16,)
     min_snr: float = 0.0
     start: str = ""
+    target: str = "eps"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +74,19 @@ class TrainConfig(Config):
             raise BadValue(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not 0 <= self.min_snr < math.inf:
             raise BadValue(f"min_snr must be 0 (no weighting) or above, got {self.min_snr}")
+        choose("target", self.target, TARGETS)
+        if self.min_snr and self.target != "eps":
+            raise BadValue(f"min_snr weights the loss of eps, and the target is {self.target}; leave min_snr at 0")
+
+    @property
+    def predicts(self) -> str:
+        """The kind of prediction that is learnt."""
+        return TARGETS[self.target][0]
+
+    @property
+    def schedule(self) -> str:
+        """The name of the schedule that it is learnt on."""
+        return TARGETS[self.target][1]
 
     @property
     def steps(self) -> int:

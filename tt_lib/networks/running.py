@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tt_lib.networks.unet import Model
-from tt_lib.predictors import EpsPredictor, prediction
+from tt_lib.predictors import EpsPredictor, OnPath, Predictor, prediction
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def cudnn_flags(**flags: bool) -> Iterator[None]:
             setattr(torch.backends.cudnn, name, value)
 
 
-def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False, gradients: bool = False) -> EpsPredictor:
+def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False, gradients: bool = False) -> Predictor:
     """The predictor of a loaded model; ``compile`` pays on a GPU and for many batches of one size.
 
     ``gradients``: compiled so that they pass through, which costs the CUDA graph.
@@ -41,7 +41,9 @@ def make_predictor(model: Model, *, bf16: bool = False, compile: bool = False, g
     run: Callable[..., Tensor] = network
     if compile:
         run = torch.compile(network, dynamic=False) if gradients else compile_network(network)
-    return EpsPredictor(run, model.schedule, bf16, model.kind)
+    own = model.own or model.schedule
+    predictor = EpsPredictor(run, own, bf16, model.kind)
+    return predictor if model.own is None else OnPath(predictor, own, model.schedule)
 
 
 def cast_weights(network: nn.Module) -> nn.Module:

@@ -1,9 +1,11 @@
-"""Training a network that predicts the noise on the linear-beta schedule, on one or several devices.
+"""Training a network that predicts the noise or, on the straight path, the velocity; on one or several devices.
 
 The images, flips, levels and noise of global step ``s`` are drawn from a generator seeded with ``(seed, s)``, for the
 whole global batch, of which each process takes its share: any number of processes sees the same data.
 
-Loss: ``E || eps - eps_theta(x_t, t) ||^2`` (Ho et al. 2020, arXiv 2006.11239, eq. 14), mean over pixels.
+Loss: ``E || eps - eps_theta(x_t, t) ||^2`` on the linear-beta schedule (Ho et al. 2020, arXiv 2006.11239, eq. 14), or
+``E || eps - x_0 - u_theta(x_t, t) ||^2`` on ``x_t = (1 - t) x_0 + t eps`` (Lipman et al. 2023, arXiv 2210.02747, eq. 23
+with noise at t = 1); mean over pixels. Times are those of 1000 levels, all equally likely.
 """
 
 from __future__ import annotations
@@ -29,22 +31,27 @@ from tt_lib.rows import provenance, short_hash
 from tt_lib.schedules import make_schedule
 
 
-class NoisePrediction(nn.Module):
+class PredictionLoss(nn.Module):
     """The loss as a module, so that noising, network and loss compile into one graph.
 
-    Called with ``x0`` uint8 [B, C, H, W], ``noise`` [B, C, H, W], and ``alpha``, ``sigma``, ``index``, ``weight`` [B];
-    returns the weighted mean squared error of the predicted noise, a scalar.
+    Called with ``x0`` uint8 [B, C, H, W], ``noise`` [B, C, H, W], and ``alpha``, ``sigma``, the network's time ``c`` and
+    ``weight`` [B]; returns the weighted mean squared error of what is predicted, a scalar.
+
+    Args:
+        kind: ``eps`` or ``velocity``.
     """
 
-    def __init__(self, network: nn.Module, bf16: bool) -> None:
+    def __init__(self, network: nn.Module, bf16: bool, kind: str = "eps") -> None:
         super().__init__()
-        self.network, self.bf16 = network, bf16
+        self.network, self.bf16, self.velocity = network, bf16, kind == "velocity"
 
-    def forward(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        x = alpha.view(-1, 1, 1, 1) * to_float(x0) + sigma.view(-1, 1, 1, 1) * noise
+    def forward(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor, c: Tensor, weight: Tensor) -> Tensor:
+        image = to_float(x0)
+        x = alpha.view(-1, 1, 1, 1) * image + sigma.view(-1, 1, 1, 1) * noise
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            predicted = self.network(x, index).sample
-        return ((predicted.float() - noise).square().mean((1, 2, 3)) * weight).mean()
+            predicted = self.network(x, c).sample
+        target = noise - image if self.velocity else noise
+        return ((predicted.float() - target).square().mean((1, 2, 3)) * weight).mean()
 
 
 class Batches:
@@ -58,11 +65,12 @@ class Batches:
     def __init__(self, pixels: Tensor, config: TrainConfig, rank: int = 0, world: int = 1) -> None:
         self.pixels, self.config = pixels, config
         self.share = slice(rank * config.batch // world, (rank + 1) * config.batch // world)
-        schedule = make_schedule("linear")
+        schedule = make_schedule(config.schedule)
         self.levels = schedule.levels
         times = (torch.arange(self.levels, dtype=torch.float64) + 1) / self.levels
         self.alpha = schedule.alpha(times).float().to(pixels.device)
         self.sigma = schedule.sigma(times).float().to(pixels.device)
+        self.c = schedule.network_time(times).float().to(pixels.device)
         snr = (self.alpha / self.sigma).square()
         self.weight = snr.clamp(max=config.min_snr) / snr if config.min_snr else torch.ones_like(snr)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
@@ -75,7 +83,7 @@ class Batches:
         noise = torch.randn((batch, *self.pixels.shape[1:]), generator=generator, device=device)
         x0 = self.pixels[self._rows(step)[share]]
         x0 = torch.where(flip[share].view(-1, 1, 1, 1), x0.flip(3), x0)
-        return x0, noise[share], self.alpha[index], self.sigma[index], index.float(), self.weight[index]
+        return x0, noise[share], self.alpha[index], self.sigma[index], self.c[index], self.weight[index]
 
     def _rows(self, step: int) -> Tensor:
         """Rows of the data set for the global batch: each epoch is a fresh permutation, crossed without a gap."""
@@ -104,12 +112,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def load_start(network: Any, name: str) -> str:
+def load_start(network: Any, name: str, config: TrainConfig) -> str:
     """Copy the weights of a trained network into ``network``; returns its name and hash.
 
     Args:
         network: a ``UNet2DModel``.
         name: see :func:`tt_lib.networks.unet.load_model`.
+        config: of this run.
 
     Raises:
         BadValue: it is another architecture, was trained on another schedule, or predicts something else.
@@ -123,7 +132,8 @@ def load_start(network: Any, name: str) -> str:
 
     model = load_model(name)
     source: Any = model.network
-    theirs, ours = facts(source.config, model.schedule.name, model.kind), facts(network.config, "linear", "eps")
+    theirs = facts(source.config, model.schedule.name, model.kind)
+    ours = facts(network.config, config.schedule, config.predicts)
     differing = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
     if differing:
         remedy = "give this run the same settings, or another --start"
@@ -189,18 +199,18 @@ def train(
     torch.manual_seed(config.seed)
     network = make_unet(config.dataset, config.width, config.dropout, config.attention, pixels.shape[1:])
     if start:
-        config = replace(config, start=load_start(network, start))
+        config = replace(config, start=load_start(network, start, config))
     network = network.to(device, memory_format=torch.channels_last)
     on_gpu = device.type == "cuda"
     batches = Batches(pixels, config, rank, world)
-    loss: nn.Module = NoisePrediction(network, bf16=on_gpu)
+    loss: nn.Module = PredictionLoss(network, on_gpu, config.predicts)
     graphs = graphs and compile and on_gpu
     if compile:
         loss = compile_loss(loss, batches(0), graphs)
 
     def write(facts: dict[str, Any]) -> None:
-        card = {"dataset": config.dataset, "training": asdict(config) | facts, **provenance()}
-        save_model(network, out, name=run_name(out), schedule="linear", card=card)
+        card = {"dataset": config.dataset, "kind": config.predicts, "training": asdict(config) | facts, **provenance()}
+        save_model(network, out, name=run_name(out), schedule=config.schedule, card=card)
 
     run = Training(
         config,

@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import nn
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
 from tt_lib.files import atomic_path, check_hash, data_folder, file_hash, read_json, write_json
-from tt_lib.predictors import PREDICTION_TYPES
+from tt_lib.predictors import PREDICTION_TYPES, path_of
 from tt_lib.schedules import DiscreteSchedule, Schedule, make_schedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -64,13 +64,14 @@ class Model:
     Attributes:
         network: called as ``network(x, c).sample`` with ``x`` [B, C, H, W] and ``c`` [B], the schedule's
             :meth:`~tt_lib.schedules.Schedule.network_time`.
-        schedule: the noise schedule it was trained on.
+        schedule: the noise schedule it is sampled on: the one that it was trained on, or that of another path.
         shape: (C, H, W) of one sample, in [-1, 1].
         name: what results rows and timings call it.
         digest: which network it is: the sha256 that ``tt_model.json`` names, that of the weights' file; where there is
             none, :func:`weights_hash`.
         card: the content of ``tt_model.json``.
-        kind: what it predicts, ``eps``, ``x0`` or ``v`` (see :mod:`tt_lib.predictors`).
+        kind: what it predicts, ``eps``, ``x0``, ``v`` or ``velocity`` (see :mod:`tt_lib.predictors`).
+        own: the schedule that it was trained on, where it is sampled on another one.
     """
 
     network: nn.Module
@@ -80,6 +81,7 @@ class Model:
     digest: str = ""
     card: dict[str, Any] = field(default_factory=dict)
     kind: str = "eps"
+    own: Schedule | None = None
 
     def __post_init__(self) -> None:
         self.digest = self.digest or weights_hash(self.network, self.kind)
@@ -220,7 +222,9 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
 
     Args:
         name: a model folder, the name of a folder in ``data/pretrained/`` (or of its data set), or a
-            repository on the Hub such as ``google/ddpm-cifar10-32``.
+            repository on the Hub such as ``google/ddpm-cifar10-32``. ``cifar10-ddpm-w64,path=flow`` is the network on
+            another path, here the straight one, at the same signal-to-noise ratios: see
+            :class:`tt_lib.predictors.OnPath`.
 
     Raises:
         MissingFile: there is no such folder, and the Hub cannot be reached or has no such repository; or the noise
@@ -228,6 +232,12 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         CorruptFile: the weights' hash is not the one in ``tt_model.json``, or they do not fit the network.
         BadValue: the network needs more than a noisy image and a time, or it is of another kind of diffusion.
     """
+    plain, on_path, path = name.partition(",path=")
+    if on_path and find_model(name) is None:
+        model = load_model(plain, device)
+        return replace(
+            model, name=f"{model.name},path={path}", schedule=path_of(path, model.schedule), own=model.schedule
+        )
     folder = find_model(name)
     if folder is None and name.count("/") != 1:
         pretrained = data_folder() / "pretrained"
@@ -246,7 +256,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         not isinstance(card.get(key, "-"), str) or card.get(key) == "" for key in words
     ):
         raise CorruptFile(f"{folder}/{CARD} is damaged: {', '.join(words)} must be text; restore it")
-    choose("kind of prediction", card.get("kind", "eps"), tuple(PREDICTION_TYPES.values()))
+    choose("kind of prediction", card.get("kind", "eps"), ("eps", "x0", "v", "velocity"))
     if folder and "sha256" in card:
         if (folder / INDEX).exists():
             raise CorruptFile(f"{folder / INDEX} names other weights than {CARD}, and would be read; remove it")

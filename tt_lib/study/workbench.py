@@ -21,7 +21,7 @@ from tt_lib.networks.feature_nets import FeatureNet, read_feature_network
 from tt_lib.networks.running import cudnn_flags, make_predictor
 from tt_lib.networks.unet import Model, load_model
 from tt_lib.noise import GENERATED_FIRST_SEED, HELD_OUT_FIRST_SEED, check_seeds
-from tt_lib.predictors import Chunked, EpsPredictor
+from tt_lib.predictors import Chunked, Predictor
 from tt_lib.rows import provenance
 from tt_lib.sampling import Progress, Sampler, make_sampler
 from tt_lib.study.cells import IMAGE_SOURCES, Cell, LearnRecipe, Recipe
@@ -53,8 +53,8 @@ class Bench:
     """
 
     model: Model
-    predictor: EpsPredictor | Chunked
-    tuner_predictor: EpsPredictor
+    predictor: Predictor
+    tuner_predictor: Predictor
     device: torch.device
     batch: int
     compiled: bool = False
@@ -216,7 +216,7 @@ class Bench:
         return replace(result.timing, name=cell.timing)
 
     @cached_property
-    def learner(self) -> EpsPredictor:
+    def learner(self) -> Predictor:
         """The predictor that a sampler is learned through: on a GPU in bfloat16, as it will be sampled."""
         on_gpu = self.device.type == "cuda"
         return make_predictor(self.model, bf16=on_gpu, compile=self.compiled, gradients=True)
@@ -291,7 +291,7 @@ def make_bench(
     bf16 = device.type == "cuda" if bf16 is None else bf16
     loaded = load_model(model, device)
     exact = make_predictor(loaded)
-    fast: EpsPredictor | Chunked = make_predictor(loaded, bf16=bf16, compile=compile)
+    fast = make_predictor(loaded, bf16=bf16, compile=compile)
     return Bench(loaded, Chunked(fast, batch, fill=compile), exact, device, batch, compile)
 
 
