@@ -139,7 +139,9 @@ def learn(
     solver: SolverOption = "unipc,final=lower",
     nfe: NfeOption = 6,
     knobs: Annotated[str, typer.Option(help="What moves: grid, timing and gain, with commas between.")] = "grid,timing",
-    start: Annotated[str, typer.Option(help="The grid that learning begins from.")] = "uniform",
+    start: Annotated[
+        str, typer.Option(help="The grid that learning begins from; of a pipeline, its own by default.")
+    ] = "uniform",
     loss: Annotated[
         str, typer.Option(help="features (of the data set's classifier) or pixels: what distances are taken in.")
     ] = "features",
@@ -191,7 +193,18 @@ def learn(
         choices = {"seed": seed, "iterations": iterations, "noises": noises, "batch": batch}
         choices = {name: value for name, value in choices.items() if name in given}
         return _learn_pipeline(
-            pipeline, prompts, solver, nfe, tuple(knobs.split(",")), start, guidance, size, out, device, force, choices
+            pipeline,
+            prompts,
+            solver,
+            nfe,
+            tuple(knobs.split(",")),
+            start if "start" in given else "",
+            guidance,
+            size,
+            out,
+            device,
+            force,
+            choices,
         )
     from tt_lib.study.cells import LearnRecipe
     from tt_lib.tuning.learn import LearnConfig
@@ -241,7 +254,7 @@ def _learn_pipeline(
     config = replace(DEFAULTS, knobs=knobs, **choices)
     # As of the prompts, a quarter is held out.
     config = replace(config, validation=max(1, config.noises // 4))
-    cell = Cell(solver, LEARNED if "grid" in config.knobs else start, nfe, config.name)
+    cell = Cell(solver, LEARNED if "grid" in config.knobs else start or "own", nfe, config.name)
     sides = size.split("x") if size else []
     if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= 100_000 for side in sides):
         raise BadValue(f"--size is HEIGHTxWIDTH in pixels or one side, as 512x768 or 512, got {size!r}")

@@ -12,7 +12,6 @@ import copy
 import functools
 import hashlib
 import inspect
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tt_lib.engine import drive
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, check_type
 from tt_lib.files import file_hash
 from tt_lib.grids import make_grid
@@ -168,10 +166,9 @@ class Latents:
         conditions: for each prompt what the network is given beside state and time, with the prompt and, where the
             pipeline has classifier-free guidance, without.
         belongs: a tree as those, True where a tensor has a row for each prompt.
-        place: see :class:`_Recorded`.
+        place: see :class:`_Place`.
         shape: of one latent.
         guidance: the scale, or None if the pipeline has none.
-        size: height and width in pixels; None is the pipeline's own.
     """
 
     pipeline: Any
@@ -185,7 +182,6 @@ class Latents:
     place: _Place
     shape: tuple[int, ...]
     guidance: float | None
-    size: tuple[int, int] | None
     model: str
     weights: str
 
@@ -228,24 +224,38 @@ class Latents:
         """Where the network is."""
         return next(self.network.parameters()).device
 
-    def teacher(self, steps: int) -> Sampler:
-        """The pipeline's own scheduler in ``steps`` steps, set as the pipeline sets it."""
+    def own(self, steps: int) -> Adapted:
+        """The pipeline's own scheduler with ``steps`` steps, set as the pipeline sets it."""
         with _quiet(self.pipeline):
-            adapted = _adapted(_record(self.pipeline, self.prompts[:1], self.options, steps).scheduler)
+            return _adapted(_record(self.pipeline, self.prompts[:1], self.options, steps).scheduler)
+
+    def teacher(self, steps: int) -> Sampler:
+        """The sampler that the pipeline itself is, in ``steps`` steps."""
+        adapted = self.own(steps)
+        # A Sampler begins with noise as the schedule has it, and a pipeline with what its scheduler makes of it.
+        scale = float(self.schedule.scale(adapted.grid.tensor()[0]))
 
         def run(x: Tensor, *rest: Any, **options: Any) -> Any:
-            return adapted.solver.function(adapted.start(x), *rest, **options)
+            return adapted.solver.function(adapted.start(x / scale), *rest, **options)
 
-        return self._sampler(solver=replace(adapted.solver, function=run), grid=adapted.grid)
+        timing = replace(adapted.timing(), model=self.model, weights=self.weights)
+        return self._sampler(solver=replace(adapted.solver, function=run), grid=adapted.grid, timing=timing)
 
-    def sampler(self, solver: str = "unipc,final=lower", start: str = "uniform", nfe: int = 6) -> Sampler:
-        """An untuned sampler of the latents, by names as in :func:`tt_lib.sampling.make_sampler`."""
+    def sampler(self, solver: str = "unipc,final=lower", start: str = "", nfe: int = 6) -> Sampler:
+        """An untuned sampler of the latents.
+
+        Args:
+            solver: see :func:`tt_lib.solvers.registry.make_solver`.
+            start: a name of :mod:`tt_lib.grids`; by default the pipeline's own scheduler spaces the steps.
+            nfe: number of evaluations.
+        """
         made, steps = make_solver(solver).for_nfe(nfe)
-        return self._sampler(solver=made, grid=make_grid(start, steps, self.schedule))
+        return self._sampler(
+            solver=made, grid=make_grid(start, steps, self.schedule) if start else self.own(steps).grid
+        )
 
     def _sampler(self, **own: Any) -> Sampler:
-        shape, device = self.shape, self.device
-        own |= {"shape": shape, "device": device, "model": self.model, "weights": self.weights}
+        own |= {"shape": self.shape, "device": self.device, "model": self.model, "weights": self.weights}
         return Sampler(self, self.schedule, **own)
 
 
@@ -274,12 +284,19 @@ def adapt_pipeline(
         BadValue: naming what the pipeline does not take or this library does not know: no prompt, a scheduler that
             cannot be adapted or that draws noise, steps that are more than the network with classifier-free guidance.
     """
+    return _encoded(_bare(pipeline, prompts, guidance, size, weights), progress)
+
+
+def _bare(
+    pipeline: Any, prompts: Sequence[str], guidance: float | None, size: tuple[int, int] | None, weights: str
+) -> Latents:
+    """:func:`adapt_pipeline` without the conditions of the prompts."""
     check_prompts(prompts)
     network, kind = _network_of(pipeline), type(pipeline)
     accepts = inspect.signature(kind.__call__).parameters
     options: dict[str, Any] = {}
     if guidance is not None:
-        check_type("guidance", guidance, float)
+        check_type("guidance", guidance, float)  # a finite one
         options["guidance_scale"] = guidance
     if size is not None:
         if len(size) != 2 or min(size) < 1:
@@ -293,39 +310,44 @@ def adapt_pipeline(
     with _quiet(pipeline):
         one, two = (_record(pipeline, prompts[:count], options) for count in (1, 2))
         adapted = _adapted(one.scheduler)
-        belongs = _map(lambda a, b: a.shape != b.shape, one.conditions[0], two.conditions[0])
-        conditions: list[tuple[Any, ...]] = []
-        for number, prompt in enumerate(prompts, 1):
-            own = _record(pipeline, [prompt], options).conditions
-            if shapes := _differing(own[0], one.conditions[0]):
+    belongs = _map(lambda a, b: a.shape != b.shape, one.conditions[0], two.conditions[0])
+    name = str(getattr(pipeline, "name_or_path", "") or kind.__name__)
+    name = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
+    return Latents(
+        pipeline,
+        network,
+        options,
+        adapted.schedule,
+        adapted.kind,
+        tuple(prompts),
+        (),
+        belongs,
+        one.place,
+        one.shape,
+        guidance,
+        name,
+        weights or weights_hash(network),
+    )
+
+
+def _encoded(latents: Latents, progress: Progress | None) -> Latents:
+    """With the conditions of the prompts; a short run has shown that they are all."""
+    first: tuple[Any, ...] = ()
+    conditions = []
+    with _quiet(latents.pipeline):
+        for number, prompt in enumerate(latents.prompts, 1):
+            own = tuple(_record(latents.pipeline, [prompt], latents.options).conditions)
+            first = first or own
+            if shapes := _differing(own[0], first[0]):
                 raise BadValue(
                     f"the embeddings of prompt {number}, {prompt[:60]!r}, have the shape {shapes[0]}, and those of the "
-                    f"first {shapes[1]}, so {kind.__name__} does not sample them in one batch; give prompts of one "
-                    "length"
+                    f"first {shapes[1]}, so they do not fit into one batch; give prompts of one length"
                 )
             # Most often all prompts have one condition without prompt.
-            without = [conditions[0][1] if conditions and _same(each, conditions[0][1]) else each for each in own[1:]]
-            conditions.append((own[0], *without))
+            conditions.append(own[:1] + (first[1:] if _same(own[1:], first[1:]) else own[1:]))
             if progress:
-                progress(number, len(prompts), "prompts encoded")
-        name = str(getattr(pipeline, "name_or_path", "") or kind.__name__)
-        name = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
-        latents = Latents(
-            pipeline,
-            network,
-            options,
-            adapted.schedule,
-            adapted.kind,
-            tuple(prompts),
-            tuple(conditions),
-            belongs,
-            one.place,
-            one.shape,
-            guidance,
-            size,
-            name,
-            weights or weights_hash(network),
-        )
+                progress(number, len(latents.prompts), "prompts encoded")
+        latents = replace(latents, conditions=tuple(conditions))
         _check_run(latents)
     return latents
 
@@ -347,8 +369,7 @@ def _check_run(latents: Latents) -> None:
     dtype = latents.place.dtype
     options = {**latents.options, "latents": noise.to(dtype)}
     theirs = _call(latents.pipeline, latents.prompts[:2], options, CHECK_STEPS)
-    teacher = latents.teacher(CHECK_STEPS)
-    ours = drive(teacher.solver(noise, teacher.grid, teacher.schedule), latents.for_prompts([0, 1])).x
+    ours = replace(latents.teacher(CHECK_STEPS), predictor=latents.for_prompts([0, 1]))(range(2), start=noise).x
     gap = float((theirs - ours).abs().max() / theirs.abs().max())
     if not gap <= SAME.get(dtype, 0.05):
         raise BadValue(
@@ -519,7 +540,7 @@ def learn_pipeline(
     nfe: int = 6,
     *,
     solver: str = "unipc,final=lower",
-    start: str = "uniform",
+    start: str = "",
     config: LearnConfig = DEFAULTS,
     guidance: float | None = None,
     size: tuple[int, int] | None = None,
@@ -545,8 +566,8 @@ def learn_pipeline(
         pipeline, guidance, size, weights: see :func:`adapt_pipeline`.
         prompts: a list, or a file for :func:`read_prompts`.
         nfe: evaluations of the network in a run, each with and without prompt where there is guidance.
-        solver: ``ddim``, ``dpmpp-2m`` or ``unipc`` with options: one that ``to_diffusers`` makes a scheduler of.
-        start: the grid where learning begins.
+        solver: a deterministic one, see :func:`tt_lib.solvers.registry.make_solver`.
+        start: the grid where learning begins, by default that of the pipeline's own scheduler.
         config: as for :func:`tt_lib.tuning.learn.learn`. Gains are for networks that predict eps.
         at_once: latents that the network sees at a time, which bounds the memory.
         state, progress: see :func:`tt_lib.tuning.learn.learn`.
@@ -562,8 +583,6 @@ def learn_pipeline(
     check_type("at_once", at_once, int)
     if at_once < 1:
         raise BadValue(f"at_once must be at least 1, got {at_once}")
-    if guidance is not None and not math.isfinite(guidance):
-        raise BadValue(f"guidance must be a finite number, got {guidance}")
     check_learn(make_solver(solver).for_nfe(nfe)[0])
 
     def encoding(done: int, of: int, message: str) -> None:
@@ -571,8 +590,10 @@ def learn_pipeline(
             progress(0, config.iterations, f"{message}: {done} of {of}")
 
     with _frozen(_network_of(pipeline)):
-        _check_in_pipeline(pipeline, solver, start, nfe, config)
-        latents = adapt_pipeline(pipeline, prompts, guidance=guidance, size=size, weights=weights, progress=encoding)
+        latents = _bare(pipeline, prompts, guidance, size, weights)
+        sampler = latents.sampler(solver, start, nfe)
+        _check_in_pipeline(sampler, pipeline, config)
+        latents = _encoded(latents, encoding)
         teacher = latents.teacher(CONVERGED_STEPS)
         facts = {
             "guidance": latents.guidance,
@@ -583,7 +604,7 @@ def learn_pipeline(
             "teacher": {"scheduler": teacher.solver.name, "steps": CONVERGED_STEPS, **teacher.solver.choices_made},
         }
         return learn(
-            latents.sampler(solver, start, nfe),
+            replace(sampler, predictor=latents),
             LATENTS,
             config,
             converged=teacher,
@@ -594,11 +615,8 @@ def learn_pipeline(
         )
 
 
-def _check_in_pipeline(pipeline: Any, solver: str, start: str, nfe: int, config: LearnConfig) -> None:
-    """Raise what :func:`to_diffusers` would say of the result, of the untuned sampler and before any work."""
-    schedule = from_scheduler(pipeline.scheduler, CONVERGED_STEPS).schedule
-    made, steps = make_solver(solver).for_nfe(nfe)
-    sampler = Sampler(lambda x, t, tau: x, schedule, made, make_grid(start, steps, schedule), ())
-    gains = (1.0,) * nfe if "gain" in config.knobs else ()
+def _check_in_pipeline(sampler: Sampler, pipeline: Any, config: LearnConfig) -> None:
+    """Raise what :func:`to_diffusers` would say of the result, of the untuned sampler and before the work."""
+    gains = (1.0,) * len(sampler.evaluations) if "gain" in config.knobs else ()
     timing = sampler.make_timing(config.name, [each.t for each in sampler.evaluations], gains=gains)
     to_diffusers(timing, pipeline.scheduler)

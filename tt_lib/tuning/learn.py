@@ -8,7 +8,7 @@ begins, and bounded:
 ====== ============================================================================================
 grid   the nodes t_0 > ... > t_(K-1), by the shares of their distances in lambda between t = 1 and the smallest level.
        The first and the last node move, too. x starts as the solver's start noise, whatever t_0 becomes. (Where
-       alpha(1) = 0 lambda is infinite at t = 1: there knobs begin from ``t_max``.)
+       alpha(1) = 0 lambda is infinite at t = 1: there a first node at 1 stays, and knobs begin from ``t_max``.)
 timing the conditioning time of each evaluation, ``lambda(tau) = lambda(t) + 1.5 tanh(offset)``
 gain   one factor on each answer of the network, ``1 + 0.2 tanh(offset)``
 ====== ============================================================================================
@@ -182,6 +182,9 @@ class Knobs:
         self.schedule, self.names, self.nfe = schedule, tuple(names), nfe
         self.start = grid.tensor()
         self.low, self.high = (float(schedule.lam(t)) for t in (schedule.t_max, schedule.t_min))
+        # Where nothing of an image is left at t = 1, a run that begins there with noise alone does so all along: no
+        # pipeline scales its noise for another time.
+        self.from_noise = bool(self.start[0] == 1) and schedule.t_max < 1
         inner = schedule.lam(self.start[:-1]).clamp(min=self.low)
         edges = torch.cat([float64([self.low]), inner, float64([self.high])])
         shares = edges.diff() / (self.high - self.low)
@@ -205,7 +208,10 @@ class Knobs:
         logits = self.of_nodes @ self.parameters["grid"]
         shares = SMALLEST_SHARE + (1 - len(logits) * SMALLEST_SHARE) * logits.softmax(0)
         lam = self.low + (self.high - self.low) * shares.cumsum(0)[:-1]
-        return torch.cat([self.schedule.time_of_lam(lam), self.start[-1:]])
+        nodes = self.schedule.time_of_lam(lam)
+        if self.from_noise:
+            nodes = torch.cat([self.start[:1], nodes[1:]])
+        return torch.cat([nodes, self.start[-1:]])
 
     def tau(self, evaluation: int, t: Tensor) -> Tensor:
         """The conditioning time of an evaluation at nominal time ``t``, inside the range that the network knows."""
