@@ -25,7 +25,7 @@ from torch import nn
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
 from tt_lib.files import atomic_path, check_hash, data_folder, file_hash, read_json, write_json
-from tt_lib.predictors import PREDICTION_TYPES, path_of
+from tt_lib.predictors import KINDS, PREDICTION_TYPES, check_kind, path_of
 from tt_lib.schedules import DiscreteSchedule, Schedule, make_schedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -70,7 +70,7 @@ class Model:
         digest: which network it is: the sha256 that ``tt_model.json`` names, that of the weights' file; where there is
             none, :func:`weights_hash`.
         card: the content of ``tt_model.json``.
-        kind: what it predicts, ``eps``, ``x0``, ``v`` or ``velocity`` (see :mod:`tt_lib.predictors`).
+        kind: what it predicts, one of :data:`tt_lib.predictors.KINDS`.
         own: the schedule that it was trained on, where it is sampled on another one.
     """
 
@@ -230,7 +230,8 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         MissingFile: there is no such folder, and the Hub cannot be reached or has no such repository; or the noise
             schedule is nowhere said.
         CorruptFile: the weights' hash is not the one in ``tt_model.json``, or they do not fit the network.
-        BadValue: the network needs more than a noisy image and a time, or it is of another kind of diffusion.
+        BadValue: the network needs more than a noisy image and a time, it is of another kind of diffusion, or what it
+            predicts means nothing on its schedule.
     """
     plain, on_path, path = name.partition(",path=")
     if on_path and find_model(name) is None:
@@ -256,7 +257,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         not isinstance(card.get(key, "-"), str) or card.get(key) == "" for key in words
     ):
         raise CorruptFile(f"{folder}/{CARD} is damaged: {', '.join(words)} must be text; restore it")
-    choose("kind of prediction", card.get("kind", "eps"), ("eps", "x0", "v", "velocity"))
+    choose("kind of prediction", card.get("kind", "eps"), KINDS)
     if folder and "sha256" in card:
         if (folder / INDEX).exists():
             raise CorruptFile(f"{folder / INDEX} names other weights than {CARD}, and would be read; remove it")
@@ -270,6 +271,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         schedule, kind = make_schedule(card["schedule"]), card.get("kind", "eps")
     else:
         schedule, kind = _schedule_of(source, ("scheduler", None) if part else (None, "scheduler"))
+    check_kind(kind, schedule, torch.ones((), dtype=torch.float64))
     network = _from_pretrained(source, part)
     size = network.config["sample_size"]
     shape = (network.config["in_channels"], *((size, size) if isinstance(size, int) else size))
@@ -449,7 +451,10 @@ def check_diffusion(source: str, name: str, config: Mapping[str, Any]) -> None:
     """
     if name not in DIFFUSION:
         why = next((why for part, why in OTHER_KINDS.items() if part in name), "its noise schedule is not known here")
-        raise BadValue(f"cannot sample {source} with its {name}: {why}; choose a model of DDPMScheduler or its like")
+        raise BadValue(
+            f"cannot sample {source} with its {name}: {why}; choose a model of DDPMScheduler or its like, or give the "
+            f"schedule and the kind of prediction in {CARD}, such as flow and velocity, or ve and edm"
+        )
     for key, (supported, why) in OTHER_OPTIONS.items():
         if (config.get(key) or supported) != supported:
             raise BadValue(
