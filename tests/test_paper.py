@@ -196,6 +196,7 @@ def test_all_that_is_missing_is_named_at_once(offline):
         "TT_INCEPTION",
         "'google/ddpm-cifar10-32' from the Hub",
         "give its folder",
+        "tt stats --dataset cifar10 --split train --features inception-2015",
     ):
         assert words in message, words
 

@@ -402,7 +402,7 @@ def evaluate(
     from tt_lib.errors import all_there
     from tt_lib.metrics.evaluate import fd_rows, forget_sets, measure_all
     from tt_lib.metrics.features import load_features
-    from tt_lib.metrics.reference import check_names, load_metric
+    from tt_lib.metrics.reference import check_names, load_metric, require_reference
     from tt_lib.noise import check_seeds
     from tt_lib.rows import FD_COLUMNS, FD_KEY, write_rows
     from tt_lib.study.workbench import make_bench
@@ -412,9 +412,10 @@ def evaluate(
     check_seeds(seed, n)
     path = results_file(results, "fd.csv", FD_COLUMNS)
     world, where = pick_devices(device)
-    bench, *extractors = all_there(
+    bench, *extractors, _ = all_there(
         lambda: make_bench(model, where, batch=batch, compile=compile),
         *(lambda name=name: load_features(name, where) for name in names),
+        lambda: require_reference(dataset, names, data),
     )
     with progress_bar("evaluate") as report:
         options: dict[str, Any] = {"bank": more, "data": data, "model": bench.model, "world": world, "progress": report}

@@ -118,10 +118,9 @@ def table(
     """
     from dataclasses import replace
 
-    from tt_lib.datasets import NAMED, find_images
     from tt_lib.errors import all_there
     from tt_lib.metrics.features import load_features
-    from tt_lib.metrics.reference import load_metric
+    from tt_lib.metrics.reference import load_metric, require_reference
     from tt_lib.networks.unet import load_model
     from tt_lib.rows import FD_COLUMNS, results_folder
     from tt_lib.study.tables import dry_run as dry_run_lines
@@ -140,7 +139,7 @@ def table(
     bench, *extractors, _ = all_there(
         lambda: make_bench(spec.model, where, batch=batch, compile=compile),
         *(lambda name=name: load_features(name, where) for name in spec.features),
-        lambda: spec.dataset in NAMED or find_images(spec.dataset, data),
+        lambda: require_reference(spec.dataset, spec.features, data),
     )
     with progress_bar(f"table {config.stem}") as report:
         options = {"bank": spec.more, "data": data, "model": bench.model, "world": world, "progress": report}

@@ -11,6 +11,7 @@ name them.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ from torch import Tensor
 from tt_lib.datasets import NAMED, Images, find_images, load_dataset
 from tt_lib.datasets.folder import Stored, holds_statistics, read_moments
 from tt_lib.datasets.images import Pixels, hash_each, join_hashes
-from tt_lib.errors import BadValue, CorruptFile, NotFinite
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
 from tt_lib.files import check_writable, data_folder, file_hash, file_name
 from tt_lib.metrics.features import BATCH, INCEPTION, Features, empty_statistics, load_features
 from tt_lib.metrics.statistics import FeatureStatistics, load_tensors, save_tensors, to_half
@@ -118,7 +119,7 @@ def load_metric(
     features = load_features(name, device) if isinstance(name, str) else name
     if own and of_pytorch_fid:
         return _pytorch_fid(own, features)
-    command = f"tt stats --dataset {dataset} --split {split} --features {features.name}"
+    command = _command(dataset, split, features.name)
     images = load_dataset(dataset, split, data) if own else None
     if images and model:
         require_shape(images.pixels.shape[1:], model.shape, model.name, images.name)
@@ -161,6 +162,20 @@ def reference_path(dataset: str, split: str, features: str, bank: bool = False, 
         called, split = images.name.rpartition("-")[0], images.pixels.split
         of = f"{file_name(called)}-{short_hash(images.pixels.listing)}-{split}"
     return data_folder() / "stats" / f"{of}-{features}{'-bank' if bank else ''}.safetensors"
+
+
+def require_reference(dataset: str, features: Sequence[str], data: Path | str | None = None) -> None:
+    """Raise :class:`MissingFile` where :func:`load_metric` would for want of statistics or images: before any work."""
+    if dataset not in NAMED:
+        find_images(dataset, data)
+        return
+    for name in features:
+        if not (path := reference_path(dataset, "train", name)).is_file():
+            raise MissingFile(f"no feature statistics at {path}; make it with `{_command(dataset, 'train', name)}`")
+
+
+def _command(dataset: str, split: str, features: str) -> str:
+    return f"tt stats --dataset {shlex.quote(dataset)} --split {split} --features {features}"
 
 
 def dataset_label(dataset: str, features: str, data: Path | str | None = None) -> str:
