@@ -231,6 +231,8 @@ def to_diffusers(timing: Timing, scheduler: Any) -> LearnedScheduler:
             f"the timing begins at t = {timing.grid_times[0]:g}, and pipelines of flows begin with noise alone, at "
             "t = 1; learn one that begins there"
         )
+    if schedule.name == "flow":
+        config["use_flow_sigmas"] = True  # the pipeline of Flux gives no sigmas to a scheduler that says so
     return LearnedScheduler(timing, solver, schedule, kind, config)
 
 
