@@ -36,7 +36,7 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks.unet import CARD, WEIGHTS
 from tt_lib.rows import FD_COLUMNS, read_rows
 from tt_lib.study.cells import Cell, timing_path
-from tt_lib.study.tables import PUBLISHED, read_table
+from tt_lib.study.tables import PUBLISHED, read_tables
 from tt_lib.study.workbench import make_bench
 from tt_lib.timing import load_timing
 from tt_lib.tuning import optimisers, tuner
@@ -790,7 +790,7 @@ def test_nothing_is_of_one_system_only():
 
 def test_names_of_files_that_the_tables_lead_to():
     for path in sorted((PACKAGE_ROOT / "data" / "tables").glob("*.toml")):
-        for cell in read_table(path).cells:
+        for cell in (cell for table in read_tables(path) for cell in table.cells):
             assert file_name(f"{cell.label}.lock") == f"{cell.label}.lock", cell.label
             assert timing_path("C:/my model?", cell).parent.name == "C----my model--"
 

@@ -15,7 +15,7 @@ from tt_lib.grids import Grid, make_grid
 from tt_lib.networks.unet import load_model
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
 from tt_lib.sampling import make_sampler
-from tt_lib.study.tables import read_table
+from tt_lib.study.tables import read_tables
 
 pytestmark = pytest.mark.usefixtures("one_thread", "project")
 TABLE = PACKAGE_ROOT / "data" / "tables" / "flow.toml"
@@ -42,7 +42,7 @@ def test_the_network_of_a_diffusion_on_the_straight_path():
 
 
 def test_the_table_has_its_rows_and_runs(tmp_path):
-    table = read_table(TABLE)
+    (table,) = read_tables(TABLE)
     assert (table.model, table.n, len(table.cells)) == ("cifar10-ddpm-w64,path=flow", 10_000, 40)
     assert {cell.nfe for cell in table.cells} == {4, 5, 6, 8, 10}
     assert {cell.solver for cell in table.cells} == {"euler", "heun", "dpmpp-2m", "unipc"}

@@ -24,7 +24,7 @@ from tt_lib.errors import BadValue, MissingFile, all_there
 from tt_lib.files import PACKAGE_ROOT, file_hash
 from tt_lib.metrics import inception
 from tt_lib.rows import FD_COLUMNS, read_rows
-from tt_lib.study.tables import PUBLISHED, find_table, published_beside, read_table
+from tt_lib.study.tables import PUBLISHED, find_table, published_beside, read_tables
 from tt_lib.tuning import TuneConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -213,7 +213,7 @@ def test_without_the_reference_the_command_that_makes_it_is_named(offline, monke
     [("paper", "google/ddpm-cifar10-32", "cifar10"), ("bedroom", "google/ddpm-bedroom-256", "lsun-bedroom")],
 )
 def test_the_tables_are_the_protocol(name, model, dataset):
-    table = read_table(SHIPPED / f"{name}.toml")
+    (table,) = read_tables(SHIPPED / f"{name}.toml")
     assert (table.model, table.features, table.n, table.dataset) == (model, ("inception-2015",), 50_000, dataset)
     recipes = {table.recipe(cell) for cell in table.cells} - {None}
     assert recipes == {(TuneConfig(), 1024, "real")}, "the defaults of the authors' code"

@@ -26,9 +26,10 @@ from tt_lib.metrics.reference import Metric, collect_bank
 from tt_lib.networks.unet import Model
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.rows import FD_COLUMNS, read_rows, short_hash
+from tt_lib.schedules import make_schedule
 from tt_lib.solvers.registry import SOLVERS
 from tt_lib.study.cells import Cell, find_timing, timing_path
-from tt_lib.study.tables import Table, read_table, run_table
+from tt_lib.study.tables import Table, read_tables, run_table
 from tt_lib.study.workbench import HELD_OUT, Bench
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
@@ -81,7 +82,7 @@ def write(tmp_path):
 )
 def test_cells_that_are_none(write, cells, message):
     with pytest.raises(BadValue, match=message):
-        read_table(write("" if cells else "cells = [1]\n", HEAD, cells))
+        read_tables(write("" if cells else "cells = [1]\n", HEAD, cells))
 
 
 def test_lists_give_every_combination(write):
@@ -98,7 +99,7 @@ grid = ["uniform"]
 nfe = 7
 eta = [0.5, 1.0]
 """
-    table = read_table(write(HEAD, TUNING, cells))
+    (table,) = read_tables(write(HEAD, TUNING, cells))
     expected = [
         Cell(solver, "quadratic", nfe, timing)
         for solver, nfe, timing in product(("ddim", "dpmpp-2m"), (5, 10), ("untuned", "consistency-parallel"))
@@ -106,8 +107,23 @@ eta = [0.5, 1.0]
     assert table.cells == (*expected, Cell("ddim", "uniform", 7, eta=0.5), Cell("ddim", "uniform", 7, eta=1.0))
     assert (table.dataset, table.model, table.features) == ("digits", "tiny", ("digits-resnet",))
     assert (table.n, table.seed, table.more) == (20, 3, False)
-    several = read_table(write(HEAD.replace('"digits-resnet"', '["digits-resnet", "digits-simclr"]'), ONE_CELL))
+    (several,) = read_tables(write(HEAD.replace('"digits-resnet"', '["digits-resnet", "digits-simclr"]'), ONE_CELL))
     assert several.features == ("digits-resnet", "digits-simclr") and several.tuning == {}
+
+
+def test_a_block_may_have_an_n_of_its_own(write):
+    cell = '[[cells]]\nsolver = "ddim"\ngrid = "uniform"\nnfe = {}\n{}\n'
+    blocks = [cell.format(2, ""), cell.format(3, "n = 50"), cell.format([4, 2], "")]
+    shared, own = read_tables(write(HEAD, TUNING, *blocks))
+    assert (shared.n, [each.nfe for each in shared.cells]) == (20, [2, 4, 2])
+    assert own == replace(shared, n=50, cells=(Cell("ddim", "uniform", 3),))
+    for n, words in (
+        ("15", "multiple of 10 .*got 15"),
+        ('"50"', "n of .* must be a whole number"),
+        ("[20]", "got .20."),
+    ):
+        with pytest.raises(BadValue, match=words):
+            read_tables(write(HEAD, cell.format(2, f"n = {n}")))
 
 
 RECIPES = {
@@ -127,7 +143,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("timing", RECIPES)
 def test_a_name_and_the_table_make_a_recipe(write, timing):
-    table = read_table(write(HEAD, TUNING, ONE_CELL.replace("untuned", timing).replace("nfe = 2", "nfe = 3")))
+    (table,) = read_tables(write(HEAD, TUNING, ONE_CELL.replace("untuned", timing).replace("nfe = 2", "nfe = 3")))
     assert table.recipe(table.cells[0]) == RECIPES[timing]
 
 
@@ -206,36 +222,38 @@ BAD_TABLES = {
 def test_entries_that_cannot_be(write, name):
     text, message = BAD_TABLES[name]
     with pytest.raises(BadValue, match=rf"table\.toml.*{message}"):
-        read_table(write(text))
+        read_tables(write(text))
 
 
 def test_seeds_of_a_table_whose_n_is_replaced(write):
-    table = read_table(write(HEAD.replace("seed = 3", "seed = 999999980"), ONE_CELL))
+    (table,) = read_tables(write(HEAD.replace("seed = 3", "seed = 999999980"), ONE_CELL))
     with pytest.raises(BadValue, match="the seeds 999999980 to 1000000009 of 30 samples"):
         replace(table, n=30)
 
 
 def test_files_that_are_no_tables(tmp_path, write):
     with pytest.raises(MissingFile, match=r"nothing\.toml.*data/tables"):
-        read_table(tmp_path / "nothing.toml")
+        read_tables(tmp_path / "nothing.toml")
     with pytest.raises(CorruptFile, match=r"table\.toml is not TOML"):
-        read_table(write("[table\n"))
+        read_tables(write("[table\n"))
     (tmp_path / "picture.toml").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(CorruptFile, match=r"picture\.toml"):
-        read_table(tmp_path / "picture.toml")
+        read_tables(tmp_path / "picture.toml")
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE_ROOT / "data" / "tables").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_table_can_be_run(path):
-    table = read_table(path)
-    assert len(set(table.cells)) == len(table.cells), "a cell twice is measured once and says nothing"
-    for cell in table.cells:
-        _, steps = cell.make_solver().for_nfe(cell.nfe)
-        assert steps >= 1 and len(make_grid(cell.grid, steps, SCHEDULE).times) == steps + 1, cell.label
+    for table in read_tables(path):
+        schedule = make_schedule("flow" if table.model.endswith("path=flow") else "linear")
+        assert len(set(table.cells)) == len(table.cells), "a cell twice is measured once and says nothing"
+        for cell in table.cells:
+            _, steps = cell.make_solver().for_nfe(cell.nfe)
+            assert steps >= 1 and len(make_grid(cell.start, steps, schedule).times) == steps + 1, cell.label
 
 
 def test_the_study_has_every_solver():
-    solvers = {cell.solver for cell in read_table(PACKAGE_ROOT / "data" / "tables" / "study.toml").cells}
+    tables = read_tables(PACKAGE_ROOT / "data" / "tables" / "study.toml")
+    solvers = {cell.solver for table in tables for cell in table.cells}
     functions = {SOLVERS[name.split(",")[0]].function for name in solvers}
     assert functions == {solver.function for solver in SOLVERS.values()}
 

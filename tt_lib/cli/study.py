@@ -124,14 +124,16 @@ def table(
     from tt_lib.networks.unet import load_model
     from tt_lib.rows import FD_COLUMNS, results_folder
     from tt_lib.study.tables import dry_run as dry_run_lines
-    from tt_lib.study.tables import find_table, published_beside, published_rows, read_table, run_table
+    from tt_lib.study.tables import find_table, published_beside, published_rows, read_tables, run_table
     from tt_lib.study.workbench import make_bench
 
-    spec = read_table(find_table(config))
-    spec = replace(spec, n=n) if n is not None else spec
+    tables = [replace(each, n=each.n if n is None else n) for each in read_tables(find_table(config))]
+    spec = tables[0]  # they differ in n and cells alone
     if dry_run:
-        for line in dry_run_lines(spec, load_model(spec.model), results or results_folder() / "fd.csv", data):
-            say(line)
+        model = load_model(spec.model)
+        for each in tables:
+            for line in dry_run_lines(each, model, results or results_folder() / "fd.csv", data):
+                say(line)
         return
     path, work = results_file(results, "fd.csv", FD_COLUMNS), work_place(work)
     published_rows()  # shown when all is measured: a damaged file is refused now
@@ -145,7 +147,8 @@ def table(
         options = {"bank": spec.more, "data": data, "model": bench.model, "world": world, "progress": report}
         metrics = [load_metric(each, spec.dataset, **options) for each in extractors]
         metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
-        rows = run_table(spec, bench, metrics, path, work, data=data, force=force, world=world, progress=report)
+        more = {"data": data, "force": force, "world": world, "progress": report}
+        rows = [row for each in tables for row in run_table(each, bench, metrics, path, work, **more)]
     if not world.main:
         return world.wait()
     for row in rows:
@@ -229,16 +232,19 @@ def direction(
     from tt_lib.study.cells import Cell
     from tt_lib.study.compare import JOINED, errors_and_distances
     from tt_lib.study.directions import Protocol, measurable, order, run_directions
-    from tt_lib.study.tables import find_table, read_table
+    from tt_lib.study.tables import find_table, read_tables
     from tt_lib.study.workbench import make_bench
 
-    spec = read_table(find_table(config)) if config else None
+    tables = read_tables(find_table(config)) if config else ()
+    spec = tables[0] if tables else None  # they differ in n and cells alone
     path = results_file(results, "direction.csv", DIRECTION_COLUMNS)
     if figure and spec:
         read_rows(path.parent / "fd.csv", FD_COLUMNS)  # drawn when all is measured: a damaged file is refused now
     bench = make_bench(spec.model if spec else model, pick_device(device), batch=batch, bf16=False, compile=compile)
     if spec:
-        cells, missing = measurable(bench, spec.cells, most_nfe)
+        cells, missing = measurable(
+            bench, list(dict.fromkeys(cell for each in tables for cell in each.cells)), most_nfe
+        )
         if missing:
             say(f"{missing} samplers without a timing are left out; `tt table --config {config}` tunes them")
     else:

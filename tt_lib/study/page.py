@@ -20,7 +20,7 @@ from tt_lib.grids import LEARNED
 from tt_lib.solvers.registry import make_solver
 from tt_lib.study.cells import is_tuned
 from tt_lib.study.compare import SAMPLER, distances, errors_and_distances, rank_correlation
-from tt_lib.study.tables import find_table, read_table
+from tt_lib.study.tables import find_table, read_tables
 from tt_lib.timing import UNTUNED
 
 MODEL = "cifar10-ddpm-w64"
@@ -214,7 +214,7 @@ def _solver_cell(rows: pd.DataFrame, best: float) -> str:
 
 def ablation_table(frame: pd.DataFrame) -> str:
     """The timings of ``ablations.toml``, a column for each of the features and NFE, and half of their intervals."""
-    asked = pd.DataFrame([asdict(cell) for cell in read_table(find_table("ablations")).cells])
+    asked = pd.DataFrame([asdict(cell) for table in read_tables(find_table("ablations")) for cell in table.cells])
     rows = pd.concat([asked.merge(distances(frame, name, STUDY_N, MODEL)).sort_values("nfe") for name in FEATURES])
     rows = rows.assign(
         column=rows["features"] + ", NFE " + rows["nfe"].astype(str), half=(rows["high"] - rows["low"]) / 2

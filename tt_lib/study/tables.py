@@ -15,7 +15,7 @@ The file::
     optimiser = "search"             # `samples` of a joint tuning
     images = 256
 
-    [[cells]]                        # every combination of the lists
+    [[cells]]                        # every combination of the lists; a block may have an `n` of its own
     solver = ["ddim"]
     grid = ["uniform", "quadratic"]
     nfe = [5, 10]
@@ -113,8 +113,8 @@ def find_table(name: Path | str) -> Path:
     return shipped if not Path(name).exists() and shipped.is_file() else Path(name)
 
 
-def read_table(path: Path | str) -> Table:
-    """Read a table's TOML file.
+def read_tables(path: Path | str) -> tuple[Table, ...]:
+    """Read a table's TOML file: a table for each number of samples in it, in order.
 
     Raises:
         MissingFile, CorruptFile: no such file, or not TOML.
@@ -139,40 +139,47 @@ def read_table(path: Path | str) -> Table:
     _check_entries(f"{path}, [tuning]", tuning, TUNING - NAMED)
     _check_entries(f"{path}, [table]", head, *_entries_of(Table, {"cells", "tuning"}))
     try:
-        return _make_table(head, tuning, blocks)
+        return _make_tables(head, tuning, blocks)
     except BadValue as error:
         raise BadValue(f"{path}: {error}") from error
 
 
-def _make_table(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict[str, Any]]) -> Table:
-    cells = []
+def _make_tables(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict[str, Any]]) -> tuple[Table, ...]:
+    cells: dict[int | None, list[Cell]] = {}  # by a number of samples of their own
     for block in blocks:
         if not isinstance(block, dict):
             raise BadValue(f"[[cells]] hold entries such as solver and grid, got {block!r}")
         if empty := [name for name, value in block.items() if value == []]:
             raise BadValue(f"[[cells]]: {', '.join(empty)} is an empty list, which makes no cell; give a value")
-        _check_entries("[[cells]]", block, *_entries_of(Cell))
-        lists = [value if isinstance(value, list) else [value] for value in block.values()]
-        cells += [Cell(**dict(zip(block, values, strict=True))) for values in product(*lists)]
+        allowed, needed = _entries_of(Cell)
+        _check_entries("[[cells]]", block, allowed | {"n"}, needed)
+        if (n := block.get("n")) is not None:
+            check_type("n of [[cells]]", n, int)
+        lists = {key: value if isinstance(value, list) else [value] for key, value in block.items() if key != "n"}
+        cells.setdefault(n, []).extend(
+            Cell(**dict(zip(lists, values, strict=True))) for values in product(*lists.values())
+        )
     if not cells:
         raise BadValue("there are no [[cells]]")
     names = head["features"] if isinstance(head["features"], list) else [head["features"]]
     for name in names:
         check_type("each of features", name, str)
     check_names(names)
-    table = Table(**{**head, "features": tuple(names)}, cells=tuple(cells), tuning=tuning)
+    head = {**head, "features": tuple(names), "tuning": tuning}
+    tables = tuple(Table(**{**head, "cells": tuple(own)} | ({} if n is None else {"n": n})) for n, own in cells.items())
     # What no cell is tuned by is looked at, too.
     images = tuning.get("images", IMAGES)
     parse_timing("truncation-parallel", tuning)
     parse_timing("end-joint", tuning)
-    for cell in cells:
-        read_grid(cell.start)
-        if cell.nfe < 1:
-            raise BadValue(f"nfe must be a whole number of at least 1, got {cell.nfe}")
-        check_gamma_images(cell.make_solver(), images)
-        if recipe := table.recipe(cell):
-            check_recipe(cell, recipe)
-    return table
+    for table in tables:
+        for cell in table.cells:
+            read_grid(cell.start)
+            if cell.nfe < 1:
+                raise BadValue(f"nfe must be a whole number of at least 1, got {cell.nfe}")
+            check_gamma_images(cell.make_solver(), images)
+            if recipe := table.recipe(cell):
+                check_recipe(cell, recipe)
+    return tables
 
 
 def _entries_of(kind: Any, without: Collection[str] = ()) -> tuple[set[str], set[str]]:
