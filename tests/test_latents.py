@@ -52,25 +52,42 @@ def scheduler_of(name: str = "PNDMScheduler", **options):
 
 
 @pytest.fixture(scope="module")
-def folder(one_thread, tmp_path_factory):
-    """A folder of Stable Diffusion, text encoder and all, with tiny networks and the letters for words."""
-    folder = tmp_path_factory.mktemp("tiny")
+def tokenizer(tmp_path_factory):
+    """CLIP's, whose words are letters."""
+    folder = tmp_path_factory.mktemp("words")
     letters = [chr(number) for number in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    torch.manual_seed(0)
-    text = transformers.CLIPTextConfig(
-        vocab_size=len(words),
+    return transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12)
+
+
+def text_encoder(kind: str = "CLIPTextModel"):
+    config = transformers.CLIPTextConfig(
+        vocab_size=54,
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=12,
+        projection_dim=16,
         bos_token_id=52,
         eos_token_id=53,
         pad_token_id=53,
     )
+    return getattr(transformers, kind)(config).eval()
+
+
+def decoder():
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8, shift_factor=0.1
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(one_thread, tokenizer, tmp_path_factory):
+    """A folder of Stable Diffusion, text encoder and all, with tiny networks."""
+    torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8,),
@@ -82,20 +99,72 @@ def folder(one_thread, tmp_path_factory):
         cross_attention_dim=16,
         attention_head_dim=2,
     )
-    vae = diffusers.AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8)
+    folder = tmp_path_factory.mktemp("tiny") / "sd"
     diffusers.StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=transformers.CLIPTextModel(text).eval(),
-        tokenizer=transformers.CLIPTokenizer(
-            str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12
-        ),
+        vae=decoder(),
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler_of(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder / "sd")
-    return folder / "sd"
+    ).save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_3(tokenizer):
+    """Without T5. Its guidance doubles the batch."""
+    network = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=8,
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=network.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=decoder(),
+        text_encoder=text_encoder("CLIPTextModelWithProjection"),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder("CLIPTextModelWithProjection"),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def flux(tokenizer):
+    """Its latents are rows of patches, its shift depends on their number, and its guidance is an embedding."""
+    network = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(2, 2, 4),
+    )
+    t5 = transformers.T5Config(vocab_size=54, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return diffusers.FluxPipeline(
+        transformer=network.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=decoder(),
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer,
+        text_encoder_2=transformers.T5EncoderModel(t5).eval(),
+        tokenizer_2=tokenizer,
+    )
 
 
 @pytest.fixture
@@ -253,6 +322,60 @@ def test_learned_and_run_in_the_pipeline(pipeline, tmp_path):
         learn_pipeline(pipeline, PROMPTS)
 
 
+@pytest.mark.parametrize("make", [stable_diffusion_3, flux])
+def test_pipelines_of_flows(make, tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "CONVERGED_STEPS", 8)
+    torch.manual_seed(1)
+    pipeline, size = make(tokenizer), {"height": 8, "width": 8}
+    # As a trained network's, its answer varies slowly with the time: without the fast half of the time's waves.
+    waves = pipeline.transformer.time_text_embed.timestep_embedder.linear_1.weight.data.unflatten(1, (2, -1))
+    waves[:, :, :64] = 0
+    latents = adapt_pipeline(pipeline, PROMPTS, size=(8, 8))
+    assert (latents.schedule.name, latents.kind, len(latents.conditions[0])) == ("flow", "velocity", 1 + (make != flux))
+    seeds = [3, 11, 6]
+    start, prompts = SampleNoise(seeds).start(latents.shape), [PROMPTS[seed % 7] for seed in seeds]
+    assert gap(latents.teacher(6)(seeds).x, run(pipeline, prompts, start, 6, **size)) < 1e-5
+    config = dataclasses.replace(SMALL, noises=4, batch=4, iterations=8)
+    timing = learn_pipeline(pipeline, PROMPTS, 3, start="uniform-trailing", config=config, size=(8, 8)).timing
+    assert timing.tuning["validation_learned"] < 0.99 * timing.tuning["validation_start"]
+    assert timing.grid_times[0] == 1 and timing.taus != timing.times
+    learned = dataclasses.replace(latents.sampler(nfe=3), grid=Grid("learned", timing.grid_times), timing=timing)
+    pipeline.scheduler = to_diffusers(timing, pipeline.scheduler)
+    pipeline.transformer = TunedUNet(pipeline.transformer, timing)
+    assert gap(run(pipeline, prompts, start, 3, **size), learned(seeds).x) < 1e-4
+
+
+class Twice(diffusers.StableDiffusionPipeline):
+    """Calls its network with the prompt and then without, as pipelines of videos do."""
+
+    @torch.no_grad()
+    def __call__(self, prompt, guidance_scale=3.0, latents=None, num_inference_steps=4, **options):
+        conditions = self.encode_prompt(prompt, "cpu", 1, True)
+        self.scheduler.set_timesteps(num_inference_steps)
+        x = torch.zeros(len(prompt), 4, 8, 8) if latents is None else latents
+        for n in self.scheduler.timesteps:
+            own, empty = (self.unet(x, n, encoder_hidden_states=each).sample for each in conditions)
+            x = self.scheduler.step(empty + guidance_scale * (own - empty), n, x).prev_sample
+        return (x,)
+
+
+def test_guidance_in_two_calls(pipeline):
+    twice = Twice.from_pipe(pipeline)
+    latents, start = adapt_pipeline(twice, PROMPTS), noise(0, 1, 2)
+    theirs = twice(PROMPTS[:3], latents=start, num_inference_steps=6)[0]
+    assert gap(latents.teacher(6)(range(3)).x, theirs) < 1e-5
+    assert gap(run(pipeline, PROMPTS[:3], start, 6, guidance_scale=3.0), theirs) < 1e-5
+
+
+def test_half_precision(pipeline):
+    """Latents are float32 all along, and rounded where the network is."""
+    pipeline.to(torch.bfloat16)
+    latents = adapt_pipeline(pipeline, PROMPTS)
+    theirs = run(pipeline, PROMPTS[:3], noise(0, 1, 2).bfloat16(), 6).float()
+    ours = latents.teacher(6)(range(3)).x
+    assert ours.dtype == torch.float32 and 1e-4 < gap(ours, theirs) < 0.05
+
+
 def tt(*words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["tt", *map(str, words)])
@@ -317,12 +440,20 @@ class Rescaled(diffusers.StableDiffusionPipeline):
         return super().__call__(prompt, guidance_scale=guidance_scale, guidance_rescale=0.7, **options)
 
 
+class Short(diffusers.StableDiffusionPipeline):
+    """Its embeddings are as long as the first prompt."""
+
+    def encode_prompt(self, prompt, *args, **options):
+        return tuple(each[:, : len(prompt[0])] for each in super().encode_prompt(prompt, *args, **options))
+
+
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
         ({"scheduler": "EulerAncestralDiscreteScheduler"}, {}, "EulerAncestralDiscreteScheduler: it draws noise"),
         ({"scheduler": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"})}, {}, "draws noise"),
         ({"scheduler": ("DDIMScheduler", {"prediction_type": "v_prediction"})}, {"config": ("gain",)}, "without gain"),
+        ({"kind": Short}, {}, r"prompt 2, 'two dogs', have the shape \[1, 8, 16\], .* first \[1, 5, 16\]"),
         ({"kind": Rescaled}, {}, r"does more in a step .* scale 7.5"),
         ({}, {"solver": "ddpm"}, "cannot learn ddpm: it draws noise"),
         ({}, {"start": "spiral"}, "unknown grid 'spiral'"),
