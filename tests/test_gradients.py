@@ -88,7 +88,7 @@ FROM_NOISE = [name for name in METHODS if not SOLVERS[name].midpoint]
 
 @pytest.mark.parametrize("name", FROM_NOISE)
 def test_on_the_straight_path_from_noise_alone_to_clean_data(name):
-    """lambda is infinite at both ends. In lambda multistep solvers have an infinite slope at t = 1, which counts as 0."""
+    """lambda is infinite at both ends. The infinite slope of multistep solvers in lambda at t = 1 counts as 0."""
     flow = make_schedule("flow")
     solver, steps = make_solver(name).for_nfe(budgets(name)[1])
     _, taus, gains = knobs(solver, steps, flow)
