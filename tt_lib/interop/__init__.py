@@ -8,12 +8,21 @@ whose times no scheduler of diffusers takes.
 from typing import TYPE_CHECKING, Any
 
 from tt_lib.interop.pipeline import Calls, TunedUNet, tuned_times
-from tt_lib.interop.scheduler import Adapted, from_scheduler
+from tt_lib.interop.scheduler import Adapted, from_scheduler, support_page, supported
 
 if TYPE_CHECKING:
     from tt_lib.interop.learned import to_diffusers as to_diffusers
 
-__all__ = ["Adapted", "Calls", "TunedUNet", "from_scheduler", "to_diffusers", "tuned_times"]
+__all__ = [
+    "Adapted",
+    "Calls",
+    "TunedUNet",
+    "from_scheduler",
+    "support_page",
+    "supported",
+    "to_diffusers",
+    "tuned_times",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -80,7 +80,7 @@ class Calls:
         self.nominal, self.tuned = (of_time(float64(times)).tolist() for times in (timing.times, timing.taus))
         # Schedulers of diffusers that have flows beside levels cut the timesteps of a flow to whole numbers.
         cut = named == "flow" and timing.solver not in SOLVERS and not timing.solver.startswith("Flow")
-        self.within = 1.0 if cut else 1e-3
+        self.within = 1.001 if cut else 1e-3
         self.divided = False
         self.total = timing.nfe * calls_per_evaluation
         self.made, self.complete_runs = 0, 0

@@ -31,7 +31,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex, cast
 
@@ -139,6 +139,47 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "solver_p": ((None,), "another scheduler makes a part of its steps; set it to None"),
 }
 """Options of schedulers with the values that can be adapted; why no others, and the remedy."""
+
+COLUMNS = ("samples equal to diffusers", "custom times", "tune", "learn", "tuned pipeline runs")
+CUSTOM = {
+    "DPMSolverMultistepScheduler": "timesteps",
+    "DPMSolverSinglestepScheduler": "timesteps",
+    "EDMEulerScheduler": "sigmas, as places of its own rule",
+    "EulerDiscreteScheduler": "timesteps, sigmas",
+    "FlowMatchEulerDiscreteScheduler": "timesteps, sigmas, mu",
+    "HeunDiscreteScheduler": "timesteps",
+    "UniPCMultistepScheduler": "sigmas and mu of a flow",
+}
+"""What the ``set_timesteps`` of a scheduler takes by hand; the others take nothing."""
+
+
+def supported() -> dict[str, tuple[str, ...]]:
+    """What works with each scheduler of diffusers: a row for each, with a cell for each of :data:`COLUMNS`.
+
+    The tests run over this table, so that a page that shows it is true.
+    """
+    return {name: ("yes", CUSTOM.get(name, "diffusers takes none"), "yes", "yes", "yes") for name in sorted(STAGES)}
+
+
+def refused(names: Iterable[str]) -> dict[str, str]:
+    """Why schedulers of diffusers are refused, those of ``names`` that are."""
+    return {name: _why_not(name) for name in sorted(names) if name not in STAGES}
+
+
+def _why_not(name: str) -> str:
+    return next((why for part, why in REFUSED.items() if part in name), "it is none of the supported ones")
+
+
+def support_page(names: Iterable[str] = ()) -> str:
+    """:func:`supported` as a table in Markdown, and the reasons of :func:`refused` for ``names`` below it."""
+    lines = [" | ".join(("scheduler", *COLUMNS)), " | ".join(["---"] * (1 + len(COLUMNS)))]
+    lines += [" | ".join((f"`{name}`", *cells)) for name, cells in supported().items()]
+    reasons: dict[str, list[str]] = {}
+    for name, why in refused(names).items():
+        reasons.setdefault(why, []).append(f"`{name}`")
+    below = [f"- {', '.join(which)}: {why}" for why, which in sorted(reasons.items())]
+    return "\n".join([f"| {line} |" for line in lines] + [""] * bool(below) + below)
+
 
 _LEVELS, _FLOW, _EDM = "levels", "flow", "edm"
 _PREDICTIONS = {
@@ -271,12 +312,14 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex | None = None, *, eta: f
     check_type("first", first, int)
     _run_of(scheduler, eta)  # what cannot be adapted is refused by name, before it is tried
     if steps is None:
-        ready = _as_set(name, scheduler)
+        ready, by_rule = _as_set(name, scheduler)
         how = "with the timesteps that were set"
     else:
         count = count_steps(steps)
-        _check_untouched(name, scheduler)
-        ready, how = copy.deepcopy(scheduler), f"with {count} steps"
+        if not _by_rule(name, scheduler):
+            # They would be replaced without a word.
+            raise _by_hand(name, "; leave steps out to take them as they are" if _takes(scheduler) else "")
+        ready, by_rule, how = copy.deepcopy(scheduler), True, f"with {count} steps"
         with _refused(f"{name} cannot make {count} steps", "ask for another number"):
             ready.set_timesteps(count)
     left_out = first * getattr(ready, "order", 1)
@@ -302,7 +345,7 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex | None = None, *, eta: f
     if end > times[-1] - 1e-9 and len(times) > 1:
         # The last evaluation leads nowhere (PNDM's default): it belongs to the step that ends at its time.
         run.wasted, end, times = len(evaluations) - 1, times[-1], times[:-1]
-    spacing = _config_of(ready).get("timestep_spacing", "own") if _by_rule(ready) else "by-hand"
+    spacing = _config_of(ready).get("timestep_spacing", "own") if by_rule else "by-hand"
     with _refused(f"{name} {how} repeats a time, or its times rise", "ask for fewer steps or another spacing"):
         grid = Grid(f"diffusers-{spacing}", (*times, end))
     run.times = grid.times
@@ -339,8 +382,7 @@ def _class_of(scheduler: Any) -> str:
     if (name := _known_class(scheduler)) in STAGES:
         return name
     name = type(scheduler).__name__
-    reason = next((why for part, why in REFUSED.items() if part in name), "it is none of the supported ones")
-    raise BadValue(f"cannot adapt {name}: {reason}; choose one of: {', '.join(STAGES)}")
+    raise BadValue(f"cannot adapt {name}: {_why_not(name)}; choose one of: {', '.join(STAGES)}")
 
 
 def network_of(scheduler: Any) -> tuple[Schedule, str, dict[str, Any]]:
@@ -353,7 +395,7 @@ def network_of(scheduler: Any) -> tuple[Schedule, str, dict[str, Any]]:
     if name not in STAGES or _family(scheduler) == _LEVELS:
         # Zero terminal SNR is known here.
         check_diffusion("the network", name, {**config, "rescale_betas_zero_snr": False})
-        _check_levels(name, scheduler)
+        _by_rule(name, scheduler)
     family, config = _family(scheduler), _config_of(scheduler)
     prediction = config.get("prediction_type", "flow_prediction" if family == _FLOW else "epsilon")
     if prediction not in _PREDICTIONS[family]:
@@ -416,45 +458,20 @@ def _run_of(scheduler: Any, eta: float) -> _Run:
     return _Run(scheduler, stage, kinds[prediction], family, float(eta), draws)
 
 
-def _check_untouched(name: str, scheduler: Any) -> None:
-    """Raise :class:`BadValue` for timesteps or noise levels that are not those of its configuration.
+def _by_rule(name: str, scheduler: Any) -> bool:
+    """Whether its timesteps and sigmas are those that its own rule spaces.
 
-    They would be replaced without a word.
+    Raises:
+        BadValue: the noise levels of the network are not those of the configuration.
     """
-    _check_levels(name, scheduler)
-    if not _by_rule(scheduler):
-        what = "; leave steps out to take them as they are" if _takes(scheduler) else f": {name} takes none"
-        raise BadValue(
-            f"cannot adapt {name} with timesteps that were set by hand{what}, or call set_timesteps with a number of "
-            f"steps, or make it anew by {name}.from_config"
-        )
-
-
-def _check_levels(name: str, scheduler: Any) -> None:
-    """Raise :class:`BadValue` for noise levels of the network that are not those of the configuration."""
-    own = _made_anew(name, scheduler)
-    here, there = (getattr(each, "alphas_cumprod", None) for each in (scheduler, own))
-    if here is not None and not same_numbers(here, there):
+    with _refused(f"cannot make {name} anew from its configuration", "give a scheduler of diffusers itself"):
+        own = type(scheduler).from_config(scheduler.config)
+    levels = [getattr(each, "alphas_cumprod", None) for each in (scheduler, own)]
+    if levels[0] is not None and not same_numbers(*levels):
         raise BadValue(
             f"cannot adapt {name} with alphas_cumprod that were set by hand: they are not those of its configuration; "
             f"make it anew by {name}.from_config"
         )
-
-
-def _made_anew(name: str, scheduler: Any) -> Any:
-    with _refused(f"cannot make {name} anew from its configuration", "give a scheduler of diffusers itself"):
-        return type(scheduler).from_config(scheduler.config)
-
-
-def _takes(scheduler: Any) -> list[str]:
-    """What one may set by hand in its ``set_timesteps``."""
-    accepts = inspect.signature(scheduler.set_timesteps).parameters
-    return [key for key in ("timesteps", "sigmas", "mu") if key in accepts]
-
-
-def _by_rule(scheduler: Any) -> bool:
-    """Whether its timesteps and sigmas are those that its own rule spaces."""
-    own = _made_anew(type(scheduler).__name__, scheduler)
     with contextlib.suppress(Exception):  # a number of steps that only timesteps by hand can have: they differ below
         if getattr(scheduler, "num_inference_steps", None) is not None:
             own.set_timesteps(scheduler.num_inference_steps)
@@ -462,15 +479,30 @@ def _by_rule(scheduler: Any) -> bool:
     return all(here is there is None or same_numbers(here, there) for here, there in pairs)
 
 
-def _as_set(name: str, scheduler: Any) -> Any:
-    """A copy of a scheduler that begins a run with the timesteps that it has.
+def _takes(scheduler: Any) -> list[str]:
+    """What one may set by hand in its ``set_timesteps``."""
+    accepts, config = inspect.signature(scheduler.set_timesteps).parameters, _config_of(scheduler)
+    # Those that have flows beside levels take sigmas of a flow alone.
+    takes = {"timesteps": True, "sigmas": config.get("use_flow_sigmas", True), "mu": config.get("use_dynamic_shifting")}
+    return [key for key, does in takes.items() if does and key in accepts]
+
+
+def _by_hand(name: str, remedy: str) -> BadValue:
+    return BadValue(
+        f"cannot adapt {name} with timesteps that were set by hand{remedy}, or call set_timesteps with a number of "
+        f"steps, or make it anew by {name}.from_config"
+    )
+
+
+def _as_set(name: str, scheduler: Any) -> tuple[Any, bool]:
+    """A copy of a scheduler that begins a run with the timesteps that it has, and whether its own rule made them.
 
     Raises:
         BadValue: it has none, it has begun a run, or they are not what its class takes.
     """
-    _check_levels(name, scheduler)
-    if not (by_rule := _by_rule(scheduler)) and not _takes(scheduler):
-        _check_untouched(name, scheduler)
+    by_rule = _by_rule(name, scheduler)
+    if not by_rule and not _takes(scheduler):
+        raise _by_hand(name, f": {name} takes none")
     if by_rule and getattr(scheduler, "num_inference_steps", None) is None:
         raise BadValue(f"{name} has no timesteps yet; give the number of steps, or call set_timesteps before")
     if getattr(scheduler, "step_index", None) is not None:
@@ -478,7 +510,7 @@ def _as_set(name: str, scheduler: Any) -> Any:
     ready = copy.deepcopy(scheduler)
     if not by_rule and hasattr(ready, "sigmas"):
         _check_in_step(name, ready)
-    return ready
+    return ready, by_rule
 
 
 def _check_in_step(name: str, scheduler: Any) -> None:
@@ -710,7 +742,6 @@ def check_scheduler(timing: Timing, scheduler: Any) -> None:
         if timing.gains and run.kind != direction:
             raise BadValue(f"the gains of the timing multiply {direction}, and the network predicts {run.kind}")
         if own:
-            _check_levels(name, scheduler)
             _check_options(name, timing.options, _options_of(scheduler, eta))
             _check_times(sides, timing, run)
         else:
@@ -752,7 +783,7 @@ def _check_times(sides: str, timing: Timing, run: _Run) -> None:
     """
     scheduler, name = run.scheduler, type(run.scheduler).__name__
     first = max(0, len(scheduler.timesteps) - timing.nfe)
-    schedule = _schedule_of(name, scheduler)
+    schedule, by_rule = _schedule_of(name, scheduler), _by_rule(name, scheduler)
     try:
         times = [each.t for each in layout(Solver(name, replace(run, first=first)), _UNKNOWN, schedule)]
     except Exception as error:  # of timesteps that were set by hand
@@ -768,7 +799,7 @@ def _check_times(sides: str, timing: Timing, run: _Run) -> None:
             raise TimingMismatch(f"{sides}, with {what} at t = {here:g}, not {there:g}; {_REMEDY}")
     if begun not in (None, first):
         raise TimingMismatch(f"{sides}, which begins at its timestep {begun + 1}, not {first + 1}; {_REMEDY}")
-    if hasattr(scheduler, "sigmas") and not _by_rule(scheduler):
+    if hasattr(scheduler, "sigmas") and not by_rule:
         _check_in_step(name, scheduler)
 
 
