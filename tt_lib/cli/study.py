@@ -147,7 +147,7 @@ def table(
         options = {"bank": spec.more, "data": data, "model": bench.model, "world": world, "progress": report}
         metrics = [load_metric(each, spec.dataset, **options) for each in extractors]
         metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
-        more = {"data": data, "force": force, "world": world, "progress": report}
+        more: dict[str, Any] = {"data": data, "force": force, "world": world, "progress": report}
         rows = [row for each in tables for row in run_table(each, bench, metrics, path, work, **more)]
     if not world.main:
         return world.wait()
