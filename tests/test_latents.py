@@ -45,7 +45,7 @@ START = {"nfe": 3, "guidance": 3.0, "config": SMALL, "at_once": 6}
 
 def scheduler_of(name: str = "PNDMScheduler", **options):
     """As Stable Diffusion's folders have it."""
-    own = {"steps_offset": 1, "timestep_spacing": "leading"}
+    own = {} if "Single" in name else {"steps_offset": 1, "timestep_spacing": "leading"}
     own |= {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
     own |= {"clip_sample": False, "set_alpha_to_one": False} if name == "DDIMScheduler" else {}
     return getattr(diffusers, name)(**BETAS | own | options)
@@ -453,6 +453,7 @@ class Short(diffusers.StableDiffusionPipeline):
         ({"scheduler": "EulerAncestralDiscreteScheduler"}, {}, "EulerAncestralDiscreteScheduler: it draws noise"),
         ({"scheduler": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"})}, {}, "draws noise"),
         ({"scheduler": ("DDIMScheduler", {"prediction_type": "v_prediction"})}, {"config": ("gain",)}, "without gain"),
+        ({"scheduler": "DPMSolverSinglestepScheduler"}, {"nfe": 5}, "makes 3 steps with 5 evaluations.* start grid"),
         ({"kind": Short}, {}, r"prompt 2, 'two dogs', have the shape \[1, 8, 16\], .* first \[1, 5, 16\]"),
         ({"kind": Rescaled}, {}, r"does more in a step .* scale 7.5"),
         ({}, {"solver": "ddpm"}, "cannot learn ddpm: it draws noise"),

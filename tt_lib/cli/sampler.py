@@ -248,7 +248,7 @@ def _learn_pipeline(
     from tt_lib.errors import BadValue
     from tt_lib.grids import LEARNED
     from tt_lib.study.cells import Cell, timing_path
-    from tt_lib.tuning.latents import AT_ONCE, DEFAULTS, learn_pipeline, load_pipeline, read_prompts
+    from tt_lib.tuning.latents import AT_ONCE, DEFAULTS, learn_pipeline, load_pipeline, pipeline_name, read_prompts
 
     at_once = choices.pop("batch", AT_ONCE)
     config = replace(DEFAULTS, knobs=knobs, **choices)
@@ -259,7 +259,7 @@ def _learn_pipeline(
     if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= 100_000 for side in sides):
         raise BadValue(f"--size is HEIGHTxWIDTH in pixels or one side, as 512x768 or 512, got {size!r}")
     read_prompts(prompts)
-    path = out or timing_path(Path(source).resolve().name if Path(source).is_dir() else source, cell)
+    path = out or timing_path(pipeline_name(source), cell)
     refuse_overwrite(path, force)
     state = path.with_name(f"{path.name}.state")
     made, weights = load_pipeline(source, pick_device(device))

@@ -138,6 +138,11 @@ def load_pipeline(source: Path | str, device: torch.device | str = "cpu") -> tup
     return pipeline.to(device), weights
 
 
+def pipeline_name(source: Path | str) -> str:
+    """What timings call a pipeline: the name of its folder, or that on the Hub."""
+    return os.path.basename(os.path.abspath(source)) if os.path.isdir(source) else str(source)
+
+
 def _network_of(pipeline: Any) -> nn.Module:
     name, accepts = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
     networks = [each for each in (getattr(pipeline, name, None) for name in NETWORKS) if isinstance(each, nn.Module)]
@@ -250,9 +255,13 @@ class Latents:
             nfe: number of evaluations.
         """
         made, steps = make_solver(solver).for_nfe(nfe)
-        return self._sampler(
-            solver=made, grid=make_grid(start, steps, self.schedule) if start else self.own(steps).grid
-        )
+        grid = make_grid(start, steps, self.schedule) if start else self.own(steps).grid
+        if grid.steps != steps:
+            raise BadValue(
+                f"the pipeline's {type(self.pipeline.scheduler).__name__} makes {grid.steps} steps with {steps} "
+                f"evaluations, and {made.spelling} makes {steps}; name another start grid, such as uniform"
+            )
+        return self._sampler(solver=made, grid=grid)
 
     def _sampler(self, **own: Any) -> Sampler:
         own |= {"shape": self.shape, "device": self.device, "model": self.model, "weights": self.weights}
@@ -311,8 +320,6 @@ def _bare(
         one, two = (_record(pipeline, prompts[:count], options) for count in (1, 2))
         adapted = _adapted(one.scheduler)
     belongs = _map(lambda a, b: a.shape != b.shape, one.conditions[0], two.conditions[0])
-    name = str(getattr(pipeline, "name_or_path", "") or kind.__name__)
-    name = os.path.basename(os.path.abspath(name)) if os.path.isdir(name) else name
     return Latents(
         pipeline,
         network,
@@ -325,7 +332,7 @@ def _bare(
         one.place,
         one.shape,
         guidance,
-        name,
+        pipeline_name(getattr(pipeline, "name_or_path", "") or kind.__name__),
         weights or weights_hash(network),
     )
 
@@ -375,7 +382,7 @@ def _check_run(latents: Latents) -> None:
         raise BadValue(
             f"{type(latents.pipeline).__name__} does more in a step than its network with classifier-free guidance of "
             f"scale {latents.guidance} and its scheduler: a run of {CHECK_STEPS} steps ends {gap:.2g} of the largest "
-            "value away from such steps; it cannot be learned here"
+            "value away from such steps; learn from a pipeline without that"
         )
 
 
