@@ -1,0 +1,306 @@
+"""Notebook 09: a whole sampler learned end to end, on a spiral in the plane whose flow is exact.
+
+Everything is small: a sampler of a few evaluations, :data:`NOISES` noises, seconds on one core.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+from itertools import combinations
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tt_lib.engine import drive
+from tt_lib.errors import BadValue, choose
+from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_below, log_axis, style
+from tt_lib.grids import Grid, make_grid
+from tt_lib.noise import SampleNoise
+from tt_lib.sampling import Sampler
+from tt_lib.schedules import linear_betas
+from tt_lib.solvers.registry import make_solver
+from tt_lib.timing import Timing
+from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow
+from tt_lib.tuning.learn import KNOBS, LearnConfig, LearnResult, learn
+
+NFE, NOISES, HELD_OUT, ITERATIONS, RATE = 4, 128, 512, 80, 0.1
+SAMPLES = 400
+"""Samples of a figure. Their seeds, from 0 on, have no part in learning."""
+SCHEDULE = linear_betas()
+SHARED = {
+    "DDIM": ("ddim", (NFE, 6), VERMILLION),
+    "DPM-Solver++(2M)": ("dpmpp-2m", (NFE,), BLACK),
+    "UniPC": ("unipc,final=lower", (6,), BLUE),
+}
+"""Solvers with their numbers of evaluations and colours in :func:`shared_figure`."""
+MOVES = ["conditioning time", "gain", "node"]
+"""What :func:`draw_move` may multiply by a factor."""
+ALT = {
+    "hook": "Four panels with 400 points each, over grey spots on a spiral. Untuned: the points form a blurred ball "
+    "inside the spiral. Timing learned: a ring that is too small, and a cloud at its open end. Grid and timing "
+    "learned: a thin curve along the whole spiral, dense at its spots. Converged: the spots of the spiral.",
+    "history": "Two falling curves over 80 iterations, on a logarithmic axis: the loss on the noises to learn from and "
+    "the loss on held-out noises. They fall together from 0.1 to below 0.01 and end close to each other.",
+    "player": "The samples of four evaluations while the slider multiplies the conditioning time of the last "
+    "evaluation by 0.2 to 1.4. Near 0.6 the blurred ball grows towards the spiral. Far below, the points fly apart.",
+    "strip": "Five panels, the conditioning time of the last evaluation multiplied by 0.2, 0.4, 0.6, 0.8 and 1. With 1 "
+    "the samples are a blurred ball inside the spiral. With 0.6 the ball is larger and rounder, and the loss lowest. "
+    "With 0.2 the points are scattered over the whole panel.",
+    "combinations": "Eight points on a logarithmic axis: the loss that is left on held-out noises, as a share of the "
+    "untuned sampler's, for no knob, each knob alone, each pair, and all three.",
+    "acting": "Two panels over the four evaluations of the sampler whose grid and timing were learned. Left: the angle "
+    "between the answers at tau and at t. It is 0 at the first two evaluations; at the last two it spreads to 40 "
+    "degrees and more. Right: the length of the one over that of the other. It is 1 at the first two; at the last "
+    "two it differs from sample to sample, from 0.3 to 3.",
+    "shared": "Two panels over lambda, for DDIM with 4 and 6 evaluations, DPM-Solver++(2M) with 4 and UniPC with 6. "
+    "Left: the nodes of the learned grids lie on nearly the same curve, sparse below -1 and dense above. Right: "
+    "tau / t. Below -1.5 the ground is grey. Above it the ratios are below 1, except for three of UniPC.",
+    "few": "Four panels, learned from 1, 4, 16 and 128 noises. Red rings mark where those should end, and a red line "
+    "leads to where they do. With 1 noise its ring is met, and all other samples are a blurred ball. With 4 most of "
+    "them crowd at the start of the spiral. With 16 and 128 they follow the spiral.",
+}
+"""What the figures show, in words."""
+
+
+def spiral() -> GaussianMixture:
+    """Twelve spots in the plane, each of standard deviation 0.06, on one turn of a spiral."""
+    angle = 0.6 + torch.linspace(0, 2 * math.pi, 12, dtype=torch.float64)
+    radius = torch.linspace(0.25, 1.3, 12, dtype=torch.float64)
+    return GaussianMixture([1.0] * 12, torch.stack([radius * angle.cos(), radius * angle.sin()], 1), [0.06] * 12)
+
+
+def toy_sampler(solver: str = "ddim", nfe: int = NFE) -> Sampler:
+    """An untuned sampler of :func:`spiral`, on an even grid from t = 1 to 0."""
+    made, steps = make_solver(solver).for_nfe(nfe)
+    grid = make_grid("uniform-trailing", steps, SCHEDULE)
+    return Sampler(MixturePredictor(spiral(), SCHEDULE), SCHEDULE, made, grid, (2,), model="spiral")
+
+
+@cache
+def toy_learn(
+    knobs: tuple[str, ...] = ("grid", "timing"), solver: str = "ddim", nfe: int = NFE, noises: int = NOISES
+) -> LearnResult:
+    """:func:`tt_lib.tuning.learn.learn` with the lesson's sizes; each result is made once."""
+    config = LearnConfig(knobs, noises=noises, validation=HELD_OUT, batch=HELD_OUT, iterations=ITERATIONS, lr=RATE)
+    return learn(toy_sampler(solver, nfe), config=config)
+
+
+def with_timing(sampler: Sampler, timing: Timing) -> Sampler:
+    """An untuned sampler with a timing, on the grid that the timing brings."""
+    return replace(sampler, grid=Grid(timing.grid, timing.grid_times), timing=timing)
+
+
+@cache
+def _start() -> tuple[Tensor, Tensor]:
+    """Noises of the seeds from 0 on, and where the exact flow takes them."""
+    noise = SampleNoise(range(SAMPLES)).start((2,)).double()
+    return noise, exact_flow(spiral(), noise, 1.0, 0.0, SCHEDULE, rtol=1e-5)
+
+
+def loss(ends: Tensor) -> float:
+    """Mean squared distance of the figures' samples from the ends of the exact flow."""
+    return (ends - _start()[1]).square().mean().item()
+
+
+def loss_of(sampler: Sampler, timing: Timing | None) -> float:
+    """:func:`loss` of a sampler with a timing, or untuned."""
+    sampler = with_timing(sampler, timing) if timing else sampler
+    return loss(sampler(range(SAMPLES), start=_start()[0]).x)
+
+
+def _scatter(axes: Axes, ends: Tensor, title: str) -> None:
+    for points, colour, label in ((_start()[1], GREY, "where the noise should end"), (ends, BLUE, "where it ends")):
+        axes.plot(*points.T, "o", color=colour, markersize=2.5, markeredgewidth=0, alpha=0.3 if colour == GREY else 0.8)
+        axes.plot([], [], "o", color=colour, label=label)  # dots of the legend, large enough to be seen
+    axes.set(title=title, aspect="equal", xlim=(-1.2, 1.5), ylim=(-1.3, 1.4), xticks=[], yticks=[])
+    axes.grid(visible=False)
+
+
+def _panels(ends: dict[str, Tensor]) -> Figure:
+    figure = Figure(figsize=(2.6 * len(ends), 3.2))
+    panels = figure.subplots(1, len(ends), squeeze=False)[0]
+    for axes, (title, points) in zip(panels, ends.items(), strict=True):
+        _scatter(axes, points, title)
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+@style()
+def hook_figure() -> Figure:
+    """The same noise in four evaluations: untuned, with its timing learned, with grid and timing; and converged."""
+    noise, exact = _start()
+    sampler = toy_sampler()
+    ends = {"untuned": sampler(range(SAMPLES), start=noise).x}
+    for knobs in (("timing",), ("grid", "timing")):
+        learned = with_timing(sampler, toy_learn(knobs).timing)
+        ends[f"{' and '.join(knobs)} learned"] = learned(range(SAMPLES), start=noise).x
+    return _panels(ends | {"converged": exact})
+
+
+@style()
+def history_figure(rows: list[tuple[int, float, float]]) -> Figure:
+    """Losses over iterations: of (iteration, loss on the noises to learn from, loss on held-out noises)."""
+    iteration, learning, held = zip(*rows, strict=True)
+    figure = Figure(figsize=(7, 3.2))
+    axes = figure.subplots()
+    axes.plot(iteration, learning, color=ORANGE, linestyle="--", label="noises to learn from")
+    axes.plot(iteration, held, color=BLUE, marker="D", markersize=4, label="held-out noises")
+    best = min(rows, key=lambda row: row[2])
+    axes.plot(best[0], best[2], "*", color=BLACK, markersize=14, label="kept")
+    log_axis(axes, "y", [*learning, *held])
+    axes.set(xlabel="iteration", ylabel="loss")
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def moved_ends(factor: float, what: str, evaluation: int) -> Tensor:
+    """Ends of untuned DDIM in four evaluations with one number multiplied by a factor.
+
+    Args:
+        factor: above 0.
+        what: one of :data:`MOVES`.
+        evaluation: 1 to 4.
+
+    Raises:
+        BadValue: another value.
+    """
+    choose("knob", what, MOVES)
+    if not (factor > 0 and 1 <= evaluation <= NFE):
+        raise BadValue(f"give a factor above 0 and an evaluation from 1 to {NFE}, got {factor} and {evaluation}")
+    sampler, k = toy_sampler(), evaluation - 1
+    times = sampler.grid.tensor()
+    if what == "node":
+        # Strictly between its neighbours; the first one is at most 1.
+        below, above = times[k + 1].item(), (times[k - 1].item() if k else 1.0)
+        times[k] = min(max(factor * times[k].item(), 0.99 * below + 0.01 * above), 0.01 * below + 0.99 * above)
+    taus, gains = times[:-1].clone(), torch.ones(NFE, dtype=torch.float64)
+    if what == "conditioning time":
+        taus[k] = min(max(factor * taus[k].item(), SCHEDULE.t_min), 1.0)
+    if what == "gain":
+        gains[k] = factor
+    return drive(sampler.solver(_start()[0], times, SCHEDULE, None), sampler.predictor, taus, gains=gains).x
+
+
+def draw_move(axes: Axes, factor: float, what: str = MOVES[0], evaluation: int = NFE) -> None:
+    """:func:`moved_ends`, with their loss."""
+    ends = moved_ends(factor, what, evaluation)
+    _scatter(axes, ends, f"× {factor:g}: loss {loss(ends):.3f}")
+
+
+@cache
+def combinations_table() -> pd.DataFrame:
+    """For each of the eight sets of knobs the share of the untuned loss that is left on held-out noises."""
+    rows = [("none", 1.0)]
+    for count in (1, 2, 3):
+        for knobs in combinations(KNOBS, count):
+            tuning = toy_learn(knobs).timing.tuning
+            rows.append((", ".join(knobs), tuning["validation_learned"] / tuning["validation_start"]))
+    return pd.DataFrame(rows, columns=["knobs", "left"])
+
+
+@style()
+def combinations_figure() -> Figure:
+    """:func:`combinations_table` drawn: the longer a line, the more its knobs remove."""
+    table = combinations_table()
+    figure = Figure(figsize=(7.5, 3.6))
+    axes = figure.subplots()
+    for place, (knobs, left) in enumerate(zip(table["knobs"], table["left"], strict=True)):
+        count = 0 if knobs == "none" else knobs.count(",") + 1
+        colour = (GREY, ORANGE, BLUE, GREEN)[count]
+        axes.plot([1, left], [place, place], "-", color=colour, linewidth=2.5)
+        axes.plot(left, place, "os^D"[count], color=colour, markersize=9)
+        axes.text(left / 1.12, place, f"{left:.3f}", ha="right", va="center")
+    axes.set_yticks(range(len(table)), table["knobs"])
+    axes.invert_yaxis()
+    log_axis(axes, "x", [table["left"].min() / 2, 1.0])
+    axes.set(xlabel="loss that is left (1 = untuned)")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+class Acting(NamedTuple):
+    """How the answers at tau differ from those at t, for each evaluation and sample [NFE, B]."""
+
+    angle: Tensor
+    """Degrees between the two."""
+    stretch: Tensor
+    """The length of the first over the length of the second."""
+
+
+def acting() -> Acting:
+    """:class:`Acting` along the runs of the sampler whose grid and timing are learned."""
+    timing = toy_learn().timing
+    sampler = with_timing(toy_sampler(), timing)
+    run = sampler(range(SAMPLES), start=_start()[0], keep=True)
+    angles, stretches = [], []
+    for request, answer in zip(run.trajectory, run.answers, strict=True):
+        at_t = sampler.predictor(request.x, request.t, request.t)
+        cosine = torch.nn.functional.cosine_similarity(answer, at_t, dim=1).clamp(-1, 1)
+        angles.append(cosine.acos().rad2deg())
+        stretches.append(answer.norm(dim=1) / at_t.norm(dim=1))
+    return Acting(torch.stack(angles), torch.stack(stretches))
+
+
+@style()
+def acting_figure() -> Figure:
+    """:func:`acting`: the middle sample, and the range of eight samples out of ten."""
+    measured = acting()
+    times = toy_learn().timing.grid_times
+    names = [f"{k + 1}\nt = {t:.2f}" for k, t in enumerate(times[:-1])]
+    figure = Figure(figsize=(8.5, 3.9))
+    panels = figure.subplots(1, 2)
+    labels = ("degrees between ε(x, τ) and ε(x, t)", "length of ε(x, τ) over that of ε(x, t)")
+    for axes, values, label, neutral in zip(panels, measured, labels, (0.0, 1.0), strict=True):
+        low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=values.dtype), dim=1)
+        spread = torch.stack([middle - low, high - middle])
+        axes.axhline(neutral, color=BLACK, linewidth=1)
+        axes.errorbar(range(NFE), middle, spread, fmt="D", color=BLUE, capsize=6, linewidth=1.8)
+        axes.set_xticks(range(NFE), names)
+        axes.set(xlabel="evaluation", ylabel=label)
+    return figure
+
+
+@style()
+def shared_figure() -> Figure:
+    """Learned grids and ratios tau / t against lambda, for several solvers and numbers of evaluations."""
+    figure = Figure(figsize=(9.5, 3.8))
+    left, right = figure.subplots(1, 2)
+    right.axvspan(-5.2, -1.5, color=GREY, alpha=0.15, linewidth=0)
+    right.text(-3.35, 0.33, "here τ = 0.8 t\nchanges an answer\nby less than 3 %", ha="center", color=GREY)
+    right.axhline(1, color=BLACK, linewidth=1)
+    for name, (solver, budgets, colour) in SHARED.items():
+        for nfe in budgets:
+            line, marker = ("-", "o") if nfe == NFE else ("--", "D")
+            timing = toy_learn(solver=solver, nfe=nfe).timing
+            lam = SCHEDULE.lam(torch.tensor(timing.times, dtype=torch.float64))
+            options = {"color": colour, "linestyle": line, "marker": marker, "linewidth": 1.2}
+            left.plot(lam, (torch.arange(nfe) + 0.5) / nfe, label=f"{name}, {nfe} evaluations", **options)
+            right.plot(lam, timing.ratios, **options)
+    left.set(xlabel="λ of the node (noise left, data right)", ylabel="share of the evaluations", xlim=(-5.2, 3.2))
+    right.set(xlabel="λ of the node (noise left, data right)", ylabel="τ / t", xlim=(-5.2, 3.2))
+    log_axis(right, "y", [0.3, 1.6])
+    legend_below(figure, *left.get_legend_handles_labels())
+    return figure
+
+
+@style()
+def few_figure(runs: dict[int, tuple[Tensor, Tensor, Tensor]]) -> Figure:
+    """Samplers learned from few noises, by their number.
+
+    Args:
+        runs: the figures' samples [SAMPLES, 2], the ends of the noises to learn from [n, 2], and their right ends.
+    """
+    titles = {f"{n} noise{'s' * (n > 1)}": run for n, run in runs.items()}
+    figure = _panels({title: ends for title, (ends, _, _) in titles.items()})
+    for axes, (_, own, right) in zip(figure.axes, titles.values(), strict=True):
+        for a, b in zip(own[:16], right[:16], strict=True):
+            axes.plot(*torch.stack([a, b]).T, color=VERMILLION, linewidth=1)
+        axes.plot(*right[:16].T, "o", color=VERMILLION, markersize=8, fillstyle="none", label="learned from")
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
