@@ -2,7 +2,7 @@
 
 :func:`from_scheduler` makes a solver of a scheduler, so that its times can be tuned; :class:`TunedUNet` and
 :func:`tuned_times` make any pipeline sample with them. :func:`to_diffusers` makes a scheduler of a learned sampler,
-whose times no scheduler of diffusers takes.
+whose times no scheduler of diffusers takes. :func:`supported` says what works with which scheduler.
 """
 
 from typing import TYPE_CHECKING, Any
