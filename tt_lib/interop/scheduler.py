@@ -17,8 +17,8 @@ x0 unless it has ``clip_sample=False``. Between two levels diffusers interpolate
 alpha: there the noise level of the state differs a little from the one of its t (whole levels agree).
 
 What is supported is data: :data:`STAGES` the classes of schedulers, :data:`CUSTOM` what they take by hand,
-:data:`REFUSED` why others cannot be adapted, :data:`REQUIRED` the options that must have one value. Every other option is the scheduler's own business:
-its own code makes the steps, and its value is part of the timing.
+:data:`REFUSED` why others cannot be adapted, :data:`REQUIRED` the options that must have one value. Every other option
+is the scheduler's own business: its own code makes the steps, and its value is part of the timing.
 
 :func:`check_scheduler` is the other way round: does the scheduler of a pipeline make the steps that a timing is for?
 """
