@@ -11,10 +11,7 @@ from tt_lib.metrics.direction import MEASURES
 from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS
 from tt_lib.study.compare import (
     AGREED_BETTER,
-    AS_IT_WAS,
     BETTER,
-    HIGHER,
-    LOWER,
     SAME,
     UNDECIDED,
     WORSE,
@@ -24,10 +21,7 @@ from tt_lib.study.compare import (
     errors_and_distances,
     paired_gains,
     rank_correlation,
-    rank_table,
     summarise,
-    verdict_table,
-    what_tuning_did,
 )
 
 MODEL, WEIGHTS = "cifar10-ddpm-w64", "ab" * 8
@@ -117,9 +111,7 @@ def test_samplers_are_compared_that_have_both():
 
     ranks = rank_correlation(both, "first", "second")
     assert ranks["samplers"].to_dict() == {"all": 12, "untuned": 6, "tuned": 6}
-    assert (
-        ranks.loc["all", "spearman"] == pytest.approx(spearmanr(first, second).statistic) and (ranks["low"] < 1).all()
-    )
+    assert ranks.loc["all", "low"] < ranks.loc["all", "spearman"] == pytest.approx(spearmanr(first, second).statistic)
     assert (ranks["low"] <= ranks["spearman"]).all() and (ranks["spearman"] <= ranks["high"]).all()
     turned = rank_correlation(both.assign(second=-both["second"]), "first", "second")
     assert turned["spearman"].tolist() == pytest.approx((-ranks["spearman"]).tolist())
@@ -167,46 +159,3 @@ def test_errors_stand_beside_distances():
         more = DIRECTIONS.assign(weights="cd" * 8)
         errors_and_distances(pd.concat([DIRECTIONS, more]), frame, both, 50_000, MODEL)
     assert errors_and_distances(DIRECTIONS, other, ["cifar10-resnet"], 50_000, MODEL).empty
-
-    pairs = what_tuning_did(errors, frame, both, 50_000, MODEL)
-    assert pairs.set_index(["solver", "timing"])["went"].to_dict() == {
-        ("ddim", "consistency-parallel"): LOWER,
-        ("ddim", "truncation-parallel"): AS_IT_WAS,
-        ("dpmpp-2m", "consistency-parallel"): HIGHER,
-    }
-    table = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in verdict_table(pairs, both, "objective").split("\n")
-    ]
-    assert table[0] == ["objective", "error at the end", "timings", *both] and table[2:] == [
-        ["consistency", "lower", "1", "1 / 0 / 0", "0 / 0 / 0"],
-        ["consistency", "higher", "1", "0 / 0 / 1", "0 / 0 / 0"],
-        ["truncation", "the same", "1", "1 / 0 / 0", "0 / 0 / 0"],
-    ]
-
-
-@pytest.mark.filterwarnings("ignore:An input array is constant")
-def test_ranks_of_each_nfe():
-    """Distances that fall as the angle rises, rise with the local error, and at another NFE the other way round."""
-    errors = pd.DataFrame(
-        [
-            {
-                "nfe": nfe,
-                "angle": x,
-                "local": -x,
-                "relative": x % 2,
-                "accumulated": 0.0,
-                "a": -x * sign,
-                "b": (x - 2) ** 2,
-            }
-            for nfe, sign in ((5, 1), (10, -1))
-            for x in range(5)
-        ]
-    )
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rank_table(errors, ("a", "b")).split("\n")]
-    assert table[0] == ["NFE", "5", "10"] and table[2:] == [
-        ["angle", "-1.00 / 0.00", "1.00 / 0.00"],
-        ["relative", "0.00 / -0.30", "0.00 / -0.30"],
-        ["local", "1.00 / 0.00", "-1.00 / 0.00"],
-        ["accumulated", "- / -", "- / -"],
-        ["samplers and timings", "5", "5"],
-    ]

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from tt_lib.errors import BadValue
-from tt_lib.metrics.direction import MEASURES
 from tt_lib.metrics.features import gain_of, metric_of
 from tt_lib.timing import UNTUNED
 
@@ -21,9 +20,6 @@ AGREED_BETTER, AGREED_WORSE, UNDECIDED = "better in both", "worse in both", "not
 BOOTSTRAPS = 1000
 FEWEST = 5
 """Samplers that a rank correlation is taken of, at least."""
-SAME_ERROR = 0.02
-"""Errors that differ by less than this share count as the same."""
-LOWER, AS_IT_WAS, HIGHER = "lower", "the same", "higher"
 
 
 # Distances
@@ -207,55 +203,6 @@ def errors_and_distances(
     return errors.dropna(subset=list(features), how="all")
 
 
-def what_tuning_did(
-    errors: pd.DataFrame, frame: pd.DataFrame, features: Sequence[str], n: int, model: str
-) -> pd.DataFrame:
-    """What each timing did to the error at the end of the run, and to the distance.
-
-    Args:
-        errors: of :func:`errors_and_distances`.
-        frame, features, n, model: see there.
-
-    Returns:
-        A row for each tuned timing whose errors and whose untuned sampler's were measured on the same samples: its
-        ``objective``, where the error ``went`` (:data:`LOWER`, :data:`AS_IT_WAS` or :data:`HIGHER`), and a column for
-        each of the features with the verdict of :func:`changes`.
-    """
-    same, untuned = [*SAMPLER, "n", "substeps"], errors["timing"] == UNTUNED
-    pairs = errors[~untuned].drop(columns=list(features))
-    pairs = pairs.merge(errors.loc[untuned, [*same, "accumulated"]], on=same, suffixes=("", "_untuned"))
-    pairs = pairs.drop_duplicates(JOINED, keep="last")
-    change = pairs["accumulated"] / pairs["accumulated_untuned"] - 1
-    pairs = pairs.assign(
-        objective=pairs["timing"].str.split("-").str[0],
-        went=np.select([change < -SAME_ERROR, change > SAME_ERROR], [LOWER, HIGHER], AS_IT_WAS),
-    )
-    for each in features:
-        verdicts = changes(distances(frame, each, n, model))[[*SAMPLER, "timing", "verdict"]]
-        pairs = pairs.merge(verdicts.rename(columns={"verdict": each}), on=[*SAMPLER, "timing"], how="left")
-    return pairs
-
-
-def verdict_table(pairs: pd.DataFrame, features: Sequence[str], by: str) -> str:
-    """As Markdown, how many timings are better / not told apart / worse: a line for each value of a column and each way
-    the error went.
-
-    Args:
-        pairs: of :func:`what_tuning_did`.
-        by: the column; its values come sorted, those of categories in their own order.
-    """
-    went = pd.Categorical(pairs["went"], [LOWER, AS_IT_WAS, HIGHER])
-    groups = pairs.assign(went=went).groupby([by, "went"], observed=True)
-    table = groups.size().rename("timings").to_frame()
-    for each in features:
-        table[each] = groups[each].agg(
-            lambda own: " / ".join(str((own == word).sum()) for word in (BETTER, SAME, WORSE))
-        )
-    table = table.reset_index().rename(columns={"went": "error at the end"})
-    align = ["left", "left", *["right"] * (1 + len(features))]
-    return table.to_markdown(index=False, colalign=align, disable_numparse=True)
-
-
 # Rank correlations
 
 
@@ -280,44 +227,10 @@ def rank_correlation(rows: pd.DataFrame, a: str, b: str, seed: int = 0) -> pd.Da
             x, y = group[a].to_numpy(), group[b].to_numpy()
             picks = np.random.default_rng(seed).integers(len(x), size=(BOOTSTRAPS, len(x)))
             # A draw of one sampler over and over has no ranks to compare.
-            draws = [spearmanr(x[pick], y[pick]).statistic for pick in picks if len(set(pick)) > 2]
+            picks = picks[[len(set(pick)) > 2 for pick in picks]]
+            # Spearman's is Pearson's correlation of the ranks, here about their mean; NaN where all are alike.
+            ranks, others = (rankdata(values[picks], axis=1) - (len(x) + 1) / 2 for values in (x, y))
+            with np.errstate(invalid="ignore"):
+                draws = (ranks * others).sum(1) / np.sqrt((ranks**2).sum(1) * (others**2).sum(1))
             table[name] = [len(group), spearmanr(x, y).statistic, *np.nanquantile(draws, [0.025, 0.975])]
     return pd.DataFrame.from_dict(table, orient="index", columns=["samplers", "spearman", "low", "high"])
-
-
-def rank_correlations_by_nfe(errors: pd.DataFrame, features: Sequence[str]) -> pd.DataFrame:
-    """Spearman's rank correlation of each error with the distance among the samplers of one NFE.
-
-    Args:
-        errors: of :func:`errors_and_distances`.
-        features: whose distances.
-
-    Returns:
-        A line for each of :data:`tt_lib.metrics.direction.MEASURES`, a column for each (NFE, features).
-    """
-    return pd.DataFrame(
-        {
-            (nfe, each): [group[measure].corr(group[each], method="spearman") for measure in MEASURES]
-            for nfe, group in errors.groupby("nfe")
-            for each in features
-        },
-        index=list(MEASURES),
-    )
-
-
-def rank_table(errors: pd.DataFrame, features: Sequence[str]) -> str:
-    """:func:`rank_correlations_by_nfe` as Markdown: a column for each NFE, the features side by side in its cells."""
-    ranks, counts = rank_correlations_by_nfe(errors, features), errors.groupby("nfe").size()
-    table = pd.DataFrame(
-        {
-            nfe: [
-                " / ".join("-" if pd.isna(value) else f"{value:.2f}" for value in line)
-                for line in ranks[nfe].to_numpy()
-            ]
-            for nfe in counts.index
-        },
-        index=list(MEASURES),
-    )
-    table.loc["samplers and timings"] = counts.astype(str)
-    align = ["left", *["right"] * len(counts)]
-    return table.rename_axis("NFE").to_markdown(colalign=align, disable_numparse=True)
