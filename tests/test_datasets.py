@@ -226,7 +226,30 @@ def test_the_listing_changes_with_every_file(tmp_path):
     listings.append(load_dataset(str(tmp_path / "a"), "train").pixels.listing)
     (tmp_path / "a" / "train" / "bird" / "x.png").unlink()
     listings.append(load_dataset(str(tmp_path / "a"), "train").pixels.listing)
-    assert listings[0] == listings[1] and len(set(listings)) == 4
+    other = next((tmp_path / "a" / "train" / "cat").iterdir())
+    before, content = other.stat(), bytearray(other.read_bytes())
+    other.write_bytes(content[::-1])
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    listings.append(load_dataset(str(tmp_path / "a"), "train").pixels.listing)
+    assert listings[0] == listings[1] and len(set(listings)) == 5
+
+
+def test_names_that_are_no_text(tmp_path):
+    """Files may be called in any bytes; a data set is called so in rows."""
+    Image.fromarray(HWC[0]).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    assert load_dataset(str(tmp_path), "train").pixels[:].shape == (1, 3, 32, 32)
+    for name in (os.fsdecode(b"caf\xe9"), "a\rb", "/"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(BadValue, match="no name that a row could hold"):
+            load_dataset(str(folder), "train")
+
+
+def test_one_place_is_meant(tmp_path):
+    write_npz(tmp_path)
+    with pytest.raises(BadValue, match=r"train\.npz is there, and so may be elsewhere \(--data\): which is meant"):
+        load_dataset(str(tmp_path / "train.npz"), "train", "elsewhere")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "synthetic"])
@@ -514,6 +537,10 @@ PICTURES = {
     "16 bits": (deep_png(), "PNG of 16 bits, mode RGB"),
     "transparent": (saved("PNG", transparency=(0, 0, 0)), "transparent"),
     "animated": (animated(), "several frames"),
+    "turned": (
+        saved("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"),
+        "EXIF says to turn",
+    ),
     "truncated": (saved("PNG")[:-400], "a damaged or truncated PNG"),
     "damaged": (saved("PNG")[:900] + b"\0" + saved("PNG")[901:], "a damaged or truncated PNG"),
     "truncated WebP": (saved("WEBP", lossless=True)[:-400], "no picture or a damaged one"),
@@ -576,6 +603,7 @@ HWC = made("test")[0].transpose(0, 2, 3, 1)
         ({"images": HWC / 255}, r"float64 \[4, 32, 32, 3\]; accepted: images \(or arr_0\) uint8"),
         ({"images": HWC.astype(np.uint16)}, "uint16"),
         ({"images": HWC.transpose(0, 3, 1, 2)}, r"uint8 \[4, 3, 32, 32\] \(channels first\?\)"),
+        ({"images": HWC, "arr_0": HWC}, "holds the arrays images, .*arr_0; accepted: images"),
         ({"images": HWC[..., 0]}, r"uint8 \[4, 32, 32\];"),
         ({"images": HWC[..., [0, 1, 2, 2]]}, r"\[4, 32, 32, 4\]"),
         ({"images": HWC[:0], "labels": np.arange(0)}, r"\[0, 32, 32, 3\]"),
@@ -615,6 +643,21 @@ def test_npz_that_is_none(tmp_path, content):
     with pytest.raises(CorruptFile, match=r"test.npz (holds|is no readable npz).*accepted: images \(or arr_0\) uint8"):
         load_dataset("synthetic", "test", tmp_path)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("count", [-1, 3, 5])
+def test_a_mapped_npz_is_as_long_as_its_header_says(tmp_path, monkeypatch, count):
+    """What lies behind the images in the file are no images."""
+    monkeypatch.setattr(folders, "MAPPED", 1)
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "|u1", "fortran_order": False, "shape": (count, *HWC.shape[1:])}
+    )
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as archive:
+        archive.writestr("images.npy", stream.getvalue() + HWC.tobytes())
+        archive.writestr("other.npy", HWC.tobytes())
+    with pytest.raises(CorruptFile, match="not as long as its header says"):
+        load_dataset(str(tmp_path / "own.npz"), "train")
 
 
 def test_images_that_are_not_cifar10(tmp_path):
@@ -661,6 +704,11 @@ def broken(root: Path, kind: str) -> None:
         (train / "cat" / "z.png").symlink_to(root / "gone.png")
     elif kind == "twice":
         write_npz(root)
+    elif kind == "loose":
+        (root / "a.png").write_bytes(saved("PNG"))
+    elif kind == "spelled":
+        (root / "train").rename(root / "Training")
+        (root / "test").rename(root / "val")
     elif kind == "a class":
         shutil.rmtree(root / "test")
         (root / "car").mkdir()
@@ -677,15 +725,18 @@ def broken(root: Path, kind: str) -> None:
         "loop": r"loop leads back to .*train, in which it is",
         "dangling": "cannot read .*z.png: No such file",
         "twice": r"the train images twice, train/ and train\.npz",
+        "loose": r"holds test/ beside a\.png: is it a split or a class\?",
+        "spelled": r"holds Training/ beside val: is it a split or a class\?",
         "a class": r"holds train/ beside car: is it a split or a class\?",
     }.items(),
 )
 def test_folders_that_are_wrong(tmp_path, kind, message, name):
     broken(tmp_path, kind)
-    if (name, kind) in {("synthetic", "flat"), ("cifar10", "a class")}:
+    if (name, kind) in {("synthetic", "flat"), ("cifar10", "a class"), ("cifar10", "loose")}:
         assert len(load_dataset(name, "train", tmp_path)) == TINY["train"] + (kind == "flat")
     else:
-        with pytest.raises(CorruptFile, match=message):
+        missing = (name, kind) == ("cifar10", "spelled")
+        with pytest.raises(MissingFile if missing else CorruptFile, match="but Training, val" if missing else message):
             load_dataset(name, "train", tmp_path)
 
 
@@ -723,9 +774,11 @@ def test_statistics_are_told_from_images(tmp_path):
     [
         (MU * np.nan, SIGMA, "mu in .* holds NaN"),
         (MU, SIGMA + np.inf, "sigma in .* holds NaN or infinity"),
-        (MU, SIGMA[:2], r"sigma float64 \[2, 3\]; accepted: floats \[D\] and \[D, D\]"),
+        (MU, SIGMA[:2], r"sigma float64 \[2, 3\]; accepted: floats of 32 or 64 bits, \[D\]"),
         (MU.astype(int), SIGMA, r"mu in .* is int64 \[3\]"),
         (MU, -SIGMA, "no covariance"),
+        (MU, SIGMA + np.diag([3.0, 0], 1) + np.diag([3.0, 0], -1), "no variance below 0 in any direction"),
+        (MU, SIGMA.astype(np.float16), "sigma float16"),
         (MU, SIGMA + np.eye(3, k=1), "no covariance"),
         (np.array(["a"], object), SIGMA, "holds Python objects"),
     ],

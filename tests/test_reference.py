@@ -168,6 +168,12 @@ def test_what_is_kept_of_own_images_is_verified(tmp_path, features):
         load_metric("digits-resnet", name)
 
 
+def test_one_image_is_no_reference(tmp_path, features):
+    np.savez(tmp_path / "one.npz", images=load_dataset("digits", "test").pixels[:1].permute(0, 2, 3, 1))
+    with pytest.raises(BadValue, match="one-all has 1 images; statistics need at least 2"):
+        load_metric("digits-resnet", str(tmp_path / "one.npz"))
+
+
 def test_the_statistics_of_pytorch_fid(tmp_path, features):
     """They are taken as they are; the row says which file they are, and what nobody knows of them."""
     # The digits' features, for once under Inception's name.

@@ -33,18 +33,24 @@ def find_images(name: str, root: str | Path | None = None) -> tuple[str, Path]:
 
     Raises:
         MissingFile: there is none.
+        BadValue: no name that a row can hold, or two places, one of which is meant.
     """
     if not (isinstance(name, str) and name.strip()):
         raise BadValue(f"a data set is one of {', '.join(NAMED)}, a folder or an .npz file, got {name!r}")
     given = Path(os.path.expanduser(root or name))
+    if root and (os.sep in name or name.endswith(".npz")) and os.path.lexists(os.path.expanduser(name)):
+        raise BadValue(f"{name} is there, and so may be {root} (--data): which is meant? Leave one of them out")
     place = next((path for path in (given, data_folder() / name) if root or os.path.lexists(path)), None)
     if place is None:
         raise MissingFile(
             f"{name!r} is none of {', '.join(NAMED)}, and there is no such folder or .npz file; give its path, or "
             f"where {name!r} lies (--data)"
         )
-    called = Path(os.path.abspath(os.path.expanduser(name)))
-    return called.stem if called.suffix == ".npz" else called.name, place
+    path = Path(os.path.abspath(os.path.expanduser(name)))
+    called = path.stem if path.suffix == ".npz" else path.name
+    if not (called and called.isprintable()):
+        raise BadValue(f"the images of {str(path)!a} have no name that a row could hold; rename their folder")
+    return called, place
 
 
 def load_dataset(name: str, split: str, root: str | Path | None = None) -> Images:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import re
 import zipfile
@@ -41,6 +42,10 @@ FEW = 16
 """So many images of which none has a value above 1 are not of 8 bits."""
 PART = 500
 """Pictures that are decoded before they are put together."""
+SPLIT_WORDS = (*SPLITS, "training", "testing", "val", "valid", "validation")
+"""What folders of a split are called elsewhere."""
+ORIENTATION = 0x0112
+"""The tag of EXIF that says how a picture is turned when it is shown."""
 Arrays = Sequence[tuple[np.ndarray, str]]
 """Pictures uint8 [H, W, C], each with its place for errors."""
 
@@ -86,7 +91,9 @@ class Stored:
             listing = hashlib.sha256()
             for file in files:
                 facts = file.stat()
-                listing.update(f"{file.relative_to(root)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+                # ctime as well: copying and unpacking may set the other time, and so hide that a file was replaced.
+                times = f"\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}\n"
+                listing.update(os.fsencode(file.relative_to(root)) + times.encode())
             height, width, channels = read([0])[0][0].shape
         self.listing, self.shape = listing.hexdigest(), (count, channels, height, width)
 
@@ -137,8 +144,8 @@ def open_images(name: str, split: str, root: Path) -> Stored:
             raise MissingFile(f"{root} does not exist; give a folder of pictures, or one with {forms(split)}")
         else:
             found = {each: _forms_in(root, each) for each in SPLITS}
+            _check_splits(root)
             if found["train"] or found["test"]:
-                _check_splits(root)
                 images = read_split(root, split)
                 if images is None:
                     raise MissingFile(
@@ -182,18 +189,22 @@ def read_moments(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with _npz_file(path) as archive:
         mean, covariance = (np.asarray(archive[name]) for name in ("mu", "sigma"))
     fits = mean.ndim == 1 and mean.size and covariance.shape == 2 * mean.shape
-    if not fits or mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+    if not fits or not {mean.dtype, covariance.dtype} <= {np.dtype(np.float32), np.dtype(np.float64)}:
         raise CorruptFile(
             f"mu in {path} is {mean.dtype} {list(mean.shape)} and sigma {covariance.dtype} {list(covariance.shape)}; "
-            "accepted: floats [D] and [D, D], as pytorch-fid writes them"
+            "accepted: floats of 32 or 64 bits, [D] and [D, D], as pytorch-fid writes them"
         )
     for name, array in (("mu", mean), ("sigma", covariance)):
         if not np.isfinite(array).all():
             raise CorruptFile(f"{name} in {path} holds NaN or infinity; make the file again with pytorch-fid")
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     scale = np.abs(covariance).max()
-    if np.abs(covariance - covariance.T).max() > 1e-6 * scale or covariance.diagonal().min() < 0:
-        raise CorruptFile(f"sigma in {path} is no covariance (symmetric, no variance below 0); make the file again")
+    asymmetric = np.abs(covariance - covariance.T).max() > 1e-6 * scale
+    variances = np.linalg.eigvalsh(covariance)
+    if asymmetric or variances[0] < -1e-4 * variances[-1]:
+        raise CorruptFile(
+            f"sigma in {path} is no covariance (symmetric, no variance below 0 in any direction); make the file again"
+        )
     return mean, covariance
 
 
@@ -236,13 +247,23 @@ def _forms_in(root: Path, split: str) -> dict[str, Callable[[], Stored]]:
 
 
 def _check_splits(root: Path) -> None:
-    """Raise :class:`CorruptFile` where ``train`` or ``test`` may be a class: alone, beside other folders."""
-    folders = [entry.name for entry in _visible(root) if entry.is_dir()]
-    others = sorted(set(folders) - {*SPLITS, *PARQUET_FOLDERS})
-    splits = sorted(set(folders) & set(SPLITS))
-    if len(splits) == 1 and others:
+    """Raise :class:`CorruptFile` where ``train`` or ``test`` may be a class, and a split another name.
+
+    Such are one of them beside other folders, both beside pictures, and none but ``training`` or ``Test``.
+    """
+    with os.scandir(root) as found:
+        entries = [entry for entry in found if not entry.name.startswith(".")]
+    folders = {entry.name for entry in entries if entry.is_dir()}
+    others = sorted(folders - {*SPLITS, *PARQUET_FOLDERS})
+    splits = sorted(folders & set(SPLITS))
+    loose = sorted({entry.name for entry in entries if entry.name.lower().endswith(ENDINGS)} - folders)
+    beside = loose + (others if len(splits) == 1 else [])
+    if not splits:
+        splits = [name for name in others if name.casefold() in SPLIT_WORDS]
+        beside = [name for name in others if name not in splits] + loose or splits[1:]
+    if splits and beside:
         raise CorruptFile(
-            f"{root} holds {splits[0]}/ beside {', '.join(others[:5])}: is it a split or a class? Name the splits "
+            f"{root} holds {splits[0]}/ beside {', '.join(beside[:5])}: is it a split or a class? Name the splits "
             f"train/ and test/, or give the folder that is meant, such as {root / splits[0]}"
         )
 
@@ -251,10 +272,6 @@ def inside(folder: Path) -> str:
     """The first names in a folder, for errors."""
     names = sorted(entry.name for entry in folder.iterdir())
     return (", ".join(names[:8]) or "nothing") + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def _pictures(folder: Path, root: Path, split: str) -> Stored:
@@ -339,11 +356,11 @@ def _npz(path: Path, split: str) -> Stored:
             "with source=generated"
         )
     with _npz_file(path) as archive:
-        name = next((name for name in ("images", "arr_0") if name in archive.files), None)
-        if name is None:
+        names = [name for name in ("images", "arr_0") if name in archive.files]
+        if len(names) != 1:  # both: which is meant?
             raise CorruptFile(f"{path} holds the arrays {', '.join(archive.files) or 'none'}; accepted: {ARRAYS}")
-        images = _mapped(path, f"{name}.npy") if path.stat().st_size >= MAPPED else None
-        images = np.asarray(archive[name]) if images is None else images  # what is no array is read as bytes
+        images = _mapped(path, f"{names[0]}.npy") if path.stat().st_size >= MAPPED else None
+        images = np.asarray(archive[names[0]]) if images is None else images  # what is no array is read as bytes
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
         first = images.ndim == 4 and images.shape[1] in (1, 3)
         raise CorruptFile(
@@ -376,9 +393,12 @@ def _mapped(path: Path, member: str) -> np.ndarray | None:
         stream.seek(info.header_offset + 26)
         lengths = stream.read(4)
         stream.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), os.SEEK_CUR)
+        begin = stream.tell()
         version = np.lib.format.read_magic(stream)
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = header(stream)
+        if stream.tell() - begin + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise ValueError(f"{member} is not as long as its header says, {dtype} {list(shape)}")
         return np.memmap(path, dtype, "r", stream.tell(), shape, order="F" if fortran else "C")
 
 
@@ -475,7 +495,7 @@ def decode(content: bytes, place: str) -> np.ndarray:
     """One encoded picture as uint8 [H, W, 3], or [H, W, 1] if it is grey.
 
     Raises:
-        CorruptFile: another format, 16 bits, transparency, a palette, several frames, or damage.
+        CorruptFile: another format, 16 bits, transparency, a palette, several frames, a turn by EXIF, or damage.
     """
     from PIL import Image
 
@@ -483,6 +503,7 @@ def decode(content: bytes, place: str) -> np.ndarray:
         # Naming the formats skips the search for one, which takes longer than decoding 32x32 pixels.
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         pixels = np.asarray(image)
+        turned = image.getexif().get(ORIENTATION, 1) > 1
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise CorruptFile(f"{place} is {_kind_of(content)}; accepted: {PICTURES}") from error
     # Pillow drops the lower 8 of 16 bits without a word; the depth stands at byte 24 of a PNG.
@@ -492,8 +513,10 @@ def decode(content: bytes, place: str) -> np.ndarray:
         or image.mode not in ("RGB", "L")
         or "transparency" in image.info
         or getattr(image, "is_animated", False)
+        or turned
     ):
         kind = f"{bits} bits, mode {image.mode}" + (", transparent" if "transparency" in image.info else "")
+        kind += ", which EXIF says to turn when it is shown" if turned else ""
         kind += ", of several frames" if getattr(image, "is_animated", False) else ""
         raise CorruptFile(f"{place} is {image.format} of {kind}; accepted: {PICTURES}")
     return pixels.reshape(*pixels.shape[:2], -1)

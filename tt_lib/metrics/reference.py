@@ -198,13 +198,13 @@ def collect_statistics(
         state: a file in which unfinished statistics are kept; the next call goes on from there.
 
     Raises:
-        BadValue: no images.
+        BadValue: fewer than two images.
         CorruptFile: an image or the state is damaged.
         NotFinite: a feature is NaN.
     """
     pixels = images.pixels
-    if not len(pixels):
-        raise BadValue(f"{images.name} has no images; give some")
+    if len(pixels) < 2:
+        raise BadValue(f"{images.name} has {len(pixels)} images; statistics need at least 2")
     origin = f"{features.sha256} {getattr(pixels, 'listing', images.digest)}"
     statistics, hashes = _resumed(state, empty_statistics(features), origin)
     statistics.shape = tuple(pixels.shape[1:])
