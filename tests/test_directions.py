@@ -147,6 +147,16 @@ def test_a_sampler_that_another_process_measures_is_left_to_it(bench, tmp_path):
     assert len(rows) == 6 and {total for _, total, _ in seen} == {3}, "it let go: now it is measured, and it alone"
 
 
+def test_paths_of_one_network_do_not_wait_for_each_other(bench, tmp_path):
+    path, work, other = tmp_path / "direction.csv", tmp_path / "work", make_bench("tiny,path=flow", batch=3)
+    with hold(bench.work_in(work) / f"{CELLS[0].label}.lock"):
+        assert len(run_directions(other, CELLS[:1], PROTOCOL, path, work)) == 3
+        assert run_directions(bench, CELLS[:1], PROTOCOL, path, work).empty
+    assert other.work_in(work).parent == bench.work_in(work) == work / short_hash(bench.model.digest)
+    run_directions(bench, CELLS[:1], PROTOCOL, path, work)
+    assert read_rows(path).groupby("model").size().to_dict() == {"tiny": 3, "tiny,path=flow": 3}
+
+
 def test_cells_of_a_table_that_have_a_direction_error(bench):
     others = [Cell("ddim", "uniform", 3, "epsilon-1.01"), Cell("ddpm", "uniform", 3), Cell("ddim", "uniform", 9)]
     ready, untimed = measurable(bench, [*CELLS, *others, Cell("ddim", "uniform", 4, TUNED), CELLS[0]], 8)

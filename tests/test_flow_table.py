@@ -37,6 +37,7 @@ def test_the_network_of_a_diffusion_on_the_straight_path():
             for each, grid in zip((model, own), grids, strict=True)
         )
         assert torch.allclose(x, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+    assert load_model("tiny,path=ve,sigma_max=80.0").name == "tiny,path=ve", "one path, one spelling"
     with pytest.raises(BadValue, match="unknown schedule 'straight'"):
         load_model("tiny,path=straight")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -15,7 +16,7 @@ from tt_lib.engine import drive
 from tt_lib.errors import BadValue, TimingMismatch
 from tt_lib.grids import make_grid
 from tt_lib.metrics.direction import measure_directions
-from tt_lib.predictors import EpsPredictor, OnPath, from_direction, to_direction, to_x0
+from tt_lib.predictors import EpsPredictor, OnPath, from_direction, path_of, to_direction, to_x0
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import VE, Schedule, make_schedule, time_of_index, zero_snr_betas
 from tt_lib.solvers.registry import make_solver
@@ -132,6 +133,7 @@ def test_options_are_part_of_the_name_and_a_timing_belongs_to_them():
         (lambda: make_grid("uniform,shift=0", 5, FLOW), "must be a number above 0, got 0"),
         (lambda: make_grid("uniform,shift=3,start=1", 5, FLOW), "takes no option but shift, got start"),
         (lambda: make_grid("uniform,shift=0.1", 5, FLOW), "below 0.001, the smallest time"),
+        (lambda: make_grid("uniform,shift=3", 5, FLOW, start=0.8), "begins where its shift says, got start 0.8"),
         (lambda: EpsPredictor(lambda x, c: x, FLOW, kind="v"), "on the schedule 'flow' it is not"),
         (lambda: EpsPredictor(lambda x, c: x, LINEAR, kind="edm"), "for the schedule 've', got 'linear'"),
     ],
@@ -207,7 +209,33 @@ def test_a_diffusions_network_serves_the_straight_path():
     assert (ends[0] - ends[1]).abs().max() < 0.02
 
 
+def test_a_network_on_a_path_noisier_than_its_own_schedule_is_asked_at_its_own_t_1():
+    own = make_schedule("continuous-linear")
+    assert own.time_of_lam(float64([-math.inf, -20.0])).tolist() == pytest.approx([1, 1])
+    x = points(3, 2)
+    for path in ("flow", "cosine"):
+        schedule = make_schedule(path)
+        direction = OnPath(MixturePredictor(RING, own), own, schedule)(x, float64(1.0), float64(1.0))
+        assert torch.allclose(to_x0(direction, x, float64(1.0), schedule), RING.x0(x, 1.0, own), atol=1e-3)
+
+
 # ---- tuning, learning, measuring
+
+
+def test_the_first_time_of_a_network_on_another_path_moves():
+    """Between t = 1 and the noisiest level that the network knows, its own time stands still."""
+    path = path_of("flow", LINEAR)
+    sampler = replace(
+        toy_sampler(path, grid="uniform-trailing"), predictor=OnPath(MixturePredictor(RING, LINEAR), LINEAR, path)
+    )
+    images = RING.sample(64, torch.Generator().manual_seed(1))
+    for objective in ("consistency", "truncation"):
+        config = TuneConfig(objective, "sequential", "adam", iterations=20, lr=0.01, batch=64, substeps=8)
+        timing = tune(sampler, images, config).timing
+        assert timing.taus[0] < 0.95 and timing.tuning["loss_tuned"][0] < 0.9 * timing.tuning["loss_untuned"][0]
+    # The slope is one of the gradient alone: no answer has changed.
+    x, one = points(3, 2), float64(1.0)
+    assert torch.equal(sampler.predictor(x, one, one), sampler.predictor(x, one, one.clone().requires_grad_()).detach())
 
 
 TUNINGS = product(("consistency", "truncation"), ("sequential", "parallel"), ("adam", "search"))

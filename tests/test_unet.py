@@ -271,6 +271,14 @@ def test_a_card_says_schedule_and_kind_and_they_must_fit(folder):
             load_model(str(folder))
 
 
+@pytest.mark.parametrize("target, schedule, kind", [("flow", "linear", "velocity"), ("eps", "flow", "velocity")])
+def test_a_card_that_contradicts_its_training_is_damaged(folder, target, schedule, kind):
+    says = {"schedule": schedule, "kind": kind, "training": {"target": target}}
+    write_json(folder / CARD, read_json(folder / CARD) | says)
+    with pytest.raises(CorruptFile, match=f"trained for the target {target}, .*it says {kind} on {schedule}; restore"):
+        load_model(str(folder))
+
+
 def test_schedule_that_is_unknown(folder):
     write_json(folder / CARD, read_json(folder / CARD) | {"schedule": "sigmoid"})
     with pytest.raises(BadValue, match=r"unknown schedule 'sigmoid'; .*cosine"):

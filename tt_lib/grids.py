@@ -103,6 +103,8 @@ def make_grid(name: str, steps: SupportsIndex, schedule: Schedule, *, start: flo
     plain, shift = read_grid(name)
     if shift != 1 and not isinstance(schedule, Flow):
         raise BadValue(f"the grid {name!r} is for the schedule 'flow', got {schedule.name!r}; leave the shift out")
+    if shift != 1 and start is not None:
+        raise BadValue(f"the grid {name!r} begins where its shift says, got start {start:g}; leave one of them out")
     count = count_steps(steps)
     if start is not None and not schedule.t_min <= start <= 1:
         raise BadValue(f"start must lie in [{schedule.t_min:g}, 1], got {start}")

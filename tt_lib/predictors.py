@@ -109,10 +109,19 @@ class OnPath:
         self.predictor, self.own, self.schedule = predictor, own, schedule
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        own_t, own_tau = (self.own.time_of_lam(self.schedule.lam(time)) for time in (t, tau))
+        own_t, own_tau = self._own(t), self._own(tau)
+        if tau.requires_grad:
+            # Where the own time stands still, a tau that is tuned from there would never move: it has the slope of the
+            # noisiest level.
+            last = (1 - 1e-9) * self.schedule.time_of_lam(self.own.lam(self.own.t_max)).to(tau.device)
+            moving = self._own(tau - (tau - last).clamp(min=0).detach())
+            own_tau = moving + (own_tau - moving).detach()
         state = along(self.own.scale(own_t) / self.schedule.scale(t), x) * x
         x0 = to_x0(self.predictor(state, own_t, own_tau), state, own_t, self.own)
         return to_direction("x0", x0, x, t, self.schedule)
+
+    def _own(self, time: Tensor) -> Tensor:
+        return self.own.time_of_lam(self.schedule.lam(time))
 
 
 def path_of(name: str, own: Schedule) -> Schedule:

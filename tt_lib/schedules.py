@@ -279,6 +279,8 @@ class ContinuousLinearVP(VP):
 
     def time_of_log_alpha(self, log_alpha: Times) -> Tensor:
         value = -torch.as_tensor(log_alpha, dtype=torch.float64)
+        most = -self.log_alpha(1.0).to(value.device)
+        value = torch.where(value > most, most, value)
         # The root of (b1 - b0) t^2 / 4 + b0 t / 2 = value in the form that does not cancel for small t.
         root = (self.beta_0**2 + 4 * (self.beta_1 - self.beta_0) * value).sqrt()
         return 4 * value / (self.beta_0 + root)

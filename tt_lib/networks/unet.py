@@ -25,6 +25,7 @@ from torch import nn
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
 from tt_lib.files import atomic_path, check_hash, data_folder, file_hash, read_json, write_json
+from tt_lib.networks.config import TARGETS
 from tt_lib.predictors import KINDS, PREDICTION_TYPES, check_kind, path_of
 from tt_lib.schedules import DiscreteSchedule, Schedule, make_schedule
 
@@ -236,9 +237,8 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
     plain, on_path, path = name.partition(",path=")
     if on_path and find_model(name) is None:
         model = load_model(plain, device)
-        return replace(
-            model, name=f"{model.name},path={path}", schedule=path_of(path, model.schedule), own=model.schedule
-        )
+        schedule = path_of(path, model.schedule)  # one path, one spelling: rows and timings are found by it
+        return replace(model, name=f"{model.name},path={schedule.name}", schedule=schedule, own=model.schedule)
     folder = find_model(name)
     if folder is None and name.count("/") != 1:
         pretrained = data_folder() / "pretrained"
@@ -272,6 +272,13 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
     else:
         schedule, kind = _schedule_of(source, ("scheduler", None) if part else (None, "scheduler"))
     check_kind(kind, schedule, torch.ones((), dtype=torch.float64))
+    training = card.get("training")
+    target = training.get("target") if isinstance(training, dict) else None
+    if isinstance(target, str) and (kind, schedule.name) != TARGETS.get(target, (kind, schedule.name)):
+        raise CorruptFile(
+            f"{folder}/{CARD} contradicts itself: the network was trained for the target {target}, which is "
+            f"{' on '.join(TARGETS[target])}, and it says {kind} on {schedule.name}; restore it"
+        )
     network = _from_pretrained(source, part)
     size = network.config["sample_size"]
     shape = (network.config["in_channels"], *((size, size) if isinstance(size, int) else size))

@@ -111,7 +111,7 @@ def run_directions(
         results,
         DIRECTION_COLUMNS,
         DIRECTION_KEY,
-        work / short_hash(bench.model.digest),
+        bench.work_in(work),
         pending=pending,
         run=run,
         cost=lambda cell: samplers[cell].grid.steps,

@@ -234,8 +234,7 @@ def run_table(
         metric.require_shape(bench.model.shape, bench.model.name)
     labelled = replace(table, dataset=metrics[0].dataset)
     start = StartNoise(bench.model.shape, bench.device)
-    # Two networks of one name do not wait for each other.
-    work = work / short_hash(bench.model.digest)
+    work = bench.work_in(work)
     names = [metric.features.name for metric in metrics]
 
     def pending(rows: pd.DataFrame, cell: Cell) -> list[int]:

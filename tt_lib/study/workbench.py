@@ -14,7 +14,7 @@ from torch import Tensor
 from tt_lib.baselines import CONSTANT, read_correction
 from tt_lib.datasets import NAMED, load_dataset, to_float
 from tt_lib.errors import BadValue, choose
-from tt_lib.files import check_writable, data_folder, spell
+from tt_lib.files import check_writable, data_folder, file_name, spell
 from tt_lib.metrics.reference import Metric, reference_path
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks.feature_nets import FeatureNet, read_feature_network
@@ -22,7 +22,7 @@ from tt_lib.networks.running import cudnn_flags, make_predictor
 from tt_lib.networks.unet import Model, load_model
 from tt_lib.noise import GENERATED_FIRST_SEED, HELD_OUT_FIRST_SEED, check_seeds
 from tt_lib.predictors import Chunked, Predictor
-from tt_lib.rows import provenance
+from tt_lib.rows import provenance, short_hash
 from tt_lib.sampling import Progress, Sampler, make_sampler
 from tt_lib.study.cells import IMAGE_SOURCES, Cell, LearnRecipe, Recipe
 from tt_lib.timing import Timing
@@ -60,6 +60,14 @@ class Bench:
     compiled: bool = False
     images: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
     curves: dict[tuple, dict[int, Timing]] = field(default_factory=dict, repr=False)
+
+    def work_in(self, folder: Path) -> Path:
+        """Where in ``folder`` the locks and unfinished work lie: of the model alone, and of its path alone.
+
+        Networks of one name, or paths of one network, do not wait for each other.
+        """
+        own = folder / short_hash(self.model.digest)
+        return own / file_name(self.model.schedule.name) if self.model.own else own
 
     def sampler(self, cell: Cell, timing: Timing | None = None) -> Sampler:
         """The sampler of a cell, with the correction that it names; a timing is checked against it.
