@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -205,6 +206,13 @@ def test_prompts_of_a_file(tmp_path):
         ("one\ntwo\nBr\xfccke\nfour".encode("latin-1"), r"no text in UTF-8 \(byte 10\); save it in UTF-8"),
         ("one\ntwo\nthree\nfour".encode("utf-16-le"), "control character"),
         (b"A  cat\ntwo\nthree\na CAT\n", "prompt 4, 'a CAT', is prompt 1 once more"),
+        ("caf\u00e9\ntwo\nthree\nCAFE\u0301".encode(), "prompt 4, .* is prompt 1 once more"),
+        ("cat\ntwo\nthree\ncat\u200b".encode(), "prompt 4, .* is prompt 1 once more"),
+        ("one\ntwo\nthree\n\u200b".encode(), "prompt 4 is empty"),
+        ("one\u2028still one\ntwo\nthree\nfour".encode(), r"holds '\\u2028', a control character"),
+        ("one\x85still one\ntwo\nthree\nfour".encode(), r"holds '\\x85', a control character"),
+        ("one\ntwo\n\ufeffthree\nfour".encode(), r"holds '\\ufeff', .* mark of damage"),
+        ("one\ntwo\nBr\ufffdcke\nfour".encode(), r"holds '\\ufffd', .* mark of damage"),
     ],
 )
 def test_files_of_prompts_that_are_refused(content, message, tmp_path):
@@ -440,6 +448,13 @@ class Rescaled(diffusers.StableDiffusionPipeline):
         return super().__call__(prompt, guidance_scale=guidance_scale, guidance_rescale=0.7, **options)
 
 
+class Scaleless(diffusers.StableDiffusionPipeline):
+    """Guides, and nobody can say how much."""
+
+    def __call__(self, prompt=None, **options):
+        return super().__call__(prompt, **options)
+
+
 class Short(diffusers.StableDiffusionPipeline):
     """Its embeddings are as long as the first prompt."""
 
@@ -460,6 +475,13 @@ class Short(diffusers.StableDiffusionPipeline):
         ({}, {"start": "spiral"}, "unknown grid 'spiral'"),
         ({}, {"size": (12, 8)}, "divisible by 8 but are 12 and 8"),
         ({}, {"size": (0, 8)}, "both above 0"),
+        ({"kind": Scaleless}, {}, "Scaleless guides by a scale that is not its guidance_scale; learn from"),
+        (
+            {},
+            {"prompts": [*PROMPTS, 12 * "a " + "b", 12 * "a " + "c"]},
+            "prompt 9, .* is prompt 8 once more to the net",
+        ),
+        ({}, {"guidance": -3.0}, "guidance must be at least 0"),
         ({}, {"guidance": float("nan")}, "guidance must be a number, got nan"),
         ({}, {"at_once": 0}, "at_once must be at least 1, got 0"),
         ({}, {"prompts": PROMPTS[:3]}, "at least 4 are needed"),
@@ -494,6 +516,12 @@ def test_folders_that_are_no_pipeline(tmp_path, folder):
     (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())
     with pytest.raises(CorruptFile, match="cannot be loaded as a pipeline"):
         load_pipeline(tmp_path)
+    shutil.copytree(folder, tmp_path / "cut")
+    (tmp_path / "cut" / "text_encoder" / "model.safetensors").write_bytes(b"cut")
+    (tmp_path / "model_index.json").write_text("{}")
+    for damaged in (tmp_path, tmp_path / "cut"):
+        with pytest.raises(CorruptFile, match="cannot be loaded as a pipeline"):
+            load_pipeline(damaged)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -67,8 +68,9 @@ def read_prompts(path: Path | str) -> list[str]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadValue(f"{path} is no text in UTF-8 (byte {error.start}); save it in UTF-8") from error
-    if bad := re.search(r"[^\t\n\r\x20-\uffff\U00010000-\U0010ffff]", text):
-        raise BadValue(f"{path} holds the control character {bad[0]!r}; it is no plain text: save it in UTF-8")
+    # Some of these end a line for Python and for no editor; the last two are what a damaged text has.
+    if bad := re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffd]", text):
+        raise BadValue(f"{path} holds {bad[0]!a}, a control character or a mark of damage; save it as plain UTF-8")
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     try:
         check_prompts(prompts)
@@ -78,7 +80,7 @@ def read_prompts(path: Path | str) -> list[str]:
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise :class:`BadValue` unless there are four prompts or more, no two of them alike but for case and spaces.
+    """Raise :class:`BadValue` unless there are four prompts or more, no two of them alike to the eye but for case.
 
     One that stands twice would be learned from and held out.
     """
@@ -87,7 +89,8 @@ def check_prompts(prompts: Sequence[str]) -> None:
     first: dict[str, int] = {}
     for number, prompt in enumerate(prompts, 1):
         check_type(f"prompt {number}", prompt, str)
-        key = " ".join(prompt.split()).casefold()
+        text = unicodedata.normalize("NFKC", prompt.casefold())
+        key = " ".join("".join(letter for letter in text if unicodedata.category(letter) != "Cf").split())
         if not key:
             raise BadValue(f"prompt {number} is empty; leave it out")
         if key in first:
@@ -130,7 +133,7 @@ def load_pipeline(source: Path | str, device: torch.device | str = "cpu") -> tup
             pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=torch.bfloat16)
     except BadValue:
         raise
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:  # diffusers, transformers and safetensors name no single type
         what = " ".join(str(error).split())[:300]
         if Path(source).is_dir():
             raise CorruptFile(f"{source} cannot be loaded as a pipeline ({what}); restore its files") from error
@@ -306,6 +309,8 @@ def _bare(
     options: dict[str, Any] = {}
     if guidance is not None:
         check_type("guidance", guidance, float)  # a finite one
+        if guidance < 0:
+            raise BadValue(f"guidance must be at least 0 (pipelines take what is below for none), got {guidance:g}")
         options["guidance_scale"] = guidance
     if size is not None:
         if len(size) != 2 or min(size) < 1:
@@ -319,6 +324,11 @@ def _bare(
     with _quiet(pipeline):
         one, two = (_record(pipeline, prompts[:count], options) for count in (1, 2))
         adapted = _adapted(one.scheduler)
+    if guidance is None and len(one.conditions) == 2:
+        raise BadValue(
+            f"{kind.__name__} guides by a scale that is not its guidance_scale; "
+            + ("give guidance" if "guidance_scale" in accepts else "learn from a pipeline that has one")
+        )
     belongs = _map(lambda a, b: a.shape != b.shape, one.conditions[0], two.conditions[0])
     return Latents(
         pipeline,
@@ -341,6 +351,7 @@ def _encoded(latents: Latents, progress: Progress | None) -> Latents:
     """With the conditions of the prompts; a short run has shown that they are all."""
     first: tuple[Any, ...] = ()
     conditions = []
+    numbers: dict[bytes, int] = {}
     with _quiet(latents.pipeline):
         for number, prompt in enumerate(latents.prompts, 1):
             own = tuple(_record(latents.pipeline, [prompt], latents.options).conditions)
@@ -349,6 +360,11 @@ def _encoded(latents: Latents, progress: Progress | None) -> Latents:
                 raise BadValue(
                     f"the embeddings of prompt {number}, {prompt[:60]!r}, have the shape {shapes[0]}, and those of the "
                     f"first {shapes[1]}, so they do not fit into one batch; give prompts of one length"
+                )
+            if (twin := numbers.setdefault(_digest(own[0]), number)) != number:
+                raise BadValue(
+                    f"prompt {number}, {prompt[:60]!r}, is prompt {twin} once more to the network: the pipeline reads "
+                    "no further than where they differ, or does not know the letters; shorten them or leave one out"
                 )
             # Most often all prompts have one condition without prompt.
             conditions.append(own[:1] + (first[1:] if _same(own[1:], first[1:]) else own[1:]))
@@ -505,6 +521,12 @@ def _same(one: Any, other: Any) -> bool:
     alike: list[bool] = []
     _map(lambda a, b: alike.append(torch.equal(a, b)), one, other)
     return all(alike)
+
+
+def _digest(condition: Any) -> bytes:
+    whole = hashlib.sha256()
+    _map(lambda leaf: whole.update(leaf.double().numpy().tobytes()), condition)
+    return whole.digest()
 
 
 def _differing(one: Any, other: Any) -> tuple[list[int], list[int]] | None:
