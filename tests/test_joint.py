@@ -113,6 +113,7 @@ def test_the_loss_is_the_distance_of_samples_that_are_never_measured(sampler, me
     tuning = timing.tuning
     assert tuning["loss_tuned"] + tuning["loss_untuned"] == pytest.approx(losses, rel=1e-9) and losses[0] < losses[1]
     assert (tuning["features"], tuning["first_seed"]) == (metric.features.name, JOINT_FIRST_SEED)
+    assert tuning["dataset"] == metric.dataset
 
 
 def test_the_loss_is_the_distance_of_the_ends(sampler):  # noqa: F811

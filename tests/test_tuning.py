@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -342,6 +343,7 @@ def test_the_timing_says_what_it_is_for_and_a_sampler_takes_it(tmp_path):
     assert (timing.schedule, timing.solver, timing.options, timing.grid) == ("linear", "dpmpp-2m", {}, "uniform")
     assert timing.grid_times == GRID.times and timing.times == GRID.times[:-1]
     assert (timing.tuning["images"], timing.tuning["source"], timing.tuning["lr"]) == (16, "generated", 2e-3)
+    assert timing.tuning["images_sha256"] == hashlib.sha256(images().numpy().tobytes()).hexdigest()
     assert set(timing.provenance) == {"versions", "date", "commit", "command"}
     timing.save(tmp_path / "timing.json")
     read = load_timing(tmp_path / "timing.json")

@@ -200,7 +200,8 @@ def _frechet_loss(
         return frechet_distance(statistics, metric.reference)
 
     digest = hashlib.sha256(metric.reference.mean.cpu().numpy().tobytes()).hexdigest()
-    return loss, [fingerprint(sampler, metric.features, seeds), digest], {"features": metric.features.name}
+    facts = {"features": metric.features.name, "dataset": metric.dataset}
+    return loss, [fingerprint(sampler, metric.features, seeds), digest], facts
 
 
 def _end_loss(sampler: Sampler, batch: int, start: StartNoise) -> tuple[SamplesLoss, list[Any], dict[str, Any]]:

@@ -274,6 +274,7 @@ class _Tuning:
         tuning = {
             **asdict(self.config),
             "images": len(self.images),
+            "images_sha256": _digest(self.images),
             "source": self.source,
             "seconds": round(self._seconds(), 2),
             "loss_untuned": [untuned for untuned, _ in losses],
