@@ -7,7 +7,7 @@ import pytest
 from tt_lib.errors import BadValue
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.rows import FD_COLUMNS, read_rows
-from tt_lib.study.cells import Cell, check_recipe, parse_timing, spell_timing, timing_path
+from tt_lib.study.cells import Cell, Recipe, check_recipe, parse_timing, spell_timing, timing_path
 from tt_lib.timing import load_timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.joint import JointConfig
@@ -76,13 +76,13 @@ def test_what_cannot_be_said(name):
 
 
 def test_the_recipe_of_a_name():
-    assert parse_timing("truncation-parallel") == (TuneConfig("truncation", "parallel"), 256, "real")
-    config, images, source = parse_timing(
+    assert parse_timing("truncation-parallel") == Recipe(TuneConfig("truncation", "parallel"), 256, "real")
+    recipe = parse_timing(
         "consistency-sequential-freeze2,learning_rate=0.001,gate=true,images=16",
         {"source": "generated", "images": 3, "substeps": 2, "samples": 9, "learning_rate": 1.0},
     )
-    assert config == TuneConfig(freeze_last=2, lr=0.001, gate=True, substeps=2)
-    assert (images, source) == (16, "generated"), "what the name says goes before the defaults"
+    config = TuneConfig(freeze_last=2, lr=0.001, gate=True, substeps=2)
+    assert recipe == Recipe(config, 16, "generated"), "what the name says goes before the defaults"
     assert parse_timing("end-joint,tries=5", {"samples": 30, "optimiser": "search"})[0] == JointConfig(
         "end", samples=30, tries=5
     )

@@ -11,10 +11,10 @@ from test_cli import fails, project, succeeds  # noqa: F401 - a fixture
 from tt_lib.errors import BadValue
 from tt_lib.metrics.evaluate import fingerprint
 from tt_lib.rows import read_rows
-from tt_lib.study.cells import Cell, LearnRecipe, brings_grid, parse_timing, spell_timing
+from tt_lib.study.cells import Cell, Recipe, brings_grid, parse_timing, spell_timing
 from tt_lib.study.workbench import make_bench
 from tt_lib.timing import load_timing
-from tt_lib.tuning.learn import LearnConfig, LearnResult
+from tt_lib.tuning.learn import LearnConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("name", "recipe"),
     [
-        ("learned-grid-timing", LearnRecipe(LearnConfig())),
-        ("learned-gain,seed=3", LearnRecipe(LearnConfig(("gain",), seed=3))),
+        ("learned-grid-timing", Recipe(LearnConfig())),
+        ("learned-gain,seed=3", Recipe(LearnConfig(("gain",), seed=3))),
         (
             "learned-grid-timing-gain,learning_rate=0.01,noises=256,start=logsnr,loss=pixels",
-            LearnRecipe(LearnConfig(("grid", "timing", "gain"), noises=256, lr=0.01), "pixels", "logsnr"),
+            Recipe(LearnConfig(("grid", "timing", "gain"), noises=256, lr=0.01), loss="pixels", start="logsnr"),
         ),
-        ("learned-gits", LearnRecipe("gits")),
-        ("learned-ld3,loss=pixels", LearnRecipe("ld3", "pixels")),
+        ("learned-gits", Recipe("gits")),
+        ("learned-ld3,loss=pixels", Recipe("ld3", loss="pixels")),
     ],
 )
 def test_a_name_is_a_recipe(name, recipe):
@@ -133,7 +133,7 @@ def test_the_options_of_learning_are_those_of_the_name(project, monkeypatch):  #
     succeeds("learn", *TINY, "--knobs", "timing", *options, "--force")
     config = LearnConfig(("grid", "gain"), noises=128, seed=3)
     name = "learned-grid-gain,loss=pixels,noises=128,seed=3,start=logsnr"
-    assert names[0] == ("learned", name, LearnRecipe(config, "pixels", "logsnr"))
+    assert names[0] == ("learned", name, Recipe(config, loss="pixels", start="logsnr"))
     assert names[1][:2] == ("logsnr", "learned-timing,loss=pixels,noises=128,seed=3")
 
 
@@ -142,18 +142,3 @@ def test_other_ways_to_learn(project, method):  # noqa: F811
     succeeds("tune", *TINY, "--timing", f"learned-{method}", "--out", f"runs/{method}.json")
     timing = load_timing(f"runs/{method}.json")
     assert (timing.name, timing.grid, timing.nfe) == (f"learned-{method}", "learned", 4)
-
-
-def test_one_curve_is_learned_once_for_all_numbers_of_evaluations(project, monkeypatch):  # noqa: F811
-    calls = []
-
-    def once(samplers, distance, config, **options):
-        calls.append([len(sampler.evaluations) for sampler in samplers])
-        return [LearnResult(each.make_timing("x", each.grid.times[:-1]), None) for each in samplers]
-
-    monkeypatch.setattr("tt_lib.study.workbench.learn_curve", once)
-    bench, name = make_bench("tiny"), "learned-grid-timing,loss=pixels,points=3"
-    cells = [Cell("ddim", "learned", nfe, name) for nfe in (5, 8)]
-    timings = [bench.tune_by(cell, parse_timing(name), "digits", None, None, project / "state") for cell in cells]
-    assert [timing.nfe for timing in timings] == [5, 8] and {timing.name for timing in timings} == {name}
-    assert calls == [[5, 6, 8, 10]]

@@ -24,6 +24,7 @@ from tt_lib.errors import BadValue, MissingFile, all_there
 from tt_lib.files import PACKAGE_ROOT, file_hash
 from tt_lib.metrics import inception
 from tt_lib.rows import FD_COLUMNS, read_rows
+from tt_lib.study.cells import Recipe
 from tt_lib.study.tables import PUBLISHED, find_table, published_beside, read_tables
 from tt_lib.tuning import TuneConfig
 
@@ -216,7 +217,7 @@ def test_the_tables_are_the_protocol(name, model, dataset):
     (table,) = read_tables(SHIPPED / f"{name}.toml")
     assert (table.model, table.features, table.n, table.dataset) == (model, ("inception-2015",), 50_000, dataset)
     recipes = {table.recipe(cell) for cell in table.cells} - {None}
-    assert recipes == {(TuneConfig(), 1024, "real")}, "the defaults of the authors' code"
+    assert recipes == {Recipe(TuneConfig(), 1024, "real")}, "the defaults of the authors' code"
     rows = read_rows(SHIPPED / "published.csv", PUBLISHED)
     assert rows["source"].str.contains("arXiv").all() and not rows.duplicated(list(PUBLISHED[:7])).any()
     cells = {astuple(cell) for cell in table.cells if cell.timing == "untuned" or name == "bedroom"}
@@ -234,8 +235,9 @@ def test_the_headline_is_published():
 
 def test_published_values_stand_only_beside_what_they_are_of():
     row = {"dataset": "cifar10", "metric": "FID", "solver": "ddim", "grid": "uniform", "nfe": 10, "eta": 0.0}
-    row["timing"] = "untuned"
+    row |= {"timing": "untuned", "model": "ddpm"}
     assert "published 21.31" in published_beside(row)
+    assert published_beside(row | {"model": "ddpm,path=flow"}) == "", "another path, another sampler"
     others = {"metric": "FD (cifar10-resnet)", "timing": "consistency-sequential", "eta": 1.0, "grid": "karras"}
     for name, other in others.items():
         assert published_beside(row | {name: other}) == "", name

@@ -28,12 +28,11 @@ from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.rows import FD_COLUMNS, read_rows, short_hash
 from tt_lib.schedules import make_schedule
 from tt_lib.solvers.registry import SOLVERS
-from tt_lib.study.cells import Cell, find_timing, timing_path
+from tt_lib.study.cells import Cell, Recipe, find_timing, timing_path
 from tt_lib.study.tables import Table, read_tables, run_table
 from tt_lib.study.workbench import HELD_OUT, Bench
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
-from tt_lib.tuning.joint import JointConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -126,25 +125,12 @@ def test_a_block_may_have_an_n_of_its_own(write):
             read_tables(write(HEAD, cell.format(2, f"n = {n}")))
 
 
-RECIPES = {
-    "consistency-parallel": (TuneConfig("consistency", "parallel", "search", substeps=2), 2, "generated"),
-    "truncation-parallel-freeze2,images=16,seed=5,source=real,substeps=3": (
-        TuneConfig("truncation", "parallel", "search", freeze_last=2, seed=5, substeps=3),
-        16,
-        "real",
-    ),
-    "end-joint,samples=30,tries=5": (JointConfig("end", samples=30, tries=5), 256, "real"),
-    "frechet-joint-freeze1": (JointConfig("frechet", freeze_last=1), 256, "real"),
-    "untuned": None,
-    "constant-0.9": None,
-    "time-shift": None,
-}
-
-
-@pytest.mark.parametrize("timing", RECIPES)
-def test_a_name_and_the_table_make_a_recipe(write, timing):
-    (table,) = read_tables(write(HEAD, TUNING, ONE_CELL.replace("untuned", timing).replace("nfe = 2", "nfe = 3")))
-    assert table.recipe(table.cells[0]) == RECIPES[timing]
+def test_a_name_and_the_table_make_a_recipe(write):
+    """(Every option of a name is in test_cells.)"""
+    names = '["consistency-parallel,substeps=3", "constant-0.9", "untuned"]'
+    (table,) = read_tables(write(HEAD, TUNING, ONE_CELL.replace('"untuned"', names)))
+    config = TuneConfig("consistency", "parallel", "search", substeps=3)
+    assert [table.recipe(cell) for cell in table.cells] == [Recipe(config, 2, "generated"), None, None]
 
 
 TUNED_CELL = ONE_CELL.replace("untuned", "truncation-parallel")
@@ -410,6 +396,14 @@ def test_second_run_writes_nothing(whole, project, tmp_path):
     before = project.results.read_bytes()
     assert project.run() == []
     assert project.results.read_bytes() == before and project.predictor.calls == 0
+
+
+def test_images_of_another_shape(project):
+    """Not even a tuning begins: the cell's timing would be tuned by a reference that means nothing to it."""
+    project.bench.model = replace(project.bench.model, shape=(1, 16, 16))
+    with pytest.raises(BadValue, match=r"tiny has images of \[1, 16, 16\].*\[1, 8, 8\]"):
+        project.run()
+    assert project.predictor.calls == 0 and not project.results.exists()
 
 
 @pytest.mark.parametrize("change", [{"n": 30}, {"seed": 4}, {"dataset": "other"}, {"model": "other"}], ids=str)

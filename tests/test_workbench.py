@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from test_evaluate import sampler, tiny_project  # noqa: F401 - a fixture
@@ -17,7 +16,6 @@ from tt_lib.metrics.reference import reference_path
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.study.cells import Cell, find_timing, parse_timing
 from tt_lib.study.workbench import constant_timing, make_bench
-from tt_lib.tuning.learn import LearnResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,22 +65,6 @@ def test_one_ratio_as_a_cell(project):  # noqa: F811
     assert rows["constant-1"] == rows["untuned"] != rows["constant-0.9"]
     assert find_timing("tiny", cells[1]).tuning == {"objective": "constant", "ratio": 0.9, "freeze_last": 1}
     assert project.run(table) == []
-
-
-def test_one_curve_for_each_grid_that_it_begins_from(project, monkeypatch):  # noqa: F811
-    """The timing of one grid was stored under the name of another."""
-    begun = []
-
-    def once(samplers, distance, config, **options):
-        begun.append(samplers[0].grid.name)
-        return [LearnResult(each.make_timing("x", each.grid.times[:-1]), pd.DataFrame()) for each in samplers]
-
-    monkeypatch.setattr("tt_lib.study.workbench.learn_curve", once)
-    bench, name = replace(project.bench, curves={}), "learned-timing,loss=pixels,points=3"
-    for grid in ("uniform", "logsnr", "uniform"):
-        cell = Cell("ddim", grid, 5, name)
-        assert bench.learn(cell, parse_timing(name), "digits", project.work / "state").grid == grid
-    assert begun == ["uniform", "logsnr"]
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 16)])

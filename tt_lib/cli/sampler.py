@@ -99,7 +99,7 @@ def tune(
     """
     from tt_lib.errors import BadValue
     from tt_lib.metrics.reference import load_metric
-    from tt_lib.study.cells import Cell, LearnRecipe, check_recipe, is_tuned, parse_timing, timing_path, usual_grid
+    from tt_lib.study.cells import Cell, check_recipe, is_tuned, parse_timing, timing_path, usual_grid
     from tt_lib.study.workbench import make_bench
 
     cell = Cell(solver, grid or usual_grid(timing), nfe, timing, eta)
@@ -111,25 +111,23 @@ def tune(
     path = out or timing_path(bench.model.name, cell)
     refuse_overwrite(path, force)
     state = path.with_name(f"{path.name}.state")
-    by_distance = not isinstance(recipe, LearnRecipe) and recipe.config.objective == "frechet"
+    by_distance = cell.timing.startswith("frechet-joint")
 
     def images() -> Tensor:
-        assert not isinstance(recipe, LearnRecipe)
         return bench.tuning_images(recipe.source, recipe.images, dataset, data)
 
     with progress_bar(f"tune {cell.label}") as report:
         options: dict[str, Any] = {"data": data, "model": bench.model, "progress": report}
         metric = load_metric(features, dataset, bench.device, **options) if by_distance else None
         # An analytic solver is tuned with its untuned gamma, and has another at the tuned times.
-        source = "" if isinstance(recipe, LearnRecipe) else recipe.source
-        bench.ensure_gamma(cell, None, images, source, report)
+        bench.ensure_gamma(cell, None, images, recipe.source, report)
         tuned = bench.tune_by(cell, recipe, dataset, data, metric, state, report)
-        bench.ensure_gamma(cell, tuned, images, source, report)
+        bench.ensure_gamma(cell, tuned, images, recipe.source, report)
     tuned.save(path)
     state.unlink(missing_ok=True)
     ratios = " ".join(f"{ratio:.3f}" for ratio in tuned.ratios)
     say(f"{path}\ntau / t, from noise to data: {ratios}")
-    if tuned.taus == tuned.times and not isinstance(recipe, LearnRecipe):
+    if tuned.taus == tuned.times and not recipe.learned:
         say("no time has moved: nothing that was tried is better than tau = t, or the gate refused it")
 
 
@@ -206,10 +204,10 @@ def learn(
             force,
             choices,
         )
-    from tt_lib.study.cells import LearnRecipe
+    from tt_lib.study.cells import Recipe
     from tt_lib.tuning.learn import LearnConfig
 
-    usual = {**asdict(LearnConfig()), **LearnRecipe(LearnConfig())._asdict()}
+    usual = {**asdict(LearnConfig()), **Recipe(LearnConfig())._asdict()}
     chosen: dict[str, Any] = {"loss": loss, "noises": noises, "iterations": iterations, "seed": seed}
     brings = "grid" in knobs.split(",")
     if brings:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from tt_lib.baselines import CONSTANT, read_constant, read_correction
 from tt_lib.errors import IN_WORDS, BadValue, MissingFile, check_type, check_types, choose
 from tt_lib.files import data_folder, file_name, spell
-from tt_lib.grids import GRIDS, LEARNED
+from tt_lib.grids import GRIDS, LEARNED, spell_grid
 from tt_lib.solvers.registry import Solver, make_solver
 from tt_lib.timing import UNTUNED, Timing, load_timing
 from tt_lib.tuning.config import OBJECTIVES, STRATEGIES, TuneConfig
@@ -50,22 +50,27 @@ SWITCH = {"true": True, "false": False}
 
 
 class Recipe(NamedTuple):
-    """How a timing is tuned: the configuration, how many images, and whether they are ``real`` or ``generated``."""
+    """How a timing is made.
 
-    config: TuneConfig | JointConfig
+    Attributes:
+        config: the configuration of a tuning step by step, of a joint one or of learning, or one of :data:`METHODS`.
+        images, source: of a tuning step by step: how many images, and whether they are ``real`` or ``generated``.
+        loss, start: of learning: what distances are taken in, and the name of the grid that it begins from.
+    """
+
+    config: TuneConfig | JointConfig | LearnConfig | str
     images: int = IMAGES
     source: str = IMAGE_SOURCES[0]
-
-
-class LearnRecipe(NamedTuple):
-    """How a sampler is learned: the configuration or one of :data:`METHODS`, the loss and the start grid's name."""
-
-    config: LearnConfig | str
     loss: str = LOSSES[0]
     start: str = STARTS
 
+    @property
+    def learned(self) -> bool:
+        """Whether grid, times or gains are learned by finished samples, as :mod:`tt_lib.tuning.learn` does it."""
+        return isinstance(self.config, LearnConfig | str)
 
-def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe | LearnRecipe:
+
+def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe that a timing's name stands for.
 
     Args:
@@ -102,17 +107,17 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
         raise BadValue(f"timing {name!r}: {error}") from error
 
 
-def _learn_recipe(knobs: str, options: dict[str, Any]) -> LearnRecipe:
+def _learn_recipe(knobs: str, options: dict[str, Any]) -> Recipe:
     words = {key: options.pop(key) for key in ("loss", "start") if key in options}
     choose("loss", words.get("loss", LOSSES[0]), LOSSES)
     choose("start grid", words.get("start", STARTS), GRIDS)
     if knobs not in METHODS:
         if "start" in words and not brings_grid(f"{LEARNED}-{knobs}"):
             raise BadValue("it keeps its grid, where learning begins: name that as the grid and leave start out")
-        return LearnRecipe(LearnConfig(tuple(knobs.split("-")), **options), **words)
+        return Recipe(LearnConfig(tuple(knobs.split("-")), **options), **words)
     if options or "start" in words or (knobs == "gits" and words):
         raise BadValue(f"{LEARNED}-{knobs} takes {'no option' if knobs == 'gits' else 'no option but loss'}")
-    return LearnRecipe(knobs, **words)
+    return Recipe(knobs, **words)
 
 
 def brings_grid(timing: str) -> bool:
@@ -222,9 +227,11 @@ class Cell:
 
     def __post_init__(self) -> None:
         check_types(self)
-        # One solver, one spelling: rows, timings and files are found by it.
+        # One solver or grid, one spelling: rows, timings and files are found by it.
         if "," in self.solver:
             object.__setattr__(self, "solver", make_solver(self.solver).spelling)
+        if "," in self.grid:
+            object.__setattr__(self, "grid", spell_grid(self.grid))
         object.__setattr__(self, "timing", spell_timing(self.timing))
         if brings_grid(self.timing) != (self.grid == LEARNED):
             raise BadValue(
@@ -235,8 +242,7 @@ class Cell:
     @property
     def start(self) -> str:
         """The name of the grid without the timing: where learning begins."""
-        recipe = parse_timing(self.timing) if self.grid == LEARNED else None
-        return recipe.start if isinstance(recipe, LearnRecipe) else self.grid
+        return parse_timing(self.timing).start if self.grid == LEARNED else self.grid
 
     @property
     def label(self) -> str:
@@ -249,17 +255,18 @@ class Cell:
         return make_solver(self.solver, **({"eta": self.eta} if self.eta else {}))
 
 
-def check_recipe(cell: Cell, recipe: Recipe | LearnRecipe) -> None:
+def check_recipe(cell: Cell, recipe: Recipe) -> None:
     """Raise :class:`BadValue` if a cell cannot be tuned so: asked before images, gamma and all other work."""
     solver, steps = cell.make_solver().for_nfe(cell.nfe)
     try:
-        if isinstance(recipe, LearnRecipe):
-            check_learn(solver)
-        elif isinstance(recipe.config, JointConfig):
-            check_joint(solver, steps, recipe.config)
-        else:
-            check_tuning(solver, steps, recipe.config)
-            check_gamma_images(solver, recipe.images)
+        match recipe.config:
+            case TuneConfig() as config:
+                check_tuning(solver, steps, config)
+                check_gamma_images(solver, recipe.images)
+            case JointConfig() as config:
+                check_joint(solver, steps, config)
+            case _:
+                check_learn(solver)
     except BadValue as error:
         raise BadValue(f"{cell.label}: {error}") from error
 

@@ -48,7 +48,6 @@ from tt_lib.study.cells import (
     IMAGE_SOURCES,
     IMAGES,
     Cell,
-    LearnRecipe,
     Recipe,
     check_gamma_images,
     check_recipe,
@@ -92,7 +91,7 @@ class Table:
         check_n(self.n)
         check_seeds(self.seed, self.n)
 
-    def recipe(self, cell: Cell) -> Recipe | LearnRecipe | None:
+    def recipe(self, cell: Cell) -> Recipe | None:
         """How the timing of a cell is tuned; None for what is not: untuned, one ratio for all steps, a correction."""
         return parse_timing(cell.timing, self.tuning) if is_tuned(cell.timing) else None
 
@@ -386,6 +385,8 @@ def published_beside(row: Mapping[str, Any]) -> str:
     The values are in ``data/tables/published.csv``. Their networks, grids and last steps are their authors': small
     differences in these move an FID by more than its interval. A user's own images are known by their name here.
     """
+    if ",path=" in row["model"]:
+        return ""  # nothing was published for the network of a diffusion on another path
     rows, dataset = published_rows(), row["dataset"].rpartition("@")[0] or row["dataset"]
     rows = rows[matching(rows, {**{name: row[name] for name in PUBLISHED[:7]}, "dataset": dataset})]
     return "".join(f"; published {row['value']:g} ({row['source']})" for row in rows.to_dict("records"))

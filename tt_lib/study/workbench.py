@@ -24,17 +24,15 @@ from tt_lib.noise import GENERATED_FIRST_SEED, HELD_OUT_FIRST_SEED, check_seeds
 from tt_lib.predictors import Chunked, Predictor
 from tt_lib.rows import provenance, short_hash
 from tt_lib.sampling import Progress, Sampler, make_sampler
-from tt_lib.study.cells import IMAGE_SOURCES, Cell, LearnRecipe, Recipe
+from tt_lib.study.cells import IMAGE_SOURCES, Cell, Recipe
 from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
 from tt_lib.tuning.gamma import estimate_gamma, gamma_path, load_gamma
 from tt_lib.tuning.gits import learn_gits
 from tt_lib.tuning.joint import JointConfig, tune_joint
 from tt_lib.tuning.ld3 import learn_ld3
-from tt_lib.tuning.learn import PIXELS, LearnConfig, converged_sampler, feature_distance, learn, learn_curve
+from tt_lib.tuning.learn import PIXELS, LearnConfig, converged_sampler, feature_distance, learn
 
-CURVE_NFE = (5, 6, 8, 10)
-"""Numbers of evaluations that one curve is learned for."""
 HELD_OUT = 256
 """Images of a gate."""
 
@@ -59,7 +57,6 @@ class Bench:
     batch: int
     compiled: bool = False
     images: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
-    curves: dict[tuple, dict[int, Timing]] = field(default_factory=dict, repr=False)
 
     def work_in(self, folder: Path) -> Path:
         """Where in ``folder`` the locks and unfinished work lie: of the model alone, and of its path alone.
@@ -197,7 +194,7 @@ class Bench:
     def tune_by(
         self,
         cell: Cell,
-        recipe: Recipe | LearnRecipe,
+        recipe: Recipe,
         dataset: str,
         data: Path | str | None,
         metric: Metric | None,
@@ -211,17 +208,19 @@ class Bench:
             metric: for the objective ``frechet`` only.
             state: file for the state of an unfinished tuning.
         """
-        if isinstance(recipe, LearnRecipe):
-            return replace(self.learn(cell, recipe, dataset, state, progress), name=cell.timing)
-        config, count, source = recipe
-        if isinstance(config, JointConfig):
-            result = tune_joint(self.sampler(cell), metric, config, batch=self.batch, state=state, progress=progress)
-        else:
-            images = self.tuning_images(source, count, dataset, data)
-            held_out = self.held_out_images(source, count, dataset, data) if config.gate else None
-            result = self.tune(cell, config, images, source, state, progress, held_out)
+        match recipe.config:
+            case TuneConfig() as config:
+                wanted = recipe.source, recipe.images, dataset, data
+                images = self.tuning_images(*wanted)
+                held_out = self.held_out_images(*wanted) if config.gate else None
+                timing = self.tune(cell, config, images, recipe.source, state, progress, held_out).timing
+            case JointConfig() as config:
+                options: dict[str, Any] = {"batch": self.batch, "state": state, "progress": progress}
+                timing = tune_joint(self.sampler(cell), metric, config, **options).timing
+            case _:
+                timing = self.learn(cell, recipe, dataset, state, progress)
         # Two timings that differ in an option have different names.
-        return replace(result.timing, name=cell.timing)
+        return replace(timing, name=cell.timing)
 
     @cached_property
     def learner(self) -> Predictor:
@@ -229,9 +228,7 @@ class Bench:
         on_gpu = self.device.type == "cuda"
         return make_predictor(self.model, bf16=on_gpu, compile=self.compiled, gradients=True)
 
-    def learn(
-        self, cell: Cell, recipe: LearnRecipe, dataset: str, state: Path, progress: Progress | None = None
-    ) -> Timing:
+    def learn(self, cell: Cell, recipe: Recipe, dataset: str, state: Path, progress: Progress | None = None) -> Timing:
         """The timing of a cell, learned end to end from its start grid.
 
         Args:
@@ -256,17 +253,8 @@ class Bench:
         slow = replace(fast, predictor=self.learner)
         if not isinstance(config, LearnConfig):
             return learn_ld3(slow, distance, progress=progress)
-        options: dict[str, Any] = {"converged": converged_sampler(fast), "state": state, "progress": progress}
-        if not config.points:
-            return learn(slow, distance, config, **options).timing
-        # One curve serves all: it is learned once for each grid that it begins from.
-        key = cell.solver, cell.start, dataset, recipe
-        if cell.nfe not in self.curves.get(key, {}):
-            numbers = sorted({*CURVE_NFE, cell.nfe})
-            samplers = [replace(self.sampler(replace(cell, nfe=nfe)), predictor=self.learner) for nfe in numbers]
-            results = learn_curve(samplers, distance, config, **options)
-            self.curves[key] = {nfe: each.timing for nfe, each in zip(numbers, results, strict=True)}
-        return self.curves[key][cell.nfe]
+        converged = converged_sampler(fast)
+        return learn(slow, distance, config, converged=converged, state=state, progress=progress).timing
 
     def _check_images(self, network: FeatureNet, dataset: str, name: str) -> None:
         """Raise :class:`BadValue` if features are of other images than the model's: their distance says little."""

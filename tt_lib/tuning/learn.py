@@ -20,10 +20,9 @@ import hashlib
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -56,7 +55,7 @@ VALIDATIONS = 12
 """How often the loss on held-out noises is taken while learning."""
 HISTORY = ("iteration", "loss", "validation")
 _DAMAGE = (RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError)
-REMEMBERED = ("iteration", "seconds", "history", "best", "lowest", "start")
+REMEMBERED = ("iteration", "seconds", "history", "best")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,6 @@ class LearnConfig:
         iterations: steps of Adam.
         lr: learning rate, which falls to 0 by a cosine.
         seed: of the noises, and of the order in which they come.
-        points: 0, or the control points of one smooth curve, see :func:`learn_curve`.
 
     Raises:
         BadValue: naming the choice and the value.
@@ -124,7 +122,6 @@ class LearnConfig:
     iterations: int = 300
     lr: float = 0.03
     seed: int = 0
-    points: int = 0
 
     def __post_init__(self) -> None:
         unknown = [knob for knob in self.knobs if knob not in KNOBS]
@@ -132,17 +129,12 @@ class LearnConfig:
             raise BadValue(f"knobs must be one or more of {', '.join(KNOBS)}, each once, got {list(self.knobs)}")
         object.__setattr__(self, "knobs", tuple(knob for knob in KNOBS if knob in self.knobs))
         check_types(self)
-        for name in ("noises", "validation", "batch", "iterations"):
-            if getattr(self, name) < 1:
-                raise BadValue(f"{name} of learning must be at least 1, got {getattr(self, name)}")
-        for name in ("noises", "validation"):
-            if getattr(self, name) > SEEDS:
-                raise BadValue(f"{name} of learning must be at most {SEEDS:,}, got {getattr(self, name)}")
-        if self.points < 0 or self.points == 1:
-            raise BadValue(f"a curve has 2 control points or more, and 0 stands for no curve; got {self.points}")
-        for name, most in {"iterations": 1_000_000, "points": 1000}.items():
-            if getattr(self, name) > most:
-                raise BadValue(f"{name} of learning must be at most {most:,}, got {getattr(self, name):,}")
+        most = {"noises": SEEDS, "validation": SEEDS, "batch": math.inf, "iterations": 1_000_000}
+        for name, limit in most.items():
+            if (value := getattr(self, name)) < 1:
+                raise BadValue(f"{name} of learning must be at least 1, got {value}")
+            if value > limit:
+                raise BadValue(f"{name} of learning must be at most {limit:,}, got {value:,}")
         if not 0 <= self.seed < 1000:
             raise BadValue(f"the seed of learning must lie in 0..999, got {self.seed}")
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -162,23 +154,12 @@ class Knobs:
         nfe: network evaluations of a run.
         schedule: of the network.
         names: which knobs move; the others keep what the grid and tau = t say.
-        points: 0, or the control points of a smooth curve over the run that serves any number of evaluations: nodes and
-            evaluations then take their values from it, linearly between the points.
-        shared: knobs of another grid with the same curve.
 
     Attributes:
-        parameters: for each knob float64 [K + 1] (grid) or [NFE], or [points] of the curve.
+        parameters: for each knob float64 [K + 1] (grid) or [NFE].
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        nfe: int,
-        schedule: Schedule,
-        names: Sequence[str],
-        points: int = 0,
-        shared: Knobs | None = None,
-    ) -> None:
+    def __init__(self, grid: Grid, nfe: int, schedule: Schedule, names: Sequence[str]) -> None:
         self.schedule, self.names, self.nfe = schedule, tuple(names), nfe
         self.start = grid.tensor()
         self.low, self.high = (float(schedule.lam(t)) for t in (schedule.t_max, schedule.t_min))
@@ -190,12 +171,8 @@ class Knobs:
         shares = edges.diff() / (self.high - self.low)
         # A share of 0, where the grid begins at t = 1, would have no gradient: it begins at the smallest one.
         logits = (shares - SMALLEST_SHARE).clamp(min=SMALLEST_SHARE).log()
-        self.of_nodes, self.of_evaluations = _between(len(logits), points), _between(nfe, points)
-        zeros = torch.zeros(points or nfe, dtype=torch.float64)
-        begin = {"grid": _between(points, len(logits)) @ logits if points else logits, "timing": zeros, "gain": zeros}
-        self.parameters: dict[str, nn.Parameter] = (
-            shared.parameters if shared else {name: nn.Parameter(begin[name].clone()) for name in KNOBS}
-        )
+        begin = {"grid": logits, "timing": torch.zeros(nfe).double(), "gain": torch.zeros(nfe).double()}
+        self.parameters = {name: nn.Parameter(value) for name, value in begin.items()}
 
     def moving(self) -> list[nn.Parameter]:
         """The parameters of the knobs that move."""
@@ -205,7 +182,7 @@ class Knobs:
         """The grid, float64 [K + 1]; its last time is the start grid's, clean data."""
         if "grid" not in self.names:
             return self.start
-        logits = self.of_nodes @ self.parameters["grid"]
+        logits = self.parameters["grid"]
         shares = SMALLEST_SHARE + (1 - len(logits) * SMALLEST_SHARE) * logits.softmax(0)
         lam = self.low + (self.high - self.low) * shares.cumsum(0)[:-1]
         nodes = self.schedule.time_of_lam(lam)
@@ -217,7 +194,7 @@ class Knobs:
         """The conditioning time of an evaluation at nominal time ``t``, inside the range that the network knows."""
         if "timing" not in self.names:
             return t
-        offset = self.of_evaluations[evaluation] @ self.parameters["timing"]
+        offset = self.parameters["timing"][evaluation]
         # An infinite lambda, where alpha is 0, would never move.
         lam = self.schedule.lam(t)
         lam = torch.where(lam.isinf(), self.low, lam) + LARGEST_SHIFT * offset.tanh()
@@ -229,7 +206,7 @@ class Knobs:
         """The factor on each answer, float64 [NFE]; None where they do not move."""
         if "gain" not in self.names:
             return None
-        return 1 + LARGEST_GAIN * (self.of_evaluations @ self.parameters["gain"]).tanh()
+        return 1 + LARGEST_GAIN * self.parameters["gain"].tanh()
 
     def predictor(self, predictor: Predictor) -> Predictor:
         """``predictor`` for one run, conditioned on the learned times."""
@@ -309,67 +286,41 @@ def learn(
         CorruptFile: the state is damaged.
         NothingLearned: no learned sampler has a lower loss on held-out noises than the one it began with.
     """
-    more: dict[str, Any] = {"at_once": at_once, "facts": facts, "state": state, "progress": progress}
-    return learn_curve([sampler], distance, config, converged=converged, **more)[0]
-
-
-def learn_curve(
-    samplers: Sequence[Sampler],
-    distance: Distance = PIXELS,
-    config: LearnConfig | None = None,
-    *,
-    converged: Sampler | None = None,
-    at_once: int = 0,
-    facts: Mapping[str, Any] | None = None,
-    state: Path | None = None,
-    progress: Progress | None = None,
-) -> list[LearnResult]:
-    """Learn one smooth curve of ``config.points`` control points for samplers of several numbers of evaluations.
-
-    Their losses are averaged. Arguments, results and errors otherwise are those of :func:`learn`, for each sampler.
-    """
     config = config or LearnConfig()
-    for sampler in samplers:
-        check_learn(sampler.solver)
-        if sampler.timing is not None or sampler.correction is not None:
-            raise BadValue("learning begins from an untuned sampler; leave its timing or correction out")
-    if not samplers or (len(samplers) > 1 and not config.points):
-        raise BadValue(f"{len(samplers)} samplers share a curve: give at least one sampler, and points to the config")
+    check_learn(sampler.solver)
+    if sampler.timing is not None or sampler.correction is not None:
+        raise BadValue("learning begins from an untuned sampler; leave its timing or correction out")
     if at_once < 0:
         raise BadValue(f"at_once must be at least 0, got {at_once}")
-    converged = converged or converged_sampler(samplers[0])
-    return _Learning(samplers, distance, config, converged, state, progress, at_once, facts or {}).run()
+    converged = converged or converged_sampler(sampler)
+    return _Learning(sampler, distance, config, converged, state, progress, at_once, dict(facts or {})).run()
 
 
 class _Learning:
-    """One run of :func:`learn_curve`."""
+    """One run of :func:`learn`."""
 
     def __init__(
         self,
-        samplers: Sequence[Sampler],
+        sampler: Sampler,
         distance: Distance,
         config: LearnConfig,
         converged: Sampler,
         state: Path | None,
         progress: Progress | None,
         at_once: int,
-        facts: Mapping[str, Any],
+        facts: dict[str, Any],
     ) -> None:
-        self.samplers, self.distance, self.config, self.converged = samplers, distance, config, converged
-        self.state, self.progress, self.facts = state, progress, dict(facts)
+        self.sampler, self.distance, self.config, self.converged = sampler, distance, config, converged
+        self.state, self.progress, self.facts = state, progress, facts
         self.at_once = min(at_once or config.batch, config.batch)
-        self.knobs: list[Knobs] = []
-        for each in samplers:
-            shared = self.knobs[0] if self.knobs else None
-            nfe = len(each.evaluations)
-            self.knobs.append(Knobs(each.grid, nfe, each.schedule, config.knobs, config.points, shared))
-        self.optimizer = torch.optim.Adam(self.knobs[0].moving(), lr=config.lr)
+        self.knobs = Knobs(sampler.grid, len(sampler.evaluations), sampler.schedule, config.knobs)
+        self.optimizer = torch.optim.Adam(self.knobs.moving(), lr=config.lr)
         self.iteration, self.seconds = 0, 0.0
         self.history: list[tuple[int, float, float]] = []
         self.best = self.values()
-        self.lowest, self.start = [math.inf], [math.nan]
+        self.lowest, self.start = math.inf, math.nan
 
-    def run(self) -> list[LearnResult]:
+    def run(self) -> LearnResult:
         config, begun = self.config, time.monotonic()
         self.load()
         before = self.seconds
@@ -384,33 +335,31 @@ class _Learning:
             self.iteration += 1
             checked = self.iteration % every == 0 or self.iteration == config.iterations
             if checked:
-                losses = self.validate(held_x, held_y)
-                validation = fmean(losses)
-                if validation < fmean(self.lowest):
-                    self.lowest, self.best = losses, self.values()
+                validation = self.validate(held_x, held_y)
+                if validation < self.lowest:
+                    self.lowest, self.best = validation, self.values()
             self.history.append((self.iteration, loss, validation))
             if checked:
                 self.seconds = before + time.monotonic() - begun
                 self.save()
             if self.progress:
-                ratio = fmean(self.lowest) / fmean(self.start)
+                ratio = self.lowest / self.start
                 message = f"loss {loss:.4g}, best on held-out noises {ratio:.2f} of the start's"
                 self.progress(self.iteration, config.iterations, message)
-        if not fmean(self.lowest) < fmean(self.start):
+        if not self.lowest < self.start:
             raise NothingLearned(
-                f"learning {', '.join(config.knobs)} of {self.samplers[0].solver.spelling} came no nearer to the "
-                f"converged solution than its start (loss on held-out noises {fmean(self.lowest):.4g}, start "
-                f"{fmean(self.start):.4g}); try a lower lr, more iterations or another start grid"
+                f"learning {', '.join(config.knobs)} of {self.sampler.solver.spelling} came no nearer to the "
+                f"converged solution than its start (loss on held-out noises {self.lowest:.4g}, start "
+                f"{self.start:.4g}); try a lower lr, more iterations or another start grid"
             )
-        history = pd.DataFrame(self.history, columns=list(HISTORY))
-        return [LearnResult(timing, history) for timing in self.timings()]
+        return LearnResult(self.timing(), pd.DataFrame(self.history, columns=list(HISTORY)))
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.config.seed, self.iteration))
 
     def values(self) -> dict[str, Tensor]:
         """The knobs' parameters as they are now."""
-        return {name: value.detach().clone() for name, value in self.knobs[0].parameters.items()}
+        return {name: value.detach().clone() for name, value in self.knobs.parameters.items()}
 
     def pairs(self, first: int, count: int, what: str) -> tuple[Tensor, Tensor]:
         """:func:`noises_and_ends` of this run's seeds."""
@@ -421,30 +370,26 @@ class _Learning:
 
         return noises_and_ends(self.converged, first + self.config.seed * SEEDS, count, self.at_once, tell)
 
-    def losses(
-        self, x: Tensor, y: Tensor, rows: Tensor, first: int, *, grad: bool, learned: bool = True
-    ) -> list[Tensor]:
-        """The distance [B] of each sampler's samples from the converged solutions.
+    def losses(self, x: Tensor, y: Tensor, rows: Tensor, first: int, *, grad: bool, learned: bool = True) -> Tensor:
+        """The distances [B] of samples from the converged solutions.
 
         Args:
             x, y: all noises and the ends of their converged solutions.
             rows: those of the batch [B].
             first: see :meth:`pairs`.
+            learned: false for the sampler as it was before.
         """
         seeds = (first + self.config.seed * SEEDS + rows).tolist()
         x, y = x[rows.to(x.device)], y[rows.to(y.device)]
-        losses = []
-        for sampler, knobs in zip(self.samplers, self.knobs, strict=True):
-            if not learned:
-                knobs = Knobs(sampler.grid, knobs.nfe, sampler.schedule, ())
-            predictor = predictor_of(sampler.predictor, seeds)
-            predictor = _checkpointed(predictor) if grad else predictor
-            times = knobs.times()
-            start = along(sampler.schedule.scale(times[0]), x) * x
-            solution = sampler.solver(start, times, sampler.schedule, None)
-            ends = drive(solution, knobs.predictor(predictor), gains=knobs.gains(), grad=grad).x
-            losses.append(self.distance.function(ends, y))
-        return losses
+        sampler, knobs = self.sampler, self.knobs
+        if not learned:
+            knobs = Knobs(sampler.grid, knobs.nfe, sampler.schedule, ())
+        predictor = predictor_of(sampler.predictor, seeds)
+        predictor = _checkpointed(predictor) if grad else predictor
+        times = knobs.times()
+        start = along(sampler.schedule.scale(times[0]), x) * x
+        solution = sampler.solver(start, times, sampler.schedule, None)
+        return self.distance.function(drive(solution, knobs.predictor(predictor), gains=knobs.gains(), grad=grad).x, y)
 
     def step(self, x: Tensor, y: Tensor, rows: Tensor) -> float:
         """One step of Adam on these rows of noises and ends; the loss before it."""
@@ -453,51 +398,50 @@ class _Learning:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for part in rows.split(self.at_once):
-            losses = self.losses(x, y, part, LEARN_FIRST_SEED, grad=True)
-            loss = torch.stack([each.mean() for each in losses]).mean() * (len(part) / len(rows))
+            loss = self.losses(x, y, part, LEARN_FIRST_SEED, grad=True).mean() * (len(part) / len(rows))
             loss.backward()
             total += loss.item()
-        nn.utils.clip_grad_norm_(self.knobs[0].moving(), 1.0, error_if_nonfinite=True)
+        nn.utils.clip_grad_norm_(self.knobs.moving(), 1.0, error_if_nonfinite=True)
         self.optimizer.step()
         return total
 
     @torch.no_grad()
-    def validate(self, x: Tensor, y: Tensor, learned: bool = True) -> list[float]:
-        """Each sampler's mean distance on held-out noises."""
-        rows = torch.arange(len(x)).split(self.at_once)
-        parts = [self.losses(x, y, each, VALIDATION_FIRST_SEED, grad=False, learned=learned) for each in rows]
-        return [float(torch.cat(losses).double().mean()) for losses in zip(*parts, strict=True)]
+    def validate(self, x: Tensor, y: Tensor, learned: bool = True) -> float:
+        """The mean distance on held-out noises."""
+        parts = torch.arange(len(x)).split(self.at_once)
+        losses = [self.losses(x, y, rows, VALIDATION_FIRST_SEED, grad=False, learned=learned) for rows in parts]
+        return float(torch.cat(losses).double().mean())
 
     @torch.no_grad()
-    def timings(self) -> Iterator[Timing]:
-        """The best knobs as numbers, for each sampler."""
-        config = self.config
+    def timing(self) -> Timing:
+        """The best knobs as numbers."""
+        config, sampler, knobs = self.config, self.sampler, self.knobs
         for name, value in self.best.items():
-            self.knobs[0].parameters[name].copy_(value)
-        for sampler, knobs, start, lowest in zip(self.samplers, self.knobs, self.start, self.lowest, strict=True):
-            name = LEARNED if "grid" in config.knobs else sampler.grid.name
-            learned = replace(sampler, grid=Grid(name, tuple(knobs.times().tolist())))
-            taus = [float(knobs.tau(k, float64(each.t))) for k, each in enumerate(learned.evaluations)]
-            tuning = {
-                "objective": "end",
-                **asdict(config),
-                "knobs": list(config.knobs),
-                "distance": self.distance.name,
-                "start_grid": sampler.grid.name,
-                "validation_start": start,
-                "validation_learned": lowest,
-                "seconds": round(self.seconds, 2),
-                **self.facts,
-            }
-            gains = knobs.gains()
-            own = () if gains is None else tuple(gains.tolist())
-            yield learned.make_timing(config.name, taus, tuning=tuning, provenance=provenance(), gains=own)
+            knobs.parameters[name].copy_(value)
+        name = LEARNED if "grid" in config.knobs else sampler.grid.name
+        learned = replace(sampler, grid=Grid(name, tuple(knobs.times().tolist())))
+        taus = [float(knobs.tau(k, float64(each.t))) for k, each in enumerate(learned.evaluations)]
+        tuning = {
+            "objective": "end",
+            **asdict(config),
+            "knobs": list(config.knobs),
+            "distance": self.distance.name,
+            "start_grid": sampler.grid.name,
+            "validation_start": self.start,
+            "validation_learned": self.lowest,
+            "seconds": round(self.seconds, 2),
+            **self.facts,
+        }
+        gains = knobs.gains()
+        own = () if gains is None else tuple(gains.tolist())
+        return learned.make_timing(config.name, taus, tuning=tuning, provenance=provenance(), gains=own)
 
     @property
     def fingerprint(self) -> str:
-        parts: list[Any] = [asdict(self.config), self.distance.name, self.converged.grid.times]
-        for own in self.samplers:
-            parts += [own.model, own.weights, own.schedule.name, own.solver.name, own.solver.options, own.grid.times]
+        own = self.sampler
+        # States from before, when there was a choice `points` and a list of losses, go on.
+        parts: list[Any] = [{**asdict(self.config), "points": 0}, self.distance.name, self.converged.grid.times]
+        parts += [own.model, own.weights, own.schedule.name, own.solver.name, own.solver.options, own.grid.times]
         parts += [self.facts] if self.facts else []
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -505,6 +449,7 @@ class _Learning:
         if self.state is None:
             return
         content: dict[str, Any] = {"fingerprint": self.fingerprint, "now": self.values()}
+        content |= {"lowest": [self.lowest], "start": [self.start]}
         content |= {name: getattr(self, name) for name in REMEMBERED} | {"optimizer": self.optimizer.state_dict()}
         with atomic_path(self.state) as temporary:
             torch.save(content, temporary)
@@ -521,27 +466,17 @@ class _Learning:
             raise BadValue(f"{self.state} is the state of another run (sampler, network or choices differ); delete it")
         try:
             with torch.no_grad():
-                for name, parameter in self.knobs[0].parameters.items():
+                for name, parameter in self.knobs.parameters.items():
                     parameter.copy_(content["now"][name])
             self.optimizer.load_state_dict(content["optimizer"])
             for name in REMEMBERED:
                 setattr(self, name, content[name])
+            [self.lowest], [self.start] = content["lowest"], content["start"]
             if not len(self.history) == self.iteration <= self.config.iterations:
                 raise ValueError(f"{len(self.history)} of {self.iteration} iterations")
         except _DAMAGE as error:
             what = " ".join(str(error).split())
             raise CorruptFile(f"{self.state} is a damaged state of learning ({what}); delete it") from error
-
-
-def _between(count: int, points: int) -> Tensor:
-    """A matrix [count, points] that reads a curve of ``points`` at ``count`` places, linearly between the points.
-
-    Places lie in the middle of equal parts, those of the points as well. For 0 points it is the identity.
-    """
-    if not points:
-        return torch.eye(count, dtype=torch.float64)
-    place = ((torch.arange(count, dtype=torch.float64) + 0.5) / count * points - 0.5).clamp(0, points - 1)
-    return (1 - (place[:, None] - torch.arange(points)).abs()).clamp(min=0)
 
 
 def _checkpointed(predictor: Predictor) -> Predictor:
