@@ -44,7 +44,8 @@ lint: $(STAMP) ## ruff, mypy, and the layers that imports keep to
 	@$(BIN)/python -m mypy
 	@$(BIN)/lint-imports > /dev/null || $(BIN)/lint-imports
 
-lab: $(STAMP) ## JupyterLab, open on the map of the notebooks
+lab: $(STAMP) ## JupyterLab, open on the map of the notebooks, which are trusted: their sliders move
+	@$(BIN)/python -m nbformat.sign notebooks/*.ipynb notebooks/exercises/*.ipynb > /dev/null
 	@$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb
 
 browser: $(VENV)/.browser ## a notebook in JupyterLab in headless Chromium: a slider moves, and its figure changes

@@ -233,6 +233,70 @@ def imports_are_declared(path, book):
                 yield f"{name} is imported and no dependency in pyproject.toml"
 
 
+# ---- one sitting
+
+
+REWRITTEN = ("01", "02", "03", "09")
+"""Lessons that keep the rules of this part, as their exercises keep those on code."""
+WORDS, LINE, LINES, SLIDERS = 1500, 100, 25, 1_500_000
+"""Most words of a lesson, characters of a line of code, lines of a cell, and bytes of a lesson's players."""
+QUESTIONS, CLAIMS, PREDICTION = "## Questions", "## What you may now claim", "**Before you run the next cell:**"
+
+
+def rewritten(path: Path) -> bool:
+    return path.name[:2] in REWRITTEN
+
+
+def is_one_sitting(path, book):
+    """Words of the text before the questions, without formulas, code and comments."""
+    words = len(NOT_PROSE.sub(" ", "\n\n".join(texts(book)).partition(QUESTIONS)[0]).split())
+    if rewritten(path) and words > WORDS:
+        yield f"its text has {words} words before the questions; {WORDS} are one sitting"
+
+
+def cells_fit_a_screen(path, book):
+    for cell in code(book) if rewritten(path) else ():
+        lines = [] if cell.source == install_cell() else cell.source.splitlines()
+        if len(lines) > LINES:
+            yield f"a cell has {len(lines)} lines, {LINES} at most: {lines[0][:60]!r}"
+        for line in lines:
+            if len(line) > LINE:
+                yield f"a line of code has {len(line)} characters, {LINE} at most: {line[:60]!r}"
+
+
+def a_prediction_keeps_its_answer(path, book):
+    """The next cell tells nothing: no assert, no text alternative in its source; the site folds its output."""
+    asked = False
+    for cell in book.cells if rewritten(path) else ():
+        if cell.cell_type == "code" and asked:
+            literal = re.search(r"show\([^\n]*,\s*f?\"", cell.source) or "alt=" in cell.source
+            if re.search(r"(?m)^\s*assert ", cell.source) or literal:
+                yield f"the cell after a prediction gives its answer away: {cell.source[:60]!r}"
+            if "hide-output" not in cell.metadata.get("tags", ()):
+                yield f"the cell after a prediction has no tag hide-output: {cell.source[:60]!r}"
+        asked = PREDICTION in cell.source and cell.cell_type == "markdown"
+
+
+def asserts_are_rare(path, book):
+    count = sum(len(re.findall(r"(?m)^\s*assert ", cell.source)) for cell in code(book))
+    if rewritten(path) and count > 2:
+        yield f"it has {count} asserts; keep those that are the lesson, 2 at most, and test the others in tests/"
+
+
+def ends_with_claims_and_questions(path, book):
+    text = "\n\n".join(texts(book))
+    if rewritten(path) and f"\n{CLAIMS}\n" not in text:
+        yield f"it has no part {CLAIMS!r}"
+    if rewritten(path) and text.partition(QUESTIONS)[2].count("<details><summary>Answer</summary>") != 3:
+        yield f"under {QUESTIONS!r} stand not three questions with folded answers"
+
+
+def players_are_small(path, book):
+    size = sum(len(output.get("data", {}).get("text/html", "")) for output in outputs(book))
+    if rewritten(path) and size > SLIDERS:
+        yield f"its players hold {size:,} bytes, {SLIDERS:,} at most; draw fewer frames"
+
+
 EVERY = (
     executed_from_top_to_bottom,
     no_error_or_warning,
@@ -246,5 +310,8 @@ EVERY = (
     numbers_come_from_rows,
     links_lead_somewhere,
     imports_are_declared,
+    cells_fit_a_screen,
+    players_are_small,
 )
 LESSON = (*EVERY, has_a_figure, begins_with_headings, metadata_describes_it, prerequisites)
+LESSON += (is_one_sitting, a_prediction_keeps_its_answer, asserts_are_rare, ends_with_claims_and_questions)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from tt_lib.errors import BadValue, MissingFile
+from tt_lib.figures import frames
+from tt_lib.figures.style import png_bytes
 from tt_lib.lessons import (
     check,
     cifar10,
@@ -97,9 +99,6 @@ def test_checks_say_how_it_went(capsys):
     "explorer, count",
     [
         (start.ratio_explorer, 3),
-        (integral.integral_explorer, 3),
-        (direction.direction_explorer, 3),
-        (tuner.tuner_explorer, 7),
         (frechet.bias_explorer, 5),
         (solvers.weights_explorer, 8),
         (lambda: cifar10.timing_explorer(MODEL), 2),
@@ -117,6 +116,24 @@ def test_every_control_redraws_and_takes_its_extremes(explorer, count):
             assert bytes(picture.value).startswith(b"\x89PNG")
             seen.add(bytes(picture.value))
     assert len(seen) == count
+
+
+@pytest.mark.parametrize(
+    "draw, values",
+    [
+        (integral.draw_paths, [(1,), (20,)]),
+        (direction.draw_errors, [(2,), (20,)]),
+        (tuner.draw_losses, [(0.2, 0.02, "two modes"), (0.9, 0.6)]),
+    ],
+)
+def test_what_interact_draws_takes_its_extremes_and_follows_its_values(draw, values):
+    pictures = [png_bytes(frames.picture(draw, *each)) for each in values]
+    assert len(set(pictures)) == len(values)
+
+
+@pytest.mark.parametrize("lesson", [integral, direction, tuner])
+def test_every_figure_of_a_lesson_has_words(lesson):
+    assert all(60 < len(words) < 600 for words in lesson.ALT.values())
 
 
 # ---- 00: start
@@ -138,12 +155,46 @@ def test_the_mean_direction_leads_to_the_true_end_and_ddim_keeps_the_left_value(
     assert mean_end == pytest.approx(exact[-1, 3].item(), abs=1e-3)
     assert coarse[1, 3] == pytest.approx((coarse[0, 3] + eps[0] * (stops[1] - stops[0])).item(), rel=1e-9)
     shown = integral.integrand_figure(0.5, integral.END, 0.4).axes[0].lines
-    assert [line.get_ydata()[0] for line in shown[1:]] == pytest.approx([eps[0].item(), integral.mean_of(rho, eps)])
+    assert [line.get_ydata()[0] for line in shown[1:3]] == pytest.approx([eps[0].item(), integral.mean_of(rho, eps)])
 
 
 def test_more_steps_end_nearer():
     errors = [(integral.paths(steps)[3][-1] - integral.paths(steps)[1][-1]).abs().mean().item() for steps in (1, 5, 20)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0
+
+
+def test_shaded_is_what_lies_between_curve_and_steps():
+    _, exact, _, coarse = integral.paths(4)
+    axes = frames.picture(integral.draw_paths, 4).axes[0]
+    true, ddim = axes.lines[: exact.shape[1]], axes.lines[exact.shape[1] :]
+    assert [line.get_ydata()[-1] for line in true] == exact[-1].tolist()
+    assert [line.get_ydata()[-1] for line in ddim] == coarse[-1].tolist()
+    for k, area in enumerate(axes.collections):
+        lowest, highest = (area.get_paths()[0].vertices[:, 1].min(), area.get_paths()[0].vertices[:, 1].max())
+        both = torch.cat([exact[:, k], coarse[:, k]])
+        assert (lowest, highest) == pytest.approx((both.min().item(), both.max().item()), abs=1e-6)
+
+
+def test_the_hook_lands_where_one_ddim_step_lands():
+    whole = integral.hook_figure().axes[0]
+    ends = {line.get_label(): line.get_ydata()[0] for line in whole.lines if len(line.get_xdata()) == 1}
+    _, exact, _, coarse = integral.paths(1)  # the second of its five starts is the hook's
+    assert ends["where the step lands"] == pytest.approx(coarse[1, 1].item())
+    assert ends["where the path leads"] == pytest.approx(exact[-1, 1].item())
+
+
+def test_at_one_state_some_tau_gives_the_right_direction():
+    points = [line for line in integral.answers_figure(0.5, 0.2, 0.4).axes[0].lines if len(line.get_xdata()) == 1]
+    (t, left), (tau, found) = ((line.get_xdata()[0], line.get_ydata()[0]) for line in points)
+    rho, along = integral.integrand(0.5, 0.2, 0.4)
+    assert t == 0.5 and left == pytest.approx(along[0].item()) and 0.2 < tau < 0.5
+    assert found == pytest.approx(integral.mean_of(rho, along), abs=2e-3)
+
+
+def test_five_steps_end_too_near_to_the_middle():
+    axes = integral.ring_figure(5, 32).axes[0]
+    true, ends = (torch.tensor(line.get_xydata()).norm(dim=1).mean() for line in axes.lines[-2:])
+    assert 0.9 < true < 1.1 and ends < 0.8 * true
 
 
 @pytest.mark.parametrize("call", [lambda: integral.integrand(0.2, 0.5, 0.0), lambda: integral.paths(0)])
@@ -166,7 +217,62 @@ def test_direction_errors_fall_with_steps_and_with_order():
         direction.toy_directions("ddim", 0)
 
 
+def test_one_tau_removes_most_where_the_error_is_smallest():
+    frame = direction.what_one_tau_removes(6, samples=64)
+    removed = 1 - frame["tuned"] / frame["untuned"]
+    assert frame["untuned"].is_monotonic_increasing and (removed >= 0).all()
+    assert removed.iloc[0] > 0.5 and removed.idxmax() == 0 and removed.iloc[-1] < removed.iloc[0] / 2
+
+
+def test_the_line_of_what_one_tau_can_remove_is_the_least_squares_one():
+    first, last = direction.shared_figure(6, samples=64).axes
+    for axes, explained in ((first, 0.95), (last, None)):
+        points, line = axes.lines
+        x, y = points.get_xydata().T
+        slope = line.get_ydata()[1] / line.get_xdata()[1]
+        assert slope == pytest.approx((x * y).mean() / (x * x).mean()) and (x * x).mean() == pytest.approx(1)
+        assert explained is None or slope**2 > explained
+    assert abs(last.lines[1].get_ydata()[1]) < abs(first.lines[1].get_ydata()[1]) * 0.9
+
+
+def test_a_change_is_drawn_as_it_is():
+    frame = pd.DataFrame({"t": [0.9, 0.5], "untuned": [0.2, 0.1], "tuned": [0.1, 0.2], "ratio": [0.75, 1.1]})
+    _, removed, moved = direction.change_figure(frame).axes
+    assert [bar.get_height() for bar in removed.patches] == pytest.approx([0.5, -1])
+    assert [bar.get_height() for bar in moved.patches] == pytest.approx([0.25, 0.1])
+
+
 # ---- 03: the tuner
+
+
+def test_a_scan_is_drawn_as_shares_of_untuned_with_its_minima():
+    ratios = torch.tensor([0.8, 0.9, 1.0, 1.1])
+    losses = {"truncation": torch.tensor([4.0, 1.0, 2.0, 6.0]), "consistency": torch.tensor([1.0, 3.0, 4.0, 8.0])}
+    axes = frames.picture(tuner.draw_scan, ratios, losses, 0.5).axes[0]
+    marked = [tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
+    assert [value for point in marked for value in point] == pytest.approx([0.9, 0.5, 0.8, 0.25, 1, 1])
+
+
+def test_short_steps_go_where_the_derivation_says():
+    lengths = (0.02, 0.01)
+    found, expected = (make("two modes", 0.5, lengths) for make in (tuner.best_ratios, tuner.expected_ratios))
+    assert ((found - expected).abs() < 0.02).all(axis=None)
+    assert found.loc[0.01, "truncation"] > 0.98 and found.loc[0.01, "consistency"] < 0.85
+    with pytest.raises(BadValue, match="three modes"):
+        tuner.expected_ratios("three modes", 0.5, lengths)
+
+
+def test_whole_runs_converge_by_truncation_and_not_by_consistency():
+    errors = tuner.run_errors((3, 20), samples=64)
+    assert (errors["truncation"] < 0.8 * errors["untuned"]).all()
+    assert errors.loc[3, "consistency"] < errors.loc[3, "untuned"]
+    assert errors.loc[20, "consistency"] > 2 * errors.loc[20, "untuned"]
+
+
+def test_grain_makes_an_image_rough():
+    flat = torch.zeros(2, 3, 8, 8)
+    assert tuner.roughness(flat) == 0
+    assert tuner.roughness(torch.arange(8.0).expand(2, 3, 8, 8)) == 1
 
 
 def test_one_tau_repairs_a_step_of_a_gaussian_at_0_for_all_samples():

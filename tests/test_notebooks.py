@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import times
 from books import NOTEBOOKS, exercises, lessons, read
-from guards import CONSTANT, EVERY, LESSON, slugs
+from guards import CLAIMS, CONSTANT, EVERY, LESSON, PREDICTION, QUESTIONS, slugs
 from index import colab_badge, install_cell, repository_url
 
 PATHS = [*lessons(), *exercises()]
@@ -65,13 +65,16 @@ def good(tmp_path):
     book.cells += [
         cell("slider", metadata={"tags": ["nbval-skip"]}),
         text("[up](#A-part), [first](00_first.ipynb), [arXiv 2310.09469](https://arxiv.org/abs/2310.09469)"),
+        text(f"{PREDICTION} which?"),
+        cell("show(figure(), ALT['x'])", metadata={"tags": ["hide-output"]}),
+        text(f"{CLAIMS}\n\nThis.\n\n{QUESTIONS}\n" + "Why? <details><summary>Answer</summary>So.</details>\n" * 3),
     ]
     for number, each in enumerate([each for each in book.cells if each.cell_type == "code"], start=1):
         each.execution_count = number
     path = tmp_path / "01_good.ipynb"
     nbformat.write(book, path)
     shutil.copy(path, tmp_path / "00_first.ipynb")
-    times.save({"01_good.ipynb": [0.0, 25.0, 1.0]}, tmp_path)
+    times.save({"01_good.ipynb": [0.0, 25.0, 1.0, 0.0]}, tmp_path)
     return path, book
 
 
@@ -100,7 +103,7 @@ def out(kind, **parts):
 
 
 BROKEN = [
-    ("executed_from_top_to_bottom", put(3, execution_count=None), r"\[1, None, 3\]"),
+    ("executed_from_top_to_bottom", put(3, execution_count=None), r"\[1, None, 3, 4\]"),
     ("executed_from_top_to_bottom", put(3, execution_count=7), "run it from top to bottom"),
     ("no_error_or_warning", out("error", ename="ValueError", evalue="no", traceback=[]), "ValueError: no"),
     ("no_error_or_warning", out("stream", name="stderr", text="UserWarning"), "stderr"),
@@ -141,6 +144,16 @@ BROKEN = [
     ("prerequisites", tt(needs=["00", "01"]), "01, which comes later"),
     ("prerequisites", tt(needs=[]), "unused"),
     ("prerequisites", top("[00](00_first.ipynb)", "Some"), "no link to it"),
+    ("is_one_sitting", say("word " * 1500), "words before the questions"),
+    ("cells_fit_a_screen", put(3, source="x = 1\n" * 26), "26 lines, 25 at most"),
+    ("cells_fit_a_screen", put(3, source=f"x = '{'a' * 95}'"), "101 characters"),
+    ("a_prediction_keeps_its_answer", put(7, source="assert 1"), "gives its answer away"),
+    ("a_prediction_keeps_its_answer", put(7, source='show(figure(), "It falls.")'), "gives its answer away"),
+    ("a_prediction_keeps_its_answer", put(7, metadata={}), "no tag hide-output"),
+    ("asserts_are_rare", put(3, source="assert 1\n" * 3), "3 asserts"),
+    ("ends_with_claims_and_questions", put(8, source="## Questions"), "no part '## What you may now claim'"),
+    ("ends_with_claims_and_questions", put(8, source=CLAIMS), "not three questions"),
+    ("players_are_small", out("display_data", data={"text/html": "x" * 1_500_001}), "draw fewer frames"),
 ]
 NAMED = {guard.__name__: guard for guard in LESSON}
 
@@ -174,7 +187,7 @@ def test_a_guard_fails(good, name, change, words):
 
 def test_a_cell_that_took_too_long_is_seen(good):
     path, book = good
-    times.save({path.name: [0.0, 31.0, 1.0]}, path.parent)
+    times.save({path.name: [0.0, 31.0, 1.0, 0.0]}, path.parent)
     assert any("a cell took 31 s" in line for line in NAMED["has_a_budget_for_each_cell"](path, book))
 
 

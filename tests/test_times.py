@@ -3,6 +3,7 @@
 import nbformat
 import pytest
 import times
+from books import read, write
 
 from tt_lib.errors import BadValue
 from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, read_rows, write_rows
@@ -62,6 +63,10 @@ def test_what_was_measured_is_a_sentence(tmp_path, results):
     )
     results.unlink()
     assert times.measured(path) == "`TT_SCALE=ci` 30 s on 2 CPU cores."
+    book = read(path)
+    book.metadata["tt"] = {"minutes": 25}
+    write(path, book)
+    assert times.measured(path) == "About 25 minutes to read. Its cells run in 30 s on 2 CPU cores."
 
 
 @pytest.mark.parametrize("words", [("huge",), ("laptop", "nowhere.ipynb")])

@@ -107,7 +107,7 @@ def run(book: Any, folder: Path, scale: str = SCALES[0]) -> list[float]:
         timeout=TIMEOUT if scale == SCALES[0] else None,
         kernel_name="python3",
         coalesce_streams=True,
-        store_widget_state=False,
+        store_widget_state=True,  # interact's outputs need it while the cells run; it is not kept
         resources={"metadata": {"path": str(folder)}},
     )
     metadata = copy.deepcopy(book.metadata)
@@ -115,7 +115,7 @@ def run(book: Any, folder: Path, scale: str = SCALES[0]) -> list[float]:
         client.execute(env=environment)
     except CellExecutionError as error:
         raise BadValue(f"a cell of the notebook ends in an error; mend it:\n{error}") from error
-    book.metadata = metadata  # without this machine's version of Python
+    book.metadata = metadata  # without this machine's version of Python and the state of its widgets
     seconds = []
     for cell in code(book):
         times = cell.metadata.pop("execution")

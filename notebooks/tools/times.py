@@ -89,8 +89,14 @@ def duration(seconds: float) -> str:
 
 
 def measured(path: Path) -> str:
-    """How long a lesson takes, as a sentence, from ``budgets.toml`` beside it and the rows of larger scales."""
-    took = [(SCALES[0], sum(load(path.parent).get(path.name, [])), f"cpu ({THREADS} threads)")]
+    """How long a lesson takes, as a sentence: to read, where its metadata ``tt.minutes`` says so, and to run.
+
+    The times to run are those of ``budgets.toml`` beside it and, without ``tt.minutes``, the rows of larger scales.
+    """
+    seconds = sum(load(path.parent).get(path.name, []))
+    if minutes := read(path).metadata.get("tt", {}).get("minutes"):
+        return f"About {minutes} minutes to read. Its cells run in {duration(seconds)} on {THREADS} CPU cores."
+    took = [(SCALES[0], seconds, f"cpu ({THREADS} threads)")]
     rows = read_rows(results_folder() / "speed.csv", SPEED_COLUMNS).set_index("what")
     for scale in SCALES[1:]:
         for row in rows.loc[rows.index == label(path.stem, scale)].to_dict("records"):

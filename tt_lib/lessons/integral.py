@@ -5,26 +5,53 @@ Its eps and its trajectories are known exactly (:mod:`tt_lib.toy`). In (rho, y) 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from functools import cache
 
-import ipywidgets
+import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
-from tt_lib.figures.style import BLACK, BLUE, GREEN, VERMILLION, style
+from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_below, style
 from tt_lib.grids import Grid
-from tt_lib.lessons.kit import explorer
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import make_solver
-from tt_lib.toy import MixturePredictor, exact_trajectory, two_modes_1d
+from tt_lib.toy import MixturePredictor, exact_trajectory, ring_2d, two_modes_1d
 
 BEGIN, END = 0.5, 0.02
 """Times that the figures begin and end at: rho from about 3.4 to 0.07."""
 STARTS = (-1.6, -0.5, 0.1, 0.4, 1.5)
 POINTS = 201
+RHO, Y = "ρ = σ/α  (noise on the left, data on the right)", "y = x/α"
+ALT = {
+    "hook": "Two panels over rho, which falls from left to right. Left: ten curved paths run from the noise to the two "
+    "values of the data, 1 and -1. One is black, and an arrow marks the tangent at its start. Right: the end of the "
+    "step, enlarged. The black path bends down to -1; the tangent goes straight on and lands between the two values. "
+    "The wedge between them is shaded.",
+    "paths": "Five true trajectories over rho, from the noise on the left to the data on the right, and four straight "
+    "DDIM steps for each. Curve and steps lie together on the left. Near the data, in the enlarged panel on the right, "
+    "the curves bend towards 1 or -1, and the straight steps leave them. The areas between them are shaded.",
+    "strip": "The same five trajectories with 1, 2, 4, 8 and 16 DDIM steps. The shaded area between steps and curves "
+    "shrinks from panel to panel; with 16 steps it can hardly be seen.",
+    "player": "Five true trajectories and DDIM steps that follow them; the slider sets the number of steps from 1 to "
+    "16, and the shaded area between steps and curves shrinks as it grows.",
+    "integrand": "eps along one long step over rho, from 0.30 at the beginning down to about -0.1 at the end. A level "
+    "line at the value of the beginning is what DDIM takes. A level line at 0.21 is the mean. The area between the "
+    "two lines is shaded: it is the error of the step.",
+    "answers": "What the network answers at one fixed state, against the time tau that it is conditioned on, from 0.5 "
+    "on the left to 0.2 on the right. The answer starts at 0.30 for tau = 0.5, falls, and crosses the right value, "
+    "0.21, at tau = 0.40.",
+    "ring": "Ends of 64 trajectories in the plane. The true ends lie in eight clusters on a circle of radius 1. A line "
+    "joins each of them to the end of five DDIM steps from the same noise: nearly all of those lie farther in, "
+    "smeared between the centre and the clusters.",
+    "one step": "Two histograms of 1000 ends. The true ends form two humps, at -1 and 1. All ends of one DDIM step "
+    "fall into one narrow spike at 0.3, between the humps, where there are no data.",
+}
+"""What the figures show, in words."""
 
 
 def integrand(t: float, s: float, start: float) -> tuple[Tensor, Tensor]:
@@ -58,26 +85,80 @@ def paths(steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if steps < 1:
         raise BadValue(f"steps must be at least 1, got {steps}")
     schedule, mixture = linear_betas(), two_modes_1d()
-    fine = torch.linspace(BEGIN, END, POINTS, dtype=torch.float64)
     start = torch.tensor(STARTS, dtype=torch.float64)[:, None]
-    exact = exact_trajectory(mixture, start, fine, schedule)[..., 0] / schedule.alpha(fine)[:, None]
+    rho, exact = _true_paths()
     stops = torch.linspace(BEGIN, END, steps + 1, dtype=torch.float64)
     solution = make_solver("ddim")(start, Grid("even", tuple(stops.tolist())), schedule)
     run = drive(solution, MixturePredictor(mixture, schedule), keep=True)
     states = torch.stack([*(request.x for request in run.trajectory), run.x])[..., 0]
-    return schedule.rho(fine), exact, schedule.rho(stops), states / schedule.alpha(stops)[:, None]
+    return rho, exact, schedule.rho(stops), states / schedule.alpha(stops)[:, None]
+
+
+@cache
+def _true_paths() -> tuple[Tensor, Tensor]:
+    schedule, fine = linear_betas(), torch.linspace(BEGIN, END, POINTS, dtype=torch.float64)
+    start = torch.tensor(STARTS, dtype=torch.float64)[:, None]
+    y = exact_trajectory(two_modes_1d(), start, fine, schedule)[..., 0] / schedule.alpha(fine)[:, None]
+    return schedule.rho(fine), y
+
+
+@style()
+def hook_figure(t: float = BEGIN, s: float = END, start: float = -0.5) -> Figure:
+    """One trajectory among others, and the tangent that DDIM follows instead."""
+    schedule, mixture = linear_betas(), two_modes_1d()
+    times = torch.linspace(t, s, POINTS, dtype=torch.float64)
+    starts = torch.tensor([start, -2.2, -1.6, -1.0, -0.25, 0.05, 0.4, 0.8, 1.3, 2.0], dtype=torch.float64)[:, None]
+    y = exact_trajectory(mixture, starts, times, schedule)[..., 0] / schedule.alpha(times)[:, None]
+    rho = schedule.rho(times)
+    slope = mixture.eps(starts[:1], times[0], schedule)[0, 0]
+    tangent = y[0, 0] + slope * (rho - rho[0])
+    figure = Figure(figsize=(9, 3.8))
+    for axes in figure.subplots(1, 2, width_ratios=(1.5, 1)):
+        axes.plot(rho, y[:, 1:], color=GREY, linewidth=0.8, alpha=0.7)
+        axes.fill_between(rho, y[:, 0], tangent, color=ORANGE, alpha=0.3, linewidth=0, label="error in y")
+        axes.plot(rho, y[:, 0], color=BLACK, label="the true path")
+        axes.plot(rho, tangent, color=VERMILLION, linestyle="--", label="one DDIM step: its tangent")
+        axes.plot(rho[0], y[0, 0], "o", color=BLACK, markersize=9, label="start of the step")
+        axes.plot(rho[-1], tangent[-1], "X", color=VERMILLION, markersize=9, label="where the step lands")
+        axes.plot(rho[-1], y[-1, 0], "D", color=BLUE, markersize=8, label="where the path leads")
+        axes.set(xlabel="ρ = σ/α", xlim=(3.6, 0))
+    figure.axes[0].set(ylabel=Y, ylim=(-6, 6), title="from noise (left) to data (right)")
+    arrow = {"arrowstyle": "-|>", "color": VERMILLION, "linewidth": 2.5}
+    head = (rho[0] - 1).item(), (y[0, 0] - slope).item()
+    figure.axes[0].annotate("", head, (rho[0].item(), y[0, 0].item()), arrowprops=arrow)
+    figure.axes[1].set(xlim=(1.4, 0), ylim=(-1.6, 1.6), title="the end of the step, enlarged")
+    legend_below(figure, *figure.axes[0].get_legend_handles_labels())
+    return figure
+
+
+def draw_paths(axes: Axes, steps: int) -> None:
+    """:func:`paths`, with the area between curves and steps."""
+    rho, exact, stops, coarse = (values.numpy() for values in paths(steps))
+    for k in range(len(STARTS)):
+        # np.interp wants rising abscissae, and rho falls.
+        followed = np.interp(rho, stops[::-1], coarse[::-1, k])
+        axes.fill_between(
+            rho, exact[:, k], followed, color=ORANGE, alpha=0.35, linewidth=0, label="" if k else "error in y"
+        )
+    (true, *_), (ddim, *_) = (
+        axes.plot(rho, exact, color=BLACK, linewidth=1.4),
+        axes.plot(stops, coarse, color=VERMILLION, linestyle="--", marker="o", markersize=4, linewidth=1.4),
+    )
+    true.set_label("true trajectory")
+    ddim.set_label("DDIM")
+    axes.set(xlabel=RHO, ylabel=Y, xlim=(1.6, 0), ylim=(-2.4, 2.4), title=f"{steps} step{'s' * (steps > 1)}")
 
 
 @style()
 def paths_figure(steps: int) -> Figure:
-    """:func:`paths` drawn; sampling runs from right to left."""
-    rho, exact, stops, coarse = paths(steps)
-    figure = Figure(figsize=(7, 4.2))
-    axes = figure.subplots()
-    true, *_ = axes.plot(rho, exact, color=BLACK)
-    ddim, *_ = axes.plot(stops, coarse, color=VERMILLION, linestyle="--", marker="o")
-    axes.set(xlabel="rho = sigma / alpha (noise on the right, data on the left)", ylabel="y = x / alpha")
-    axes.legend([true, ddim], ["true trajectory", f"DDIM, {steps} steps"])
+    """:func:`draw_paths`, whole and enlarged near the data."""
+    figure = Figure(figsize=(9, 3.8))
+    whole, near = figure.subplots(1, 2)
+    for axes in (whole, near):
+        draw_paths(axes, steps)
+    whole.set(xlim=(3.5, 0), ylim=(-5.8, 5.8))
+    near.set(ylabel="", title="enlarged near the data")
+    legend_below(figure, *whole.get_legend_handles_labels())
     return figure
 
 
@@ -88,15 +169,73 @@ def integrand_figure(t: float, s: float, start: float) -> Figure:
     left, mean = eps[0].item(), mean_of(rho, eps)
     figure = Figure(figsize=(7, 3.8))
     axes = figure.subplots()
-    axes.plot(rho, eps, color=BLACK, label="eps along the true trajectory")
-    axes.axhline(left, color=VERMILLION, linestyle="--", label="at the beginning: what DDIM takes")
-    axes.axhline(mean, color=BLUE, linestyle=(0, (9, 1.5)), label="mean over the step: what would be right")
-    axes.fill_between(rho, mean, left, color=GREEN, alpha=0.2, linewidth=0, label="error of the step")
-    axes.set(xlabel=f"rho (from {rho[0]:.2f} at t = {t:g} down to {rho[-1]:.2f} at s = {s:g})", ylabel="eps")
-    axes.legend(loc="best")
+    axes.fill_between(rho, mean, left, color=ORANGE, alpha=0.3, linewidth=0, label="error of the step in y")
+    axes.plot(rho, eps, color=BLACK, label="ε along the true trajectory")
+    axes.axhline(left, color=VERMILLION, linestyle="--", label="value at the beginning: DDIM's direction")
+    axes.axhline(mean, color=BLUE, linestyle=(0, (9, 1.5)), label="mean over the step: the right direction")
+    axes.plot(rho[0], left, "o", color=BLACK, markersize=9)
+    axes.set(xlabel=f"ρ  (the step runs from t = {t:g} on the left to s = {s:g} on the right)", ylabel="ε")
+    axes.set_xlim(1.03 * rho[0].item(), 0.8 * rho[-1].item())
+    legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-def integral_explorer() -> Any:
-    """A slider for the number of DDIM steps, and :func:`paths_figure`."""
-    return explorer([ipywidgets.IntSlider(value=3, min=1, max=20, description="steps")], paths_figure)
+@style()
+def answers_figure(t: float, s: float, start: float) -> Figure:
+    """What the network answers at one state, over the time that it is conditioned on."""
+    schedule, mixture = linear_betas(), two_modes_1d()
+    right = mean_of(*integrand(t, s, start))
+    taus = torch.linspace(s, t, 301, dtype=torch.float64)
+    state = torch.tensor([[start]], dtype=torch.float64)
+    answers = torch.stack([mixture.eps(state, tau, schedule)[0, 0] for tau in taus])
+    best = int((answers - right).abs().argmin())
+    figure = Figure(figsize=(7, 3.6))
+    axes = figure.subplots()
+    axes.plot(taus, answers, color=GREEN, label="ε(x, τ) at the same state x")
+    axes.axhline(right, color=BLUE, linestyle=(0, (9, 1.5)), label="the right direction")
+    axes.plot(t, answers[-1], "o", color=VERMILLION, markersize=9, label=f"τ = t = {t:g}: DDIM")
+    axes.plot(taus[best], answers[best], "D", color=BLUE, markersize=9, label=f"τ = {taus[best]:.2f}: right")
+    axes.set(xlabel="τ, the time that the network is conditioned on", ylabel="ε", xlim=(1.02 * t, s))
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+@style()
+def ring_figure(steps: int = 5, count: int = 64) -> Figure:
+    """Where the same noise ends on a ring of eight Gaussians: truly, and in a few DDIM steps; each pair is joined."""
+    schedule, ring = linear_betas(), ring_2d()
+    noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stops = torch.linspace(0.999, END, steps + 1, dtype=torch.float64)
+    true = exact_trajectory(ring, noise, [0.999, END], schedule, rtol=1e-7)[-1]
+    ends = drive(make_solver("ddim")(noise, stops, schedule), MixturePredictor(ring, schedule)).x
+    figure = Figure(figsize=(5.2, 5))
+    axes = figure.subplots()
+    axes.plot(*torch.stack([true, ends], 1).permute(2, 1, 0).numpy(), color=GREY, linewidth=0.8)
+    axes.plot(*true.T, "o", color=BLUE, label="true ends")
+    axes.plot(*ends.T, "X", color=VERMILLION, label=f"DDIM, {steps} steps")
+    axes.set(xlabel="first coordinate", ylabel="second coordinate", aspect="equal")
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+@style()
+def one_step_figure(true: Tensor, ends: Tensor) -> Figure:
+    """Histograms of true ends [N, 1] and of those of one single step."""
+    figure = Figure(figsize=(7, 3.4))
+    axes = figure.subplots()
+    for values, colour, name in ((true, BLUE, "true ends"), (ends, VERMILLION, "one DDIM step")):
+        axes.hist(values[:, 0].numpy(), bins=np.linspace(-2, 2, 81).tolist(), color=colour, alpha=0.75, label=name)
+    axes.set(xlabel="x", ylabel="samples (log scale)", yscale="log")
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+@style()
+def ends_figure(runs: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Ends of a few steps against true ends, [N, 1] each: a panel for each set of data; right is the diagonal."""
+    figure = Figure(figsize=(3.6 * len(runs), 3.6))
+    for axes, (name, (true, ends)) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
+        axes.plot(true, true, color=BLACK, linewidth=1)
+        axes.plot(true, ends, ".", color=VERMILLION, markersize=4)
+        axes.set(title=name, xlabel="true end", ylabel="end of the steps")
+    return figure

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import ipywidgets
+import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, choose
-from tt_lib.figures.style import BLACK, BLUE, GREY, VERMILLION, legend_below, style
-from tt_lib.lessons.kit import explorer
+from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, VERMILLION, count_axis, legend_below, log_axis, style
+from tt_lib.grids import Grid
+from tt_lib.sampling import Sampler
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.ddim import ddim
+from tt_lib.solvers.registry import make_solver
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow, ring_2d, single_gaussian, two_modes_1d
+from tt_lib.tuning import TuneConfig, tune
 from tt_lib.tuning.objectives import squared_distance
 
 TOYS: dict[str, GaussianMixture] = {
@@ -27,6 +32,31 @@ TOYS: dict[str, GaussianMixture] = {
 SAMPLES = 256
 LOWEST = 0.02
 """The smallest tau that is tried."""
+ALT = {
+    "hook": "Left: where one step lands in the plane, for some samples. A line joins the true end of each to where the "
+    "untuned step lands and to where the tuned one lands, with a ratio of 0.66. Most tuned ends lie between, several "
+    "times nearer to the true ones. Right: the mean squared error against the ratio tau / t. It starts at 1 for the "
+    "untuned step, and falls to 0.45 at a ratio of 0.66.",
+    "scan": "Both losses of one step against the ratio tau / t. The truncation loss falls from 1 at tau = t to about "
+    "three quarters at a ratio of 0.82. The consistency loss falls more slowly and is lowest at about 0.71, where the "
+    "truncation loss is above its untuned value.",
+    "descent": "The ratio over 500 iterations of Adam, for both losses. Both start at 1, fall in straight lines for "
+    "about a hundred iterations, and bend into the levels of the minima of the scan: 0.82 and 0.71.",
+    "strip": "Both losses against the ratio for five steps of equal length, from t = 0.9 to t = 0.24. In every one the "
+    "consistency loss has its minimum at a smaller ratio than the truncation loss.",
+    "player": "Both losses of a step on the ring against the ratio; the slider moves the step from noise to data.",
+    "cifar": "Both losses of the first of five DDIM steps on CIFAR-10, against the ratio. The truncation loss is "
+    "lowest near 0.95, at less than half its value at 1. The consistency loss is lowest near 0.9, where the truncation "
+    "loss is about twice its value at 1.",
+    "short": "The best ratio of one step against its length, which falls to the right. By the truncation loss it rises "
+    "to 1 along a straight grey line. By the consistency loss it ends at about 0.8, where a level grey line lies.",
+    "runs": "Error at the end of whole DDIM runs against the number of steps, 3 to 20, both axes logarithmic. Untuned "
+    "falls in a straight line. Truncation falls below it, parallel. Consistency is level: below untuned with 3 and 5 "
+    "steps, above it with 10 and 20.",
+    "ruined": "Three rows of five images from the same noise. Untuned: smooth, an animal, a truck and other things. "
+    "Tuned by the paper's loss: the same outlines under thick coloured grain. With the last two steps untuned: clean.",
+}
+"""What the figures show, in words."""
 
 
 class StepLosses(NamedTuple):
@@ -57,10 +87,8 @@ def step_losses(toy: str, t: float, s: float, points: int = 200) -> StepLosses:
         raise BadValue(f"a step goes from a later time to an earlier one in ({LOWEST}, 1), got t = {t} and s = {s}")
     mixture, schedule = TOYS[toy], linear_betas()
     predictor = MixturePredictor(mixture, schedule)
-    generator = torch.Generator().manual_seed(0)
     times = torch.tensor([t, s], dtype=torch.float64)
-    noise = torch.randn(SAMPLES, mixture.dim, generator=generator, dtype=torch.float64)
-    x = schedule.alpha(times[0]) * mixture.sample(SAMPLES, generator) + schedule.sigma(times[0]) * noise
+    x = _states(mixture, times[0], SAMPLES)
     true, before = exact_flow(mixture, x, times[0], times[1], schedule), predictor(x, times[0], times[0])
     taus = torch.cat([torch.linspace(LOWEST, 1, points, dtype=torch.float64), times[:1]]).sort().values
     truncation, consistency = [], []
@@ -71,29 +99,191 @@ def step_losses(toy: str, t: float, s: float, points: int = 200) -> StepLosses:
     return StepLosses(taus, torch.stack(truncation), torch.stack(consistency), int((taus == times[0]).nonzero()[0]))
 
 
-@style()
-def losses_figure(toy: str, t: float, s: float) -> Figure:
-    """:func:`step_losses` drawn, each as a share of its value at tau = t, with its minimum."""
+COLOURS = {"truncation": (BLUE, "-", "D"), "consistency": (VERMILLION, "--", "^")}
+
+
+def draw_scan(axes: Axes, ratios: Tensor, losses: Mapping[str, Tensor], end: float) -> None:
+    """Losses of a step over tau / t, each as a share of its value at the ratio nearest to 1, with its minimum.
+
+    Args:
+        ratios: [P], rising.
+        losses: [P] for ``truncation`` and ``consistency``.
+        end: s / t of the step.
+    """
+    untuned = int((ratios - 1).abs().argmin())
+    axes.axvline(1, color=BLACK, linewidth=1, label="start: τ = t, untuned")
+    if end > ratios[0]:
+        axes.axvline(end, color=GREY, linewidth=1, linestyle=":", label="τ = s, the end of the step")
+    for name, values in losses.items():
+        colour, line, marker = COLOURS[name]
+        share = (values / values[untuned]).detach().cpu()
+        lowest = int(share.argmin())
+        axes.plot(ratios, share, color=colour, linestyle=line, label=f"{name} loss")
+        axes.plot(ratios[lowest], share[lowest], color=colour, marker=marker, markersize=9)
+    axes.plot(1, 1, "o", color=BLACK, markersize=7)
+    axes.set(xlabel="ratio τ / t", ylabel="loss (1 = untuned)", ylim=(0, 2), xlim=(ratios[0], ratios[-1]))
+
+
+def draw_losses(axes: Axes, t: float, length: float = 0.16, toy: str = "ring of eight") -> None:
+    """:func:`step_losses` of a step from t that is ``length`` long, or ends a little above t = 0."""
+    s = max(t - length, 2 * LOWEST)
     losses = step_losses(toy, t, s)
-    figure = Figure(figsize=(7, 3.6))
+    draw_scan(axes, losses.taus / t, {name: getattr(losses, name) for name in COLOURS}, s / t)
+    axes.set(xlim=(0.4, 1.2), title=f"t = {t:.2f} to {s:.2f}")
+
+
+@style()
+def hook_figure(t: float = 0.36, s: float = 0.1, count: int = 48) -> Figure:
+    """One step on the ring with tau = t and with the best tau: where its samples land, and the loss over tau."""
+    losses, (schedule, ring) = step_losses("ring of eight", t, s), (linear_betas(), TOYS["ring of eight"])
+    lowest = int(losses.truncation.argmin())
+    times = torch.tensor([t, s], dtype=torch.float64)
+    x = _states(ring, times[0], count)
+    true = exact_flow(ring, x, times[0], times[1], schedule)
+    ends = [
+        drive(ddim(x, times, schedule, None), MixturePredictor(ring, schedule), [tau]).x
+        for tau in (t, losses.taus[lowest].item())
+    ]
+    figure = Figure(figsize=(9.4, 4.2))
+    plane, valley = figure.subplots(1, 2)
+    for end, colour in zip(ends, (VERMILLION, BLUE), strict=True):
+        plane.plot(*torch.stack([true, end], 1).permute(2, 1, 0).numpy(), color=colour, linewidth=1)
+    for end, colour, marker, name in (
+        (true, BLACK, "o", "true end of the step"),
+        (ends[0], VERMILLION, "X", "untuned, τ = t"),
+        (ends[1], BLUE, "D", f"tuned, τ = {losses.taus[lowest] / t:.2f} t"),
+    ):
+        plane.plot(*end.T, linestyle="none", color=colour, marker=marker, markersize=5, label=name)
+    plane.set(aspect="equal", xlim=(-1.4, 0.1), ylim=(-1.2, 0.3))
+    plane.set(xlabel="first coordinate of x", ylabel="second coordinate of x")
+    plane.set_title(f"one step, from t = {t:g} to {s:g}")
+    share, ratios = losses.truncation / losses.truncation[losses.untuned], losses.taus / t
+    valley.plot(ratios, share, color=GREEN)
+    valley.plot(1, 1, "X", color=VERMILLION, markersize=10)
+    valley.plot(ratios[lowest], share[lowest], "D", color=BLUE, markersize=9)
+    arrow = {"arrowstyle": "-|>", "color": BLACK, "linewidth": 1.8}
+    valley.annotate("", (ratios[lowest].item() + 0.02, 1.2), (1, 1.2), arrowprops=arrow)
+    valley.set(xlim=(0.5, 1.1), ylim=(0, 1.6), xlabel="ratio τ / t", ylabel="mean squared error (1 = untuned)")
+    valley.set_title("the knob of this step")
+    legend_below(figure, *plane.get_legend_handles_labels())
+    return figure
+
+
+@style()
+def descent_figure(ways: Mapping[str, Sequence[float]], minima: Mapping[str, float]) -> Figure:
+    """The ratios of Adam's iterations for each loss, and level lines at the minima of a scan."""
+    figure = Figure(figsize=(7, 3.2))
     axes = figure.subplots()
-    axes.axvline(t, color=BLACK, linewidth=1, label=f"tau = t = {t:g}: untuned")
-    axes.axvline(s, color=GREY, linewidth=1, linestyle=":", label=f"s = {s:g}: end of the step")
-    for name, colour, line, marker in (("truncation", BLUE, "-", "D"), ("consistency", VERMILLION, "--", "^")):
-        share = getattr(losses, name) / getattr(losses, name)[losses.untuned]
-        place = int(share.argmin())
-        axes.plot(losses.taus, share, color=colour, linestyle=line, label=name)
-        axes.plot(losses.taus[place], share[place], color=colour, marker=marker, markersize=9)
-    axes.set(xlabel="tau, the time that the network is conditioned on", ylabel="loss of the step\n(1 = untuned)")
-    axes.set(xlim=(0, 1), ylim=(0, 2), title=toy)
+    for name, ratios in ways.items():
+        colour, line, marker = COLOURS[name]
+        axes.axhline(minima[name], color=colour, linewidth=0.8)
+        axes.plot(ratios, color=colour, linestyle=line, label=f"{name} loss")
+        axes.plot(len(ratios) - 1, ratios[-1], color=colour, marker=marker, markersize=9, clip_on=False)
+    axes.plot(0, 1, "o", color=BLACK, markersize=7, label="start: τ = t", clip_on=False)
+    axes.set(xlabel="iteration of Adam", ylabel="ratio τ / t", xlim=(0, None))
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-def tuner_explorer() -> Any:
-    """A choice of the toy, sliders for the step's times, and :func:`losses_figure`."""
-    toy = ipywidgets.Dropdown(options=list(TOYS), value="two modes", description="data")
-    slider = {"step": 0.02, "continuous_update": False}
-    t = ipywidgets.FloatSlider(value=0.42, min=0.2, max=0.9, description="t", **slider)
-    length = ipywidgets.FloatSlider(value=0.16, min=0.02, max=0.6, description="t - s", **slider)
-    return explorer([toy, t, length], lambda toy, t, length: losses_figure(toy, t, max(t - length, 2 * LOWEST)))
+def best_ratios(toy: str, t: float, lengths: Sequence[float]) -> pd.DataFrame:
+    """The best ratio tau / t by each loss for one DDIM step from t, over the length of the step."""
+    rows = []
+    for length in lengths:
+        losses = step_losses(toy, t, t - length, points=981)
+        rows.append({name: (losses.taus[getattr(losses, name).argmin()] / t).item() for name in COLOURS})
+    return pd.DataFrame(rows, index=pd.Index(lengths, name="length"))
+
+
+def expected_ratios(toy: str, t: float, lengths: Sequence[float]) -> pd.DataFrame:
+    """:func:`best_ratios` by the least-squares problems of a short step, which notebook 03 derives."""
+    choose("toy", toy, tuple(TOYS))
+    mixture, schedule, d = TOYS[toy], linear_betas(), 1e-3
+    now = torch.tensor(t, dtype=torch.float64)
+    x = _states(mixture, now, SAMPLES)
+
+    def eps(x: Tensor, tau: Tensor) -> Tensor:
+        return mixture.eps(x, tau, schedule)
+
+    later, earlier = (exact_flow(mixture, x, now, time, schedule) for time in (now + d, now - d))
+    along_path = (eps(later, now + d) - eps(earlier, now - d)) / (2 * d)
+    moves = (eps(x, now + d) - eps(x, now - d)) / (2 * d)
+    b_over_h = -schedule.alpha(now) * (schedule.rho(now + d) - schedule.rho(now - d)) / (2 * d)
+    after = b_over_h * (eps(x + d * moves, now) - eps(x - d * moves, now)) / (2 * d)
+    truncation, consistency = ((along_path * way).mean() / way.square().mean() for way in (moves, after))
+    rows = [{"truncation": 1 - length / 2 * truncation.item() / t} for length in lengths]
+    return pd.DataFrame(rows, index=pd.Index(lengths, name="length")).assign(consistency=1 + consistency.item() / t)
+
+
+@style()
+def short_steps_figure(found: pd.DataFrame, expected: pd.DataFrame) -> Figure:
+    """:func:`best_ratios` and :func:`expected_ratios` over the length of the step, which falls to the right."""
+    figure = Figure(figsize=(7, 3.6))
+    axes = figure.subplots()
+    for name, (colour, line, marker) in COLOURS.items():
+        axes.plot(found.index, found[name], color=colour, marker=marker, linestyle=line, label=f"{name} loss")
+        axes.plot(expected.index, expected[name], color=GREY, linewidth=1)
+    axes.axhline(1, color=BLACK, linewidth=1, label="untuned")
+    axes.set(xlabel="length t − s of the step", ylabel="best ratio τ / t", xlim=(1.05 * max(found.index), 0))
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def run_errors(steps: Sequence[int], samples: int = SAMPLES) -> pd.DataFrame:
+    """How far DDIM ends from the true end on the ring (RMS over coordinates), untuned and tuned by each loss.
+
+    Args:
+        steps: numbers of even steps from t = 0.9 to 0.1, a row for each.
+        samples: that each timing is tuned on, by search, and as many others that it is measured on.
+    """
+    ring, schedule = TOYS["ring of eight"], linear_betas()
+    predictor = MixturePredictor(ring, schedule)
+    x = _states(ring, torch.tensor(0.9, dtype=torch.float64), samples)
+    true, rows = exact_flow(ring, x, 0.9, 0.1, schedule), []
+    for count in steps:
+        grid = Grid("even", tuple(torch.linspace(0.9, 0.1, count + 1, dtype=torch.float64).tolist()))
+        sampler = Sampler(predictor, schedule, make_solver("ddim"), grid, (ring.dim,))
+        taus: dict[str, Sequence[float] | None] = {"untuned": None}
+        for name in COLOURS:
+            config = TuneConfig(name, "parallel", "search", bounds=(0.3, 1.5), freeze_last=0)
+            taus[name] = tune(sampler, ring.sample(samples, torch.Generator().manual_seed(1)), config).timing.taus
+        ends = {name: drive(sampler.solver(x, grid, schedule), predictor, own).x for name, own in taus.items()}
+        rows.append({name: (end - true).square().mean().sqrt().item() for name, end in ends.items()})
+    return pd.DataFrame(rows, index=pd.Index(steps, name="steps"))
+
+
+@style()
+def runs_figure(errors: pd.DataFrame) -> Figure:
+    """Errors at the end of whole runs: a column for each timing, indexed by the number of steps."""
+    figure = Figure(figsize=(7, 3.8))
+    axes = figure.subplots()
+    for name, (colour, line, marker) in {"untuned": (BLACK, "-", "o"), **COLOURS}.items():
+        axes.plot(errors.index, errors[name], color=colour, linestyle=line, marker=marker, label=name)
+    axes.set(xlabel="DDIM steps", ylabel="distance from the true end (RMS)")
+    count_axis(axes, errors.index)
+    log_axis(axes, "y", errors.to_numpy().ravel())
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+@style()
+def left_figure(left: Mapping[str, Mapping[str, float]]) -> Figure:
+    """What several losses leave of a step's error, as shares of untuned: a group of bars for each toy."""
+    figure = Figure(figsize=(7, 3.4))
+    axes = figure.subplots()
+    pd.DataFrame(left).T.plot.bar(ax=axes, rot=0, color=[VERMILLION, BLUE], legend=False)
+    axes.axhline(1, color=BLACK, linewidth=1.2, label="untuned")
+    axes.set(ylabel="error that is left (1 = untuned)")
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def roughness(x: Tensor) -> float:
+    """Mean difference of horizontally neighbouring pixels of images [B, C, H, W]: what grain adds to."""
+    return x.diff(dim=-1).abs().mean().item()
+
+
+def _states(mixture: GaussianMixture, t: Tensor, count: int) -> Tensor:
+    """Noised samples of a toy at time t: [count, D]."""
+    generator, schedule = torch.Generator().manual_seed(0), linear_betas()
+    noise = torch.randn(count, mixture.dim, generator=generator, dtype=torch.float64)
+    return schedule.alpha(t) * mixture.sample(count, generator) + schedule.sigma(t) * noise
