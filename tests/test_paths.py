@@ -20,6 +20,7 @@ from tt_lib.predictors import EpsPredictor, OnPath, from_direction, path_of, to_
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import VE, Schedule, make_schedule, time_of_index, zero_snr_betas
 from tt_lib.solvers.registry import make_solver
+from tt_lib.study.cells import Cell
 from tt_lib.toy import MixturePredictor, exact_flow, ring_2d, single_gaussian
 from tt_lib.tuning import TuneConfig, ld3, tune
 from tt_lib.tuning.gits import learn_gits
@@ -119,6 +120,13 @@ def test_options_are_part_of_the_name_and_a_timing_belongs_to_them():
         toy_sampler(other, grid="karras", timing=timing)
     shifted = toy_sampler(FLOW, grid="uniform-trailing,shift=3")
     assert shifted.make_timing("mine", shifted.grid.times[:-1]).grid == "uniform-trailing,shift=3"
+    for name, spelled in (("uniform,shift=3.0", "uniform,shift=3"), ("uniform,shift=1", "uniform")):
+        assert make_grid(name, 5, FLOW).name == Cell("euler", name, 5).grid == spelled, "one grid, one spelling"
+
+
+def test_a_path_with_the_first_level_of_the_diffusion_has_its_grids():
+    path = path_of("zero-snr", LINEAR)
+    assert make_grid("uniform", 4, path).times == make_grid("uniform", 4, LINEAR).times
 
 
 @pytest.mark.parametrize(

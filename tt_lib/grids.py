@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from tt_lib.errors import BadValue, choose
-from tt_lib.files import read_spelling
+from tt_lib.files import read_spelling, spell
 from tt_lib.schedules import DiscreteSchedule, Flow, Schedule, time_of_index
 
 GRIDS: dict[str, str] = {
@@ -113,12 +113,12 @@ def make_grid(name: str, steps: SupportsIndex, schedule: Schedule, *, start: flo
     else:
         nodes = _spread(plain, count, schedule, 1.0 if start is None else float(start))
         nodes = [shift * t / (1 + (shift - 1) * t) for t in nodes] if shift != 1 else nodes
-    if nodes[-1] < schedule.t_min:
+    if nodes[-1] < (1 - 1e-9) * schedule.t_min:  # that of a path is rounded
         raise BadValue(
             f"the grid {name!r} with {count} steps has a node at t = {nodes[-1]:g}, below {schedule.t_min:g}, "
             "the smallest time that the network knows; ask for fewer steps"
         )
-    return Grid(name, (*nodes, 0.0))
+    return Grid(spell_grid(name), (*nodes, 0.0))
 
 
 def read_grid(name: str) -> tuple[str, float]:
@@ -135,6 +135,12 @@ def read_grid(name: str) -> tuple[str, float]:
     if isinstance(shift, str) or not 0 < shift < float("inf"):
         raise BadValue(f"the shift of the grid {name!r} must be a number above 0, got {shift!r}")
     return plain, float(shift)
+
+
+def spell_grid(name: str) -> str:
+    """The one spelling of a name: rows and timings are found by it."""
+    plain, shift = read_grid(name)
+    return plain if shift == 1 else f"{plain},shift={spell(shift)}"
 
 
 def count_steps(steps: SupportsIndex) -> int:
