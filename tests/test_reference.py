@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_cli import EVALUATE, fails, project, succeeds  # noqa: F401 - a fixture
 
 from tt_lib.datasets import load_dataset
 from tt_lib.datasets.folder import Stored
 from tt_lib.datasets.images import by_hash
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
-from tt_lib.files import file_hash
+from tt_lib.files import data_folder, file_hash
 from tt_lib.metrics import reference
 from tt_lib.metrics.evaluate import floor_row
 from tt_lib.metrics.features import disjoint_sets, load_features, statistics_of
@@ -144,6 +145,27 @@ def test_statistics_are_made_in_one_pass_that_resumes(tmp_path, features, monkey
     state.write_bytes(b"no")
     with pytest.raises(CorruptFile, match=r"x\.state holds no unfinished statistics .*`rm .*x\.state`"):
         collect_statistics(images, features, state)
+
+
+@pytest.mark.parametrize("bank", [False, True])
+def test_images_that_change_while_they_are_read(tmp_path, features, monkeypatch, bank):
+    """One that is being copied there, say: what was read is kept nowhere."""
+    train = load_dataset("digits", "train").pixels
+    for i in range(4):
+        Image.fromarray(train[i : i + 1][0, 0].numpy()).save(tmp_path / f"{i}.png")
+    if bank:
+        load_metric("digits-resnet", str(tmp_path))
+    read = Stored.__getitem__
+
+    def copied(stored, rows):
+        (tmp_path / "4.png").write_bytes((tmp_path / "0.png").read_bytes())
+        return read(stored, rows)
+
+    monkeypatch.setattr(Stored, "__getitem__", copied)
+    before = sorted((data_folder() / "stats").glob("*"))
+    with pytest.raises(CorruptFile, match="changed while they were read; start again"):
+        load_metric("digits-resnet", str(tmp_path), bank=bank)
+    assert sorted((data_folder() / "stats").glob("*")) == before
 
 
 def test_what_is_kept_of_own_images_is_verified(tmp_path, features):

@@ -191,6 +191,7 @@ def stats(
         collect_statistics,
         facts_of,
         reference_path,
+        require_unchanged,
         save_bank,
         save_statistics,
     )
@@ -201,11 +202,14 @@ def stats(
     extractor = load_features(features, pick_device(device), weights)
     images = own or load_dataset(dataset, split, data)
     if bank is not None:
-        save_bank(path, collect_bank(images.pixels, extractor, bank), extractor, facts_of(images, images.digest))
+        vectors = collect_bank(images.pixels, extractor, bank)
+        require_unchanged(images, dataset, data)
+        save_bank(path, vectors, extractor, facts_of(images, images.digest))
         say(f"{path}: features of {bank} images")
         return
     with progress_bar("stats") as report:
         statistics = collect_statistics(images, extractor, path.with_name(f"{path.name}.state"), report)
+    require_unchanged(images, dataset, data)
     save_statistics(path, statistics, images)
     say(f"{path}: {statistics.n} images, {statistics.dimension} features")
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tt_lib.datasets import NAMED, Images, find_images, load_dataset
-from tt_lib.datasets.folder import Stored, holds_statistics, read_moments
+from tt_lib.datasets.folder import ONE_SPLIT, Stored, holds_statistics, read_moments
 from tt_lib.datasets.images import Pixels, hash_each, join_hashes
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
 from tt_lib.files import check_writable, data_folder, file_hash, file_name
@@ -127,6 +127,7 @@ def load_metric(
     if images and not path.exists() and world.main:
         check_writable(path)
         statistics = collect_statistics(images, features, path.with_name(f"{path.name}.state"), progress)
+        require_unchanged(images, dataset, data)
         save_statistics(path, statistics, images)
     world.wait()
     reference = FeatureStatistics.load(path, command)
@@ -144,6 +145,7 @@ def load_metric(
     command = f"{command} --bank {BANK_SIZE}"
     if images and not path.exists() and world.main:
         vectors = collect_bank(images.pixels, features, min(BANK_SIZE, len(images)))
+        require_unchanged(images, dataset, data)
         save_bank(path, vectors, features, {**reference.facts, **provenance()})
     world.wait()
     vectors, header = load_tensors(path, BANK_FORMAT, _bank_of, "bank of features", command)
@@ -172,6 +174,17 @@ def require_reference(dataset: str, features: Sequence[str], data: Path | str | 
     for name in features:
         if not (path := reference_path(dataset, "train", name)).is_file():
             raise MissingFile(f"no feature statistics at {path}; make it with `{_command(dataset, 'train', name)}`")
+
+
+def require_unchanged(images: Images, dataset: str, data: Path | str | None = None) -> None:
+    """Raise :class:`CorruptFile` if a user's own images, which have been read, are not those that are there now."""
+    if not isinstance(read := images.pixels, Stored):
+        return
+    now = load_dataset(dataset, "train" if read.split == ONE_SPLIT else read.split, data).pixels
+    if isinstance(now, Stored) and now.listing != read.listing:
+        raise CorruptFile(
+            f"the images of {dataset} changed while they were read; start again when all of them lie there"
+        )
 
 
 def _command(dataset: str, split: str, features: str) -> str:
