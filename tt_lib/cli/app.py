@@ -86,6 +86,11 @@ def place(suffix: str) -> Callable[[Path | None], Path | None]:
     return check
 
 
+def rows_option(name: str) -> Any:
+    """The option of the file that a command adds its rows to."""
+    return typer.Option(help=f"File to add the rows to [default: data/results/{name}].", callback=place(".csv"))
+
+
 def work_place(folder: Path) -> Path:
     """The callback of an option that names a folder for states and locks."""
     check_writable(folder / "state")

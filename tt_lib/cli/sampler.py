@@ -22,6 +22,7 @@ from tt_lib.cli.app import (
     place,
     progress_bar,
     results_file,
+    rows_option,
     say,
     work_place,
 )
@@ -123,10 +124,7 @@ def tune(
         bench.ensure_gamma(cell, None, images, recipe.source, report)
         tuned = bench.tune_by(cell, recipe, dataset, data, metric, state, report)
         bench.ensure_gamma(cell, tuned, images, recipe.source, report)
-    tuned.save(path)
-    state.unlink(missing_ok=True)
-    ratios = " ".join(f"{ratio:.3f}" for ratio in tuned.ratios)
-    say(f"{path}\ntau / t, from noise to data: {ratios}")
+    _keep(tuned, path, state)
     if tuned.taus == tuned.times and not recipe.learned:
         say("no time has moved: nothing that was tried is better than tau = t, or the gate refused it")
 
@@ -276,11 +274,17 @@ def _learn_pipeline(
             state=state,
             progress=report,
         )
-    result.timing.save(path)
-    state.unlink(missing_ok=True)
-    tuning, ratios = result.timing.tuning, " ".join(f"{ratio:.3f}" for ratio in result.timing.ratios)
-    say(f"{path}\ntau / t, from noise to data: {ratios}")
+    _keep(result.timing, path, state)
+    tuning = result.timing.tuning
     say(f"loss on held-out prompts: {tuning['validation_learned']:.4g}, before {tuning['validation_start']:.4g}")
+
+
+def _keep(timing: Timing, path: Path, state: Path) -> None:
+    """Store a timing, and only then forget the state that it was made from."""
+    timing.save(path)
+    state.unlink(missing_ok=True)
+    ratios = " ".join(f"{ratio:.3f}" for ratio in timing.ratios)
+    say(f"{path}\ntau / t, from noise to data: {ratios}")
 
 
 def _sampler(
@@ -377,9 +381,7 @@ def evaluate(
     n: SamplesOption = 50_000,
     batch: BatchOption = 500,
     seed: SeedOption = 0,
-    results: Annotated[
-        Path | None, typer.Option(help="File to add the row to [default: data/results/fd.csv].", callback=place(".csv"))
-    ] = None,
+    results: Annotated[Path | None, rows_option("fd.csv")] = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of an unfinished run.", callback=work_place)] = Path(
         "runs/evaluate"
     ),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tt_lib.cli.app import DataOption, DatasetOption, DeviceOption, pick_device, place, results_file, say
+from tt_lib.cli.app import DataOption, DatasetOption, DeviceOption, pick_device, results_file, rows_option, say
 from tt_lib.cli.sampler import BatchOption, CompileOption
 
 SAMPLES = {"diffusers": 1024, "pytorch-fid": 50_000}
@@ -30,19 +30,11 @@ def speed(
     dataset: DatasetOption = "cifar10",
     data: DataOption = None,
     n: Annotated[
-        int | None,
-        typer.Option(
-            "--n",
-            "--samples",
-            help="Samples to time [default: 1024; pytorch-fid: 50000].",
-        ),
+        int | None, typer.Option("--n", "--samples", help="Samples to time [default: 1024; pytorch-fid: 50000].")
     ] = None,
     batch: BatchOption = 500,
     compile: CompileOption = False,
-    results: Annotated[
-        Path | None,
-        typer.Option(help="File to add the rows to [default: data/results/speed.csv].", callback=place(".csv")),
-    ] = None,
+    results: Annotated[Path | None, rows_option("speed.csv")] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure images a second of sampling or of evaluating beside a peer, as rows.
@@ -72,7 +64,5 @@ def speed(
             )
     write_rows(path, rows, SPEED_COLUMNS, SPEED_KEY)
     for row in rows:
-        peer = f" against {row['peer']}" if row["peer"] != "" else ""
-        ratio = f", ratio {row['ratio']}" if row["peer"] != "" else ""
-        say(f"{row['what']}: {row['ours']}{peer} {row['unit']}{ratio}")
+        say(f"{row['what']}: {row['ours']} against {row['peer']} {row['unit']}, ratio {row['ratio']}")
     say(f"{len(rows)} rows written to {path}")

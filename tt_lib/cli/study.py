@@ -20,6 +20,7 @@ from tt_lib.cli.app import (
     place,
     progress_bar,
     results_file,
+    rows_option,
     say,
     work_place,
 )
@@ -29,10 +30,6 @@ from tt_lib.files import check_writable
 
 if TYPE_CHECKING:
     from tt_lib.study.demo import Demo
-
-ResultsOption = Annotated[
-    Path | None, typer.Option(help="File to add the rows to [default: data/results/fd.csv].", callback=place(".csv"))
-]
 
 
 def demo(
@@ -95,7 +92,7 @@ def table(
         Path, typer.Option(help="TOML file with the cells, or the name of a shipped one: spine, study, paper, ...")
     ],
     data: DataOption = None,
-    results: ResultsOption = None,
+    results: Annotated[Path | None, rows_option("fd.csv")] = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of unfinished cells.")] = Path("runs/table"),
     batch: BatchOption = 500,
     n: Annotated[
@@ -163,7 +160,7 @@ def floor(
     dataset: DatasetOption = "cifar10",
     features: Annotated[str, typer.Option(help="Features of the distance.")] = "cifar10-resnet",
     data: DataOption = None,
-    results: ResultsOption = None,
+    results: Annotated[Path | None, rows_option("fd.csv")] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure the floor: real test images against the training images' statistics, as a row.
@@ -205,10 +202,7 @@ def direction(
     batch: BatchOption = 64,
     compile: CompileOption = False,
     figure: Annotated[Path | None, typer.Option(help="PNG to draw.", callback=place(".png"))] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(help="File to add the rows to [default: data/results/direction.csv].", callback=place(".csv")),
-    ] = None,
+    results: Annotated[Path | None, rows_option("direction.csv")] = None,
     device: DeviceOption = "auto",
     work: Annotated[
         Path, typer.Option(help="Folder for the locks of samplers that are being measured.", callback=work_place)
@@ -262,9 +256,7 @@ def direction(
         frame = frame[frame["weights"] == short_hash(bench.model.digest)]
         errors = errors_and_distances(rows, frame, [features], spec.n, bench.model.name)
         drawn = direction_against_distance(errors.rename(columns={features: "value"}))
-        caption = (
-            "Fréchet distance of each sampler against four measures of how far it strays from its true trajectory."
-        )
+        caption = "Fréchet distance of each sampler against four measures of how far it strays from its trajectory."
         alt = "Four scatter plots, a point for each sampler, coloured by its timing."
         say(str(save_figure(drawn, figure, caption, alt)))
     elif figure:
