@@ -271,6 +271,19 @@ def test_a_card_says_schedule_and_kind_and_they_must_fit(folder):
             load_model(str(folder))
 
 
+def test_one_s_own_cards_on_two_paths_are_two_models(folder):
+    """Rows are found by name and hash: those of another schedule would have passed for the network's own."""
+    digests = set()
+    for schedule, kind in (("flow", "velocity"), ("linear", "velocity"), ("ve", "edm"), ("ve,sigma_max=20", "edm")):
+        write_json(folder / CARD, {"name": "own", "schedule": schedule, "kind": kind})
+        digests.add(load_model(str(folder)).digest)
+    assert len(digests) == 4
+    assert load_model(f"{folder},path=flow").digest in digests, "a path of a network has its hash"
+    write_json(folder / CARD, {"name": "own", "schedule": "linear"})
+    model = load_model(str(folder))
+    assert model.digest == weights_hash(model.network)
+
+
 @pytest.mark.parametrize("target, schedule, kind", [("flow", "linear", "velocity"), ("eps", "flow", "velocity")])
 def test_a_card_that_contradicts_its_training_is_damaged(folder, target, schedule, kind):
     says = {"schedule": schedule, "kind": kind, "training": {"target": target}}

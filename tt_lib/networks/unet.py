@@ -27,7 +27,7 @@ from tt_lib.errors import BadValue, CorruptFile, MissingFile, choose
 from tt_lib.files import atomic_path, check_hash, data_folder, file_hash, read_json, write_json
 from tt_lib.networks.config import TARGETS
 from tt_lib.predictors import KINDS, PREDICTION_TYPES, check_kind, path_of
-from tt_lib.schedules import DiscreteSchedule, Schedule, make_schedule
+from tt_lib.schedules import VP, DiscreteSchedule, Schedule, make_schedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -85,7 +85,12 @@ class Model:
     own: Schedule | None = None
 
     def __post_init__(self) -> None:
-        self.digest = self.digest or weights_hash(self.network, self.kind)
+        # A card of one's own may change: what was measured on another path is of another model. (Of a diffusion with
+        # diffusers' kinds the hash is compared with that of a pipeline's network, which knows no schedule.)
+        plain = isinstance(self.schedule, VP) and self.kind in PREDICTION_TYPES.values()
+        self.digest = self.digest or weights_hash(
+            self.network, self.kind if plain else f"{self.kind} on {self.schedule.name}"
+        )
 
 
 def weights_hash(network: nn.Module, kind: str = "eps") -> str:
