@@ -29,7 +29,7 @@ from tt_lib.timing import Timing
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow
 from tt_lib.tuning.learn import KNOBS, LearnConfig, LearnResult, learn
 
-NFE, NOISES, HELD_OUT, ITERATIONS, RATE = 4, 128, 512, 80, 0.1
+NFE, NOISES, HELD_OUT, ITERATIONS, RATE = 4, 128, 512, 60, 0.1
 SAMPLES = 400
 """Samples of a figure. Their seeds, from 0 on, have no part in learning."""
 SCHEDULE = linear_betas()
@@ -45,7 +45,7 @@ ALT = {
     "hook": "Four panels with 400 points each, over grey spots on a spiral. Untuned: the points form a blurred ball "
     "inside the spiral. Timing learned: a ring that is too small, and a cloud at its open end. Grid and timing "
     "learned: a thin curve along the whole spiral, dense at its spots. Converged: the spots of the spiral.",
-    "history": "Two falling curves over 80 iterations, on a logarithmic axis: the loss on the noises to learn from and "
+    "history": "Two falling curves over 60 iterations, on a logarithmic axis: the loss on the noises to learn from and "
     "the loss on held-out noises. They fall together from 0.1 to below 0.01 and end close to each other.",
     "player": "The samples of four evaluations while the slider multiplies the conditioning time of the last "
     "evaluation by 0.2 to 1.4. Near 0.6 the blurred ball grows towards the spiral. Far below, the points fly apart.",
@@ -55,9 +55,9 @@ ALT = {
     "combinations": "Eight points on a logarithmic axis: the loss that is left on held-out noises, as a share of the "
     "untuned sampler's, for no knob, each knob alone, each pair, and all three.",
     "acting": "Two panels over the four evaluations of the sampler whose grid and timing were learned. Left: the angle "
-    "between the answers at tau and at t. It is 0 at the first two evaluations; at the last two it spreads to 40 "
+    "between the answers at tau and at t. It is 0 at the first two evaluations; at the last two it spreads to 80 "
     "degrees and more. Right: the length of the one over that of the other. It is 1 at the first two; at the last "
-    "two it differs from sample to sample, from 0.3 to 3.",
+    "two it differs from sample to sample, from 0.2 to more than 3.",
     "shared": "Two panels over lambda, for DDIM with 4 and 6 evaluations, DPM-Solver++(2M) with 4 and UniPC with 6. "
     "Left: the nodes of the learned grids lie on nearly the same curve, sparse below -1 and dense above. Right: "
     "tau / t. Below -1.5 the ground is grey. Above it the ratios are below 1, except for three of UniPC.",
