@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import pytest
 import torch
 from solver_helpers import LINEAR, MEAN, SCALE, float64
 from test_cli import succeeds
-from test_evaluate import make_tiny_data
+from test_evaluate import tiny_project
+from test_tables import HEAD, ONE_CELL, TUNING
 
 from tt_lib.errors import BadValue, CorruptFile, TimingMismatch
 from tt_lib.files import read_json, write_json
@@ -205,40 +205,16 @@ def test_two_timings_of_one_name_have_two_files():
 
 # ---- commands
 
-TABLE = """
-[table]
-dataset = "digits"
-model = "tiny"
-features = "digits-resnet"
-n = 20
-seed = 0
-
-[tuning]
-optimiser = "search"
-images = 4
-source = "generated"
-
-[[cells]]
-solver = "analytic-ddpm"
-grid = "quadratic"
-nfe = 2
-timing = ["untuned", "consistency-parallel"]
-"""
 COMMON = ("--model", "tiny", "--solver", "analytic-ddim", "--nfe")
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A folder to work in, with a tiny model and features in ``data/``."""
-    folder = tmp_path_factory.mktemp("analytic")
-    shutil.copytree(make_tiny_data(tmp_path_factory.getbasetemp()), folder / "data")
-    (folder / "table.toml").write_text(TABLE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("TT_DATA", "data")
-        patch.setenv("TT_COMMIT", "test")
-        for name in ("TT_CIFAR10", "TT_COMMAND"):
-            patch.delenv(name, raising=False)
+    with tiny_project(tmp_path_factory) as folder:
+        cells = ONE_CELL.replace("ddim", "analytic-ddpm").replace("uniform", "quadratic")
+        cells = cells.replace('"untuned"', '["untuned", "consistency-parallel"]')
+        (folder / "table.toml").write_text(HEAD + TUNING.replace("images = 2", "images = 4") + cells)
         yield folder
 
 
@@ -300,18 +276,3 @@ def test_a_table_measures_gamma_and_that_of_other_weights_is_not_replaced(projec
     assert again.values == pytest.approx(gamma.values, rel=1e-6) and again.weights == gamma.weights
     bench.ensure_gamma(cell, None, lambda: pytest.fail("it is there"), "generated")
     bench.ensure_gamma(Cell("ddim", "quadratic", 2), None, lambda: pytest.fail("it needs none"), "generated")
-
-
-def test_joint_tuning_and_evaluating(project):
-    digits = ("--dataset", "digits", "--features", "digits-resnet")
-    common = ("--model", "tiny", "--solver", "analytic-ddpm", "--grid", "uniform-trailing", "--nfe", 2, *digits)
-    succeeds("stats", *digits, "--force")
-    bench, cell = make_bench("tiny"), Cell("analytic-ddpm", "uniform-trailing", 2)
-    bench.ensure_gamma(cell, None, lambda: bench.tuning_images("generated", 4, "digits", None), "generated")
-    succeeds("tune", *common, "--timing", "frechet-joint,samples=20,tries=5", "--out", "runs/joint.json")
-    tuned = load_timing("runs/joint.json")
-    assert tuned.name == "frechet-joint,samples=20,tries=5" and tuned.options == {}
-    assert load_gamma(gamma_path("tiny", "uniform-trailing", 2, tuned)).taus == tuned.taus
-    succeeds("evaluate", *common, "--timing", "runs/joint.json", "--n", 20, "--results", "runs/fd.csv")
-    row = read_rows("runs/fd.csv", FD_COLUMNS)
-    assert (row.solver.item(), row.nfe.item(), row.timing.item()) == ("analytic-ddpm", 2, tuned.name)

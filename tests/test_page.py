@@ -52,14 +52,12 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
-def shipped() -> tuple[pd.DataFrame, pd.DataFrame]:
-    folder = DATA / "results"
-    return read_rows(folder / "fd.csv", FD_COLUMNS), read_rows(folder / "direction.csv", DIRECTION_COLUMNS)
-
-
 def test_what_is_committed_is_what_the_rows_and_files_give():
-    frame, directions = shipped()
-    page = (DATA / "results" / "README.md").read_text(encoding="utf-8")
+    folder = DATA / "results"
+    frame, directions = read_rows(folder / "fd.csv", FD_COLUMNS), read_rows(folder / "direction.csv", DIRECTION_COLUMNS)
+    assert set(frame["model"]) == {"cifar10-ddpm-w64", "test images"}, "the shipped network, or the floor"
+    assert ((frame["model"] == "test images") == (frame["solver"] == "floor")).all()
+    page = (folder / "README.md").read_text(encoding="utf-8")
     assert page == results_page(frame, directions), "run `tt card` and commit"
     readme = (PACKAGE_ROOT / "README.md").read_text(encoding="utf-8")
     assert insert_block(readme, results_block(frame)) == readme, "run `tt card` and commit"
@@ -67,12 +65,6 @@ def test_what_is_committed_is_what_the_rows_and_files_give():
     assert (PACKAGE_ROOT / FIGURE).is_file() and len(page.split()) <= 5_000
     linked = set(re.findall(r"\]\(#([\w-]+)\)", page))
     assert linked == {line[3:].lower().replace(" ", "-") for line in page.splitlines() if line.startswith("## ")}
-
-
-def test_every_shipped_row_is_of_the_shipped_network_or_the_floor():
-    frame, _ = shipped()
-    assert set(frame["model"]) == {"cifar10-ddpm-w64", "test images"}
-    assert ((frame["model"] == "test images") == (frame["solver"] == "floor")).all()
 
 
 @pytest.mark.parametrize(

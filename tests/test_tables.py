@@ -18,7 +18,7 @@ from test_evaluate import SCHEDULE, Counted, formula, make_tiny_data
 
 from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
-from tt_lib.files import PACKAGE_ROOT, hold
+from tt_lib.files import PACKAGE_ROOT, file_name, hold
 from tt_lib.grids import make_grid
 from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_features, statistics_of
@@ -143,7 +143,6 @@ BAD_TABLES = {
     "unknown entry of a cell": (HEAD + ONE_CELL + "steps = 3\n", r"\[\[cells\]\]: unknown entry 'steps'.*eta.*timing"),
     "missing entry of a cell": (HEAD + ONE_CELL.replace("nfe = 2", ""), "the entry 'nfe' is missing"),
     "unknown entry of tuning": (HEAD + TUNING + "rate = 1.0\n" + TUNED_CELL, "unknown entry 'rate'.*learning_rate"),
-    "value of tuning": (HEAD + TUNING.replace("search", "sgd") + TUNED_CELL, "'sgd'.*adam, search"),
     "source of images": (HEAD + TUNING.replace("generated", "reel") + TUNED_CELL, "'reel'.*generated, real"),
     "unknown timing": (HEAD + ONE_CELL.replace("untuned", "truncatoin-parallel"), "'truncatoin-parallel'.*untuned"),
     "nothing after freeze": (HEAD + TUNED_CELL.replace("parallel", "parallel-freeze"), "freeze2 at the end"),
@@ -156,50 +155,23 @@ BAD_TABLES = {
     "nfe": (HEAD + ONE_CELL.replace("nfe = 2", "nfe = 0"), "nfe must be a whole number of at least 1, got 0"),
     "n": (HEAD.replace("20", "25") + ONE_CELL, "multiple of 10"),
     "n as text": (HEAD.replace("20", '"100"') + ONE_CELL, "n must be a whole number, got the text '100'"),
-    "n as a switch": (HEAD.replace("20", "true") + ONE_CELL, "n must be a whole number, got True"),
-    "n as a fraction": (HEAD.replace("20", "20.0") + ONE_CELL, "n must be a whole number, got 20.0"),
     "n beyond the last seed": (
         HEAD.replace("seed = 3", "seed = 999999990") + ONE_CELL,
         "seeds 999999990 to 1000000009 of",
     ),
-    "seed as text": (
-        HEAD.replace("seed = 3", 'seed = "3"') + ONE_CELL,
-        "seed must be a whole number, got the text '3'",
-    ),
-    "seed as a date": (HEAD.replace("seed = 3", "seed = 2020-01-01") + ONE_CELL, "seed must be a whole number"),
-    "seed below 0": (HEAD.replace("seed = 3", "seed = -1") + ONE_CELL, "from 0 to 999,999,999"),
-    "seed beyond 32 bits": (HEAD.replace("seed = 3", "seed = 4294967296") + ONE_CELL, "from 0 to 999,999,999"),
-    "more as text": (HEAD + 'more = "yes"\n' + ONE_CELL, "more must be true or false, got the text 'yes'"),
     "model as a number": (HEAD.replace('"tiny"', "3") + ONE_CELL, "model must be text, got 3"),
-    "data set as a list": (HEAD.replace('"digits"', '["digits"]') + ONE_CELL, "dataset must be text"),
     "features as numbers": (HEAD.replace('"digits-resnet"', "[3]") + ONE_CELL, "each of features must be text, got 3"),
-    "nfe as text": (HEAD + ONE_CELL.replace("2", '"2"'), "nfe must be a whole number, got the text '2'"),
-    "nfe as a number": (HEAD + ONE_CELL.replace("2", "[2, inf]"), "nfe must be a whole number, got inf"),
-    "eta as text": (HEAD + ONE_CELL + 'eta = "0.5"\n', "eta must be a number, got the text '0.5'"),
-    "eta that is no number": (HEAD + ONE_CELL + "eta = nan\n", "eta must be a number, got nan"),
     "eta above 1": (HEAD + ONE_CELL + "eta = 1.5\n", "eta must lie between 0"),
-    "solver as a number": (HEAD + ONE_CELL.replace('"ddim"', "3"), "solver must be text, got 3"),
-    "timing as a number": (HEAD + ONE_CELL.replace('"untuned"', "0.95"), "timing must be text, got 0.95"),
     "images as text": (HEAD + TUNING.replace("images = 2", 'images = "2"') + ONE_CELL, "images must be a whole number"),
     "samples as text": (HEAD + TUNING + 'samples = "9"\n' + ONE_CELL, "samples must be a whole number, got the text"),
-    "substeps as a fraction": (
-        HEAD + TUNING.replace("substeps = 2", "substeps = 2.5") + ONE_CELL,
-        "substeps must be a",
-    ),
-    "learning rate of nan": (HEAD + TUNING + "learning_rate = nan\n" + ONE_CELL, "lr must be a number, got nan"),
-    "bounds of text": (HEAD + TUNING + 'bounds = ["a", 1.2]\n' + ONE_CELL, "each of the bounds must be a number"),
-    "bounds of no width": (HEAD + TUNING + "bounds = [1, 1]\n" + ONE_CELL, "bounds .* must differ"),
-    "gate as text": (HEAD + TUNING + 'gate = "true"\n' + ONE_CELL, "gate must be true or false, got the text 'true'"),
     "one step, and it is frozen": (
         HEAD + TUNED_CELL.replace("nfe = 2", "nfe = [2, 1]"),
         "-1-truncation-parallel: .*1 s",
     ),
-    "all steps frozen": (HEAD + TUNED_CELL.replace("parallel", "parallel-freeze99"), "2 steps and freeze_last = 99"),
     "few images for gamma": (
         HEAD + TUNING + ONE_CELL.replace("ddim", "analytic-ddim"),
         "at least 3 images, got images = 2",
     ),
-    "no features": (HEAD.replace('"digits-resnet"', "[]") + ONE_CELL, "one or more different names"),
     "features twice": (HEAD.replace('"digits-resnet"', '["a", "a"]') + ONE_CELL, "one or more different names"),
 }
 
@@ -235,6 +207,7 @@ def test_every_shipped_table_can_be_run(path):
         for cell in table.cells:
             _, steps = cell.make_solver().for_nfe(cell.nfe)
             assert steps >= 1 and len(make_grid(cell.start, steps, schedule).times) == steps + 1, cell.label
+            assert file_name(f"{cell.label}.lock") == f"{cell.label}.lock"
 
 
 def test_the_study_has_every_solver():
@@ -689,18 +662,6 @@ def test_options_and_gate_as_cells(project):
     assert project.run(table) == []
 
 
-def test_joint_tuning_of_a_cell(project):
-    cell = Cell("ddim", "uniform", 2, "frechet-joint")
-    (row,) = project.run(replace(TABLE, cells=(cell,), tuning={"samples": 20}))
-    timing = find_timing("tiny", cell)
-    assert (row["timing"], timing.name, timing.weights) == (
-        "frechet-joint",
-        "frechet-joint",
-        project.bench.model.digest,
-    )
-    assert timing.tuning["samples"] == 20 and timing.tuning["loss_tuned"] <= timing.tuning["loss_untuned"]
-
-
 # Several features, and more than a Fréchet distance
 
 NAMES = ["digits-resnet", "digits-simclr"]
@@ -747,10 +708,13 @@ def test_interrupted_and_resumed_with_several_features(project, plain):
 
 
 def test_frechet_joint_is_tuned_by_the_first(project, plain):
-    cell = Cell("ddim", "uniform", 2, "frechet-joint")
+    cell = Cell("ddim", "uniform", 2, "frechet-joint,tries=4")
     rows = project.run(replace(TABLE, cells=(cell,), tuning={"samples": 20}), plain)
-    assert [row["features"] for row in rows] == NAMES
-    assert find_timing("tiny", cell).tuning["features"] == NAMES[0]
+    timing = find_timing("tiny", cell)
+    assert [(row["features"], row["timing"]) for row in rows] == [(name, cell.timing) for name in NAMES]
+    assert (timing.name, timing.weights) == (cell.timing, project.bench.model.digest)
+    assert (timing.tuning["features"], timing.tuning["samples"]) == (NAMES[0], 20)
+    assert timing.tuning["loss_tuned"] <= timing.tuning["loss_untuned"]
 
 
 BOTH = replace(TABLE, cells=(CELLS[0], replace(CELLS[0], timing="constant-0.95")), more=True)
