@@ -88,11 +88,6 @@ def test_gains_are_part_of_the_sampler(bench, tmp_path):
     assert len(rows) == 3 and rows["relative"].iloc[0] > 0.1
 
 
-def test_another_timing_changes_the_first_step(rows):
-    first = rows[(rows["solver"] == "ddim") & (rows["step"] == 0)].set_index("timing")
-    assert abs(first.loc["untuned", "relative"] - first.loc[TUNED, "relative"]) > 1e-3
-
-
 def test_what_has_rows_is_not_measured_again_unless_forced(bench, tmp_path, monkeypatch):
     path, measured = tmp_path / "direction.csv", []
 
@@ -131,7 +126,7 @@ def test_cells_that_cannot_be_measured_are_refused_before_any_is(bench, tmp_path
     with pytest.raises(MissingFile, match=r"ddim-uniform-4-truncation-parallel\.json.*tt tune"):
         run_directions(bench, [CELLS[0], Cell("ddim", "uniform", 4, TUNED)], PROTOCOL, path, tmp_path)
     assert not path.exists()
-    with pytest.raises(BadValue, match="at least 2 samples, got n = 1"):
+    with pytest.raises(BadValue, match="n of directions must be at least 2, got 1"):
         Protocol(n=1)
 
 

@@ -63,5 +63,5 @@ def test_paths_that_there_are_not(steps):
 
 
 def test_no_noises():
-    with pytest.raises(BadValue, match="at least 1 noise, got 0"):
+    with pytest.raises(BadValue, match="noises must be at least 1, got 0"):
         jump_costs(toy_sampler(), 0)

@@ -163,7 +163,7 @@ def test_what_cannot_be_learned_is_refused():
         ({"noises": 200_000}, "at most 100,000, got 200,000"),
         ({"iterations": 10**30}, "iterations of learning must be at most 1,000,000"),
         ({"validation": True}, "validation must be a whole number, got True"),
-        ({"seed": 1000}, "must lie in 0..999, got 1000"),
+        ({"seed": 1000}, "seed of learning must be at most 999, got 1,000"),
     ],
 )
 def test_choices_out_of_range_are_refused(changes, message):

@@ -45,7 +45,7 @@ def test_tuning_images_are_of_what_is_asked_for(parts, monkeypatch):  # noqa: F8
     monkeypatch.setattr(bench, "model", replace(bench.model, shape=(1, 9, 9)))
     with pytest.raises(BadValue, match=r"tiny takes images of \[1, 9, 9\], those of digits are \[1, 8, 8\]"):
         bench.tuning_images("real", 6, "digits", None)
-    with pytest.raises(BadValue, match="at least 1 image, got 0"):
+    with pytest.raises(BadValue, match="images must be at least 1, got 0"):
         bench.tuning_images("real", 0, "digits", None)
 
 

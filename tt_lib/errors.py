@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, get_type_hints
@@ -71,6 +72,14 @@ def check_type(name: str, value: Any, kind: type) -> None:
     if not fits or (kind is float and not abs(value) <= sys.float_info.max):
         got = f"the text {value!r}" if isinstance(value, str) else repr(value)
         raise BadValue(f"{name} must be {IN_WORDS[kind]}, got {got}")
+
+
+def check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
+    """Raise :class:`BadValue` unless ``value`` lies between the two, which it may equal."""
+    if not value >= least:
+        raise BadValue(f"{name} must be at least {least:,}, got {value:,}")
+    if value > most:
+        raise BadValue(f"{name} must be at most {most:,}, got {value:,}")
 
 
 def check_types(record: Any) -> None:

@@ -41,7 +41,7 @@ def speed(
 
     On a CPU ask for little: `tt speed --against diffusers --n 20 --batch 20 --nfe 2`.
     """
-    from tt_lib.errors import BadValue, choose
+    from tt_lib.errors import check_range, choose
     from tt_lib.metrics.evaluate import MOST
     from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, write_rows
     from tt_lib.study import speed as study
@@ -50,8 +50,7 @@ def speed(
 
     choose("peer", against, SAMPLES)
     n = SAMPLES[against] if n is None else n
-    if n > MOST:
-        raise BadValue(f"n must be at most {MOST:,}, got {n:,}")
+    check_range("n", n, 1, MOST)
     path = results_file(results, "speed.csv", SPEED_COLUMNS)
     bench, cell = make_bench(model, pick_device(device), batch=batch, compile=compile), Cell("ddim", "uniform", nfe)
     if against == "diffusers":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tt_lib.baselines import CONSTANT, read_constant, read_correction
-from tt_lib.errors import IN_WORDS, BadValue, MissingFile, check_type, check_types, choose
+from tt_lib.errors import IN_WORDS, BadValue, MissingFile, check_range, check_type, check_types, choose
 from tt_lib.files import data_folder, file_name, spell
 from tt_lib.grids import GRIDS, LEARNED, spell_grid
 from tt_lib.solvers.registry import Solver, make_solver
@@ -100,8 +100,7 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
         recipe = Recipe(TuneConfig(**options), **images)
         check_type("images", recipe.images, int)
         choose("source of images", recipe.source, IMAGE_SOURCES)
-        if recipe.images < 1:
-            raise BadValue(f"images must be at least 1, got {recipe.images}")
+        check_range("images", recipe.images, 1)
         return recipe
     except BadValue as error:
         raise BadValue(f"timing {name!r}: {error}") from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tt_lib.baselines import read_correction
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, check_range
 from tt_lib.metrics.direction import measure_directions, reference_trajectory
 from tt_lib.networks.running import cudnn_flags
 from tt_lib.noise import SampleNoise, check_seeds
@@ -39,11 +39,8 @@ class Protocol:
     substeps: int = 16
 
     def __post_init__(self) -> None:
-        if self.n < 2:
-            raise BadValue(f"an interval needs at least 2 samples, got n = {self.n}")
-        for name, most in {"n": 10_000, "substeps": 1000}.items():  # all are in memory at once
-            if getattr(self, name) > most:
-                raise BadValue(f"{name} of directions must be at most {most:,}, got {getattr(self, name):,}")
+        check_range("n of directions", self.n, 2, 10_000)  # an interval needs two, and all are in memory at once
+        check_range("substeps of directions", self.substeps, 1, 1000)
         check_seeds(self.seed, self.n)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tt_lib.baselines import CONSTANT, read_correction
 from tt_lib.datasets import NAMED, load_dataset, to_float
-from tt_lib.errors import BadValue, choose
+from tt_lib.errors import BadValue, check_range, choose
 from tt_lib.files import check_writable, data_folder, file_name, spell
 from tt_lib.metrics.reference import Metric, reference_path
 from tt_lib.metrics.statistics import FeatureStatistics
@@ -129,8 +129,7 @@ class Bench:
         steps of DPM-Solver++(2M), untuned, from seeds that no measurement uses.
         """
         choose("source of images", source, IMAGE_SOURCES)
-        if count < 1:
-            raise BadValue(f"tuning needs at least 1 image, got {count}")
+        check_range("images", count, 1)
         check_seeds(0, count, HELD_OUT_FIRST_SEED - GENERATED_FIRST_SEED)
         key = source, count, dataset, data
         if key not in self.images:
@@ -279,10 +278,7 @@ def make_bench(
         bf16: the sampling network in bfloat16; by default on GPUs only (few CPUs have it in hardware).
         compile: compile the sampling network.
     """
-    if batch < 1:
-        raise BadValue(f"batch must be at least 1, got {batch}")
-    if batch > 100_000:
-        raise BadValue(f"batch must be at most 100,000, got {batch:,}")
+    check_range("batch", batch, 1, 100_000)
     device = torch.device(device)
     bf16 = device.type == "cuda" if bf16 is None else bf16
     loaded = load_model(model, device)

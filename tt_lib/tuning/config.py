@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tt_lib.errors import BadValue, check_type, check_types, choose
+from tt_lib.errors import BadValue, check_range, check_type, check_types, choose
 from tt_lib.noise import check_seeds
 
 OBJECTIVES = ("consistency", "truncation")
@@ -58,14 +58,10 @@ class TuneConfig:
         choose("optimiser", self.optimiser, OPTIMISERS)
         choose("value", self.value, VALUES)
         for name, most in {"iterations": 1_000_000, "batch": 100_000, "substeps": 1000}.items():
-            if getattr(self, name) < 1:
-                raise BadValue(f"{name} must be at least 1, got {getattr(self, name)}")
-            if getattr(self, name) > most:
-                raise BadValue(f"{name} must be at most {most:,}, got {getattr(self, name):,}")
+            check_range(name, getattr(self, name), 1, most)
+        check_range("freeze_last", self.freeze_last, 0)
         if not self.lr > 0:
             raise BadValue(f"the learning rate must be positive, got {self.lr}")
-        if self.freeze_last < 0:
-            raise BadValue(f"freeze_last must be 0 or more, got {self.freeze_last}")
         check_seeds(self.seed)
         if self.bounds is not None:
             if not isinstance(self.bounds, (list, tuple)) or len(self.bounds) != 2:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, check_range
 from tt_lib.grids import LEARNED, Grid
 from tt_lib.noise import LEARN_FIRST_SEED
 from tt_lib.rows import provenance
@@ -35,8 +35,7 @@ def jump_costs(sampler: Sampler, noises: int = 256) -> tuple[Tensor, Tensor]:
     Returns:
         times float64 [M + 1], falling to 0, and costs float64 [M + 1, M + 1], infinite but from a node to a later one.
     """
-    if noises < 1:
-        raise BadValue(f"the costs of jumps need at least 1 noise, got {noises}")
+    check_range("noises", noises, 1)
     converged = converged_sampler(sampler)
     run = converged(range(LEARN_FIRST_SEED, LEARN_FIRST_SEED + noises), keep=True)
     times, schedule = converged.grid.tensor(), sampler.schedule

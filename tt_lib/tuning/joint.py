@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 from scipy.optimize import OptimizeResult, minimize
 
-from tt_lib.errors import BadValue, CorruptFile, NotFinite, check_types, choose
+from tt_lib.errors import BadValue, CorruptFile, NotFinite, check_range, check_types, choose
 from tt_lib.files import read_json, write_json
 from tt_lib.metrics.evaluate import fingerprint, sample_statistics
 from tt_lib.metrics.frechet import frechet_distance
@@ -91,8 +91,7 @@ class JointConfig:
         choose("objective of a joint tuning", self.objective, JOINT_OBJECTIVES)
         choose("optimiser of a joint tuning", self.optimiser, JOINT_OPTIMISERS)
         for name, least in (("samples", 2), ("freeze_last", 0), ("tries", 3)):
-            if getattr(self, name) < least:
-                raise BadValue(f"{name} of a joint tuning must be at least {least}, got {getattr(self, name)}")
+            check_range(f"{name} of a joint tuning", getattr(self, name), least)
         check_seeds(self.seed, self.samples)
 
     @property

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tt_lib.engine import drive
-from tt_lib.errors import BadValue, CorruptFile, NothingLearned, check_types
+from tt_lib.errors import BadValue, CorruptFile, NothingLearned, check_range, check_types
 from tt_lib.files import atomic_path
 from tt_lib.grids import LEARNED, Grid
 from tt_lib.networks.feature_nets import FeatureNet
@@ -131,12 +131,8 @@ class LearnConfig:
         check_types(self)
         most = {"noises": SEEDS, "validation": SEEDS, "batch": math.inf, "iterations": 1_000_000}
         for name, limit in most.items():
-            if (value := getattr(self, name)) < 1:
-                raise BadValue(f"{name} of learning must be at least 1, got {value}")
-            if value > limit:
-                raise BadValue(f"{name} of learning must be at most {limit:,}, got {value:,}")
-        if not 0 <= self.seed < 1000:
-            raise BadValue(f"the seed of learning must lie in 0..999, got {self.seed}")
+            check_range(f"{name} of learning", getattr(self, name), 1, limit)
+        check_range("seed of learning", self.seed, 0, 999)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise BadValue(f"lr of learning must be above 0, got {self.lr}")
 
@@ -290,8 +286,7 @@ def learn(
     check_learn(sampler.solver)
     if sampler.timing is not None or sampler.correction is not None:
         raise BadValue("learning begins from an untuned sampler; leave its timing or correction out")
-    if at_once < 0:
-        raise BadValue(f"at_once must be at least 0, got {at_once}")
+    check_range("at_once", at_once, 0)
     converged = converged or converged_sampler(sampler)
     return _Learning(sampler, distance, config, converged, state, progress, at_once, dict(facts or {})).run()
 
