@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import copy
 from dataclasses import replace
 
@@ -188,6 +189,23 @@ def test_what_is_kept_of_own_images_is_verified(tmp_path, features):
     path.write_bytes(b"no")
     with pytest.raises(CorruptFile, match=r"own-.* holds no feature statistics"):
         load_metric("digits-resnet", name)
+
+
+@pytest.mark.parametrize("timing", ["consistency-parallel", "frechet-joint,tries=3"])
+def test_a_table_takes_no_timing_of_other_images(timing, features, monkeypatch, tmp_path):
+    images = load_dataset("digits", "train").pixels[:40].permute(0, 2, 3, 1).numpy()
+    monkeypatch.setenv("TT_DATA", str(shutil.copytree(data_folder(), tmp_path / "data")))
+    (tmp_path / "own.toml").write_text(
+        f"[table]\ndataset = '{tmp_path}/own.npz'\nmodel = 'tiny'\nfeatures = 'digits-resnet'\nn = 20\nseed = 0\n"
+        "[tuning]\nimages = 4\nsamples = 20\n"
+        f"[[cells]]\nsolver = 'ddim'\ngrid = 'uniform'\nnfe = 2\ntiming = '{timing}'\n"
+    )
+    table = ("table", "--config", tmp_path / "own.toml", "--work", tmp_path / "work", "--device", "cpu", "--results")
+    np.savez(tmp_path / "own.npz", images=images)
+    succeeds(*table, tmp_path / "a.csv")
+    succeeds(*table, tmp_path / "b.csv")
+    np.savez(tmp_path / "own.npz", images=255 - images)
+    assert "tuned on other images than" in fails(*table, tmp_path / "b.csv")
 
 
 def test_one_image_is_no_reference(tmp_path, features):

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -61,6 +62,7 @@ from tt_lib.study.workbench import Bench, Progress, constant_timing
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.gamma import gamma_path
+from tt_lib.tuning.tuner import digest_of
 
 TUNING = {*(field.name for field in fields(TuneConfig)), "learning_rate", "images", "source", "samples"}
 NAMED = {"objective", "strategy", "freeze_last"}
@@ -240,6 +242,7 @@ def run_table(
         missing = [i for i, name in enumerate(names) if force or not has_rows(rows, labelled, bench.model, name, cell)]
         if missing:
             check_stored(bench, cell)
+            check_images(table, bench, cell, metrics[0], data)
             check_places(table, bench, cell)
         return missing
 
@@ -319,6 +322,24 @@ def check_stored(bench: Bench, cell: Cell) -> None:
     except TimingMismatch as error:
         path = timing_path(bench.model.name, cell)
         raise TimingMismatch(f"{path}: {error}; or move it away, or give the network another name") from error
+
+
+def check_images(table: Table, bench: Bench, cell: Cell, metric: Metric, data: Path | str | None) -> None:
+    """Raise :class:`TimingMismatch` if the stored timing of a cell was tuned on real images that are not the table's.
+
+    The shipped ones do not say which those were. Images that are not here, as where the reference is a file of
+    pytorch-fid, cannot be compared.
+    """
+    timing = find_timing(bench.model.name, cell)
+    tuning = timing.tuning if timing else {}
+    same = tuning.get("dataset") in (None, "", metric.dataset)
+    if tuning.get("source") == "real" and "images_sha256" in tuning:
+        with suppress(BadValue, MissingFile):
+            images = bench.tuning_images("real", tuning["images"], table.dataset, data)
+            same = digest_of(images) == tuning["images_sha256"]
+    if not same:
+        path = timing_path(bench.model.name, cell)
+        raise TimingMismatch(f"{path}: the timing was tuned on other images than {table.dataset}'s; move it away")
 
 
 def check_places(table: Table, bench: Bench, cell: Cell) -> None:

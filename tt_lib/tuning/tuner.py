@@ -233,8 +233,8 @@ class _Tuning:
         """What must agree for a state file to be this tuning's."""
         sampler, solver = self.sampler, self.sampler.solver
         parts = [sampler.model, sampler.weights, sampler.schedule.name, solver.name, repr(solver.options)]
-        parts += [repr(sampler.grid), repr(asdict(self.config)), _digest(self.images)]
-        parts += [] if self.held_out is None else [_digest(self.held_out)]
+        parts += [repr(sampler.grid), repr(asdict(self.config)), digest_of(self.images)]
+        parts += [] if self.held_out is None else [digest_of(self.held_out)]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _save(self) -> None:
@@ -274,7 +274,7 @@ class _Tuning:
         tuning = {
             **asdict(self.config),
             "images": len(self.images),
-            "images_sha256": _digest(self.images),
+            "images_sha256": digest_of(self.images),
             "source": self.source,
             "seconds": round(self._seconds(), 2),
             "loss_untuned": [untuned for untuned, _ in losses],
@@ -337,5 +337,6 @@ def p_lower(a: Tensor, b: Tensor) -> float:
     return 1.0 if math.isnan(p) else p
 
 
-def _digest(images: Tensor) -> str:
+def digest_of(images: Tensor) -> str:
+    """sha256 of images, by which a timing says which it was tuned on."""
     return hashlib.sha256(images.detach().cpu().numpy().tobytes()).hexdigest()
