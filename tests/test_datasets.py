@@ -704,6 +704,8 @@ def broken(root: Path, kind: str) -> None:
         (train / "cat" / "z.png").symlink_to(root / "gone.png")
     elif kind == "twice":
         write_npz(root)
+    elif kind == "pipe":
+        os.mkfifo(train / "cat" / "pipe.png")
     elif kind == "loose":
         (root / "a.png").write_bytes(saved("PNG"))
     elif kind == "spelled":
@@ -725,6 +727,7 @@ def broken(root: Path, kind: str) -> None:
         "loop": r"loop leads back to .*train, in which it is",
         "dangling": "cannot read .*z.png: No such file",
         "twice": r"the train images twice, train/ and train\.npz",
+        "pipe": r"pipe\.png is no picture",
         "loose": r"holds test/ beside a\.png: is it a split or a class\?",
         "spelled": r"holds Training/ beside val: is it a split or a class\?",
         "a class": r"holds train/ beside car: is it a split or a class\?",

@@ -315,8 +315,10 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
             if real in above:
                 raise CorruptFile(f"{entry.path} leads back to {real}, in which it is; remove the link")
             yield from _walk(entry.path, (*above, real))
-        elif entry.name.lower().endswith(ENDINGS) or (entry.is_symlink() and not os.path.exists(entry.path)):
+        elif entry.is_symlink() and not os.path.exists(entry.path):
             yield entry.path  # a broken link is read, and fails by its name
+        elif entry.is_file() and entry.name.lower().endswith(ENDINGS):  # a pipe would be waited for
+            yield entry.path
         else:
             raise CorruptFile(
                 f"{entry.path} is no picture ({', '.join(ENDINGS)}); a folder of images holds nothing else: move it "
