@@ -130,18 +130,6 @@ def test_cells_that_cannot_be_measured_are_refused_before_any_is(bench, tmp_path
         Protocol(n=1)
 
 
-def test_a_sampler_that_another_process_measures_is_left_to_it(bench, tmp_path):
-    path, work = tmp_path / "direction.csv", tmp_path / "work"
-    with hold(work / short_hash(bench.model.digest) / f"{CELLS[1].label}.lock") as mine:
-        seen = []
-        rows = run_directions(bench, CELLS[:2], PROTOCOL, path, work, progress=lambda *report: seen.append(report))
-        assert seen[0][:2] == (1, 6) and seen[-1][:2] == (3, 3), "what the other does is no progress of this one"
-        assert mine and set(rows["timing"]) == {"untuned"} and len(read_rows(path)) == 3
-    seen.clear()
-    rows = run_directions(bench, CELLS[:2], PROTOCOL, path, work, progress=lambda *report: seen.append(report))
-    assert len(rows) == 6 and {total for _, total, _ in seen} == {3}, "it let go: now it is measured, and it alone"
-
-
 def test_paths_of_one_network_do_not_wait_for_each_other(bench, tmp_path):
     path, work, other = tmp_path / "direction.csv", tmp_path / "work", make_bench("tiny,path=flow", batch=3)
     with hold(bench.work_in(work) / f"{CELLS[0].label}.lock"):

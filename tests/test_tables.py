@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
 import shutil
-import signal
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -353,6 +350,8 @@ def test_the_time_left_is_judged_by_what_is_still_to_do(whole, project, tmp_path
     table = replace(TABLE, cells=(*CELLS, *more))
     with hold(project.own / f"{more[0].label}.lock"):
         assert len(project.run(table, progress=lambda *report: seen.append(report))) == 1
+        # Not even by force: two processes would write over each other.
+        assert project.run(replace(table, cells=more[:1]), force=True) == []
     assert seen[0] == (0, 20 * 4, f"{more[0].label} done") and {total for _, total, _ in seen} == {20 * 4}
     assert seen[-1] == (80, 80, f"{more[1].label} done")
 
@@ -604,42 +603,6 @@ def test_two_runs_share_the_cells(whole, project, tmp_path, parts):
     pd.testing.assert_frame_equal(project.rows(), whole[0].rows())
 
 
-@contextlib.contextmanager
-def held_by_another_process(path: Path):
-    """Another process holds a lock file; yields the process."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-
-    def child():
-        with hold(path) as mine:
-            theirs.send(mine)
-            signal.pause()
-
-    process = context.Process(target=child)
-    process.start()
-    try:
-        assert ours.poll(30) and ours.recv() is True
-        yield process
-    finally:
-        process.kill()
-        process.join()
-
-
-def test_cell_held_by_another_process_is_left_alone_until_it_is_killed(whole, project):
-    table = replace(TABLE, cells=(*CELLS[:1], replace(CELLS[0], nfe=1)))
-    with held_by_another_process(project.own / f"{CELLS[0].label}.lock") as process:
-        rows = project.run(table)
-        assert [row["nfe"] for row in rows] == [1]
-        assert project.predictor.calls == 10
-        # Not even by force: two processes would write over each other.
-        assert [row["nfe"] for row in project.run(table, force=True)] == [1]
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        [row] = project.run(table)
-    assert row["nfe"] == 2 and row["value"] == whole[1][0]["value"]
-
-
 def test_options_and_gate_as_cells(project):
     names = [
         "truncation-parallel",
@@ -697,14 +660,6 @@ def test_a_row_for_each_of_the_features(project, plain):
     assert project.run(metrics=plain) == [] and project.predictor.calls == calls
     assert len(project.run(metrics=plain, force=True)) == 6 and len(project.rows()) == 6
     assert project.predictor.calls == calls + 10 * (2 + 3 + 3), "by force too the samples are made once"
-
-
-def test_interrupted_and_resumed_with_several_features(project, plain):
-    table = replace(TABLE, cells=CELLS[:1])
-    with interrupted():
-        project.run(table, plain, progress=interrupt(lambda message: message == CELLS[0].label, 4))
-    assert len(project.run(table, plain)) == 2
-    assert project.predictor.calls == 10 * 2 + 2, "the set that was interrupted is made again"
 
 
 def test_frechet_joint_is_tuned_by_the_first(project, plain):
