@@ -174,22 +174,6 @@ def test_timing_plot_draws_ratios_in_the_order_of_the_calls_from_noise_to_data()
         results.timing_plot({})
 
 
-def test_tuning_history_draws_a_line_for_each_step():
-    rows = [
-        {"evaluation": k, "iteration": i, "loss": 10.0**k / (1 + i), "tau": t * (1 + 0.01 * i), "t": t}
-        for k, t in enumerate((1.0, 0.5))
-        for i in range(4)
-    ]
-    figure = results.tuning_history(pd.DataFrame(rows[::-1]))
-    loss, ratio = figure.axes
-    np.testing.assert_allclose(
-        [line.get_ydata() for line in lines(loss)], [[1, 1 / 2, 1 / 3, 1 / 4]] * np.array([[1], [10]])
-    )
-    np.testing.assert_allclose(lines(ratio)[-1].get_ydata(), [1, 1.01, 1.02, 1.03])
-    assert loss.get_yscale() == "log" and legend(figure) == ["evaluation 0, t = 1", "evaluation 1, t = 0.5"]
-    assert results.tuning_history(pd.DataFrame(rows).assign(loss=0.0)).axes[0].get_yscale() == "linear"
-
-
 def direction_rows(**changes) -> pd.DataFrame:
     rows = [(t, 0.1 / t, 0.2 / t, timing) for timing in ("untuned", "truncation-parallel") for t in (0.9, 0.5, 0.1)]
     frame = pd.DataFrame(rows, columns=["t", "relative", "accumulated", "timing"])

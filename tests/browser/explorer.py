@@ -1,4 +1,7 @@
-"""A notebook in a real browser: JupyterLab in headless Chromium runs it, moves a slider, and the figure changes.
+"""A notebook in a real browser: JupyterLab in headless Chromium, where its sliders move and the figures change.
+
+First, with the notebook trusted as `make lab` does and nothing run, the player that is stored in it; then, run, the
+slider that needs a kernel.
 
 ``python tests/browser/explorer.py [NOTEBOOK]`` (`make browser`); without a name it is 02_direction_error.ipynb.
 It needs Chromium or Chrome (``CHROMIUM`` names another) and the extra ``browser``; without them it only says so.
@@ -25,7 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DEFAULT = ROOT / "notebooks" / "02_direction_error.ipynb"
 SECONDS = 600
 HANDLE = ".jupyter-widgets .noUi-handle"
-PICTURE = ".jp-OutputArea img.widget-image"
+PICTURE = ".jp-OutputArea img.widget-image, .jupyter-widgets .jp-OutputArea img"
+PLAYER, SHOWN = ".animation input[type=range]", ".animation img"
 IMAGE_BYTES = """async image => {
   const buffer = await (await fetch(image.src)).arrayBuffer();
   return Array.from(new Uint8Array(buffer));
@@ -94,23 +98,31 @@ def jupyterlab(folder: Path) -> Iterator[str]:
         server.wait(30)
 
 
+def trust(notebook: Path) -> None:
+    """Trust a notebook as `make lab` does, in the folder that :func:`jupyterlab` gives its server."""
+    environment = os.environ | {"JUPYTER_DATA_DIR": str(notebook.parent / ".jupyter" / "data")}
+    command = [sys.executable, "-m", "nbformat.sign", str(notebook)]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
 def picture(page) -> str:
     """A hash of the bytes of the figure below the slider."""
     return hashlib.sha256(bytes(page.locator(PICTURE).first.evaluate(IMAGE_BYTES))).hexdigest()
 
 
 def move_a_slider(notebook: Path) -> None:
-    """Open, run, move, compare.
+    """Open, move the player, run, move the slider; compare.
 
     Raises:
-        AssertionError: the figure stays as it is.
-        playwright's TimeoutError: there is no slider or figure.
+        AssertionError: a figure stays as it is.
+        playwright's TimeoutError: there is no player, slider or figure.
     """
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory(prefix="explorer") as name, sync_playwright() as play:
         folder = Path(name)
         shutil.copy(notebook, folder / notebook.name)  # a copy: JupyterLab saves what it opens
+        trust(folder / notebook.name)
         browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-dev-shm-usage"])
         with jupyterlab(folder) as address:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -118,6 +130,13 @@ def move_a_slider(notebook: Path) -> None:
             page.goto(address % notebook.name)
             page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
             page.get_by_text("| Idle").first.wait_for()  # the kernel has started
+            slider = page.locator(PLAYER).first
+            slider.wait_for(state="attached")
+            slider.scroll_into_view_if_needed()
+            stored = page.locator(SHOWN).first.get_attribute("src")
+            slider.fill(slider.get_attribute("max"))
+            moved = page.locator(SHOWN).first.get_attribute("src")
+            assert moved != stored, "the player's slider moved, and its figure stayed as it was"
             page.locator(".lm-MenuBar").get_by_text("Run", exact=True).click()
             page.locator(".lm-Menu").get_by_text("Run All Cells", exact=True).click()
             handle = page.locator(HANDLE).first
@@ -142,7 +161,7 @@ def main(notebook: Path) -> None:
     start = time.monotonic()
     move_a_slider(notebook)
     seconds = time.monotonic() - start
-    print(f"{notebook.name} in {chromium()}: the slider moved and the figure changed ({seconds:.0f} s)")
+    print(f"{notebook.name} in {chromium()}: both sliders moved and their figures changed ({seconds:.0f} s)")
 
 
 if __name__ == "__main__":

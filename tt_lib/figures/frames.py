@@ -24,13 +24,13 @@ Draw = Callable[..., None]
 ICONS = {
     "fa-minus": "−",
     "fa-plus": "+",
-    "fa-fast-backward": "⏮",
-    "fa-fast-forward": "⏭",
+    "fa-fast-backward": "|◂",
+    "fa-fast-forward": "▸|",
     "fa-step-backward": "◂",
     "fa-step-forward": "▸",
     "fa-play fa-flip-horizontal": "◀",
     "fa-play": "▶",
-    "fa-pause": "⏸",
+    "fa-pause": "||",
 }
 """Matplotlib's player takes its icons from a font on the network; these need none."""
 DPI = 100

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
-import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
@@ -40,45 +38,6 @@ def timing_plot(timings: Mapping[str, Timing]) -> Figure:
     grid.ax.axhline(1, color=GREY, linewidth=1, zorder=1)
     grid.set(xlim=(1.04 * frame["t"].max(), -0.02))
     grid.set_axis_labels("nominal time t (1 = noise, 0 = data)", "ratio τ/t (1 = untuned)")
-    return grid.figure
-
-
-def tuning_history(frame: pd.DataFrame) -> Figure:
-    """The loss and the ratio tau/t of every evaluation over the iterations of its tuning, lighter nearer to the data.
-
-    Args:
-        frame: columns ``evaluation``, ``iteration``, ``loss``, ``tau`` and ``t``.
-
-    Raises:
-        BadValue: no row.
-    """
-    frame = frame.sort_values(["evaluation", "iteration"])
-    labels = [f"evaluation {k}, t = {t:.3g}" for k, t in zip(frame["evaluation"], frame["t"], strict=True)]
-    frame = frame.assign(label=labels)
-    panels = {"loss of the evaluation": frame["loss"], "ratio τ/t (1 = untuned)": frame["tau"] / frame["t"]}
-    long = pd.concat([frame.assign(quantity=name, value=value) for name, value in panels.items()])
-    names = frame["label"].unique()
-    # Without the map's lightest end, which cannot be seen on white.
-    shades = seaborn.color_palette(
-        [matplotlib.colormaps["cividis"](place) for place in np.linspace(0, 0.85, len(names))]
-    )
-    grid = relplot(
-        long,
-        "label",
-        (4.5, 3.4),
-        x="iteration",
-        y="value",
-        col="quantity",
-        kind="line",
-        palette=dict(zip(names, shades, strict=True)),
-        markers=False,
-        facet_kws={"sharey": False},
-    )
-    grid.set_titles("").set_axis_labels("iteration")
-    for name, axes in grid.axes_dict.items():
-        axes.set_ylabel(name)
-    if (frame["loss"] > 0).all():
-        log_axis(grid.axes[0, 0], "y", frame["loss"])
     return grid.figure
 
 
