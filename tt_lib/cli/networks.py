@@ -20,6 +20,7 @@ from tt_lib.cli.app import (
     place,
     progress_bar,
     results_file,
+    rows_option,
     say,
 )
 from tt_lib.errors import BadValue, TTError, choose
@@ -28,10 +29,7 @@ from tt_lib.networks.config import DEFAULTS, FEATURE_DEFAULTS, Config
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 TrainedOnOption = Annotated[str, typer.Option(help="cifar10 or digits: those with settings for training.")]
-LogOption = Annotated[
-    Path | None,
-    typer.Option(help="Training log to add rows to [default: data/results/training.csv].", callback=place(".csv")),
-]
+LogOption = Annotated[Path | None, rows_option("training.csv")]
 
 
 def setting(text: str, name: str, defaults: Mapping[str, Config] = DEFAULTS) -> Any:
@@ -165,9 +163,6 @@ def stats(
             help="cifar10-resnet, cifar10-simclr, the same of digits, imagenet-efficientnet-lite0 or inception-2015."
         ),
     ] = "cifar10-resnet",
-    weights: Annotated[
-        Path | None, typer.Option(help="The features' weights, if they are not in their usual place.")
-    ] = None,
     data: DataOption = None,
     bank: Annotated[
         int | None,
@@ -199,7 +194,7 @@ def stats(
     own = None if dataset in NAMED else load_dataset(dataset, split, data)
     path = out or reference_path(dataset, split, features, bank is not None, own)
     refuse_overwrite(path, force)
-    extractor = load_features(features, pick_device(device), weights)
+    extractor = load_features(features, pick_device(device))
     images = own or load_dataset(dataset, split, data)
     if bank is not None:
         vectors = collect_bank(images.pixels, extractor, bank)
