@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import json
 
 import pytest
 import torch
+from diffusers_helpers import as_images, draw, engine, gap, loop, moved
 from torch import Tensor
 
 from tt_lib.engine import Request, drive, replay
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
-from tt_lib.files import PACKAGE_ROOT, read_json
+from tt_lib.files import PACKAGE_ROOT
 from tt_lib.grids import make_grid
 from tt_lib.guidance import ClassifierFree
-from tt_lib.interop import Adapted, Calls, TunedUNet, from_scheduler, tuned_times
+from tt_lib.interop import Calls, TunedUNet, from_scheduler, tuned_times
 from tt_lib.networks.unet import make_unet
 from tt_lib.predictors import EpsPredictor
 from tt_lib.sampling import Sampler
@@ -33,22 +33,16 @@ LINEAR = make_schedule("linear")
 BETAS = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 SCHEDULERS = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    "ddim-clipped": ("DDIMScheduler", {}),
     "pndm": ("PNDMScheduler", {}),
     "plms": ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
     "dpm": ("DPMSolverMultistepScheduler", {}),
-    "dpm-karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "dpm-single": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "heun-leading": ("HeunDiscreteScheduler", {"timestep_spacing": "leading"}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-leading": ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
-    "deis": ("DEISMultistepScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "kdpm2": ("KDPM2DiscreteScheduler", {}),
 }
-SIX = ("ddim", "pndm", "plms", "dpm", "unipc", "heun", "euler")
 
 
 def make(name: str, **options):
@@ -67,27 +61,16 @@ def skip_if_diffusers_cannot(scheduler, steps: int) -> None:
         pytest.skip(f"diffusers {diffusers.__version__} itself fails: {error}")
 
 
-def draw(*shape: int, seed: int = 0, dtype=torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 NOISE = draw(2, 1, 8, 8)
 
 
-def gap(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, as a share of the largest value."""
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-def plain_loop(network, scheduler, steps: int, noise: Tensor = NOISE) -> Tensor:
-    """How pipelines sample."""
+def plain_loop(network, scheduler, steps: int) -> Tensor:
     scheduler.set_timesteps(steps)
-    state = noise * scheduler.init_noise_sigma
-    with torch.no_grad():
-        for n in scheduler.timesteps:
-            answer = network(scheduler.scale_model_input(state, n), n)
-            state = scheduler.step(getattr(answer, "sample", answer), n, state).prev_sample
-    return state
+    return loop(scheduler, network, state=NOISE * scheduler.init_noise_sigma)
+
+
+def ours(adapted, network, taus=None) -> Tensor:
+    return engine(adapted, network, adapted.start(NOISE), taus)
 
 
 @pytest.fixture(scope="module")
@@ -96,50 +79,11 @@ def unet(one_thread):
     return make_unet("digits", 16).eval().requires_grad_(False)
 
 
-def engine_samples(adapted: Adapted, network, taus=None, noise: Tensor = NOISE) -> Tensor:
-    predictor = (
-        network if isinstance(network, ClassifierFree) else EpsPredictor(network, adapted.schedule, kind=adapted.kind)
-    )
-    return drive(adapted.solver(adapted.start(noise), adapted.grid, adapted.schedule), predictor, taus).x
-
-
-def moved(adapted: Adapted) -> Timing:
-    """A timing that no two evaluations share a ratio in."""
-    ratios = [0.9 + 0.02 * (k % 7) for k in range(adapted.nfe)]
-    taus = [max(0.001, t * ratio) for t, ratio in zip(adapted.times, ratios, strict=True)]
-    return adapted.timing(taus, name="moved")
-
-
 # ---- schedulers as solvers
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_untuned_is_diffusers_loop(name, prediction, unet):
-    if prediction == "sample" and name in ("pndm", "plms", "kdpm2"):
-        with pytest.raises(BadValue, match=r"fails with 5 steps \(prediction"):
-            from_scheduler(make(name, prediction_type=prediction), 5)
-        return
-    scheduler = make(name, prediction_type=prediction)
-    skip_if_diffusers_cannot(scheduler, 5)
-    adapted = from_scheduler(scheduler, 5)
-    assert gap(engine_samples(adapted, unet), plain_loop(unet, scheduler, 5)) < 1e-5
-    assert adapted.nfe == len(scheduler.timesteps)
-    assert [t * 1000 - 1 for t in adapted.times] == pytest.approx(scheduler.timesteps.tolist(), abs=1e-4)
-    if name == "deis":  # it ends at its lowest level
-        assert adapted.grid.times[-1] == pytest.approx(0.001, abs=1e-6)
-
-
-def test_a_scheduler_that_keeps_x_over_alpha_ends_with_x():
-    """At sigma_min diffusers returns x / alpha; a solver returns x."""
-    scheduler = make("euler", final_sigmas_type="sigma_min")
-    ours = engine_samples(from_scheduler(scheduler, 5), lambda x, c: torch.sin(x))
-    theirs = plain_loop(lambda x, n: torch.sin(x), scheduler, 5)
-    assert gap(ours, theirs * LINEAR.alpha(0.001).float()) < 2e-6 and gap(ours, theirs) > 3e-5
-
-
 @pytest.mark.parametrize(
-    ("name", "ours", "options", "skip_last"),
+    ("name", "solver", "options", "skip_last"),
     [
         ("ddim", "ddim", {}, False),
         ("euler-leading", "ddim", {"steps_offset": 0}, False),
@@ -147,12 +91,12 @@ def test_a_scheduler_that_keeps_x_over_alpha_ends_with_x():
         ("pndm", "pndm", {"set_alpha_to_one": True}, True),
     ],
 )
-def test_requests_are_those_of_our_own_solver(name, ours, options, skip_last):
+def test_requests_are_those_of_our_own_solver(name, solver, options, skip_last):
     """The state is the variance-preserving one, at our times and stages, whatever the scheduler keeps."""
     adapted = from_scheduler(make(name, **options), 10)
     assert adapted.grid.times == pytest.approx(make_grid("uniform", 10, LINEAR).times)
     predictor, x = MixturePredictor(ring_2d(), LINEAR), draw(5, 2, dtype=torch.float64)
-    own = drive(make_solver(ours)(x, adapted.grid, LINEAR), predictor, keep=True)
+    own = drive(make_solver(solver)(x, adapted.grid, LINEAR), predictor, keep=True)
     theirs = drive(adapted.solver(x, adapted.grid, adapted.schedule), predictor, keep=True)
     for a, b in zip(own.trajectory, theirs.trajectory, strict=True):
         assert (float(a.t), a.stage) == (pytest.approx(float(b.t)), b.stage) and gap(a.x, b.x) < 1e-4
@@ -168,7 +112,6 @@ def test_requests_are_those_of_our_own_solver(name, ours, options, skip_last):
         # The last evaluation of diffusers' default leads from t = 0.001 to t = 0.001: it is no step.
         ("pndm", "01230123012301"),
         ("dpm-single", "01010"),
-        ("kdpm2", "010101010"),
         ("euler", "00000"),
     ],
 )
@@ -215,7 +158,7 @@ def test_restarts_replays_and_leaves_the_scheduler_alone():
     assert all(torch.equal(a, b) for a, b in zip(kept, run.answers, strict=True))
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", ["pndm", "dpm", "unipc", "heun"])
 def test_gradients_reach_every_tau(name):
     adapted = from_scheduler(make(name), 5)
     predictor, x = MixturePredictor(ring_2d(scale=0.5), LINEAR), draw(4, 2, dtype=torch.float64)
@@ -240,7 +183,7 @@ def test_gradients_reach_every_tau(name):
 @pytest.mark.parametrize(
     ("name", "objective", "optimiser"),
     [
-        *((name, "truncation", "search") for name in SIX),
+        ("plms", "truncation", "search"),
         ("heun", "consistency", "search"),
         ("heun", "truncation", "adam"),
     ],
@@ -313,10 +256,7 @@ def test_noise_belongs_to_the_sample():
         drive(sde.solver(torch.zeros(1, 2), sde.grid, sde.schedule), predictor)
 
 
-REFUSED = [
-    ("FlowMatchLCMScheduler", {}, {}, "FlowMatchLCMScheduler: it draws noise.*DDIM"),
-    ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, {}, "stochastic_sampling=True: it draws noise"),
-    ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, {}, "invert_sigmas=True: its times run the other way"),
+REFUSED = [  # more of them, class by class and option by option, in test_interop_options
     (
         "FlowMatchEulerDiscreteScheduler",
         {"use_dynamic_shifting": True},
@@ -325,18 +265,12 @@ REFUSED = [
     ),
     ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 500}, {}, "num_train_timesteps=500 on a flow"),
     ("DDPMScheduler", {}, {}, "cannot adapt DDPMScheduler: it draws noise.*DDIMScheduler with eta"),
-    ("EulerAncestralDiscreteScheduler", {}, {}, "draws noise.*choose one of"),
     (
         "EDMEulerScheduler",
         {"prediction_type": "v_prediction"},
         {},
         "'v_prediction' as EDM's; it must be one of epsilon",
     ),
-    ("IPNDMScheduler", {}, {}, "cannot adapt IPNDMScheduler: its noise levels are its own.*choose one of"),
-    ("DDIMParallelScheduler", {}, {}, "its steps are those of the class without Parallel"),
-    ("DDIMInverseScheduler", {}, {}, "it runs from data to noise"),
-    ("ddim", {"thresholding": True}, {}, "thresholding=True.*Clipped"),
-    ("ddim", {"prediction_type": "velocity"}, {}, "prediction_type 'velocity'.*epsilon, v_prediction, sample"),
     ("dpm", {"prediction_type": "flow_prediction"}, {}, "'flow_prediction'.*use_flow_sigmas=True is what makes it"),
     (
         "dpm",
@@ -348,7 +282,6 @@ REFUSED = [
         *("dpm", {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_karras_sigmas": True}, {}),
         "sigmas of a flow lie between 0 and 1, and it has 157.*no karras",
     ),
-    ("dpm", {"variance_type": "learned_range"}, {}, "variance_type='learned_range'.*set it to None"),
     ("dpm-single", {"algorithm_type": "sde-dpmsolver++"}, {}, "'sde-dpmsolver.*DPMSolverMultistepScheduler"),
     (
         *("ddim", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, {}),
@@ -356,10 +289,7 @@ REFUSED = [
     ),
     ("euler", {"rescale_betas_zero_snr": True}, {}, "predicts eps, .* alpha is 0 at t = 1, where that says nothing"),
     ("ddim", {"trained_betas": [0.01] * 500 + [1.0] + [0.01] * 499}, {}, "got 1 at index 500 of 1000"),
-    ("unipc", {"solver_p": diffusers.DDPMScheduler()}, {}, "solver_p=DDPMScheduler: another scheduler.*set it to None"),
     ("dpm", {"use_dynamic_shifting": True}, {}, "use_dynamic_shifting=True: it shifts flows alone"),
-    ("euler", {"interpolation_type": "log_linear"}, {}, "interpolation_type='log_linear'.*other noise levels"),
-    ("euler", {"timestep_type": "continuous"}, {}, "timestep_type='continuous'.*set it to 'discrete'"),
     ("ddim", {}, {"steps": 0}, "at least 1, got 0"),
     ("ddim", {}, {"steps": 2.5}, "whole number, got 2.5"),
     ("ddim", {}, {"steps": 1001}, "cannot make 1001 steps.*another number"),
@@ -388,11 +318,6 @@ def quiet(pipeline):
     return pipeline
 
 
-def pixels(x: Tensor) -> Tensor:
-    """What pipelines return for a sample."""
-    return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-
-
 @pytest.fixture
 def ddim(unet):
     """A DDIM pipeline whose images are not saturated, its adapted solver, and a function that samples with seed 0."""
@@ -413,7 +338,7 @@ def test_identity_is_bit_identical_and_tuned_is_the_engine_s(ddim, unet):
     with tuned_times(pipeline, adapted.timing()):
         assert torch.equal(images(), plain)
     timing = moved(adapted)
-    expected = pixels(engine_samples(adapted, unet, timing.taus))
+    expected = as_images(ours(adapted, unet, timing.taus))
     with tuned_times(pipeline, timing) as calls:
         assert gap(images(), expected) < 1e-5
         assert gap(images(), expected) < 1e-5  # a second run begins by itself
@@ -426,7 +351,7 @@ def test_identity_is_bit_identical_and_tuned_is_the_engine_s(ddim, unet):
     assert torch.equal(images(wrapped), plain)
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", ["ddim", "pndm", "plms", "unipc", "heun"])
 def test_each_evaluation_has_its_own_tau_in_every_scheduler(name, unet):
     scheduler = make(name, prediction_type="v_prediction")
     adapted = from_scheduler(scheduler, 5)
@@ -439,7 +364,7 @@ def test_each_evaluation_has_its_own_tau_in_every_scheduler(name, unet):
     assert all(each.dtype == torch.float32 and each.shape == (2,) for each in seen)
     expected = [1000 * tau - 1 for tau in timing.taus]
     assert [each[0].item() for each in seen] == pytest.approx(expected, rel=1e-5, abs=1e-4)
-    assert gap(engine_samples(adapted, unet, timing.taus), theirs) < 1e-5
+    assert gap(ours(adapted, unet, timing.taus), theirs) < 1e-5
     assert gap(plain_loop(unet, scheduler, 5), theirs) > 1e-3
     if name in ("heun", "plms", "pndm"):  # the same timestep twice, and two taus
         assert adapted.times[1] == adapted.times[2] and seen[1][0] != seen[2][0]
@@ -449,9 +374,9 @@ def test_a_network_with_another_number_of_levels(unet):
     scheduler = make("ddim", num_train_timesteps=100, beta_start=0.001, beta_end=0.2)
     adapted = from_scheduler(scheduler, 5)
     timing = moved(adapted)
-    expected = engine_samples(adapted, unet, timing.taus)
+    expected = ours(adapted, unet, timing.taus)
     assert gap(plain_loop(TunedUNet(unet, timing, levels=100), scheduler, 5), expected) < 1e-5
-    with pytest.raises(TimingMismatch):
+    with pytest.raises(TimingMismatch, match="levels=1000, which must be the scheduler's num_train_timesteps"):
         plain_loop(TunedUNet(unet, timing), scheduler, 5)
 
 
@@ -472,7 +397,7 @@ def test_guidance_by_two_calls_and_by_one(unet):
 
     one = EpsPredictor(unet, adapted.schedule, kind="v")
     other = EpsPredictor(lambda x, c: unet(-x, c), adapted.schedule, kind="v")
-    expected = engine_samples(adapted, ClassifierFree(one, other, 3.0), timing.taus)
+    expected = engine(adapted, None, adapted.start(NOISE), timing.taus, ClassifierFree(one, other, 3.0))
     for joint, calls in ((True, 1), (False, 2)):
         tuned = TunedUNet(unet, timing, calls_per_evaluation=calls)
         for _ in range(2):
@@ -526,15 +451,6 @@ def test_runs_that_are_too_short_or_too_long(ddim, unet):
     tuned(x, timestep=levels[0])
 
 
-def test_errors_in_a_block_are_not_masked(ddim, unet):
-    pipeline, adapted, images = ddim
-    plain = images()
-    with pytest.raises(ZeroDivisionError), tuned_times(pipeline, moved(adapted)):
-        unet(draw(1, 1, 8, 8), 800)
-        raise ZeroDivisionError
-    assert torch.equal(images(), plain)
-
-
 def test_what_calls_may_look_like(unet):
     timing = from_scheduler(make("ddim"), 5).timing()
     calls, x = Calls(timing), draw(3, 1, 8, 8)
@@ -569,97 +485,13 @@ def test_the_wrapper_passes_for_the_network(unet):
     assert torch.equal(tuned(x, 800, return_dict=False)[0], unet(x, 800, return_dict=False)[0])
 
 
-# ---- latent pipelines
-
-
-def dit(vae, scheduler):
-    """Classes, with both halves of the guidance in one batch."""
-    network = diffusers.DiTTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=1,
-        sample_size=8,
-        patch_size=4,
-        norm_num_groups=4,
-    )
-    pipeline = diffusers.DiTPipeline(network.eval(), vae, scheduler)
-    conditions = [{"class_labels": torch.tensor([label])} for label in (3, 1000)]
-    return pipeline, network, {"class_labels": [3]}, conditions
-
-
-def stable_diffusion(vae, scheduler):
-    """Embeddings of prompts."""
-    pytest.importorskip("transformers", reason="the pipeline of Stable Diffusion imports it")
-    network = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-    )
-    left_out = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=vae, unet=network.eval(), scheduler=scheduler, requires_safety_checker=False, **left_out
-    )
-    prompt, empty = draw(1, 5, 16, seed=1), draw(1, 5, 16, seed=2)
-    conditions = [{"encoder_hidden_states": words} for words in (prompt, empty)]
-    return pipeline, network, {"prompt_embeds": prompt, "negative_prompt_embeds": empty}, conditions
-
-
-@pytest.mark.parametrize(
-    ("make_pipeline", "name", "guidance"),
-    [
-        (dit, "plms", 4.0),
-        (dit, "dpm", 4.0),
-        (stable_diffusion, "ddim", 4.0),
-        (stable_diffusion, "heun", 4.0),
-        (stable_diffusion, "heun", 1.0),
-    ],
-)
-def test_latent_pipelines_with_guidance(make_pipeline, name, guidance):
-    torch.manual_seed(1)
-    vae = diffusers.AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8).eval()
-    scheduler = make(name, steps_offset=1, timestep_spacing="leading", prediction_type="v_prediction")
-    pipeline, network, inputs, conditions = make_pipeline(vae, scheduler)
-    quiet(pipeline)
-
-    def images(steps=4):
-        options = {"generator": torch.Generator().manual_seed(0), "output_type": "np", "guidance_scale": guidance}
-        return torch.as_tensor(pipeline(**inputs, **options, num_inference_steps=steps).images)
-
-    def predictor(condition):
-        return EpsPredictor(lambda x, c: network(x, timestep=c, **condition), adapted.schedule, kind="v")
-
-    plain = images()
-    adapted = from_scheduler(scheduler, 4)
-    timing = moved(adapted)
-    with tuned_times(pipeline, adapted.timing()):
-        assert torch.equal(images(), plain)
-    with torch.no_grad():
-        both = ClassifierFree(*map(predictor, conditions), guidance)
-        x = engine_samples(adapted, both, timing.taus, draw(1, 4, 8, 8))
-        expected = pixels(vae.decode(x / vae.config.scaling_factor).sample)
-    with tuned_times(pipeline, timing):
-        assert gap(images(), expected) < 1e-5 and torch.equal(images(), images())
-    assert gap(expected, plain) > 1e-4
-    setattr(pipeline, "unet" if hasattr(pipeline, "unet") else "transformer", TunedUNet(network, timing))
-    assert gap(images(), expected) < 1e-5
-    with pytest.raises(TimingMismatch, match="4 steps"):
-        images(steps=5)
-
-
 # ---- folders
 
 
 @pytest.fixture
 def saved(unet, tmp_path):
-    adapted = from_scheduler(make("heun", prediction_type="v_prediction"), 4)
-    tuned = TunedUNet(unet, moved(adapted))
+    timing = moved(from_scheduler(make("heun"), 4))
+    tuned = TunedUNet(unet, dataclasses.replace(timing, gains=tuple(0.9 + 0.02 * k for k in range(timing.nfe))))
     tuned.save_pretrained(tmp_path / "tuned")
     return tuned, tmp_path / "tuned"
 
@@ -668,93 +500,45 @@ def test_save_and_load(saved, unet):
     tuned, folder = saved
     again = TunedUNet.from_pretrained(folder)
     assert again.timing == tuned.timing and again.unet is not unet
-    scheduler = make("heun", prediction_type="v_prediction")
-    assert torch.equal(plain_loop(again, scheduler, 4), plain_loop(tuned, scheduler, 4))
+    assert torch.equal(plain_loop(again, make("heun"), 4), plain_loop(tuned, make("heun"), 4))
     names = ["config.json", "diffusion_pytorch_model.safetensors", "timing.json", "tuned_unet.json"]
     assert sorted(file.name for file in folder.iterdir()) == names and len(list(folder.parent.iterdir())) == 1
-    assert load_timing(folder / "timing.json") == tuned.timing
     # Plain diffusers reads the network.
     plain = diffusers.UNet2DModel.from_pretrained(str(folder)).eval()
     assert torch.equal(plain(NOISE, 5).sample, unet(NOISE, 5).sample)
-    # Saving again replaces these files and no others.
-    (folder / "notes.txt").write_text("a note")
-    TunedUNet(unet, tuned.timing, calls_per_evaluation=2).save_pretrained(folder)
-    assert TunedUNet.from_pretrained(folder).calls.calls_per_evaluation == 2
-    assert (folder / "notes.txt").read_text() == "a note"
 
 
-LAYOUTS: tuple[dict, ...] = (
-    {},
-    {"max_shard_size": "100KB"},
-    {"variant": "fp16"},
-    {"safe_serialization": False},
-    {"max_shard_size": "100KB", "variant": "fp16"},
-)
-
-
-@pytest.mark.parametrize("later", LAYOUTS)
-@pytest.mark.parametrize("earlier", LAYOUTS)
-def test_a_save_in_another_layout_leaves_no_old_weights(saved, unet, tmp_path, earlier, later):
+def test_a_later_save_replaces_the_earlier_one_and_nothing_else(saved, unet, monkeypatch):
     """diffusers reads weights in several files before one file, and safetensors before .bin, whichever is the newer."""
-    old, folder = copy.deepcopy(unet), tmp_path / "twice"
+    tuned, folder = saved
+    old = copy.deepcopy(unet)
     for weight in old.parameters():
         weight.mul_(0.5)
-    TunedUNet(old, saved[0].timing).save_pretrained(folder, **earlier)
-    TunedUNet(unet, saved[0].timing).save_pretrained(folder, **later)
-    again = TunedUNet.from_pretrained(folder)
-    for name, weight in unet.state_dict().items():
-        assert torch.equal(again.unet.state_dict()[name], weight), name
-    files = {file.name for file in folder.iterdir()}
-    assert files == {*read_json(folder / "tuned_unet.json")["sha256"], "tuned_unet.json", "timing.json"}
-
-
-def test_weights_of_another_save_are_refused(saved, unet):
-    tuned, folder = saved
+    TunedUNet(old, tuned.timing, calls_per_evaluation=2).save_pretrained(folder, max_shard_size="100KB")
+    assert TunedUNet.from_pretrained(folder).calls.calls_per_evaluation == 2
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    unet.save_pretrained(folder, max_shard_size="100KB")
-    (folder / "config.json").write_bytes(before["config.json"])
-    if not (folder / "diffusion_pytorch_model.safetensors").exists():  # diffusers cleans up
-        (folder / "diffusion_pytorch_model.safetensors").write_bytes(before["diffusion_pytorch_model.safetensors"])
-    with pytest.raises(
-        CorruptFile, match=r"diffusion_pytorch_model.* is of another save than tuned_unet\.json.*remove"
-    ):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tt_lib.interop.pipeline.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        tuned.save_pretrained(folder)
+    (folder / "notes.txt").write_text("a note")
+    with pytest.raises(BadValue, match=r"holds other files \(notes\.txt\); choose another folder or remove them"):
+        tuned.save_pretrained(folder)
+    (folder / "notes.txt").unlink()
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before, "nothing was written"
+    tuned.save_pretrained(folder, safe_serialization=False)
+    assert torch.equal(TunedUNet.from_pretrained(folder).unet.conv_in.weight, unet.conv_in.weight)
+    assert len(list(folder.iterdir())) == 4 and len(list(folder.parent.iterdir())) == 1
+    unet.save_pretrained(folder)  # safetensors, beside
+    with pytest.raises(CorruptFile, match=r"diffusion_pytorch_model\.safetensors is of another save than.*remove it"):
         TunedUNet.from_pretrained(folder)
-    kept = {file.name: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(BadValue, match=r"holds another network \(diffusion.*index\.json\); choose another folder"):
-        tuned.save_pretrained(folder)
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == kept, "nothing is written"
-    for file in folder.glob("*-of-*"):
-        file.unlink()
-    (folder / "diffusion_pytorch_model.safetensors.index.json").unlink()
-    assert TunedUNet.from_pretrained(folder).timing == tuned.timing
-    (folder / "tt_model.json").write_text("{}")
-    with pytest.raises(BadValue, match=r"holds another network \(tt_model\.json\)"):
-        tuned.save_pretrained(folder)
 
 
 def test_tied_weights_are_one_error(saved, unet, tmp_path):
     tied = copy.deepcopy(unet)
     tied.mid_block.resnets[0].conv2.weight = tied.mid_block.resnets[0].conv1.weight
-    tuned = TunedUNet(tied, saved[0].timing)
     with pytest.raises(BadValue, match=r"cannot save the network \(.*\); give safe_serialization=False") as caught:
-        tuned.save_pretrained(tmp_path / "tied")
-    assert "\n" not in str(caught.value) and not list((tmp_path / "tied").iterdir())
-    tuned.save_pretrained(tmp_path / "tied", safe_serialization=False)
-    assert torch.equal(TunedUNet.from_pretrained(tmp_path / "tied").unet.conv_in.weight, tied.conv_in.weight)
-
-
-def test_a_save_that_is_killed_leaves_no_timing_with_other_weights(saved, unet, monkeypatch):
-    tuned, folder = saved
-
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tt_lib.interop.pipeline.write_json", killed)
-    with pytest.raises(KeyboardInterrupt):
-        tuned.save_pretrained(folder)
-    with pytest.raises(MissingFile, match=r"tuned_unet\.json"):
-        TunedUNet.from_pretrained(folder)
-    assert not (folder / "timing.json").exists() and len(list(folder.parent.iterdir())) == 1
+        TunedUNet(tied, saved[0].timing).save_pretrained(tmp_path / "tied")
+    assert "\n" not in str(caught.value) and not (tmp_path / "tied").exists()
 
 
 @pytest.mark.parametrize(
@@ -771,22 +555,11 @@ def test_folders_that_are_damaged(saved, name):
         TunedUNet.from_pretrained(folder)
 
 
-def test_a_folder_of_another_class(saved):
-    _, folder = saved
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"_class_name": "DDIMScheduler"}))
-    wrapper = json.loads((folder / "tuned_unet.json").read_text())
-    del wrapper["sha256"]["config.json"]
-    (folder / "tuned_unet.json").write_text(json.dumps(wrapper))
-    with pytest.raises(CorruptFile, match="names 'DDIMScheduler', which is no network"):
-        TunedUNet.from_pretrained(folder)
-
-
 # ---- the shipped timings
 
 
-@pytest.mark.parametrize("nfe", [5, 10])
-def test_a_shipped_timing_is_for_the_default_spacing_of_diffusers_ddim(nfe, unet):
+def test_a_shipped_timing_is_for_the_default_spacing_of_diffusers_ddim(unet):
+    nfe = 5
     timing = load_timing(PACKAGE_ROOT / f"data/timings/cifar10-ddpm-w64/ddim-uniform-{nfe}-consistency-sequential.json")
     timing = dataclasses.replace(timing, weights="")  # on another network, which is quicker
     pipeline = diffusers.DDIMPipeline(TunedUNet(unet, timing), diffusers.DDIMScheduler(clip_sample=False))

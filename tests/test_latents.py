@@ -10,17 +10,22 @@ import sys
 
 import pytest
 import torch
+from diffusers_helpers import draw, engine, gap
 from torch import Tensor
 from typer.testing import CliRunner
 
 from tt_lib.cli import app
-from tt_lib.errors import BadValue, CorruptFile, MissingFile, TTError
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch, TTError
 from tt_lib.files import file_hash
 from tt_lib.grids import Grid
-from tt_lib.interop import TunedUNet, to_diffusers
+from tt_lib.guidance import ClassifierFree
+from tt_lib.interop import TunedUNet, to_diffusers, tuned_times
+from tt_lib.interop.pipeline import network_in
 from tt_lib.networks.unet import make_unet, weights_hash
 from tt_lib.noise import LEARN_FIRST_SEED, VALIDATION_FIRST_SEED, SampleNoise
+from tt_lib.sampling import Sampler
 from tt_lib.timing import load_timing
+from tt_lib.tuning import TuneConfig, tune
 from tt_lib.tuning import latents as module
 from tt_lib.tuning.latents import (
     LATENTS,
@@ -85,10 +90,8 @@ def decoder():
     )
 
 
-@pytest.fixture(scope="module")
-def folder(one_thread, tokenizer, tmp_path_factory):
-    """A folder of Stable Diffusion, text encoder and all, with tiny networks."""
-    torch.manual_seed(0)
+def stable_diffusion(tokenizer):
+    """Text encoder and all."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8,),
@@ -100,17 +103,23 @@ def folder(one_thread, tokenizer, tmp_path_factory):
         cross_attention_dim=16,
         attention_head_dim=2,
     )
-    folder = tmp_path_factory.mktemp("tiny") / "sd"
-    diffusers.StableDiffusionPipeline(
+    return diffusers.StableDiffusionPipeline(
         vae=decoder(),
         text_encoder=text_encoder(),
         tokenizer=tokenizer,
-        unet=unet,
+        unet=unet.eval(),
         scheduler=scheduler_of(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(one_thread, tokenizer, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny") / "sd"
+    stable_diffusion(tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -184,10 +193,6 @@ def run(pipeline, prompts, start: Tensor, steps: int, **options) -> Tensor:
     return pipeline(list(prompts), **options).images
 
 
-def gap(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
 # ---- prompts
 
 
@@ -232,7 +237,7 @@ def test_lists_of_prompts_that_are_refused(prompts, message):
 
 
 def test_held_out_prompts_are_never_learned_from(pipeline):
-    latents = adapt_pipeline(pipeline, PROMPTS)
+    latents = adapt_pipeline(pipeline, PROMPTS).encoded()
     of = [{latents.prompt_of(first + 3 * SEEDS + k) for k in range(50)} for first in (LEARN_FIRST_SEED, 0)]
     held_out = {latents.prompt_of(VALIDATION_FIRST_SEED + 3 * SEEDS + k) for k in range(50)}
     assert (of[0], held_out, of[1]) == ({0, 1, 2, 4, 5, 6}, {3}, set(range(7)))
@@ -254,7 +259,7 @@ def test_held_out_prompts_are_never_learned_from(pipeline):
 def test_latents_are_the_pipeline_s_own(name, kind, guidance, size, pipeline):
     """Its own scheduler with our predictor, each latent with a prompt of its own."""
     pipeline.scheduler = scheduler_of(name, prediction_type=kind)
-    latents = adapt_pipeline(pipeline, PROMPTS, guidance=guidance, size=size)
+    latents = adapt_pipeline(pipeline, PROMPTS, guidance=guidance, size=size).encoded()
     assert (latents.kind, latents.guidance) == ("v" if kind == "v_prediction" else "eps", guidance or 7.5)
     seeds = [3, 11, 6]
     start = noise(*seeds, size=16 if size else 8)
@@ -267,13 +272,13 @@ def test_latents_are_the_pipeline_s_own(name, kind, guidance, size, pipeline):
 
 
 def test_what_is_known_of_no_seed_is_an_error(pipeline):
-    latents = adapt_pipeline(pipeline, PROMPTS)
+    latents = adapt_pipeline(pipeline, PROMPTS).encoded()
     with pytest.raises(BadValue, match=r"for_seeds\(seeds\)"):
         latents(noise(1), torch.tensor(0.5), torch.tensor(0.5))
 
 
 def test_memory_changes_no_gradient(pipeline):
-    latents = adapt_pipeline(pipeline, PROMPTS, guidance=3.0)
+    latents = adapt_pipeline(pipeline, PROMPTS, guidance=3.0).encoded()
     pipeline.unet.requires_grad_(False)
     config = LearnConfig(("grid", "timing", "gain"), noises=6, validation=1, batch=6)
     seen: list[int] = []
@@ -317,7 +322,7 @@ def test_learned_and_run_in_the_pipeline(pipeline, tmp_path):
     assert "step" not in vars(pipeline.scheduler) and not pipeline.unet._forward_pre_hooks
 
     # The learned sampler ends nearer to the pipeline's own 60 steps, and in the pipeline as in our engine.
-    latents, seeds = adapt_pipeline(pipeline, PROMPTS, guidance=3.0), range(7)
+    latents, seeds = adapt_pipeline(pipeline, PROMPTS, guidance=3.0).encoded(), range(7)
     untuned = latents.sampler(nfe=3)
     learned = dataclasses.replace(untuned, grid=Grid("learned", timing.grid_times), timing=timing)
     exact = run(pipeline, PROMPTS, noise(*seeds), 60, guidance_scale=3.0)
@@ -330,27 +335,58 @@ def test_learned_and_run_in_the_pipeline(pipeline, tmp_path):
         learn_pipeline(pipeline, PROMPTS)
 
 
-@pytest.mark.parametrize("make", [stable_diffusion_3, flux])
-def test_pipelines_of_flows(make, tokenizer, monkeypatch):
+@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_3, flux])
+def test_untuned_tuned_and_learned(make, tokenizer, monkeypatch):
     monkeypatch.setattr(module, "CONVERGED_STEPS", 8)
     torch.manual_seed(1)
-    pipeline, size = make(tokenizer), {"height": 8, "width": 8}
-    # As a trained network's, its answer varies slowly with the time: without the fast half of the time's waves.
-    waves = pipeline.transformer.time_text_embed.timestep_embedder.linear_1.weight.data.unflatten(1, (2, -1))
-    waves[:, :, :64] = 0
-    latents = adapt_pipeline(pipeline, PROMPTS, size=(8, 8))
-    assert (latents.schedule.name, latents.kind, len(latents.conditions[0])) == ("flow", "velocity", 1 + (make != flux))
+    pipeline, options = make(tokenizer), {"height": 8, "width": 8}
+    name, network = network_in(pipeline)
+    if flow := make is not stable_diffusion:
+        # As a trained network's, its answer varies slowly with the time: without the fast half of the time's waves.
+        waves = network.time_text_embed.timestep_embedder.linear_1.weight.data.unflatten(1, (2, -1))
+        waves[:, :, :64] = 0
+    latents = adapt_pipeline(pipeline, PROMPTS, size=(8, 8)).encoded()
+    own = ("flow", "velocity") if flow else ("scaled_linear-0.00085-0.012-1000", "eps")
+    assert (latents.schedule.name, latents.kind, len(latents.conditions[0])) == (*own, 1 + (make != flux))
     seeds = [3, 11, 6]
     start, prompts = SampleNoise(seeds).start(latents.shape), [PROMPTS[seed % 7] for seed in seeds]
-    assert gap(latents.teacher(6)(seeds).x, run(pipeline, prompts, start, 6, **size)) < 1e-5
+    assert gap(latents.teacher(6)(seeds).x, run(pipeline, prompts, start, 6, **options)) < 1e-5
+
+    # Tuned: the pipeline's own scheduler, with other times for its network.
+    adapted, predictor, calls = latents.own(4), latents.for_seeds(seeds), 1
+    guided = dict(options)
+    if make is flux:  # beside its embedding it has guidance by a second call
+        predictor, calls = ClassifierFree(predictor, latents.for_prompts([0] * 3), 3.0), 2
+        guided |= {"true_cfg_scale": 3.0, "negative_prompt": [PROMPTS[0]] * 3}
+    plain = run(pipeline, prompts, start, 4, **guided)
+    assert gap(engine(adapted, start=adapted.start(start), predictor=predictor), plain) < 1e-5
+    sampler = Sampler(
+        lambda x, t, tau: latents.for_prompts([0] * len(x))(x, t, tau),
+        *(latents.schedule, adapted.solver, adapted.grid, latents.shape),
+    )
+    config = TuneConfig(objective="truncation", optimiser="search", substeps=4)
+    tuned = tune(sampler, 0.5 * draw(3, *latents.shape, seed=3), config).timing
+    assert sum(tuned.tuning["loss_tuned"]) < sum(tuned.tuning["loss_untuned"])
+    expected = engine(adapted, start=adapted.start(start), predictor=predictor, taus=tuned.taus)
+    with tuned_times(pipeline, tuned, calls_per_evaluation=calls):
+        assert gap(run(pipeline, prompts, start, 4, **guided), expected) < 1e-5 and gap(expected, plain) > 1e-4
+    with pytest.raises(TimingMismatch), tuned_times(pipeline, tuned, calls_per_evaluation=calls):
+        run(pipeline, prompts, start, 5, **guided)
+    assert torch.equal(run(pipeline, prompts, start, 4, **guided), plain)
+
+    # Learned: grid and times, in a scheduler of this library.
     config = dataclasses.replace(SMALL, noises=4, batch=4, iterations=8)
-    timing = learn_pipeline(pipeline, PROMPTS, 3, start="uniform-trailing", config=config, size=(8, 8)).timing
+    grid = "uniform-trailing" if flow else ""
+    timing = learn_pipeline(pipeline, PROMPTS, 3, start=grid, config=config, size=(8, 8)).timing
     assert timing.tuning["validation_learned"] < 0.99 * timing.tuning["validation_start"]
-    assert timing.grid_times[0] == 1 and timing.taus != timing.times
+    assert (timing.grid_times[0] == 1 or not flow) and timing.taus != timing.times
     learned = dataclasses.replace(latents.sampler(nfe=3), grid=Grid("learned", timing.grid_times), timing=timing)
     pipeline.scheduler = to_diffusers(timing, pipeline.scheduler)
-    pipeline.transformer = TunedUNet(pipeline.transformer, timing)
-    assert gap(run(pipeline, prompts, start, 3, **size), learned(seeds).x) < 1e-4
+    expected = learned(seeds).x
+    with tuned_times(pipeline, timing):
+        assert gap(run(pipeline, prompts, start, 3, **options), expected) < 1e-4
+    setattr(pipeline, name, TunedUNet(network, timing))
+    assert gap(run(pipeline, prompts, start, 3, **options), expected) < 1e-4
 
 
 class Twice(diffusers.StableDiffusionPipeline):
@@ -369,7 +405,7 @@ class Twice(diffusers.StableDiffusionPipeline):
 
 def test_guidance_in_two_calls(pipeline):
     twice = Twice.from_pipe(pipeline)
-    latents, start = adapt_pipeline(twice, PROMPTS), noise(0, 1, 2)
+    latents, start = adapt_pipeline(twice, PROMPTS).encoded(), noise(0, 1, 2)
     theirs = twice(PROMPTS[:3], latents=start, num_inference_steps=6)[0]
     assert gap(latents.teacher(6)(range(3)).x, theirs) < 1e-5
     assert gap(run(pipeline, PROMPTS[:3], start, 6, guidance_scale=3.0), theirs) < 1e-5
@@ -378,7 +414,7 @@ def test_guidance_in_two_calls(pipeline):
 def test_half_precision(pipeline):
     """Latents are float32 all along, and rounded where the network is."""
     pipeline.to(torch.bfloat16)
-    latents = adapt_pipeline(pipeline, PROMPTS)
+    latents = adapt_pipeline(pipeline, PROMPTS).encoded()
     theirs = run(pipeline, PROMPTS[:3], noise(0, 1, 2).bfloat16(), 6).float()
     ours = latents.teacher(6)(range(3)).x
     assert ours.dtype == torch.float32 and 1e-4 < gap(ours, theirs) < 0.05

@@ -10,10 +10,10 @@ import contextlib
 import functools
 import hashlib
 import inspect
-import os
+import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tt_lib.errors import BadValue, CorruptFile, TimingMismatch, TTError, check_type
 from tt_lib.files import check_hash, check_writable, file_hash, read_json, write_json
 from tt_lib.interop.scheduler import check_scheduler, eta_of
-from tt_lib.networks.unet import CARD, weights_hash, weights_options
+from tt_lib.networks.unet import weights_hash, weights_options
 from tt_lib.predictors import PREDICTION_TYPES
 from tt_lib.schedules import float64, index_of_time, make_schedule
 from tt_lib.solvers.registry import SOLVERS
@@ -32,6 +32,7 @@ from tt_lib.timing import Timing, load_timing
 
 TIMING, WRAPPER = "timing.json", "tuned_unet.json"
 FORMAT = "tt-tuned-unet-1"
+CHOICES = ("calls_per_evaluation", "levels", "time_argument")
 NETWORKS = ("unet", "transformer")
 """What pipelines call the network that they sample with."""
 TIME_ARGUMENTS = ("timestep", "timesteps", "t")
@@ -75,8 +76,8 @@ class Calls:
         self.timing, self.calls_per_evaluation, self.levels = timing, calls_per_evaluation, levels
         self.time_argument = time_argument
         named = timing.schedule.partition(",")[0]
-        levels_only = named not in ("flow", "ve")
-        of_time = partial(index_of_time, levels=levels) if levels_only else make_schedule(timing.schedule).network_time
+        self.leveled = named not in ("flow", "ve")
+        of_time = partial(index_of_time, levels=levels) if self.leveled else make_schedule(timing.schedule).network_time
         self.nominal, self.tuned = (of_time(float64(times)).tolist() for times in (timing.times, timing.taus))
         # Schedulers of diffusers that have flows beside levels cut the timesteps of a flow to whole numbers.
         cut = named == "flow" and timing.solver not in SOLVERS and not timing.solver.startswith("Flow")
@@ -129,39 +130,20 @@ class Calls:
         tuned = torch.full(shape, self.tuned[evaluation], dtype=torch.float32, device=sample.device)
         return tuned / self.levels if self.divided else tuned
 
-    def place(self, network: nn.Module) -> int:
-        """Where the time stands among the positional arguments of a network, which is not the same in every one.
-
-        Raises:
-            BadValue: it cannot be found.
-        """
-        parameters = [each for each in inspect.signature(type(_plain(network)).forward).parameters.values()][1:]
-        names = [each.name for each in parameters]
-        wanted = (self.time_argument,) if self.time_argument else TIME_ARGUMENTS
-        found = next((name for name in wanted if name in names), None)
-        if found:
-            return names.index(found)
-        if not self.time_argument and any(each.kind is each.VAR_POSITIONAL for each in parameters):
-            return 1  # a module around a network
-        raise BadValue(
-            f"{type(_plain(network)).__name__} has no argument called {' or '.join(map(str, wanted))} (it has "
-            f"{', '.join(names)}); give the one that carries the time as time_argument"
-        )
-
     def replace(
         self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call of ``network`` with the tuned time in place of its own."""
-        place = self.place(network)
-        sample = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
-        for name in (self.time_argument,) if self.time_argument else TIME_ARGUMENTS:
-            if name in kwargs:
-                return args, kwargs | {name: self.next_time(kwargs[name], sample)}
-        if len(args) <= place:
+        name, place = time_argument_of(network, self.time_argument)
+        if name not in kwargs and len(args) <= place:
             raise BadValue(
                 f"{type(network).__name__} was called without a timestep; call it as network(sample, timestep)"
             )
-        return (*args[:place], self.next_time(args[place], sample), *args[place + 1 :]), kwargs
+        sample = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+        tuned = self.next_time(kwargs[name] if name in kwargs else args[place], sample)
+        if name in kwargs:
+            return args, kwargs | {name: tuned}
+        return (*args[:place], tuned, *args[place + 1 :]), kwargs
 
     def scaled(self, answer: Any) -> Any:
         """The network's answer to the last call, a tensor, a tuple or what has a ``sample``, times its gain."""
@@ -176,9 +158,10 @@ class Calls:
 
     def _message(self, evaluation: int, timestep: Tensor) -> str:
         first = float(timestep.double().flatten()[0])
+        time = f" (t = {(first + 1) / self.levels:g})" if self.leveled else ""
         text = (
             f"call {self.made + 1} of {self._numbers()}: the timing's nominal timestep is {self.nominal[evaluation]:g} "
-            f"(t = {self.timing.times[evaluation]:g}), the pipeline asks for {first:g}{self._time_of(first)}, "
+            f"(t = {self.timing.times[evaluation]:g}), the pipeline asks for {first:g}{time}, "
             f"both with levels={self.levels}, which must be the scheduler's num_train_timesteps"
         )
         if self.made and same_timestep(timestep, self.nominal[0], self.within):
@@ -188,10 +171,6 @@ class Calls:
                 f"; if that is no new run, it makes at least {self.total + 1} calls, and the timing has {self.total}"
             )
         return f"{text}; {self._remedy()}"
-
-    def _time_of(self, timestep: float) -> str:
-        known = self.timing.schedule.partition(",")[0] not in ("flow", "ve")
-        return f" (t = {(timestep + 1) / self.levels:g})" if known else ""
 
     def _numbers(self) -> str:
         return f"{self.total} calls ({self.timing.nfe} evaluations, {self.calls_per_evaluation} calls each)"
@@ -211,6 +190,44 @@ def same_timestep(timestep: Tensor, nominal: float, within: float = 1e-3) -> boo
     return bool(((timestep.double() - nominal).abs() <= max(within, rounding)).all())
 
 
+def time_argument_of(network: nn.Module, name: str | None = None) -> tuple[str, int]:
+    """The argument of a network that carries the time: its name, and its place, which is not the same in every one.
+
+    Args:
+        network: of diffusers, or one like them.
+        name: by default the first of :data:`TIME_ARGUMENTS` that it has.
+
+    Raises:
+        BadValue: it cannot be found.
+    """
+    parameters = inspect.signature(plain(network).forward).parameters
+    wanted = (name,) if name else TIME_ARGUMENTS
+    for each in wanted:
+        if each in parameters:
+            return each, list(parameters).index(each)
+    if not name and any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
+        return TIME_ARGUMENTS[0], 1  # a module around a network
+    raise BadValue(
+        f"{type(plain(network)).__name__} has no argument called {' or '.join(wanted)} (it has "
+        f"{', '.join(parameters)}); give the one that carries the time as time_argument"
+    )
+
+
+def network_in(pipeline: Any) -> tuple[str, nn.Module]:
+    """The network that a pipeline samples with, and what it calls it.
+
+    Raises:
+        BadValue: there is none, or there are two.
+    """
+    networks = [name for name in NETWORKS if isinstance(getattr(pipeline, name, None), nn.Module)]
+    if len(networks) != 1:
+        raise BadValue(
+            f"{type(pipeline).__name__} has {'two networks' if networks else 'no network'} called "
+            f"{' or '.join(NETWORKS)} to tune; give the network itself, an nn.Module"
+        )
+    return networks[0], getattr(pipeline, networks[0])
+
+
 class TunedUNet(nn.Module):
     """A network of diffusers that is conditioned on the tuned times, in any pipeline and whatever its sampler.
 
@@ -223,16 +240,13 @@ class TunedUNet(nn.Module):
         # pipeline(num_inference_steps=20) raises TimingMismatch: the timing is for 10
 
     A call ``(sample, timestep, ...)`` becomes ``(sample, tau, ...)``, and the answer is multiplied by the gain, where
-    the timing has gains. Which tau is decided by the number of the call, so that evaluations at one time (Heun, PLMS)
-    have a tau each, and the pipeline's timestep is checked against the timing's. After the last call of a run the next
-    call begins a new one; after an interrupted run, call :meth:`reset`. All other attributes (config, dtype, device,
+    the timing has gains. After an interrupted run, call :meth:`reset`. All other attributes (config, dtype, device,
     add_embedding, ...) are the network's. A pipeline's own ``save_pretrained`` leaves this object out: save it by
     itself.
 
     **What is not checked here**: the scheduler. Another one that asks for the same times (UniPC for DPM-Solver++, DDIM
-    with ``eta`` or ``clip_sample`` for DDIM without) samples with times that were tuned for other steps. Gains are for
-    a network that predicts eps, which only a scheduler tells. And no error tells that a last run was too short, or that
-    there was none. ``tuned_times(pipeline, timing)`` sees all that.
+    with ``eta`` or ``clip_sample`` for DDIM without) samples with times that were tuned for other steps. And no error
+    tells that a last run was too short, or that there was none. ``tuned_times(pipeline, timing)`` sees all that.
 
     Args:
         unet: the network, which is not changed. Its weights are compared as :func:`check_weights` does.
@@ -252,11 +266,8 @@ class TunedUNet(nn.Module):
         time_argument: str | None = None,
     ) -> None:
         super().__init__()
-        _check_untuned(unet)
+        self.calls = _calls_of(unet, timing, calls_per_evaluation, levels, time_argument)
         self.unet: Any = unet
-        self.calls = Calls(timing, calls_per_evaluation, levels, time_argument)
-        self.calls.place(unet)
-        check_weights(timing, unet)
 
     @property
     def timing(self) -> Timing:
@@ -268,12 +279,8 @@ class TunedUNet(nn.Module):
         self.calls.reset()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's answer to ``(sample, timestep, ...)``, its arguments, at the tuned time.
-
-        Raises:
-            TimingMismatch: ``timestep`` is not the timing's nominal time for this call.
-        """
-        _check_untuned(self.unet)
+        """The network's answer to ``(sample, timestep, ...)``, its arguments, at the tuned time."""
+        check_untuned(self.unet)
         args, kwargs = self.calls.replace(self.unet, args, kwargs)
         return self.calls.scaled(self.unet(*args, **kwargs))
 
@@ -288,45 +295,38 @@ class TunedUNet(nn.Module):
     def save_pretrained(self, folder: Path | str, **options: Any) -> None:
         """Write the network as diffusers does (plain diffusers can load it) and beside it the timing.
 
-        Each file is written whole or not at all, the timing last: a save that is killed leaves no timing with weights
-        that are not its own. Weights of an earlier save by this method go, if these lie in files of other names.
+        The folder is written whole or not at all. An earlier save in it is replaced.
 
         Args:
-            folder: made if it is not there; other files in it stay.
+            folder: made if it is not there.
             options: of the network's own ``save_pretrained``.
 
         Raises:
-            BadValue: the folder cannot be written, or holds other weights, which loaders might take for these; or the
-                network cannot be saved.
+            BadValue: the folder cannot be written, or holds other files, weights perhaps, which loaders might take for
+                these; or the network cannot be saved.
         """
-        folder = Path(folder)
+        folder = Path(folder).resolve()
         check_writable(folder / TIMING)
-        folder.mkdir(parents=True, exist_ok=True)
+        earlier: set[str] = set()
+        with contextlib.suppress(TTError):
+            earlier = {TIMING, WRAPPER, *_read_wrapper(folder)["sha256"]}
+        if others := sorted({file.name for file in folder.glob("*")} - earlier):
+            raise BadValue(f"{folder} holds other files ({', '.join(others)}); choose another folder or remove them")
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as temporary:
+            made = Path(temporary, "made")
             try:
-                self.unet.save_pretrained(temporary, **options)
+                self.unet.save_pretrained(made, **options)
             except RuntimeError as error:  # of safetensors, for tied weights
                 what = " ".join(str(error).split())
                 raise BadValue(f"cannot save the network ({what}); give safe_serialization=False") from error
-            hashes = {file.name: file_hash(file) for file in sorted(Path(temporary).iterdir())}
-            stale = _weights_beside(folder, hashes)
-            foreign = stale - set(_stored_hashes(folder)) | {name for name in (CARD,) if (folder / name).exists()}
-            if foreign:
-                raise BadValue(
-                    f"{folder} holds another network ({', '.join(sorted(foreign))}); choose another folder or remove it"
-                )
-            for name in (TIMING, *sorted(stale), WRAPPER):
-                (folder / name).unlink(missing_ok=True)
-            for name in hashes:
-                os.replace(Path(temporary, name), folder / name)
-        wrapper = {
-            "format": FORMAT,
-            "calls_per_evaluation": self.calls.calls_per_evaluation,
-            "levels": self.calls.levels,
-            "time_argument": self.calls.time_argument,
-        }
-        write_json(folder / WRAPPER, {**wrapper, "sha256": hashes})
-        self.timing.save(folder / TIMING)
+            hashes = {file.name: file_hash(file) for file in sorted(made.iterdir())}
+            own = {key: getattr(self.calls, key) for key in CHOICES}
+            write_json(made / WRAPPER, {"format": FORMAT, **own, "sha256": hashes})
+            self.timing.save(made / TIMING)
+            if folder.exists():
+                shutil.rmtree(folder)
+            made.rename(folder)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, **options: Any) -> TunedUNet:
@@ -342,40 +342,26 @@ class TunedUNet(nn.Module):
         import diffusers
 
         folder = Path(folder)
-        wrapper, timing = read_json(folder / WRAPPER), load_timing(folder / TIMING)
-        if not isinstance(wrapper, dict) or wrapper.get("format") != FORMAT:
-            raise CorruptFile(f"{folder / WRAPPER} is not of format {FORMAT!r}; save the network again")
-        hashes = _stored_hashes(folder)
-        for file, digest in hashes.items():
+        wrapper, timing = _read_wrapper(folder), load_timing(folder / TIMING)
+        for file, digest in wrapper["sha256"].items():
             check_hash(folder / file, digest, remedy="save the network again")
-        for file in sorted(_weights_beside(folder, hashes)):
-            raise CorruptFile(
-                f"{folder / file} is of another save than {WRAPPER}, and may be read in place of its weights; remove it"
-            )
-        name = str(read_json(folder / "config.json").get("_class_name"))
-        kind = getattr(diffusers, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
-            raise CorruptFile(
-                f"{folder / 'config.json'} names {name!r}, which is no network of diffusers; save the network again"
-            )
-        unet: Any = kind
+        for path in sorted(folder.glob("diffusion_pytorch_model*")):
+            if path.name not in wrapper["sha256"]:
+                raise CorruptFile(
+                    f"{path} is of another save than {WRAPPER}, and may be read in place of its weights; remove it"
+                )
+        unet: Any = getattr(diffusers, read_json(folder / "config.json")["_class_name"])
         options = weights_options(folder) | options
-        own = {key: wrapper[key] for key in ("calls_per_evaluation", "levels", "time_argument") if key in wrapper}
+        own = {key: wrapper[key] for key in CHOICES if key in wrapper}
         return cls(unet.from_pretrained(str(folder), **options), timing, **own)
 
 
-def _stored_hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of each file that a :class:`TunedUNet` was saved in; nothing without a whole list."""
-    try:
-        hashes = read_json(folder / WRAPPER)["sha256"]
-    except (TTError, KeyError, TypeError):
-        return {}
-    return hashes if isinstance(hashes, dict) else {}
-
-
-def _weights_beside(folder: Path, names: Collection[str]) -> set[str]:
-    """The files of weights in a folder that have none of these names."""
-    return {file.name for file in folder.glob("diffusion_pytorch_model*")} - set(names)
+def _read_wrapper(folder: Path) -> dict[str, Any]:
+    """What a :class:`TunedUNet` was saved with."""
+    wrapper = read_json(folder / WRAPPER)
+    if not isinstance(wrapper, dict) or wrapper.get("format") != FORMAT or not isinstance(wrapper.get("sha256"), dict):
+        raise CorruptFile(f"{folder / WRAPPER} is not of format {FORMAT!r}; save the network again")
+    return wrapper
 
 
 @contextlib.contextmanager
@@ -410,22 +396,12 @@ def tuned_times(
             a run that was not finished when the block ends, or no run in it; network or scheduler of the pipeline were
             replaced within the block.
     """
-    parts = {name: getattr(target, name, None) for name in (*NETWORKS, "scheduler")}
-    networks = [name for name in NETWORKS if isinstance(parts[name], nn.Module)]
+    parts: dict[str, Any] = {}
     network: Any = target
-    if isinstance(target, nn.Module):
-        parts = {}
-    elif len(networks) == 1:
-        network = parts[networks[0]]
-    else:
-        raise BadValue(
-            f"{type(target).__name__} has {'two networks' if networks else 'no network'} called "
-            f"{' or '.join(NETWORKS)} to tune; give the network itself, an nn.Module"
-        )
-    _check_untuned(network)
-    calls = Calls(timing, calls_per_evaluation, levels, time_argument)
-    calls.place(network)
-    check_weights(timing, network)
+    if not isinstance(target, nn.Module):
+        name, network = network_in(target)
+        parts = {name: network, "scheduler": getattr(target, "scheduler", None)}
+    calls = _calls_of(network, timing, calls_per_evaluation, levels, time_argument)
     scheduler = parts.get("scheduler")
     steps: list[Any] = []
     handles: list[Any] = []
@@ -448,12 +424,14 @@ def tuned_times(
                 raise
         return replaced
 
-    handles.append(network.register_forward_pre_hook(before, with_kwargs=True))
+    # A network that is compiled in place compiles its hooks, and this one would take most of a minute.
+    hook = torch.compiler.disable(before) if getattr(network, "_compiled_call_impl", None) else before
+    handles.append(network.register_forward_pre_hook(hook, with_kwargs=True))
     if timing.gains:
         handles.append(
             network.register_forward_hook(lambda module, args, answer: calls.scaled(answer) if handles else None)
         )
-    _IN_BLOCKS.add(_plain(network))
+    _IN_BLOCKS.add(plain(network))
     try:
         with _steps_checked(scheduler, timing, steps):
             yield calls
@@ -462,9 +440,20 @@ def tuned_times(
         if scheduler is not None:
             _check_count(scheduler, timing.nfe, len(steps))
     finally:
-        _IN_BLOCKS.discard(_plain(network))
+        _IN_BLOCKS.discard(plain(network))
         while handles:
             handles.pop().remove()
+
+
+def _calls_of(
+    network: nn.Module, timing: Timing, calls_per_evaluation: int, levels: int, time_argument: str | None
+) -> Calls:
+    """The calls of a network that a timing is for and that is not tuned yet."""
+    check_untuned(network)
+    calls = Calls(timing, calls_per_evaluation, levels, time_argument)
+    time_argument_of(network, time_argument)
+    check_weights(timing, network)
+    return calls
 
 
 def check_weights(timing: Timing, network: nn.Module) -> None:
@@ -474,7 +463,7 @@ def check_weights(timing: Timing, network: nn.Module) -> None:
     in memory. Both can be made again of a network in float32. **Not compared** are a network in float16 or bfloat16,
     whose weights may have been rounded, and any network with a timing that names no weights.
     """
-    weights = _plain(network).state_dict()
+    weights = plain(network).state_dict()
     rounded = any(value.is_floating_point() and value.dtype != torch.float32 for value in weights.values())
     if rounded or not timing.weights:
         return
@@ -484,7 +473,7 @@ def check_weights(timing: Timing, network: nn.Module) -> None:
     of_file = hashlib.sha256(save(halves, {"format": "pt"})).hexdigest()
     # What the network predicts stands in the scheduler.
     if timing.weights != of_file and all(
-        timing.weights != weights_hash(_plain(network), kind) for kind in PREDICTION_TYPES.values()
+        timing.weights != weights_hash(plain(network), kind) for kind in PREDICTION_TYPES.values()
     ):
         raise TimingMismatch(
             f"the timing is for the weights {timing.weights[:16]} of {timing.model or 'a network'}, and this network "
@@ -543,13 +532,14 @@ def _steps_checked(scheduler: Any, timing: Timing, steps: list[Any]) -> Iterator
         scheduler.__class__ = kind
 
 
-def _check_untuned(network: nn.Module) -> None:
+def check_untuned(network: nn.Module) -> None:
+    """Raise :class:`BadValue` if a network has tuned times."""
     if any(isinstance(each, TunedUNet) for each in network.modules()):
         raise BadValue("the network is tuned already, it is or holds a TunedUNet; take the one in it, network.unet")
-    if _plain(network) in _IN_BLOCKS:
+    if plain(network) in _IN_BLOCKS:
         raise BadValue("the network is tuned already, by a block of tuned_times that has not ended; leave that first")
 
 
-def _plain(network: nn.Module) -> nn.Module:
+def plain(network: nn.Module) -> nn.Module:
     """The network itself where it is compiled."""
     return getattr(network, "_orig_mod", network)

@@ -31,7 +31,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex, cast
 
@@ -43,7 +43,7 @@ from tt_lib.errors import BadValue, TimingMismatch, check_type
 from tt_lib.grids import Grid, count_steps
 from tt_lib.networks.unet import DIFFUSION, check_diffusion, schedule_name
 from tt_lib.predictors import PREDICTION_TYPES, check_kind, from_direction
-from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, make_schedule, time_of_index
+from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, float64, make_schedule, time_of_index
 from tt_lib.solvers.layout import layout
 from tt_lib.solvers.registry import SOLVERS, Noise, Solver, make_solver
 from tt_lib.timing import Timing
@@ -90,39 +90,23 @@ STAGES: dict[str, Callable[[Any], int]] = {
 """The schedulers that can be adapted, and how each tells which evaluation of a step comes next."""
 
 _DRAWS = "it draws noise that no generator for each sample can give"
-_TOKENS = "it samples tokens"
 REFUSED = {
-    "Inverse": "it runs from data to noise",
-    "FlowMap": "its network is told two times, where a step begins and where it ends",
-    "FlowMatchLCM": _DRAWS,
-    "LTX": _DRAWS,
-    "Helios": "its steps and its noise levels are those of one video model",
-    "MiniMax": "its times run the other way, t = 1 for data",
-    "RFD4": "it samples molecules",
-    "Piflow": "its network answers with a policy and no direction",
-    "ScoreSdeVe": _DRAWS,
-    "KarrasVe": _DRAWS,
-    "CogVideoX": "its steps and its noise levels are those of one video model",
-    "Ancestral": _DRAWS,
-    "SDE": _DRAWS,
-    "SASolver": _DRAWS,
-    "DDPM": f"{_DRAWS} (DDIMScheduler with eta = 1 is its like)",
-    "Parallel": "its steps are those of the class without Parallel in its name",
-    "RePaint": _DRAWS,
-    "UnCLIP": _DRAWS,
-    "LCM": _DRAWS,
-    "TCD": _DRAWS,
-    "SCM": _DRAWS,
-    "CMStochastic": _DRAWS,
-    "Cosine": _DRAWS,
-    "IPNDM": "its noise levels are its own, whatever the network was trained on (this library's ipndm is its like)",
-    "VQDiffusion": _TOKENS,
-    "Amused": _TOKENS,
-    "Block": _TOKENS,
-    "Entropy": _TOKENS,
-    "DiscreteDDIM": _TOKENS,
+    "it runs from data to noise": ("Inverse",),
+    "its network is told two times, where a step begins and where it ends": ("FlowMap",),
+    "its steps are those of the class without Parallel in its name": ("DDIMParallel",),
+    f"{_DRAWS} (DDIMScheduler with eta = 1 is its like)": ("DDPM",),
+    "its steps and its noise levels are those of one video model": ("Helios", "CogVideoX"),
+    "its times run the other way, t = 1 for data": ("MiniMax",),
+    "it samples molecules": ("RFD4",),
+    "its network answers with a policy and no direction": ("Piflow",),
+    "its noise levels are its own, whatever the network was trained on (this library's ipndm is its like)": ("IPNDM",),
+    "it samples tokens": ("VQDiffusion", "Amused", "Block", "Entropy", "DiscreteDDIM"),
+    _DRAWS: (
+        *("LCM", "LTX", "ScoreSdeVe", "KarrasVe", "Ancestral", "SDE", "SASolver", "RePaint", "UnCLIP", "TCD", "SCM"),
+        *("CMStochastic", "Cosine"),
+    ),
 }
-"""Why a scheduler cannot be adapted, by a part of its class's name; the first that fits."""
+"""Why schedulers cannot be adapted, with parts of the names of their classes; the first that fits."""
 
 REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "invert_sigmas": ((False,), "its times run the other way, 0 for noise; set it to False"),
@@ -161,24 +145,11 @@ def supported() -> dict[str, tuple[str, ...]]:
     return {name: ("yes", CUSTOM.get(name, "diffusers takes none"), "yes", "yes", "yes") for name in sorted(STAGES)}
 
 
-def refused(names: Iterable[str]) -> dict[str, str]:
-    """Why schedulers of diffusers are refused, those of ``names`` that are."""
-    return {name: _why_not(name) for name in sorted(names) if name not in STAGES}
-
-
-def _why_not(name: str) -> str:
-    return next((why for part, why in REFUSED.items() if part in name), "it is none of the supported ones")
-
-
-def support_page(names: Iterable[str] = ()) -> str:
-    """:func:`supported` as a table in Markdown, and the reasons of :func:`refused` for ``names`` below it."""
-    lines = [" | ".join(("scheduler", *COLUMNS)), " | ".join(["---"] * (1 + len(COLUMNS)))]
-    lines += [" | ".join((f"`{name}`", *cells)) for name, cells in supported().items()]
-    reasons: dict[str, list[str]] = {}
-    for name, why in refused(names).items():
-        reasons.setdefault(why, []).append(f"`{name}`")
-    below = [f"- {', '.join(which)}: {why}" for why, which in sorted(reasons.items())]
-    return "\n".join([f"| {line} |" for line in lines] + [""] * bool(below) + below)
+def support_page() -> str:
+    """:func:`supported` as a table in Markdown."""
+    rows = [("scheduler", *COLUMNS), ("---",) * (1 + len(COLUMNS))]
+    rows += [(f"`{name}`", *cells) for name, cells in supported().items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 _LEVELS, _FLOW, _EDM = "levels", "flow", "edm"
@@ -249,8 +220,10 @@ class Adapted:
         """
         run = cast(_Run, self.solver.function)
         if image is not None:
-            of_image, of_noise = run.noised()
-            return of_image * image + of_noise * noise
+            scheduler = run.begun()
+            n = scheduler.timesteps[run.first : run.first + 1]
+            add = getattr(scheduler, "scale_noise", lambda image, n, noise: scheduler.add_noise(image, noise, n))
+            return _scale(scheduler, run.first) * add(image, n, noise)
         if run.first:
             raise BadValue(
                 f"the run leaves out {run.first} steps and begins at t = {self.times[0]:g}, where there is an image in "
@@ -311,28 +284,43 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex | None = None, *, eta: f
     name = type(scheduler).__name__
     check_type("first", first, int)
     _run_of(scheduler, eta)  # what cannot be adapted is refused by name, before it is tried
-    if steps is None:
-        ready, by_rule = _as_set(name, scheduler)
-        how = "with the timesteps that were set"
-    else:
-        count = count_steps(steps)
-        if not _by_rule(name, scheduler):
-            # They would be replaced without a word.
-            raise _by_hand(name, "; leave steps out to take them as they are" if _takes(scheduler) else "")
-        ready, by_rule, how = copy.deepcopy(scheduler), True, f"with {count} steps"
-        with _refused(f"{name} cannot make {count} steps", "ask for another number"):
-            ready.set_timesteps(count)
+    by_rule, takes = _by_rule(scheduler), _takes(scheduler)
+    ready, how = copy.deepcopy(scheduler), "with the timesteps that were set"
+    if not by_rule and not (steps is None and takes):
+        remedy = "; leave steps out to take them as they are" if takes else f": {name} takes none" * (steps is None)
+        # With a number of steps they would be replaced without a word.
+        raise BadValue(
+            f"cannot adapt {name} with timesteps that were set by hand{remedy}, or call set_timesteps with a number of "
+            f"steps, or make it anew by {name}.from_config"
+        )
+    if steps is not None:
+        how = f"with {count_steps(steps)} steps"
+        with _refused(f"{name} cannot make {count_steps(steps)} steps", "ask for another number"):
+            ready.set_timesteps(count_steps(steps))
+    elif by_rule and getattr(scheduler, "num_inference_steps", None) is None:
+        raise BadValue(f"{name} has no timesteps yet; give the number of steps, or call set_timesteps before")
+    elif getattr(scheduler, "step_index", None) is not None:
+        raise BadValue(f"{name} has begun a run; call its set_timesteps again")
     left_out = first * getattr(ready, "order", 1)
     if not 0 <= left_out < len(ready.timesteps):
         raise BadValue(f"{name} {how} cannot leave out the first {first} of them; leave out fewer")
-    schedule, run = _schedule_of(name, ready), replace(_run_of(ready, eta), first=left_out)
+    return _adapted(ready, by_rule, eta, left_out, how)
+
+
+def _adapted(scheduler: Any, by_rule: bool, eta: float, left_out: int, how: str) -> Adapted:
+    """A scheduler with its timesteps set, ``by_rule`` or by hand, of which the first are left out."""
+    name = type(scheduler).__name__
+    if not by_rule and hasattr(scheduler, "sigmas"):
+        _check_in_step(scheduler)
+    schedule, run = _schedule_of(scheduler), replace(_run_of(scheduler, eta), first=left_out)
     # A dry run says what it evaluates: no formula of ours counts it.
     with _refused(f"{name} fails {how}", "ask for another number or mend its configuration"):
         evaluations = layout(Solver(name, run), _UNKNOWN, schedule)
-    solver = Solver(name, run, draws=run.draws, options=_options_of(ready, eta))
+    nominal = tuple(each.t for each in evaluations)
+    solver = Solver(name, run, draws=run.draws, options=_options_of(scheduler, eta))
     try:
         solver.check(schedule, _UNKNOWN[0])
-        check_kind(run.kind, schedule, torch.tensor([each.t for each in evaluations], dtype=torch.float64))
+        check_kind(run.kind, schedule, float64(nominal))
     except BadValue as error:
         raise BadValue(f"cannot adapt {name}: {error}") from error
     if not _dependence(Solver(name, run), (1.0,), schedule, len(evaluations)).isfinite().all():
@@ -340,12 +328,12 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex | None = None, *, eta: f
             f"cannot adapt {name}: {how} and this configuration it ends in infinity; change its order, its number of "
             "steps or its last steps (lower_order_final, final_sigmas_type)"
         )
-    end = _end_of(ready, schedule)
+    end = _end_of(scheduler, schedule)
     times = tuple(each.t for each in evaluations if each.stage == 0)
     if end > times[-1] - 1e-9 and len(times) > 1:
         # The last evaluation leads nowhere (PNDM's default): it belongs to the step that ends at its time.
         run.wasted, end, times = len(evaluations) - 1, times[-1], times[:-1]
-    spacing = _config_of(ready).get("timestep_spacing", "own") if by_rule else "by-hand"
+    spacing = _config_of(scheduler).get("timestep_spacing", "own") if by_rule else "by-hand"
     with _refused(f"{name} {how} repeats a time, or its times rise", "ask for fewer steps or another spacing"):
         grid = Grid(f"diffusers-{spacing}", (*times, end))
     run.times = grid.times
@@ -357,13 +345,14 @@ def from_scheduler(scheduler: Any, steps: SupportsIndex | None = None, *, eta: f
             )
         return grid.steps, {}
 
-    solver = replace(solver, plan=plan)
-    nominal = tuple(each.t for each in evaluations)
-    taus = tuple(_tau_of(n, t, schedule) for n, t in zip(ready.timesteps[left_out:].tolist(), nominal, strict=True))
+    taus = nominal
+    if schedule.name == "flow":  # some cut their timesteps to whole numbers
+        own = [n / schedule.levels for n in scheduler.timesteps[left_out:].tolist()]
+        taus = tuple(t if abs(tau - t) < 1e-6 else tau for tau, t in zip(own, nominal, strict=True))
     if min(taus) <= 0:
         raise BadValue(f"cannot adapt {name}: {how} it cuts a timestep to 0, which is clean data; ask for fewer steps")
-    start_scale = float(getattr(ready, "init_noise_sigma", 1.0)) * _scale(run.begun(), left_out)
-    return Adapted(solver, grid, schedule, nominal, taus, run.kind, start_scale)
+    start_scale = float(getattr(scheduler, "init_noise_sigma", 1.0)) * _scale(run.begun(), left_out)
+    return Adapted(replace(solver, plan=plan), grid, schedule, nominal, taus, run.kind, start_scale)
 
 
 def _known_class(scheduler: Any) -> str:
@@ -373,36 +362,18 @@ def _known_class(scheduler: Any) -> str:
     return next((name for name in known if name in STAGES or name in DIFFUSION), kinds[0].__name__)
 
 
-def _class_of(scheduler: Any) -> str:
-    """The name of the class of diffusers that it is of or derived from.
-
-    Raises:
-        BadValue: it is none that can be adapted.
-    """
-    if (name := _known_class(scheduler)) in STAGES:
-        return name
-    name = type(scheduler).__name__
-    raise BadValue(f"cannot adapt {name}: {_why_not(name)}; choose one of: {', '.join(STAGES)}")
-
-
 def network_of(scheduler: Any) -> tuple[Schedule, str, dict[str, Any]]:
     """What a scheduler says of the network that it was made for: the noise levels, what it predicts, the options.
 
     Raises:
         BadValue: it does not say that.
     """
-    name, config = _known_class(scheduler), getattr(scheduler, "config", {})
+    name = _known_class(scheduler)
     if name not in STAGES or _family(scheduler) == _LEVELS:
         # Zero terminal SNR is known here.
-        check_diffusion("the network", name, {**config, "rescale_betas_zero_snr": False})
-        _by_rule(name, scheduler)
-    family, config = _family(scheduler), _config_of(scheduler)
-    prediction = config.get("prediction_type", "flow_prediction" if family == _FLOW else "epsilon")
-    if prediction not in _PREDICTIONS[family]:
-        raise BadValue(
-            f"{name} has prediction_type {prediction!r}; it must be one of {', '.join(_PREDICTIONS[family])}"
-        )
-    return _schedule_of(name, scheduler), _PREDICTIONS[family][prediction], config
+        check_diffusion("the network", name, {**getattr(scheduler, "config", {}), "rescale_betas_zero_snr": False})
+        _by_rule(scheduler)
+    return _schedule_of(scheduler), _kind_of(scheduler), _config_of(scheduler)
 
 
 def _config_of(scheduler: Any) -> dict[str, Any]:
@@ -410,6 +381,24 @@ def _config_of(scheduler: Any) -> dict[str, Any]:
     name = _known_class(scheduler)
     own = next(kind for kind in type(scheduler).__mro__ if kind.__name__ == name)
     return {key: scheduler.config[key] for key in inspect.signature(own).parameters if key in scheduler.config}
+
+
+def _kind_of(scheduler: Any) -> str:
+    """What the network predicts.
+
+    Raises:
+        BadValue: what is not known of a scheduler of its family.
+    """
+    family = _family(scheduler)
+    prediction = _config_of(scheduler).get("prediction_type", "flow_prediction" if family == _FLOW else "epsilon")
+    if prediction in _PREDICTIONS[family]:
+        return _PREDICTIONS[family][prediction]
+    where = {_LEVELS: "", _FLOW: " on a flow", _EDM: " as EDM's"}[family]
+    hint = " (use_flow_sigmas=True is what makes it one of a flow)" if prediction == "flow_prediction" else ""
+    raise BadValue(
+        f"cannot adapt {type(scheduler).__name__} with prediction_type {prediction!r}{where}; it must be one of "
+        f"{', '.join(_PREDICTIONS[family])}{hint}"
+    )
 
 
 def _options_of(scheduler: Any, eta: float) -> dict[str, Any]:
@@ -424,17 +413,12 @@ def _run_of(scheduler: Any, eta: float) -> _Run:
     Raises:
         BadValue: a scheduler that would be adapted wrongly.
     """
-    name, stage, config = type(scheduler).__name__, STAGES[_class_of(scheduler)], _config_of(scheduler)
-    family = _family(scheduler)
-    kinds = _PREDICTIONS[family]
-    prediction = config.get("prediction_type", "flow_prediction" if family == _FLOW else "epsilon")
-    if prediction not in kinds:
-        where = "" if family == _LEVELS else " on a flow" if family == _FLOW else " as EDM's"
-        hint = "" if prediction != "flow_prediction" else " (use_flow_sigmas=True is what makes it one of a flow)"
-        raise BadValue(
-            f"cannot adapt {name} with prediction_type {prediction!r}{where}; it must be one of "
-            f"{', '.join(kinds)}{hint}"
-        )
+    name, known = type(scheduler).__name__, _known_class(scheduler)
+    if known not in STAGES:
+        reasons = (why for why, parts in REFUSED.items() if any(part in name for part in parts))
+        why = next(reasons, "it is none of the supported ones")
+        raise BadValue(f"cannot adapt {name}: {why}; choose one of: {', '.join(STAGES)}")
+    config, family, kind = _config_of(scheduler), _family(scheduler), _kind_of(scheduler)
     if config.get("use_dynamic_shifting") and family != _FLOW:
         raise BadValue(f"cannot adapt {name} with use_dynamic_shifting=True: it shifts flows alone; set it to False")
     if family == _FLOW and (levels := config["num_train_timesteps"]) != 1000:
@@ -455,15 +439,16 @@ def _run_of(scheduler: Any, eta: float) -> _Run:
             f"cannot adapt {name} with algorithm_type {config['algorithm_type']!r}: {_DRAWS}; "
             "take DPMSolverMultistepScheduler"
         )
-    return _Run(scheduler, stage, kinds[prediction], family, float(eta), draws)
+    return _Run(scheduler, STAGES[known], kind, float(eta), draws)
 
 
-def _by_rule(name: str, scheduler: Any) -> bool:
+def _by_rule(scheduler: Any) -> bool:
     """Whether its timesteps and sigmas are those that its own rule spaces.
 
     Raises:
         BadValue: the noise levels of the network are not those of the configuration.
     """
+    name = type(scheduler).__name__
     with _refused(f"cannot make {name} anew from its configuration", "give a scheduler of diffusers itself"):
         own = type(scheduler).from_config(scheduler.config)
     levels = [getattr(each, "alphas_cumprod", None) for each in (scheduler, own)]
@@ -487,44 +472,18 @@ def _takes(scheduler: Any) -> list[str]:
     return [key for key, does in takes.items() if does and key in accepts]
 
 
-def _by_hand(name: str, remedy: str) -> BadValue:
-    return BadValue(
-        f"cannot adapt {name} with timesteps that were set by hand{remedy}, or call set_timesteps with a number of "
-        f"steps, or make it anew by {name}.from_config"
-    )
-
-
-def _as_set(name: str, scheduler: Any) -> tuple[Any, bool]:
-    """A copy of a scheduler that begins a run with the timesteps that it has, and whether its own rule made them.
-
-    Raises:
-        BadValue: it has none, it has begun a run, or they are not what its class takes.
-    """
-    by_rule = _by_rule(name, scheduler)
-    if not by_rule and not _takes(scheduler):
-        raise _by_hand(name, f": {name} takes none")
-    if by_rule and getattr(scheduler, "num_inference_steps", None) is None:
-        raise BadValue(f"{name} has no timesteps yet; give the number of steps, or call set_timesteps before")
-    if getattr(scheduler, "step_index", None) is not None:
-        raise BadValue(f"{name} has begun a run; call its set_timesteps again")
-    ready = copy.deepcopy(scheduler)
-    if not by_rule and hasattr(ready, "sigmas"):
-        _check_in_step(name, ready)
-    return ready, by_rule
-
-
-def _check_in_step(name: str, scheduler: Any) -> None:
+def _check_in_step(scheduler: Any) -> None:
     """Raise :class:`BadValue` if a scheduler would condition the network on other times than its states have."""
-    schedule, family = _schedule_of(name, scheduler), _family(scheduler)
+    schedule, family = _schedule_of(scheduler), _family(scheduler)
     # Levels are interpolated in other ways; flows cut their timesteps to whole numbers, or have them as floats.
     most = 1e-2 if family != _LEVELS and scheduler.timesteps.is_floating_point() else 1.01
     for n, sigma in zip(scheduler.timesteps.tolist(), scheduler.sigmas.double(), strict=False):
-        own = float(schedule.network_time(_time_of_sigma(family, sigma, schedule)))
+        own = float(schedule.network_time(_time_of_sigma(sigma, schedule)))
         if abs(n - own) > most or (family == _LEVELS and sigma > 1.001 * schedule.rho(schedule.t_max)):
             raise BadValue(
-                f"cannot adapt {name} with timesteps that are out of step with its sigmas: timestep {n:g} has sigma "
-                f"{float(sigma):.4g}, which is that of timestep {own:g}; set one of the two alone, without a shift of "
-                "timesteps. Conditioning times of one's own are a timing's taus"
+                f"cannot adapt {type(scheduler).__name__} with timesteps that are out of step with its sigmas: "
+                f"timestep {n:g} has sigma {float(sigma):.4g}, which is that of timestep {own:g}; set one of the two "
+                "alone, without a shift of timesteps. Conditioning times of one's own are a timing's taus"
             )
 
 
@@ -545,13 +504,13 @@ def _refused(what: str, remedy: str) -> Iterator[None]:
         raise BadValue(f"{what} ({reason}); {remedy}") from error
 
 
-def _schedule_of(name: str, scheduler: Any) -> Schedule:
+def _schedule_of(scheduler: Any) -> Schedule:
     """The noise levels of a scheduler.
 
     Raises:
         BadValue: they are none.
     """
-    family, config = _family(scheduler), _config_of(scheduler)
+    name, family, config = type(scheduler).__name__, _family(scheduler), _config_of(scheduler)
     if family == _FLOW:
         beyond = scheduler.sigmas[(scheduler.sigmas > 1) | ~scheduler.sigmas.isfinite()].tolist()
         if beyond:
@@ -576,22 +535,16 @@ def _schedule_of(name: str, scheduler: Any) -> Schedule:
         ) from error
 
 
-def _time_of_sigma(family: str, sigma: Tensor, schedule: Schedule) -> Tensor:
+def _time_of_sigma(sigma: Tensor, schedule: Schedule) -> Tensor:
     """The time of a noise level, as schedulers have it: sigma of a flow, and sigma / alpha of the others."""
-    return sigma if family == _FLOW else schedule.time_of_lam(-sigma.log())
-
-
-def _tau_of(n: float, t: float, schedule: Schedule) -> float:
-    """The time of a timestep n, which is t but for what was cut off."""
-    tau = n / schedule.levels if schedule.name == "flow" else t
-    return t if abs(tau - t) < 1e-6 else tau
+    return sigma if schedule.name == "flow" else schedule.time_of_lam(-sigma.log())
 
 
 def _end_of(scheduler: Any, schedule: Schedule) -> float:
     """The time of the state after the last step: 0 for clean data."""
     if hasattr(scheduler, "sigmas"):
         sigma = scheduler.sigmas[-1].double()
-        return 0.0 if sigma == 0 else round(float(_time_of_sigma(_family(scheduler), sigma, schedule)), 7)
+        return 0.0 if sigma == 0 else round(float(_time_of_sigma(sigma, schedule)), 7)
     before = int(scheduler.timesteps[-1]) - schedule.levels // scheduler.num_inference_steps
     if before < 0:
         before = -1 if scheduler.final_alpha_cumprod == 1 else 0
@@ -630,7 +583,6 @@ class _Run:
         scheduler: with its timesteps set, and never stepped.
         stage: tells which evaluation of a step comes next.
         kind: what the scheduler expects of the network.
-        family: of the scheduler.
         eta: DDIM's.
         draws: whether a run draws noise.
         times: the only grid that it can run (None for the dry run).
@@ -641,7 +593,6 @@ class _Run:
     scheduler: Any
     stage: Callable[[Any], int]
     kind: str
-    family: str
     eta: float
     draws: bool
     times: tuple[float, ...] | None = None
@@ -660,17 +611,17 @@ class _Run:
         return self._solve(x, schedule, noise)
 
     def _solve(self, x: Tensor, schedule: Schedule, noise: Noise) -> Solution:
-        scheduler = self.begun()
+        scheduler, family = self.begun(), _family(self.scheduler)
         extra: dict[str, Any] = {"eta": self.eta} if self.eta else {}
         scale = _scale(scheduler, self.first)
         state = x / scale
         for number, n in enumerate(scheduler.timesteps[self.first :]):
             # A run from the middle may begin within a step: what is left of it is one.
             stage = 1 if number == self.wasted else self.stage(scheduler) if number else 0
-            if self.family == _LEVELS:
+            if family == _LEVELS:
                 t = time_of_index(n.double().cpu(), schedule.levels)
             else:
-                t = _time_of_sigma(self.family, scheduler.sigmas[self.first + number].double(), schedule)
+                t = _time_of_sigma(scheduler.sigmas[self.first + number].double(), schedule)
             x = _to_state(scheduler, state, n)
             direction = yield Request(x, t, stage)
             if self.draws:
@@ -688,20 +639,6 @@ class _Run:
             scheduler.set_begin_index(self.first)
             scheduler._step_index = None
         return scheduler
-
-    def noised(self) -> tuple[float, float]:
-        """What a unit of image and of noise are in the state that a run from the middle begins with."""
-        one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-        parts = []
-        for image, noise in ((one, zero), (zero, one)):
-            scheduler = self.begun()
-            n = scheduler.timesteps[self.first : self.first + 1]
-            if hasattr(scheduler, "scale_noise"):
-                state = scheduler.scale_noise(image, n, noise)
-            else:
-                state = scheduler.add_noise(image, noise, n)
-            parts.append(float(state) * _scale(scheduler, self.first))
-        return parts[0], parts[1]
 
 
 # ---- is a pipeline's scheduler the one that a timing is for?
@@ -729,112 +666,86 @@ def check_scheduler(timing: Timing, scheduler: Any) -> None:
         TimingMismatch: naming both sides.
     """
     name, eta = type(scheduler).__name__, eta_of(timing)
-    if isinstance(learned := getattr(scheduler, "timing", None), Timing):
-        _check_learned(timing, learned, scheduler)
-        return
     sides = f"the timing is for {timing.solver}, and the pipeline's scheduler is {name}"
-    own = timing.solver not in SOLVERS
-    if own and name != timing.solver:
-        raise TimingMismatch(f"{sides}; {_REMEDY}")
     try:
-        run = _run_of(scheduler, eta)
-        direction = _schedule_of(name, scheduler).direction
-        if timing.gains and run.kind != direction:
-            raise BadValue(f"the gains of the timing multiply {direction}, and the network predicts {run.kind}")
-        if own:
-            _check_options(name, timing.options, _options_of(scheduler, eta))
-            _check_times(sides, timing, run)
+        if isinstance(learned := getattr(scheduler, "timing", None), Timing):  # of to_diffusers
+            check_gains(timing, scheduler.schedule, scheduler.kind)
+            differing = _difference(timing, learned)
+        elif timing.solver in SOLVERS:
+            run = _run_of(scheduler, eta)
+            check_gains(timing, _schedule_of(scheduler), run.kind)
+            differing = _other_steps(timing, run)
+        elif timing.solver != name:
+            differing = "other steps"
         else:
-            _check_steps(sides, timing, run)
+            check_gains(timing, _schedule_of(scheduler), _kind_of(scheduler))
+            # A pipeline of image to image leaves out the first ones.
+            first, begun = max(0, len(scheduler.timesteps) - timing.nfe), getattr(scheduler, "begin_index", None)
+            adapted = _adapted(copy.deepcopy(scheduler), _by_rule(scheduler), eta, first, "with its timesteps")
+            differing = _difference(timing, adapted.timing())
+            if not differing and begun not in (None, first):
+                differing = f"its begin at timestep {begun + 1}, not {first + 1}"
     except BadValue as error:
         raise TimingMismatch(f"{sides}, and they cannot be compared: {error}") from error
+    if differing:
+        raise TimingMismatch(f"{sides}, with {differing}; {_REMEDY}")
 
 
-def _check_learned(timing: Timing, learned: Timing, scheduler: Any) -> None:
-    """Raise :class:`TimingMismatch` unless a learned scheduler, which has a timing, makes the steps of another one."""
-    if timing.gains and scheduler.kind != scheduler.schedule.direction:
-        direction = scheduler.schedule.direction
+def check_gains(timing: Timing, schedule: Schedule, kind: str) -> None:
+    """Raise :class:`TimingMismatch` if a timing has gains, and the network does not predict what they multiply."""
+    if timing.gains and kind != schedule.direction:
         raise TimingMismatch(
-            f"the gains of the timing multiply {direction}, and the network predicts {scheduler.kind}; {_REMEDY}"
+            f"the gains of the timing multiply {schedule.direction}, and the network predicts {kind}, whose multiple "
+            "is another one; learn a timing without gain"
         )
-    for what in ("solver", "options", "schedule", "grid_times", "times"):
-        own, used = getattr(timing, what), getattr(learned, what)
-        if own != used:
-            raise TimingMismatch(
-                f"the timing is for {timing.solver}, and the pipeline's learned scheduler has other steps ({what} "
-                f"{used}, not {own}); make one of this timing (to_diffusers)"
-            )
 
 
-def _check_options(name: str, own: dict[str, Any], used: dict[str, Any]) -> None:
-    for key in sorted(own.keys() | used.keys()):
-        if own.get(key) != used.get(key):
+def _difference(timing: Timing, used: Timing) -> str:
+    """In what the steps of a timing differ from those that are used; nothing where they are the same."""
+    for what in ("solver", "schedule", "options"):
+        one, other = getattr(timing, what), getattr(used, what)
+        if isinstance(one, dict) and one != other:
+            what = min(key for key in one | other if one.get(key) != other.get(key))
             # What is 0, False or None is left out.
-            one, other = (repr(each[key]) if key in each else "off" for each in (own, used))
-            raise TimingMismatch(
-                f"the timing is for {name} with {key}={one}, and the pipeline's has {key}={other}; {_REMEDY}"
-            )
-
-
-def _check_times(sides: str, timing: Timing, run: _Run) -> None:
-    """Raise :class:`TimingMismatch` unless a run has its evaluations at a timing's times and ends where it does.
-
-    A pipeline of image to image leaves out the first ones.
-    """
-    scheduler, name = run.scheduler, type(run.scheduler).__name__
-    first = max(0, len(scheduler.timesteps) - timing.nfe)
-    schedule, by_rule = _schedule_of(name, scheduler), _by_rule(name, scheduler)
-    try:
-        times = [each.t for each in layout(Solver(name, replace(run, first=first)), _UNKNOWN, schedule)]
-    except Exception as error:  # of timesteps that were set by hand
-        raise BadValue(f"its run fails ({' '.join(str(error).split())})") from error
-    begun = getattr(scheduler, "begin_index", None)
-    times.append(end if (end := _end_of(scheduler, schedule)) < times[-1] else times[-1])
-    expected = [*timing.times, timing.grid_times[-1]]
-    if len(times) != len(expected):
-        raise TimingMismatch(f"{sides}, with {len(times) - 1} evaluations, not {timing.nfe}; {_REMEDY}")
-    for number, (here, there) in enumerate(zip(times, expected, strict=True), 1):
+            one, other = (each.get(what, "off") for each in (one, other))
+        if one != other:
+            return f"{what}={other}, not {one}"
+    if used.nfe != timing.nfe:
+        return f"{used.nfe} evaluations, not {timing.nfe}"
+    pairs = zip((*used.times, *used.grid_times), (*timing.times, *timing.grid_times), strict=True)
+    for number, (here, there) in enumerate(pairs, 1):
         if abs(here - there) > 1e-6:
-            what = f"evaluation {number}" if number <= timing.nfe else "the end"
-            raise TimingMismatch(f"{sides}, with {what} at t = {here:g}, not {there:g}; {_REMEDY}")
-    if begun not in (None, first):
-        raise TimingMismatch(f"{sides}, which begins at its timestep {begun + 1}, not {first + 1}; {_REMEDY}")
-    if hasattr(scheduler, "sigmas") and not by_rule:
-        _check_in_step(name, scheduler)
+            return f"{f'evaluation {number}' if number <= used.nfe else 'its end'} at t = {here:g}, not {there:g}"
+    return ""
 
 
-def _check_steps(sides: str, timing: Timing, run: _Run) -> None:
+def _other_steps(timing: Timing, run: _Run) -> str:
+    """In what a scheduler's steps differ from those of a solver of this library; nothing where they are the same."""
     scheduler, nfe = run.scheduler, timing.nfe
-    schedule = _schedule_of(type(scheduler).__name__, scheduler)
+    schedule = _schedule_of(scheduler)
     solver = make_solver(timing.solver, **timing.options)
     # A schedule that is not one of this library's is known by its name.
     known = make_schedule(timing.schedule) if timing.schedule in SCHEDULES else schedule
-    differing = ""
+    hint = " (ddim is DDIMScheduler with clip_sample=False)" if timing.solver == "ddim" else ""
     if known.name != timing.schedule:
-        differing = f"noise levels {known.name}, not {timing.schedule}"
-    elif solver.needs_gamma:
-        differing = "no gamma, as no scheduler of diffusers has"
-    elif len(scheduler.timesteps) != nfe:
-        differing = f"{len(scheduler.timesteps)} evaluations, not {nfe}"
-    elif abs(_end_of(scheduler, schedule) - timing.grid_times[-1]) > 1e-6:
-        differing = f"its end at t = {_end_of(scheduler, schedule):g}, not {timing.grid_times[-1]:g}"
-    else:
-        # diffusers' own arithmetic in float32 is too coarse for short steps.
-        exact = copy.deepcopy(scheduler)
-        if isinstance(getattr(exact, "sigmas", None), Tensor):
-            exact.sigmas = exact.sigmas.double()
-        theirs = _dependence(Solver("", replace(run, scheduler=exact)), (1.0,), schedule, nfe)
-        ours = _dependence(solver, timing.grid_times, known, nfe)
-        # diffusers keeps its noise levels in float32.
-        number = next(iter((~torch.isclose(theirs, ours, rtol=5e-4, atol=2e-5)).nonzero().flatten().tolist()), None)
-        if number is not None:
-            what = f"{'draw' if number > nfe else 'answer'} {(number - 1) % nfe + 1}" if number else "the start"
-            differing = (
-                f"other steps: {what} counts {theirs[number]:.4g} times at the end, not {ours[number]:.4g} times"
-            )
-    if differing:
-        hint = " (ddim is DDIMScheduler with clip_sample=False)" if timing.solver == "ddim" else ""
-        raise TimingMismatch(f"{sides}, with {differing}; {_REMEDY}{hint}")
+        return f"noise levels {known.name}, not {timing.schedule}"
+    if solver.needs_gamma:
+        return "no gamma, as no scheduler of diffusers has"
+    if len(scheduler.timesteps) != nfe:
+        return f"{len(scheduler.timesteps)} evaluations, not {nfe}"
+    if abs((end := _end_of(scheduler, schedule)) - timing.grid_times[-1]) > 1e-6:
+        return f"its end at t = {end:g}, not {timing.grid_times[-1]:g}{hint}"
+    # diffusers' own arithmetic in float32 is too coarse for short steps.
+    exact = copy.deepcopy(scheduler)
+    if isinstance(getattr(exact, "sigmas", None), Tensor):
+        exact.sigmas = exact.sigmas.double()
+    theirs = _dependence(Solver("", replace(run, scheduler=exact)), (1.0,), schedule, nfe)
+    ours = _dependence(solver, timing.grid_times, known, nfe)
+    # diffusers keeps its noise levels in float32.
+    for number in (~torch.isclose(theirs, ours, rtol=5e-4, atol=2e-5)).nonzero().flatten().tolist():
+        what = f"{'draw' if number > nfe else 'answer'} {(number - 1) % nfe + 1}" if number else "the start"
+        return f"other steps: {what} counts {theirs[number]:.4g} times at the end, not {ours[number]:.4g} times{hint}"
+    return ""
 
 
 def _dependence(solver: Solver, times: Sequence[float], schedule: Schedule, nfe: int) -> Tensor:

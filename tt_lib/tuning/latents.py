@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import inspect
 import os
 import re
@@ -18,6 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,8 @@ from tt_lib.errors import BadValue, CorruptFile, MissingFile, check_type
 from tt_lib.files import file_hash
 from tt_lib.grids import make_grid
 from tt_lib.guidance import ClassifierFree
-from tt_lib.interop import Adapted, TunedUNet, from_scheduler, to_diffusers
-from tt_lib.interop.pipeline import NETWORKS, TIME_ARGUMENTS
+from tt_lib.interop import Adapted, from_scheduler, to_diffusers
+from tt_lib.interop.pipeline import check_untuned, network_in, plain, time_argument_of
 from tt_lib.networks.unet import weights_hash
 from tt_lib.noise import LEARN_FIRST_SEED, VALIDATION_FIRST_SEED, SampleNoise
 from tt_lib.predictors import EpsPredictor, Predictor
@@ -148,20 +148,20 @@ def pipeline_name(source: Path | str) -> str:
 
 def _network_of(pipeline: Any) -> nn.Module:
     name, accepts = type(pipeline).__name__, inspect.signature(type(pipeline).__call__).parameters
-    networks = [each for each in (getattr(pipeline, name, None) for name in NETWORKS) if isinstance(each, nn.Module)]
-    if "prompt" not in accepts or len(networks) != 1:
+    if "prompt" not in accepts:
         raise BadValue(
-            f"{name} takes no prompt, or has no one network called {' or '.join(NETWORKS)}: give a text-to-image "
-            "pipeline (tt learn --model is for networks of plain images)"
+            f"{name} takes no prompt: give a text-to-image pipeline (tt learn --model is for networks of plain images)"
         )
-    if any(isinstance(each, TunedUNet) for each in networks[0].modules()):
-        raise BadValue("the network is tuned already; learn from the pipeline with the network in it, network.unet")
-    return networks[0]
+    network = network_in(pipeline)[1]
+    check_untuned(network)
+    return network
 
 
 @dataclass(frozen=True)
 class Latents:
     """The network of a pipeline with prompts, as a :class:`Sampler` takes it: a seed has a noise and a prompt.
+
+    :meth:`encoded` comes before sampling; the rest is known without.
 
     Seeds of learning have one of the prompts to learn from, and seeds of validation one of those held out, in turn.
     Any other seed s has prompt ``s % n`` of all n.
@@ -223,6 +223,52 @@ class Latents:
         conditional, unconditional = predictors
         return ClassifierFree(conditional, unconditional, self.guidance)
 
+    def encoded(self, progress: Progress | None = None) -> Latents:
+        """With the conditions of the prompts; a short run of the pipeline, which must end as ours, shows that they do.
+
+        Args:
+            progress: called with (prompts encoded, of all, message).
+
+        Raises:
+            BadValue: embeddings that fit into no batch, or steps that are more than the network with classifier-free
+                guidance.
+        """
+        first: tuple[Any, ...] = ()
+        without = b""
+        conditions = []
+        numbers: dict[bytes, int] = {}
+        for number, prompt in enumerate(self.prompts, 1):
+            own = tuple(_record(self.pipeline, [prompt], self.options).conditions)
+            first, without = first or own, without or _digest(own[1:])
+            if shapes := _differing(own[0], first[0]):
+                raise BadValue(
+                    f"the embeddings of prompt {number}, {prompt[:60]!r}, have the shape {shapes[0]}, and those of "
+                    f"the first {shapes[1]}, so they do not fit into one batch; give prompts of one length"
+                )
+            if (twin := numbers.setdefault(_digest(own[0]), number)) != number:
+                raise BadValue(
+                    f"prompt {number}, {prompt[:60]!r}, is prompt {twin} once more to the network: the pipeline "
+                    "reads no further than where they differ, or does not know the letters; shorten them or leave "
+                    "one out"
+                )
+            # Most often all prompts have one condition without prompt.
+            conditions.append(own[:1] + (first[1:] if _digest(own[1:]) == without else own[1:]))
+            if progress:
+                progress(number, len(self.prompts), "prompts encoded")
+        latents, dtype = replace(self, conditions=tuple(conditions)), self.place.dtype
+        noise = SampleNoise(range(2)).start(self.shape).to(self.device)
+        options = {**self.options, "latents": noise.to(dtype)}
+        theirs = _call(self.pipeline, self.prompts[:2], options, CHECK_STEPS)
+        teacher = replace(latents.teacher(CHECK_STEPS), predictor=latents.for_prompts([0, 1]))
+        gap = float((theirs - teacher(range(2), start=noise).x).abs().max() / theirs.abs().max())
+        if not gap <= SAME.get(dtype, 0.05):
+            raise BadValue(
+                f"{type(self.pipeline).__name__} does more in a step than its network with classifier-free guidance of "
+                f"scale {self.guidance} and its scheduler: a run of {CHECK_STEPS} steps ends {gap:.2g} of the largest "
+                "value away from such steps; learn from a pipeline without that"
+            )
+        return latents
+
     def _network(self, condition: dict[str, Any]) -> Callable[[Tensor, Tensor], Tensor]:
         state, time, dtype, factor = self.place
         return lambda x, c: self.network(**condition, **{state: x.to(dtype), time: factor * c})[0]
@@ -234,8 +280,7 @@ class Latents:
 
     def own(self, steps: int) -> Adapted:
         """The pipeline's own scheduler with ``steps`` steps, set as the pipeline sets it."""
-        with _quiet(self.pipeline):
-            return _adapted(_record(self.pipeline, self.prompts[:1], self.options, steps).scheduler)
+        return _adapted(_record(self.pipeline, self.prompts[:1], self.options, steps).scheduler)
 
     def teacher(self, steps: int) -> Sampler:
         """The sampler that the pipeline itself is, in ``steps`` steps."""
@@ -278,9 +323,8 @@ def adapt_pipeline(
     guidance: float | None = None,
     size: tuple[int, int] | None = None,
     weights: str = "",
-    progress: Progress | None = None,
 ) -> Latents:
-    """The network of a pipeline with its prompts, encoded once, ready to be sampled and learned.
+    """The network of a pipeline with its prompts, ready to be encoded, sampled and learned.
 
     Args:
         pipeline: a text-to-image pipeline of diffusers, in the precision and on the device where it will sample. It is
@@ -290,19 +334,11 @@ def adapt_pipeline(
         size: height and width of its images; by default the pipeline's own.
         weights: the hash of its network's weights in float32, see :func:`load_pipeline`; by default that of the weights
             in memory.
-        progress: called with (prompts encoded, of all, message).
 
     Raises:
         BadValue: naming what the pipeline does not take or this library does not know: no prompt, a scheduler that
-            cannot be adapted or that draws noise, steps that are more than the network with classifier-free guidance.
+            cannot be adapted or that draws noise.
     """
-    return _encoded(_bare(pipeline, prompts, guidance, size, weights), progress)
-
-
-def _bare(
-    pipeline: Any, prompts: Sequence[str], guidance: float | None, size: tuple[int, int] | None, weights: str
-) -> Latents:
-    """:func:`adapt_pipeline` without the conditions of the prompts."""
     check_prompts(prompts)
     network, kind = _network_of(pipeline), type(pipeline)
     accepts = inspect.signature(kind.__call__).parameters
@@ -321,15 +357,13 @@ def _bare(
             raise BadValue(f"{kind.__name__} takes no {key}, got {value:g}; leave it out")
     if guidance is None and "guidance_scale" in accepts:
         guidance = accepts["guidance_scale"].default
-    with _quiet(pipeline):
-        one, two = (_record(pipeline, prompts[:count], options) for count in (1, 2))
-        adapted = _adapted(one.scheduler)
+    one, two = (_record(pipeline, prompts[:count], options) for count in (1, 2))
+    adapted = _adapted(one.scheduler)
     if guidance is None and len(one.conditions) == 2:
         raise BadValue(
             f"{kind.__name__} guides by a scale that is not its guidance_scale; "
             + ("give guidance" if "guidance_scale" in accepts else "learn from a pipeline that has one")
         )
-    belongs = _map(lambda a, b: a.shape != b.shape, one.conditions[0], two.conditions[0])
     return Latents(
         pipeline,
         network,
@@ -338,41 +372,13 @@ def _bare(
         adapted.kind,
         tuple(prompts),
         (),
-        belongs,
+        _map(lambda a, b: a.shape != b.shape, one.conditions[0], two.conditions[0]),
         one.place,
         one.shape,
         guidance,
         pipeline_name(getattr(pipeline, "name_or_path", "") or kind.__name__),
         weights or weights_hash(network),
     )
-
-
-def _encoded(latents: Latents, progress: Progress | None) -> Latents:
-    """With the conditions of the prompts; a short run has shown that they are all."""
-    first: tuple[Any, ...] = ()
-    conditions = []
-    numbers: dict[bytes, int] = {}
-    with _quiet(latents.pipeline):
-        for number, prompt in enumerate(latents.prompts, 1):
-            own = tuple(_record(latents.pipeline, [prompt], latents.options).conditions)
-            first = first or own
-            if shapes := _differing(own[0], first[0]):
-                raise BadValue(
-                    f"the embeddings of prompt {number}, {prompt[:60]!r}, have the shape {shapes[0]}, and those of the "
-                    f"first {shapes[1]}, so they do not fit into one batch; give prompts of one length"
-                )
-            if (twin := numbers.setdefault(_digest(own[0]), number)) != number:
-                raise BadValue(
-                    f"prompt {number}, {prompt[:60]!r}, is prompt {twin} once more to the network: the pipeline reads "
-                    "no further than where they differ, or does not know the letters; shorten them or leave one out"
-                )
-            # Most often all prompts have one condition without prompt.
-            conditions.append(own[:1] + (first[1:] if _same(own[1:], first[1:]) else own[1:]))
-            if progress:
-                progress(number, len(latents.prompts), "prompts encoded")
-        latents = replace(latents, conditions=tuple(conditions))
-        _check_run(latents)
-    return latents
 
 
 def _adapted(scheduler: Any) -> Adapted:
@@ -384,22 +390,6 @@ def _adapted(scheduler: Any) -> Adapted:
             "pipeline a deterministic scheduler"
         )
     return adapted
-
-
-def _check_run(latents: Latents) -> None:
-    """Raise :class:`BadValue` unless a short run of the pipeline ends where ours does."""
-    noise = SampleNoise(range(2)).start(latents.shape).to(latents.device)
-    dtype = latents.place.dtype
-    options = {**latents.options, "latents": noise.to(dtype)}
-    theirs = _call(latents.pipeline, latents.prompts[:2], options, CHECK_STEPS)
-    ours = replace(latents.teacher(CHECK_STEPS), predictor=latents.for_prompts([0, 1]))(range(2), start=noise).x
-    gap = float((theirs - ours).abs().max() / theirs.abs().max())
-    if not gap <= SAME.get(dtype, 0.05):
-        raise BadValue(
-            f"{type(latents.pipeline).__name__} does more in a step than its network with classifier-free guidance of "
-            f"scale {latents.guidance} and its scheduler: a run of {CHECK_STEPS} steps ends {gap:.2g} of the largest "
-            "value away from such steps; learn from a pipeline without that"
-        )
 
 
 # ---- what a pipeline gives its network
@@ -431,8 +421,10 @@ class _Recorded(NamedTuple):
 
 
 def _call(pipeline: Any, prompts: Sequence[str], options: dict[str, Any], steps: int) -> Tensor:
-    """The latents that a pipeline makes."""
+    """The latents that a pipeline makes, without its progress bar."""
     own = {"num_inference_steps": steps, "output_type": "latent", "return_dict": False, **options}
+    bar = getattr(pipeline, "_progress_bar_config", {})
+    pipeline.set_progress_bar_config(**bar | {"disable": True})
     try:
         return pipeline(prompt=list(prompts), **own)[0]
     except (TypeError, ValueError) as error:
@@ -440,12 +432,14 @@ def _call(pipeline: Any, prompts: Sequence[str], options: dict[str, Any], steps:
         raise BadValue(
             f"{type(pipeline).__name__} refuses {', '.join(own)} ({what}); mend them, or give a text-to-image pipeline"
         ) from error
+    finally:
+        pipeline.set_progress_bar_config(**bar)
 
 
 def _record(pipeline: Any, prompts: Sequence[str], options: dict[str, Any], steps: int = CHECK_STEPS) -> _Recorded:
     calls: list[dict[str, Any]] = []
     network = _network_of(pipeline)
-    accepts = inspect.signature(getattr(network, "_orig_mod", network).forward)
+    accepts = inspect.signature(plain(network).forward)
     scheduler, step = pipeline.scheduler, pipeline.scheduler.step
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -467,7 +461,7 @@ def _record(pipeline: Any, prompts: Sequence[str], options: dict[str, Any], step
         handle.remove()
         del scheduler.step
     state = next(iter(accepts.parameters))
-    time = next((name for name in TIME_ARGUMENTS if name in accepts.parameters), TIME_ARGUMENTS[0])
+    time = time_argument_of(network)[0]
     parts = [len(call[state]) / len(sample) if time in call else 0 for call in calls]
     if parts not in ([1], [2], [1, 1]) or len(sample) != len(prompts):
         raise BadValue(
@@ -517,14 +511,8 @@ def _map(function: Callable[..., Any], *trees: Any) -> Any:
     return function(*trees) if isinstance(first, Tensor) else first
 
 
-def _same(one: Any, other: Any) -> bool:
-    alike: list[bool] = []
-    _map(lambda a, b: alike.append(torch.equal(a, b)), one, other)
-    return all(alike)
-
-
 def _digest(condition: Any) -> bytes:
-    whole = hashlib.sha256()
+    whole = sha256()
     _map(lambda leaf: whole.update(leaf.double().numpy().tobytes()), condition)
     return whole.digest()
 
@@ -534,17 +522,6 @@ def _differing(one: Any, other: Any) -> tuple[list[int], list[int]] | None:
     shapes: list[tuple[list[int], list[int]]] = []
     _map(lambda a, b: shapes.append((list(a.shape), list(b.shape))), one, other)
     return next((each for each in shapes if each[0] != each[1]), None)
-
-
-@contextmanager
-def _quiet(pipeline: Any) -> Iterator[None]:
-    """Without the pipeline's own progress bar."""
-    before = getattr(pipeline, "_progress_bar_config", {})
-    pipeline.set_progress_bar_config(**before | {"disable": True})
-    try:
-        yield
-    finally:
-        pipeline.set_progress_bar_config(**before)
 
 
 @contextmanager
@@ -605,10 +582,7 @@ def learn_pipeline(
         BadValue, TimingMismatch: before any work, what cannot be learned or would not run in the pipeline.
         NothingLearned: as :func:`tt_lib.tuning.learn.learn`.
     """
-    digest = file_hash(prompts) if isinstance(prompts, Path) else ""
-    prompts = read_prompts(prompts) if isinstance(prompts, Path) else prompts
-    check_prompts(prompts)
-    digest = digest or hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    texts = read_prompts(prompts) if isinstance(prompts, Path) else prompts
     check_type("at_once", at_once, int)
     if at_once < 1:
         raise BadValue(f"at_once must be at least 1, got {at_once}")
@@ -619,16 +593,20 @@ def learn_pipeline(
             progress(0, config.iterations, f"{message}: {done} of {of}")
 
     with _frozen(_network_of(pipeline)):
-        latents = _bare(pipeline, prompts, guidance, size, weights)
+        latents = adapt_pipeline(pipeline, texts, guidance=guidance, size=size, weights=weights)
         sampler = latents.sampler(solver, start, nfe)
-        _check_in_pipeline(sampler, pipeline, config)
-        latents = _encoded(latents, encoding)
+        # What it would say of the result, before the work.
+        times = [each.t for each in sampler.evaluations]
+        gains = (1.0,) * len(times) if "gain" in config.knobs else ()
+        to_diffusers(sampler.make_timing(config.name, times, gains=gains), pipeline.scheduler)
+        latents = latents.encoded(encoding)
         teacher = latents.teacher(CONVERGED_STEPS)
+        digest = file_hash(prompts) if isinstance(prompts, Path) else sha256("\n".join(texts).encode()).hexdigest()
         facts = {
             "guidance": latents.guidance,
             "size": list(size) if size else None,
             "latents": list(latents.shape),
-            "prompts": len(prompts),
+            "prompts": len(texts),
             "prompts_sha256": digest,
             "teacher": {"scheduler": teacher.solver.name, "steps": CONVERGED_STEPS, **teacher.solver.choices_made},
         }
@@ -642,10 +620,3 @@ def learn_pipeline(
             state=state,
             progress=progress,
         )
-
-
-def _check_in_pipeline(sampler: Sampler, pipeline: Any, config: LearnConfig) -> None:
-    """Raise what :func:`to_diffusers` would say of the result, of the untuned sampler and before the work."""
-    gains = (1.0,) * len(sampler.evaluations) if "gain" in config.knobs else ()
-    timing = sampler.make_timing(config.name, [each.t for each in sampler.evaluations], gains=gains)
-    to_diffusers(timing, pipeline.scheduler)
