@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tt_lib.engine import Request, drive, replay
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
-from tt_lib.files import PACKAGE_ROOT
 from tt_lib.grids import make_grid
 from tt_lib.guidance import ClassifierFree
 from tt_lib.interop import Calls, TunedUNet, from_scheduler, tuned_times
@@ -553,18 +552,3 @@ def test_folders_that_are_damaged(saved, name):
     (folder / name).unlink()
     with pytest.raises(MissingFile, match=name.replace(".", r"\.")):
         TunedUNet.from_pretrained(folder)
-
-
-# ---- the shipped timings
-
-
-def test_a_shipped_timing_is_for_the_default_spacing_of_diffusers_ddim(unet):
-    nfe = 5
-    timing = load_timing(PACKAGE_ROOT / f"data/timings/cifar10-ddpm-w64/ddim-uniform-{nfe}-consistency-sequential.json")
-    timing = dataclasses.replace(timing, weights="")  # on another network, which is quicker
-    pipeline = diffusers.DDIMPipeline(TunedUNet(unet, timing), diffusers.DDIMScheduler(clip_sample=False))
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(batch_size=1, num_inference_steps=nfe, output_type="np").images
-    assert images.shape[0] == 1 and pipeline.unet.calls.complete_runs == 1
-    with pytest.raises(TimingMismatch):
-        pipeline(batch_size=1, num_inference_steps=nfe + 1, output_type="np")

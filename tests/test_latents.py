@@ -432,22 +432,7 @@ def test_killed_and_started_again_by_the_command(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "DEFAULTS", config)
     prompts, out = tmp_path / "prompts.txt", tmp_path / "six.json"
     prompts.write_text("\n".join(PROMPTS))
-    words = (
-        "learn",
-        "--pipeline",
-        folder,
-        "--prompts",
-        prompts,
-        "--nfe",
-        3,
-        "--guidance",
-        3,
-        "--size",
-        8,
-        "--out",
-        out,
-    )
-    words = (*words, "--batch", 3)
+    words = f"learn --pipeline {folder} --prompts {prompts} --nfe 3 --guidance 3 --size 8 --out {out} --batch 3".split()
     step, steps = _Learning.step, []
 
     def stop(learning, *args):
