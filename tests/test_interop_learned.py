@@ -15,7 +15,7 @@ from tt_lib.errors import BadValue, TimingMismatch
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.grids import LEARNED, Grid, make_grid
 from tt_lib.interop import TunedUNet, from_scheduler, to_diffusers, tuned_times
-from tt_lib.networks.unet import make_unet
+from tt_lib.networks.unet import Model, make_unet
 from tt_lib.predictors import EpsPredictor
 from tt_lib.sampling import Sampler, fine_sampler
 from tt_lib.schedules import Schedule, make_schedule
@@ -326,6 +326,25 @@ def test_schedulers_of_another_network_are_refused(unet):
         to_diffusers(dataclasses.replace(timing, schedule="continuous-linear"), diffusers.DDIMScheduler())
     # A learned scheduler says what the network was trained on, too.
     to_diffusers(timing, to_diffusers(timing, diffusers.DDIMScheduler()))
+
+
+def test_a_network_on_another_path_is_none_of_a_pipeline(unet):
+    """Its eps would be taken for a velocity without a word."""
+    grid = Grid(LEARNED, (1.0, *TIMES[6][1:], 0.0))
+    timing = make(unet, "unipc", grid, kind="velocity", schedule=make_schedule("flow"))[1]
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    to_diffusers(timing, scheduler)
+    with pytest.raises(TimingMismatch, match="for tiny,path=flow, a network on another path than its own"):
+        to_diffusers(dataclasses.replace(timing, model="tiny,path=flow"), scheduler)
+
+
+def test_the_weights_of_a_flow_are_compared(unet):
+    flow = Model(unet, make_schedule("flow"), SHAPE, "flow", kind="velocity")
+    timing = make(unet, "unipc", Grid(LEARNED, (*TIMES[6], 0.0)), kind="velocity", schedule=flow.schedule)[1]
+    TunedUNet(unet, dataclasses.replace(timing, weights=flow.digest))
+    other = Model(unet, make_schedule("ve"), SHAPE, "ve", kind="edm")
+    with pytest.raises(TimingMismatch, match="this network has others"):
+        TunedUNet(unet, dataclasses.replace(timing, weights=other.digest))
 
 
 def test_no_configuration_holds_the_times(unet, tmp_path):

@@ -19,7 +19,7 @@ from tt_lib.engine import Request, Solution
 from tt_lib.errors import BadValue, TimingMismatch
 from tt_lib.grids import Grid
 from tt_lib.interop.pipeline import same_timestep
-from tt_lib.interop.scheduler import check_gains, network_of, same_numbers
+from tt_lib.interop.scheduler import check_network, network_of, same_numbers
 from tt_lib.predictors import to_direction
 from tt_lib.schedules import SCHEDULES, VE, VP, Schedule, along, float64, make_schedule
 from tt_lib.solvers.layout import layout
@@ -213,7 +213,7 @@ def to_diffusers(timing: Timing, scheduler: Any) -> LearnedScheduler:
         else network_of(scheduler)
     )
     schedule = _schedule_of(timing, own, type(scheduler).__name__)
-    check_gains(timing, schedule, kind)
+    check_network(timing, schedule, kind)
     if timing.solver not in SOLVERS:
         raise BadValue(
             f"the timing is for diffusers' own {timing.solver} and its own times; sample with that scheduler"

@@ -25,7 +25,7 @@ from tt_lib.errors import BadValue, CorruptFile, TimingMismatch, TTError, check_
 from tt_lib.files import check_hash, check_writable, file_hash, read_json, write_json
 from tt_lib.interop.scheduler import check_scheduler, eta_of
 from tt_lib.networks.unet import weights_hash, weights_options
-from tt_lib.predictors import PREDICTION_TYPES
+from tt_lib.predictors import KINDS, PREDICTION_TYPES
 from tt_lib.schedules import float64, index_of_time, make_schedule
 from tt_lib.solvers.registry import SOLVERS
 from tt_lib.timing import Timing, load_timing
@@ -471,10 +471,9 @@ def check_weights(timing: Timing, network: nn.Module) -> None:
 
     halves = {key: value.detach().half().contiguous().cpu() for key, value in weights.items()}
     of_file = hashlib.sha256(save(halves, {"format": "pt"})).hexdigest()
-    # What the network predicts stands in the scheduler.
-    if timing.weights != of_file and all(
-        timing.weights != weights_hash(plain(network), kind) for kind in PREDICTION_TYPES.values()
-    ):
+    # What the network predicts stands in the scheduler. Off VP it is a part of the hash, with the path.
+    kinds = (*PREDICTION_TYPES.values(), *(f"{kind} on {timing.schedule}" for kind in KINDS))
+    if timing.weights != of_file and all(timing.weights != weights_hash(plain(network), kind) for kind in kinds):
         raise TimingMismatch(
             f"the timing is for the weights {timing.weights[:16]} of {timing.model or 'a network'}, and this network "
             "has others; tune one for it, or load the network that the timing is for. To try it all the same, give "

@@ -669,16 +669,16 @@ def check_scheduler(timing: Timing, scheduler: Any) -> None:
     sides = f"the timing is for {timing.solver}, and the pipeline's scheduler is {name}"
     try:
         if isinstance(learned := getattr(scheduler, "timing", None), Timing):  # of to_diffusers
-            check_gains(timing, scheduler.schedule, scheduler.kind)
+            check_network(timing, scheduler.schedule, scheduler.kind)
             differing = _difference(timing, learned)
         elif timing.solver in SOLVERS:
             run = _run_of(scheduler, eta)
-            check_gains(timing, _schedule_of(scheduler), run.kind)
+            check_network(timing, _schedule_of(scheduler), run.kind)
             differing = _other_steps(timing, run)
         elif timing.solver != name:
             differing = "other steps"
         else:
-            check_gains(timing, _schedule_of(scheduler), _kind_of(scheduler))
+            check_network(timing, _schedule_of(scheduler), _kind_of(scheduler))
             # A pipeline of image to image leaves out the first ones.
             first, begun = max(0, len(scheduler.timesteps) - timing.nfe), getattr(scheduler, "begin_index", None)
             adapted = _adapted(copy.deepcopy(scheduler), _by_rule(scheduler), eta, first, "with its timesteps")
@@ -691,8 +691,17 @@ def check_scheduler(timing: Timing, scheduler: Any) -> None:
         raise TimingMismatch(f"{sides}, with {differing}; {_REMEDY}")
 
 
-def check_gains(timing: Timing, schedule: Schedule, kind: str) -> None:
-    """Raise :class:`TimingMismatch` if a timing has gains, and the network does not predict what they multiply."""
+def check_network(timing: Timing, schedule: Schedule, kind: str) -> None:
+    """Raise :class:`TimingMismatch` if a timing is for another use of the network.
+
+    It is of the network on another path (``NAME,path=flow``), or has gains, and the network does not predict what they
+    multiply.
+    """
+    if ",path=" in timing.model:
+        raise TimingMismatch(
+            f"the timing is for {timing.model}, a network on another path than its own, which no pipeline of diffusers "
+            "samples on; sample it with this library, or tune one for the network's own path"
+        )
     if timing.gains and kind != schedule.direction:
         raise TimingMismatch(
             f"the gains of the timing multiply {schedule.direction}, and the network predicts {kind}, whose multiple "
