@@ -34,8 +34,8 @@ from tt_lib.schedules import make_schedule
 class PredictionLoss(nn.Module):
     """The loss as a module, so that noising, network and loss compile into one graph.
 
-    Called with ``x0`` uint8 [B, C, H, W], ``noise`` [B, C, H, W], and ``alpha``, ``sigma``, the network's time ``c`` and
-    ``weight`` [B]; returns the weighted mean squared error of what is predicted, a scalar.
+    Called with ``x0`` uint8 [B, C, H, W], ``noise`` [B, C, H, W], and ``alpha``, ``sigma``, the network's time ``c``
+    and ``weight`` [B]; returns the weighted mean squared error of what is predicted, a scalar.
 
     Args:
         kind: ``eps`` or ``velocity``.
