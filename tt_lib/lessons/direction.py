@@ -18,8 +18,10 @@ from tt_lib.errors import BadValue
 from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_below, style
 from tt_lib.grids import Grid
 from tt_lib.metrics.direction import measure_directions
+from tt_lib.rows import DIRECTION_COLUMNS, read_rows, results_folder
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import make_solver
+from tt_lib.study.cells import Cell, find_timing
 from tt_lib.toy import MixturePredictor, exact_flow, exact_trajectory, ring_2d
 
 BEGIN, END = 0.9, 0.1
@@ -31,25 +33,26 @@ ALT = {
     "cluster. The direction that is used goes straight on and lands far inside the ring. The right direction points "
     "from the start to the end of the path, about 19 degrees away and shorter. The area between path and step is "
     "shaded.",
-    "errors": "Direction error and cost of each of five DDIM steps against time, on a logarithmic axis. Both rise from "
-    "step to step towards the data: the direction error from about 0.0001 to 0.28, the cost from about 0.0003 to 0.12.",
-    "strip": "The direction error and the cost of each step with 3, 5, 8, 12 and 20 steps. In every panel both rise "
-    "towards the data. With more steps both lines lie lower, and the cost sinks faster.",
-    "player": "Direction error and cost of each DDIM step against time; the slider sets the number of steps from 2 to "
-    "20. Both lines sink as it grows, the cost faster.",
+    "errors": "Two panels for five DDIM steps against time, both on logarithmic axes. The direction error rises from "
+    "about 0.0002 in the first step to 0.28 in the last, the truncation error from about 0.0005 to 0.12.",
+    "strip": "The direction error of each step with 3, 5, 8, 12 and 20 steps. In each panel it rises towards the data. "
+    "With more steps it is smaller at the same time, but the last step begins nearer to the data.",
+    "player": "Direction error of each DDIM step against time; the slider sets the number of steps from 2 to 20. With "
+    "more steps the line lies lower and reaches farther towards the data.",
     "change": "Three panels over time for ten steps on the ring. Top: the direction error rises from 0.0001 in the "
     "noise to 0.4 near the data; tuned, it lies below, far below on the left, hardly on the right. Middle: the share "
-    "that tuning removes falls from nine tenths in the first step to a tenth in the last. Bottom: the ratio tau / t is "
-    "moved by 15 to 25 per cent in every step.",
+    "that tuning removes falls from nine tenths to a fifth half way, rises to two fifths at t = 0.2 and ends at a "
+    "tenth; the share that the fit predicts runs above it and has the same shape. Bottom: tau is moved down by 13 to "
+    "25 per cent, in the first five steps beyond the end of the step.",
     "shared": "Two scatter plots of the error of the direction against how the answer moves with tau, a point for each "
     "coordinate of each sample. In the first step, in the noise, all points lie on one straight line through 0. In the "
     "last step they form a wide cloud with little slope.",
     "cifar": "Three panels over time for ten uniform DDIM steps on CIFAR-10. Top: the direction error rises from 0.002 "
-    "to above 0.1 near the data. Middle: tuning removes up to four tenths of it between t = 0.8 and 0.6, and little "
-    "elsewhere; in the last step, which is not tuned, the error grows. Bottom: tau is moved by up to 3 per cent, most "
-    "in the same steps.",
-    "doubt": "Local error of each of five steps as it was measured, divided by the exact one. With 16 substeps all "
-    "bars reach 1. With 4 substeps they stop a little below, and with 2 at about 0.7 in the first four steps.",
+    "to above 0.1 near the data. Middle: tuning removes two to four tenths of it in the steps from t = 0.8, 0.7 and "
+    "0.6, 2 per cent in the first step and at most 6 elsewhere; in the last step, which is not tuned, the error grows. "
+    "Bottom: tau is moved down by up to 3 per cent and lies within every step.",
+    "doubt": "Truncation error of each of five steps as it was measured, divided by the exact one. With 16 substeps "
+    "all bars reach 1. With 4 substeps they stop a little below, and with 2 at about 0.7 in the first four steps.",
 }
 """What the figures show, in words."""
 
@@ -86,17 +89,42 @@ def what_one_tau_removes(steps: int = 10, end: float = 0.02, samples: int = 256)
     """The best single tau for each step of DDIM on the ring, for noised samples.
 
     Returns:
-        For each step ``t``; the direction error with tau = t and with the best tau (root mean square over samples, as a
-        share of the right direction's) as ``untuned`` and ``tuned``; and the ``ratio`` tau / t.
+        For each step its times ``t`` and ``s``; the direction error with tau = t and with the best tau (root mean
+        square over samples, as a share of the right direction's) as ``untuned`` and ``tuned``; the ``ratio`` tau / t;
+        the share of the error that a small change of tau would remove, ``fit``, 1 - sqrt(1 - r^2) for the correlation
+        r of error and motion; and the share of it that the answers have made good at tau = s, ``reach``.
     """
     rows = []
-    for x, t, _, right in _steps(steps, end, samples):
+    for x, t, s, right in _steps(steps, end, samples):
         ratios = torch.linspace(0.4, 1.3, 451, dtype=torch.float64)
         errors = torch.stack([_rms(_eps(x, (ratio * t).clamp(max=1)) - right) for ratio in ratios])
         best = int(errors.argmin())
-        untuned, size = _rms(_eps(x, t) - right), _rms(right)
-        rows.append((t.item(), (untuned / size).item(), (errors[best] / size).item(), ratios[best].item()))
-    return pd.DataFrame(rows, columns=["t", "untuned", "tuned", "ratio"])
+        error, moves, size = _eps(x, t) - right, _moves(x, t), _rms(right)
+        r = (error * moves).mean() / (_rms(error) * _rms(moves))
+        reach = (error * (_eps(x, t) - _eps(x, s))).mean() / error.square().mean()
+        row = t, s, _rms(error) / size, errors[best] / size, ratios[best], 1 - (1 - r**2).sqrt(), reach
+        rows.append([value.item() for value in row])
+    return pd.DataFrame(rows, columns=["t", "s", "untuned", "tuned", "ratio", "fit", "reach"])
+
+
+def cifar_steps() -> pd.DataFrame:
+    """Ten uniform DDIM steps of the shipped network, from data/results/direction.csv and a shipped timing.
+
+    Returns:
+        ``t``, ``s``, ``untuned``, ``tuned`` and ``ratio`` as :func:`what_one_tau_removes`; of the untuned steps the
+        ``doubt``, as a share of the truncation error; ``before`` and ``after``, the accumulated errors at the end of
+        the step, untuned and tuned.
+    """
+    tuning = "truncation-parallel"  # the objective: the truncation error of every step, from noised images
+    rows = read_rows(results_folder() / "direction.csv", DIRECTION_COLUMNS)
+    rows = rows.query("n == 256 and solver == 'ddim' and grid == 'uniform' and nfe == 10")
+    untuned, tuned = (rows[rows["timing"] == name].set_index("step").sort_index() for name in ("untuned", tuning))
+    columns = {"untuned": untuned["relative"], "tuned": tuned["relative"]}
+    columns |= {"doubt": untuned["doubt"] / untuned["local"]}
+    columns |= {"before": untuned["accumulated"], "after": tuned["accumulated"]}
+    frame = untuned[["t", "s"]].assign(**columns)
+    timing = find_timing("cifar10-ddpm-w64", Cell("ddim", "uniform", 10, tuning))
+    return frame.assign(ratio=timing.ratios).reset_index(drop=True)
 
 
 @style()
@@ -115,8 +143,11 @@ def hook_figure() -> Figure:
     for axes in (whole, near):
         axes.plot(*ring.sample(800, torch.Generator().manual_seed(0)).T, ".", color=GREY, alpha=0.3, markersize=4)
         # The sliver between path and step: along the one and back along the other.
-        axes.fill(*torch.cat([path, landed[None]]).T, color=ORANGE, alpha=0.35, linewidth=0, label="error in y")
-        axes.plot(*path.T, color=BLACK, label="the true path")
+        axes.fill(
+            *torch.cat([path, landed[None]]).T, color=ORANGE, alpha=0.35, linewidth=0, label="truncation error, in y"
+        )
+        # Dashed and above the arrow that it leaves only late.
+        axes.plot(*path.T, color=BLACK, linestyle=(0, (2, 1.5)), zorder=5, label="the true path")
         for end, colour, marker, name in (
             (landed, VERMILLION, "X", "direction used, and where it lands"),
             (path[-1], BLUE, "D", "right direction, and where the path leads"),
@@ -132,24 +163,36 @@ def hook_figure() -> Figure:
 
 
 def draw_errors(axes: Axes, steps: int) -> None:
-    """Direction error and local error of each step of DDIM, against the time at which it begins."""
+    """Direction error of each step of DDIM, against the time at which it begins."""
     frame = toy_directions("ddim", steps)
-    for column, colour, marker, name in (
-        ("relative", VERMILLION, "^", "direction error, share of the right direction"),
-        ("local", BLUE, "D", "its cost: local error, RMS over coordinates"),
-    ):
-        axes.plot(frame["t"], frame[column], color=colour, marker=marker, label=name)
-    axes.set(xlabel=TIME, xlim=(0.95, 0.05), yscale="log", ylim=(3e-6, 1), title=f"{steps} steps")
+    axes.plot(frame["t"], frame["relative"], color=VERMILLION, marker="^", label="direction error")
+    axes.set(xlabel=TIME, xlim=(0.95, 0.05), yscale="log", ylim=(1e-5, 1), title=f"{steps} steps")
+
+
+@style()
+def errors_figure(steps: int) -> Figure:
+    """:func:`draw_errors`, and the truncation errors beside it."""
+    figure = Figure(figsize=(9, 3.6))
+    direction, truncation = figure.subplots(1, 2)
+    draw_errors(direction, steps)
+    frame = toy_directions("ddim", steps)
+    truncation.plot(frame["t"], frame["local"], color=BLUE, marker="D")
+    truncation.set(xlim=(0.95, 0.05), yscale="log", ylim=(1e-5, 1), title="truncation error, RMS over coordinates")
+    direction.set(title="direction error, share of the typical |d*|")
+    for axes in (direction, truncation):
+        axes.set(xlabel="time t at which the step begins")
+    return figure
 
 
 @style()
 def change_figure(frame: pd.DataFrame) -> Figure:
-    """The direction error of each step untuned and tuned, the share that tuning removes, and how far tau was moved.
+    """The direction error of each step untuned and tuned, the share that tuning removes, and where tau was moved.
 
     Args:
-        frame: ``t``, ``untuned``, ``tuned`` and ``ratio``, as of :func:`what_one_tau_removes`.
+        frame: ``t``, ``s``, ``untuned``, ``tuned``, ``ratio`` and, if it is to be drawn, ``fit``, as of
+            :func:`what_one_tau_removes`.
     """
-    figure = Figure(figsize=(7, 7))
+    figure = Figure(figsize=(7, 7.4))
     error, removed, moved = figure.subplots(3, 1, sharex=True)
     error.plot(frame["t"], frame["untuned"], color=BLACK, marker="o", label="untuned")
     error.plot(frame["t"], frame["tuned"], color=BLUE, marker="D", linestyle="--", label="tuned")
@@ -159,11 +202,32 @@ def change_figure(frame: pd.DataFrame) -> Figure:
     width = 0.35 * frame["t"].diff().abs().min()
     removed.bar(frame["t"], 1 - frame["tuned"] / frame["untuned"], width, color=GREEN)
     removed.set(ylabel="share of it that\ntuning removes")
-    moved.bar(frame["t"], (1 - frame["ratio"]).abs(), width, color=ORANGE)
-    moved.set(ylabel="how far tau moves\n|1 − τ/t|", xlabel=TIME, xlim=(0.95, -0.03))
+    if "fit" in frame:
+        removed.plot(frame["t"], frame["fit"], "o", color=BLACK, label="predicted: 1 − √(1 − r²)")
+        removed.legend()
+    shift, ends = frame["ratio"] - 1, frame["s"] / frame["t"] - 1
+    moved.bar(frame["t"], shift, width, color=ORANGE)
+    moved.plot(
+        frame["t"],
+        ends,
+        "_",
+        color=BLACK,
+        markersize=16,
+        markeredgewidth=2,
+        label="end of the step (where none: below)",
+    )
+    moved.legend(loc="lower right")
+    # Near the data s / t is far below: the first ends set the frame.
+    deepest = 1.3 * min(shift.min(), ends[:3].min())
+    moved.set(
+        ylabel="how far tau moves\nτ/t − 1",
+        xlabel=TIME,
+        xlim=(0.95, -0.03),
+        ylim=(deepest, max(0.01, 1.3 * shift.max())),
+    )
     for axes in (removed, moved):
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-    removed.axhline(0, color=GREY, linewidth=0.8)
+        axes.axhline(0, color=GREY, linewidth=0.8)
     return figure
 
 
@@ -175,14 +239,12 @@ def shared_figure(steps: int = 10, end: float = 0.02, samples: int = 128) -> Fig
     for axes, name, (x, t, _, right) in zip(
         figure.subplots(1, 2), ("first step", "last step"), (every[0], every[-1]), strict=True
     ):
-        h = 1e-3
-        moves = (_eps(x, t * (1 + h)) - _eps(x, t * (1 - h))) / (2 * h)
-        error = _eps(x, t) - right
+        moves, error = _moves(x, t), _eps(x, t) - right
         moves, error = (moves / _rms(moves)).flatten(), (error / _rms(error)).flatten()
         axes.plot(moves, error, ".", color=VERMILLION, markersize=4, label="one coordinate of one sample")
         slope = (moves * error).mean() / moves.square().mean()
         ends = torch.tensor([-2.5, 2.5], dtype=torch.float64)
-        axes.plot(ends, slope * ends, color=BLUE, label="what one tau can remove")
+        axes.plot(ends, slope * ends, color=BLUE, label="least-squares line: what one τ can remove")
         axes.set(
             xlim=(-2.6, 2.6), ylim=(-3, 3), title=f"{name}, from t = {t:.2f}", xlabel="how the answer moves with τ"
         )
@@ -198,7 +260,7 @@ def local_figure(frames: Mapping[str, pd.DataFrame]) -> Figure:
     axes = figure.subplots()
     for (name, frame), (colour, marker) in zip(frames.items(), ((BLACK, "o"), (BLUE, "D")), strict=False):
         axes.plot(frame["t"], frame["local"], color=colour, marker=marker, label=name)
-    axes.set(xlabel=TIME, ylabel="local error", xlim=(0.95, 0.05), ylim=(0, None))
+    axes.set(xlabel=TIME, ylabel="truncation error", xlim=(0.95, 0.05), ylim=(0, None))
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
@@ -212,7 +274,7 @@ def doubt_figure(exact: pd.Series, local: pd.DataFrame) -> Figure:
     shares.index = pd.RangeIndex(1, len(shares) + 1)
     shares.plot.bar(ax=axes, rot=0, width=0.8, color=[BLUE, ORANGE, VERMILLION], legend=False)
     axes.axhline(1, color=BLACK, linewidth=1.4, label="right")
-    axes.set(xlabel="step", ylabel="local error, measured / exact", ylim=(0, 1.15))
+    axes.set(xlabel="step", ylabel="truncation error, measured / exact", ylim=(0, 1.15))
     axes.grid(visible=False, axis="x")
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
@@ -233,6 +295,11 @@ def _steps(steps: int, end: float, samples: int) -> Sequence[tuple[Tensor, Tenso
 
 def _eps(x: Tensor, tau: Tensor) -> Tensor:
     return ring_2d().eps(x, tau, linear_betas())
+
+
+def _moves(x: Tensor, t: Tensor, h: float = 1e-3) -> Tensor:
+    """How the answers at x move with tau, at tau = t, for each unit of tau / t."""
+    return (_eps(x, t * (1 + h)) - _eps(x, t * (1 - h))) / (2 * h)
 
 
 def _rms(values: Tensor) -> Tensor:

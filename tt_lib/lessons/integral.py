@@ -20,7 +20,7 @@ from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, l
 from tt_lib.grids import Grid
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import make_solver
-from tt_lib.toy import MixturePredictor, exact_trajectory, ring_2d, two_modes_1d
+from tt_lib.toy import MixturePredictor, exact_trajectory, two_modes_1d
 
 BEGIN, END = 0.5, 0.02
 """Times that the figures begin and end at: rho from about 3.4 to 0.07."""
@@ -28,10 +28,10 @@ STARTS = (-1.6, -0.5, 0.1, 0.4, 1.5)
 POINTS = 201
 RHO, Y = "ρ = σ/α  (noise on the left, data on the right)", "y = x/α"
 ALT = {
-    "hook": "Two panels over rho, which falls from left to right. Left: ten curved paths run from the noise to the two "
-    "values of the data, 1 and -1. One is black, and an arrow marks the tangent at its start. Right: the end of the "
-    "step, enlarged. The black path bends down to -1; the tangent goes straight on and lands between the two values. "
-    "The wedge between them is shaded.",
+    "hook": "Two panels over rho, which falls from left to right. Left: ten curved paths run from the noise to ends "
+    "around the two centres of the data, 1 and -1. One is black, and an arrow marks the tangent at its start. Right: "
+    "the end of the step, enlarged. The black path bends down towards -1; the tangent goes straight on and lands near "
+    "0, between the centres. The wedge between them is shaded.",
     "paths": "Five true trajectories over rho, from the noise on the left to the data on the right, and four straight "
     "DDIM steps for each. Curve and steps lie together on the left. Near the data, in the enlarged panel on the right, "
     "the curves bend towards 1 or -1, and the straight steps leave them. The areas between them are shaded.",
@@ -41,15 +41,13 @@ ALT = {
     "16, and the shaded area between steps and curves shrinks as it grows.",
     "integrand": "eps along one long step over rho, from 0.30 at the beginning down to about -0.1 at the end. A level "
     "line at the value of the beginning is what DDIM takes. A level line at 0.21 is the mean. The area between the "
-    "two lines is shaded: it is the error of the step.",
-    "answers": "What the network answers at one fixed state, against the time tau that it is conditioned on, from 0.5 "
-    "on the left to 0.2 on the right. The answer starts at 0.30 for tau = 0.5, falls, and crosses the right value, "
-    "0.21, at tau = 0.40.",
-    "ring": "Ends of 64 trajectories in the plane. The true ends lie in eight clusters on a circle of radius 1. A line "
-    "joins each of them to the end of five DDIM steps from the same noise: nearly all of those lie farther in, "
-    "smeared between the centre and the clusters.",
+    "two lines is shaded: it is the truncation error in y.",
+    "answers": "Two curves over time, from 0.5 on the left to 0.2 on the right. Both start at 0.30 and cross the right "
+    "value, 0.21. Along the true path, where the state moves, eps falls to -0.12 and crosses at t = 0.35. At the state "
+    "where the step begins, held fixed, the answer falls to -0.44 and crosses at tau = 0.40.",
     "one step": "Two histograms of 1000 ends. The true ends form two humps, at -1 and 1. All ends of one DDIM step "
-    "fall into one narrow spike at 0.3, between the humps, where there are no data.",
+    "fall into one narrow spike at 0.3, between the humps, many times as high as they are. There are hardly any data "
+    "there.",
 }
 """What the figures show, in words."""
 
@@ -115,7 +113,7 @@ def hook_figure(t: float = BEGIN, s: float = END, start: float = -0.5) -> Figure
     figure = Figure(figsize=(9, 3.8))
     for axes in figure.subplots(1, 2, width_ratios=(1.5, 1)):
         axes.plot(rho, y[:, 1:], color=GREY, linewidth=0.8, alpha=0.7)
-        axes.fill_between(rho, y[:, 0], tangent, color=ORANGE, alpha=0.3, linewidth=0, label="error in y")
+        axes.fill_between(rho, y[:, 0], tangent, color=ORANGE, alpha=0.3, linewidth=0, label="truncation error, in y")
         axes.plot(rho, y[:, 0], color=BLACK, label="the true path")
         axes.plot(rho, tangent, color=VERMILLION, linestyle="--", label="one DDIM step: its tangent")
         axes.plot(rho[0], y[0, 0], "o", color=BLACK, markersize=9, label="start of the step")
@@ -138,7 +136,13 @@ def draw_paths(axes: Axes, steps: int) -> None:
         # np.interp wants rising abscissae, and rho falls.
         followed = np.interp(rho, stops[::-1], coarse[::-1, k])
         axes.fill_between(
-            rho, exact[:, k], followed, color=ORANGE, alpha=0.35, linewidth=0, label="" if k else "error in y"
+            rho,
+            exact[:, k],
+            followed,
+            color=ORANGE,
+            alpha=0.35,
+            linewidth=0,
+            label="" if k else "truncation error, in y",
         )
     (true, *_), (ddim, *_) = (
         axes.plot(rho, exact, color=BLACK, linewidth=1.4),
@@ -169,7 +173,7 @@ def integrand_figure(t: float, s: float, start: float) -> Figure:
     left, mean = eps[0].item(), mean_of(rho, eps)
     figure = Figure(figsize=(7, 3.8))
     axes = figure.subplots()
-    axes.fill_between(rho, mean, left, color=ORANGE, alpha=0.3, linewidth=0, label="error of the step in y")
+    axes.fill_between(rho, mean, left, color=ORANGE, alpha=0.3, linewidth=0, label="truncation error, in y")
     axes.plot(rho, eps, color=BLACK, label="ε along the true trajectory")
     axes.axhline(left, color=VERMILLION, linestyle="--", label="value at the beginning: DDIM's direction")
     axes.axhline(mean, color=BLUE, linestyle=(0, (9, 1.5)), label="mean over the step: the right direction")
@@ -182,38 +186,21 @@ def integrand_figure(t: float, s: float, start: float) -> Figure:
 
 @style()
 def answers_figure(t: float, s: float, start: float) -> Figure:
-    """What the network answers at one state, over the time that it is conditioned on."""
+    """What the network answers at one state, over the time that it is conditioned on, and eps along the true path."""
     schedule, mixture = linear_betas(), two_modes_1d()
-    right = mean_of(*integrand(t, s, start))
-    taus = torch.linspace(s, t, 301, dtype=torch.float64)
+    rho, along = integrand(t, s, start)
+    right, taus = mean_of(rho, along), torch.linspace(t, s, POINTS, dtype=torch.float64)
     state = torch.tensor([[start]], dtype=torch.float64)
     answers = torch.stack([mixture.eps(state, tau, schedule)[0, 0] for tau in taus])
     best = int((answers - right).abs().argmin())
-    figure = Figure(figsize=(7, 3.6))
+    figure = Figure(figsize=(7, 3.8))
     axes = figure.subplots()
-    axes.plot(taus, answers, color=GREEN, label="ε(x, τ) at the same state x")
+    axes.plot(taus, along, color=BLACK, label="along the true path: the state moves with the time")
+    axes.plot(taus, answers, color=GREEN, linestyle="--", label="at the state where the step begins, conditioned on τ")
     axes.axhline(right, color=BLUE, linestyle=(0, (9, 1.5)), label="the right direction")
-    axes.plot(t, answers[-1], "o", color=VERMILLION, markersize=9, label=f"τ = t = {t:g}: DDIM")
+    axes.plot(t, answers[0], "o", color=VERMILLION, markersize=9, label=f"τ = t = {t:g}: DDIM")
     axes.plot(taus[best], answers[best], "D", color=BLUE, markersize=9, label=f"τ = {taus[best]:.2f}: right")
-    axes.set(xlabel="τ, the time that the network is conditioned on", ylabel="ε", xlim=(1.02 * t, s))
-    legend_below(figure, *axes.get_legend_handles_labels())
-    return figure
-
-
-@style()
-def ring_figure(steps: int = 5, count: int = 64) -> Figure:
-    """Where the same noise ends on a ring of eight Gaussians: truly, and in a few DDIM steps; each pair is joined."""
-    schedule, ring = linear_betas(), ring_2d()
-    noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    stops = torch.linspace(0.999, END, steps + 1, dtype=torch.float64)
-    true = exact_trajectory(ring, noise, [0.999, END], schedule, rtol=1e-7)[-1]
-    ends = drive(make_solver("ddim")(noise, stops, schedule), MixturePredictor(ring, schedule)).x
-    figure = Figure(figsize=(5.2, 5))
-    axes = figure.subplots()
-    axes.plot(*torch.stack([true, ends], 1).permute(2, 1, 0).numpy(), color=GREY, linewidth=0.8)
-    axes.plot(*true.T, "o", color=BLUE, label="true ends")
-    axes.plot(*ends.T, "X", color=VERMILLION, label=f"DDIM, {steps} steps")
-    axes.set(xlabel="first coordinate", ylabel="second coordinate", aspect="equal")
+    axes.set(xlabel="time on the path, or τ", ylabel="ε", xlim=(1.02 * t, s))
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
@@ -225,7 +212,7 @@ def one_step_figure(true: Tensor, ends: Tensor) -> Figure:
     axes = figure.subplots()
     for values, colour, name in ((true, BLUE, "true ends"), (ends, VERMILLION, "one DDIM step")):
         axes.hist(values[:, 0].numpy(), bins=np.linspace(-2, 2, 81).tolist(), color=colour, alpha=0.75, label=name)
-    axes.set(xlabel="x", ylabel="samples (log scale)", yscale="log")
+    axes.set(xlabel="x", ylabel="samples in each bin")
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
