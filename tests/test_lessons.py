@@ -238,7 +238,6 @@ def test_in_the_noise_the_best_tau_lies_beyond_the_step_because_its_end_reaches_
     beyond = frame["ratio"] * frame["t"] < frame["s"]
     assert beyond.iloc[:4].all() and (frame["reach"].iloc[:4] < 0.5).all()
     assert not beyond.iloc[-3:].any() and (frame["reach"].iloc[-3:] > 1).all()
-    # A fit by a straight line cannot promise less where tau hardly moves, nor more than all of the error.
     assert frame["fit"].between(0, 1).all() and frame["fit"].corr(1 - frame["tuned"] / frame["untuned"]) > 0.9
 
 

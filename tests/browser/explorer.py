@@ -3,7 +3,7 @@
 First, with the notebook trusted as `make lab` does and nothing run, the player that is stored in it; then, run, the
 slider that needs a kernel.
 
-``python tests/browser/explorer.py [NOTEBOOK]`` (`make browser`); without a name it is 02_direction_error.ipynb.
+``python tests/browser/explorer.py [NOTEBOOK]`` (`make browser`); without a name it is 03_the_timestep_tuner.ipynb.
 It needs Chromium or Chrome (``CHROMIUM`` names another) and the extra ``browser``; without them it only says so.
 """
 
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DEFAULT = ROOT / "notebooks" / "02_direction_error.ipynb"
+DEFAULT = ROOT / "notebooks" / "03_the_timestep_tuner.ipynb"
 SECONDS = 600
 HANDLE = ".jupyter-widgets .noUi-handle"
 PICTURE = ".jp-OutputArea img.widget-image, .jupyter-widgets .jp-OutputArea img"
