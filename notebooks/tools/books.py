@@ -107,15 +107,23 @@ def run(book: Any, folder: Path, scale: str = SCALES[0]) -> list[float]:
         timeout=TIMEOUT if scale == SCALES[0] else None,
         kernel_name="python3",
         coalesce_streams=True,
-        store_widget_state=True,  # interact's outputs need it while the cells run; it is not kept
+        store_widget_state=False,
         resources={"metadata": {"path": str(folder)}},
     )
     metadata = copy.deepcopy(book.metadata)
+    # Widgets are for readers: nbclient now and then waits for ever for one that `interact` draws into.
+    widgets = [(cell, cell.source) for cell in code(book) if skipped(cell)]
+    for cell, source in widgets:
+        compile(source, "widget", "exec")
+        cell.source = "pass"
     try:
         client.execute(env=environment)
     except CellExecutionError as error:
         raise BadValue(f"a cell of the notebook ends in an error; mend it:\n{error}") from error
-    book.metadata = metadata  # without this machine's version of Python and the state of its widgets
+    finally:
+        for cell, source in widgets:
+            cell.source = source
+    book.metadata = metadata  # without this machine's version of Python
     seconds = []
     for cell in code(book):
         times = cell.metadata.pop("execution")
