@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, choose
-from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, VERMILLION, count_axis, legend_below, log_axis, style
+from tt_lib.figures.style import BLACK, BLUE, GREY, VERMILLION, count_axis, legend_below, log_axis, style
 from tt_lib.grids import Grid
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import linear_betas
@@ -34,25 +34,26 @@ LOWEST = 0.02
 """The smallest tau that is tried."""
 ALT = {
     "hook": "Left: where one step lands in the plane, for some samples. A line joins the true end of each to where the "
-    "untuned step lands and to where the tuned one lands, with a ratio of 0.66. Most tuned ends lie between, several "
-    "times nearer to the true ones. Right: the mean squared error against the ratio tau / t. It starts at 1 for the "
-    "untuned step, and falls to 0.45 at a ratio of 0.66.",
+    "untuned step lands and to where the tuned one lands, with a ratio of 0.66. Most tuned ends lie between, nearer to "
+    "the true ones; a few at the lower left lie farther than untuned. Right: the mean squared error against the ratio "
+    "tau / t. It starts at 1 for the untuned step, and falls to 0.45 at a ratio of 0.66.",
     "scan": "Both losses of one step against the ratio tau / t. The truncation loss falls from 1 at tau = t to about "
     "three quarters at a ratio of 0.82. The consistency loss falls more slowly and is lowest at about 0.71, where the "
     "truncation loss is above its untuned value.",
     "descent": "The ratio over 500 iterations of Adam, for both losses. Both start at 1, fall in straight lines for "
     "about a hundred iterations, and bend into the levels of the minima of the scan: 0.82 and 0.71.",
     "strip": "Both losses against the ratio for five steps of equal length, from t = 0.9 to t = 0.24. In every one the "
-    "consistency loss has its minimum at a smaller ratio than the truncation loss.",
+    "consistency loss has its minimum at a smaller ratio than the truncation loss, which there is above 1 but for the "
+    "last step. In the first two the truncation loss is lowest left of the end of the step.",
     "player": "Both losses of a step on the ring against the ratio; the slider moves the step from noise to data.",
     "cifar": "Both losses of the first of five DDIM steps on CIFAR-10, against the ratio. The truncation loss is "
     "lowest near 0.95, at less than half its value at 1. The consistency loss is lowest near 0.9, where the truncation "
     "loss is about twice its value at 1.",
     "short": "The best ratio of one step against its length, which falls to the right. By the truncation loss it rises "
-    "to 1 along a straight grey line. By the consistency loss it ends at about 0.8, where a level grey line lies.",
+    "to 1. By the consistency loss it rises from 0.65 to about 0.82 and ends there.",
     "runs": "Error at the end of whole DDIM runs against the number of steps, 3 to 20, both axes logarithmic. Untuned "
-    "falls in a straight line. Truncation falls below it, parallel. Consistency is level: below untuned with 3 and 5 "
-    "steps, above it with 10 and 20.",
+    "falls in a straight line. Truncation falls below it, parallel. Consistency begins beside truncation with 3 steps, "
+    "falls until 10 steps and no more: below untuned with 3 and 5 steps, above it with 10 and 20.",
     "ruined": "Three rows of five images from the same noise. Untuned: smooth, an animal, a truck and other things. "
     "Tuned by the paper's loss: the same outlines under thick coloured grain. With the last two steps untuned: clean.",
 }
@@ -146,11 +147,11 @@ def hook_figure(t: float = 0.36, s: float = 0.1, count: int = 48) -> Figure:
     ]
     figure = Figure(figsize=(9.4, 4.2))
     plane, valley = figure.subplots(1, 2)
-    for end, colour in zip(ends, (VERMILLION, BLUE), strict=True):
+    for end, colour in zip(ends, (GREY, BLUE), strict=True):
         plane.plot(*torch.stack([true, end], 1).permute(2, 1, 0).numpy(), color=colour, linewidth=1)
     for end, colour, marker, name in (
         (true, BLACK, "o", "true end of the step"),
-        (ends[0], VERMILLION, "X", "untuned, τ = t"),
+        (ends[0], GREY, "X", "untuned, τ = t"),
         (ends[1], BLUE, "D", f"tuned, τ = {losses.taus[lowest] / t:.2f} t"),
     ):
         plane.plot(*end.T, linestyle="none", color=colour, marker=marker, markersize=5, label=name)
@@ -158,8 +159,8 @@ def hook_figure(t: float = 0.36, s: float = 0.1, count: int = 48) -> Figure:
     plane.set(xlabel="first coordinate of x", ylabel="second coordinate of x")
     plane.set_title(f"one step, from t = {t:g} to {s:g}")
     share, ratios = losses.truncation / losses.truncation[losses.untuned], losses.taus / t
-    valley.plot(ratios, share, color=GREEN)
-    valley.plot(1, 1, "X", color=VERMILLION, markersize=10)
+    valley.plot(ratios, share, color=BLUE)
+    valley.plot(1, 1, "X", color=GREY, markersize=10)
     valley.plot(ratios[lowest], share[lowest], "D", color=BLUE, markersize=9)
     arrow = {"arrowstyle": "-|>", "color": BLACK, "linewidth": 1.8}
     valley.annotate("", (ratios[lowest].item() + 0.02, 1.2), (1, 1.2), arrowprops=arrow)
@@ -185,43 +186,13 @@ def descent_figure(ways: Mapping[str, Sequence[float]], minima: Mapping[str, flo
     return figure
 
 
-def best_ratios(toy: str, t: float, lengths: Sequence[float]) -> pd.DataFrame:
-    """The best ratio tau / t by each loss for one DDIM step from t, over the length of the step."""
-    rows = []
-    for length in lengths:
-        losses = step_losses(toy, t, t - length, points=981)
-        rows.append({name: (losses.taus[getattr(losses, name).argmin()] / t).item() for name in COLOURS})
-    return pd.DataFrame(rows, index=pd.Index(lengths, name="length"))
-
-
-def expected_ratios(toy: str, t: float, lengths: Sequence[float]) -> pd.DataFrame:
-    """:func:`best_ratios` by the least-squares problems of a short step, which notebook 03 derives."""
-    choose("toy", toy, tuple(TOYS))
-    mixture, schedule, d = TOYS[toy], linear_betas(), 1e-3
-    now = torch.tensor(t, dtype=torch.float64)
-    x = _states(mixture, now, SAMPLES)
-
-    def eps(x: Tensor, tau: Tensor) -> Tensor:
-        return mixture.eps(x, tau, schedule)
-
-    later, earlier = (exact_flow(mixture, x, now, time, schedule) for time in (now + d, now - d))
-    along_path = (eps(later, now + d) - eps(earlier, now - d)) / (2 * d)
-    moves = (eps(x, now + d) - eps(x, now - d)) / (2 * d)
-    b_over_h = -schedule.alpha(now) * (schedule.rho(now + d) - schedule.rho(now - d)) / (2 * d)
-    after = b_over_h * (eps(x + d * moves, now) - eps(x - d * moves, now)) / (2 * d)
-    truncation, consistency = ((along_path * way).mean() / way.square().mean() for way in (moves, after))
-    rows = [{"truncation": 1 - length / 2 * truncation.item() / t} for length in lengths]
-    return pd.DataFrame(rows, index=pd.Index(lengths, name="length")).assign(consistency=1 + consistency.item() / t)
-
-
 @style()
-def short_steps_figure(found: pd.DataFrame, expected: pd.DataFrame) -> Figure:
-    """:func:`best_ratios` and :func:`expected_ratios` over the length of the step, which falls to the right."""
+def short_steps_figure(found: pd.DataFrame) -> Figure:
+    """The best ratio by each loss (a column each) over the length of the step, which falls to the right."""
     figure = Figure(figsize=(7, 3.6))
     axes = figure.subplots()
     for name, (colour, line, marker) in COLOURS.items():
         axes.plot(found.index, found[name], color=colour, marker=marker, linestyle=line, label=f"{name} loss")
-        axes.plot(expected.index, expected[name], color=GREY, linewidth=1)
     axes.axhline(1, color=BLACK, linewidth=1, label="untuned")
     axes.set(xlabel="length t − s of the step", ylabel="best ratio τ / t", xlim=(1.05 * max(found.index), 0))
     legend_below(figure, *axes.get_legend_handles_labels())
@@ -275,11 +246,6 @@ def left_figure(left: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.set(ylabel="error that is left (1 = untuned)")
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
-
-
-def roughness(x: Tensor) -> float:
-    """Mean difference of horizontally neighbouring pixels of images [B, C, H, W]: what grain adds to."""
-    return x.diff(dim=-1).abs().mean().item()
 
 
 def _states(mixture: GaussianMixture, t: Tensor, count: int) -> Tensor:
