@@ -174,8 +174,12 @@ def test_the_headline_with_stand_ins(offline, monkeypatch):
     # Images that were touched are read again; as they are the same images, no cell is measured again.
     os.utime(offline / "images" / "0" / "0.webp", ns=(0, 0))
     assert "0 rows written" in tt(*words)[1]
-    # One image more is another reference.
+    # One image more is another reference, and the stored timing was not tuned on its images.
     (offline / "images" / "more.webp").write_bytes(encode(255 - pictures[0], "WEBP"))
+    code, said = tt(*words)
+    assert code == 2 and "tuned on other images" in " ".join(said.split()), said
+    for path in Path("data/timings").rglob("*.json"):
+        path.unlink()
     code, said = tt(*words)
     assert code == 0 and "2 rows written" in said and read_rows("fd.csv", FD_COLUMNS)["dataset"].nunique() == 2
 
