@@ -33,7 +33,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from tt_lib.errors import BadValue, choose
+from tt_lib.errors import BadValue, check_range, choose
 from tt_lib.files import read_spelling, spell
 from tt_lib.schedules import DiscreteSchedule, Flow, Schedule, time_of_index
 
@@ -153,8 +153,7 @@ def count_steps(steps: SupportsIndex) -> int:
         count = operator.index(steps)
     except TypeError:
         raise BadValue(f"steps must be a whole number, got {steps!r}") from None
-    if count < 1:
-        raise BadValue(f"steps must be at least 1, got {count}")
+    check_range("steps", count, 1)
     return count
 
 

@@ -85,7 +85,8 @@ class EpsPredictor:
         # A scalar on the CPU is added without a copy to the GPU, for which the CPU would wait until the GPU is done.
         c = c.to(x.device) if c.ndim else torch.zeros(len(x), device=x.device) + c
         with torch.autocast(x.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext():
-            answer = prediction(self.network(_edm(t, x, self.schedule)[0] * x if self.kind == "edm" else x, c))
+            scaled = preconditioning(t, x, self.schedule)[0] * x if self.kind == "edm" else x
+            answer = prediction(self.network(scaled, c))
         if x.ndim > 1 and answer.shape[1] == 2 * x.shape[1]:
             answer = answer[:, : x.shape[1]]
         return to_direction(self.kind, answer.float(), x, t, self.schedule)
@@ -194,7 +195,7 @@ def to_eps(kind: str, answer: Tensor, x: Tensor, t: Tensor, schedule: Schedule) 
         return answer
     alpha, sigma = along(schedule.alpha(t), x), along(schedule.sigma(t), x)
     if kind == "edm":
-        _, skip, out = _edm(t, x, schedule)
+        _, skip, out = preconditioning(t, x, schedule)
         kind, answer = "x0", skip * x + out * answer
     if kind == "x0":
         return (x - alpha * answer) / sigma
@@ -235,7 +236,7 @@ def from_direction(kind: str, direction: Tensor, x: Tensor, t: Tensor, schedule:
         return direction
     x0 = to_x0(direction, x, t, schedule)
     if kind == "edm":
-        _, skip, out = _edm(t, x, schedule)
+        _, skip, out = preconditioning(t, x, schedule)
         return (x0 - skip * x) / out
     if kind == "x0":
         return x0
@@ -260,7 +261,7 @@ def to_x0(direction: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor
     return (x - along(schedule.sigma(t), x) * direction) / along(schedule.c(t), x)
 
 
-def _edm(t: Tensor, x: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
+def preconditioning(t: Tensor, x: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
     """EDM's ``c_in``, ``c_skip`` and ``c_out`` at t (Karras et al. 2022, arXiv 2206.00364, table 1)."""
     assert isinstance(schedule, VE)
     sigma, data = schedule.sigma(t), schedule.sigma_data

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tt_lib.errors import BadValue, choose
+from tt_lib.errors import BadValue, check_range, choose
 from tt_lib.files import read_spelling, spell
 
 Times = Tensor | float
@@ -412,6 +412,11 @@ def make_schedule(name: str, **options: Any) -> Schedule:
     return SCHEDULES[plain](**(spelled | options))
 
 
+def find_schedule(name: str) -> Schedule | None:
+    """The schedule that a name of this library spells, as timings have it; None for a name from elsewhere."""
+    return make_schedule(name) if name.partition(",")[0] in SCHEDULES else None
+
+
 def _spelled(name: str, make: Callable[..., Any], options: dict[str, Any]) -> str:
     """A name with the options that are not at their defaults."""
     defaults = signature(make).parameters
@@ -426,8 +431,7 @@ def _log(value: Tensor) -> Tensor:
 
 
 def _check_levels(levels: int) -> None:
-    if levels < 1:
-        raise BadValue(f"levels must be at least 1, got {levels}")
+    check_range("levels", levels, 1)
 
 
 def _in_range(t: Times) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from tt_lib.errors import BadValue, NotFinite
+from tt_lib.errors import BadValue, NotFinite, check_range
 from tt_lib.predictors import Predictor, to_v
 from tt_lib.schedules import Schedule, Times, along, float64
 
@@ -160,8 +160,7 @@ def two_modes_1d(scale: float = 0.2) -> GaussianMixture:
 
 def ring_2d(modes: int = 8, scale: float = 0.1) -> GaussianMixture:
     """``modes`` equal modes on the unit circle in the plane, the first at (1, 0)."""
-    if modes < 1:
-        raise BadValue(f"modes must be at least 1, got {modes}")
+    check_range("modes", modes, 1)
     angle = torch.arange(modes, dtype=torch.float64) * (2 * math.pi / modes)
     means = torch.stack([angle.cos(), angle.sin()], 1)
     return GaussianMixture(torch.ones(modes), means, torch.full((modes,), scale, dtype=torch.float64))

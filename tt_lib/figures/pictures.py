@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, check_range
 from tt_lib.figures.style import STYLE, style
 
 GAP = 4
@@ -28,8 +28,7 @@ def image_grid(pixels: Any, columns: int = 8, scale: int = 2) -> Figure:
     Raises:
         BadValue: other pixels, or no column.
     """
-    if columns < 1:
-        raise BadValue(f"columns must be at least 1, got {columns}")
+    check_range("columns", columns, 1)
     pictures = _pictures(pixels, "pixels")
     return _draw([pictures[i : i + columns] for i in range(0, len(pictures), columns)], scale)
 
@@ -67,8 +66,7 @@ def _pictures(pixels: Any, name: str) -> np.ndarray:
 @style()
 def _draw(rows: list[np.ndarray], scale: int, labels: list[str] | None = None) -> Figure:
     """Rows of pictures [N, H, W, 3] on one canvas, a label to the left of each."""
-    if scale < 1:
-        raise BadValue(f"scale must be at least 1, got {scale}")
+    check_range("scale", scale, 1)
     height, width = (GAP + size * scale for size in rows[0].shape[1:3])
     canvas = np.full((GAP + height * len(rows), GAP + width * len(rows[0]), 3), 255, dtype=np.uint8)
     for j, row in enumerate(rows):

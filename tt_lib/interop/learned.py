@@ -20,8 +20,8 @@ from tt_lib.errors import BadValue, TimingMismatch
 from tt_lib.grids import Grid
 from tt_lib.interop.pipeline import same_timestep
 from tt_lib.interop.scheduler import check_network, network_of, same_numbers
-from tt_lib.predictors import to_direction
-from tt_lib.schedules import SCHEDULES, VE, VP, Schedule, along, float64, make_schedule
+from tt_lib.predictors import preconditioning, to_direction
+from tt_lib.schedules import VP, Schedule, find_schedule, float64
 from tt_lib.solvers.layout import layout
 from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.timing import Timing
@@ -109,10 +109,10 @@ class LearnedScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """What the network is given of a state: itself, or EDM's ``c_in`` times it."""
-        if not (self.kind == "edm" and isinstance(self.schedule, VE)):
+        if self.kind != "edm":
             return sample
-        sigma = self.schedule.sigma(float64(self._grid.times[0]) if self._request is None else self._request.t)
-        return along((sigma**2 + self.schedule.sigma_data**2).rsqrt(), sample) * sample
+        t = float64(self._grid.times[0]) if self._request is None else self._request.t
+        return preconditioning(t, sample, self.schedule)[0] * sample
 
     def step(
         self,
@@ -238,7 +238,7 @@ def _schedule_of(timing: Timing, own: Schedule, name: str) -> Schedule:
     Raises:
         TimingMismatch: its noise levels are not those of the network, ``own``.
     """
-    known = make_schedule(timing.schedule) if timing.schedule.partition(",")[0] in SCHEDULES else own
+    known = find_schedule(timing.schedule) or own
     levels = torch.arange(1, own.levels + 1, dtype=torch.float64) / own.levels
     same = known.name == timing.schedule and (known.levels, known.direction) == (own.levels, own.direction)
     if isinstance(own, VP):  # cosine betas have another name in diffusers

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tt_lib.errors import BadValue, CorruptFile, TimingMismatch, TTError, check_type
+from tt_lib.errors import BadValue, CorruptFile, TimingMismatch, TTError, check_range, check_type
 from tt_lib.files import check_hash, check_writable, file_hash, read_json, write_json
 from tt_lib.interop.scheduler import check_scheduler, eta_of
 from tt_lib.networks.unet import weights_hash, weights_options
@@ -66,8 +66,7 @@ class Calls:
     ) -> None:
         for name, value in (("calls_per_evaluation", calls_per_evaluation), ("levels", levels)):
             check_type(name, value, int)
-            if value < 1:
-                raise BadValue(f"{name} must be at least 1, got {value}")
+            check_range(name, value, 1)
         if timing.schedule.startswith("continuous"):
             raise BadValue(
                 f"the timing is for the schedule {timing.schedule!r}, which has no levels; networks of diffusers have: "

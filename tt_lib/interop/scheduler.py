@@ -43,7 +43,7 @@ from tt_lib.errors import BadValue, TimingMismatch, check_type
 from tt_lib.grids import Grid, count_steps
 from tt_lib.networks.unet import DIFFUSION, check_diffusion, schedule_name
 from tt_lib.predictors import PREDICTION_TYPES, check_kind, from_direction
-from tt_lib.schedules import SCHEDULES, DiscreteSchedule, Schedule, float64, make_schedule, time_of_index
+from tt_lib.schedules import DiscreteSchedule, Schedule, find_schedule, float64, make_schedule, time_of_index
 from tt_lib.solvers.layout import layout
 from tt_lib.solvers.registry import SOLVERS, Noise, Solver, make_solver
 from tt_lib.timing import Timing
@@ -734,7 +734,7 @@ def _other_steps(timing: Timing, run: _Run) -> str:
     schedule = _schedule_of(scheduler)
     solver = make_solver(timing.solver, **timing.options)
     # A schedule that is not one of this library's is known by its name.
-    known = make_schedule(timing.schedule) if timing.schedule in SCHEDULES else schedule
+    known = find_schedule(timing.schedule) or schedule
     hint = " (ddim is DDIMScheduler with clip_sample=False)" if timing.solver == "ddim" else ""
     if known.name != timing.schedule:
         return f"noise levels {known.name}, not {timing.schedule}"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from tt_lib.errors import BadValue
+from tt_lib.errors import check_range
 from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_below, style
 from tt_lib.grids import Grid
 from tt_lib.metrics.direction import measure_directions
@@ -64,8 +64,7 @@ def even(steps: int, end: float = END) -> Grid:
     Raises:
         BadValue: no step.
     """
-    if steps < 1:
-        raise BadValue(f"steps must be at least 1, got {steps}")
+    check_range("steps", steps, 1)
     return Grid("even", tuple(torch.linspace(BEGIN, end, steps + 1, dtype=torch.float64).tolist()))
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tt_lib.engine import drive
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, check_range
 from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_below, style
 from tt_lib.grids import Grid
 from tt_lib.schedules import linear_betas
@@ -80,8 +80,7 @@ def paths(steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Raises:
         BadValue: no step.
     """
-    if steps < 1:
-        raise BadValue(f"steps must be at least 1, got {steps}")
+    check_range("steps", steps, 1)
     schedule, mixture = linear_betas(), two_modes_1d()
     start = torch.tensor(STARTS, dtype=torch.float64)[:, None]
     rho, exact = _true_paths()

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tt_lib.engine import drive
-from tt_lib.errors import BadValue, choose
+from tt_lib.errors import BadValue, check_range, choose
 from tt_lib.figures.style import GREY, count_axis, heat_map, relplot, style
 from tt_lib.grids import make_grid
 from tt_lib.lessons.kit import explorer
@@ -49,8 +49,7 @@ def spaced(spacing: str, steps: int, schedule: Schedule, start: float = START, e
         BadValue: no such spacing, or no step.
     """
     choose("spacing", spacing, SPACINGS)
-    if steps < 1:
-        raise BadValue(f"steps must be at least 1, got {steps}")
+    check_range("steps", steps, 1)
     place = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     ends = float64([start, end])
     if spacing == "even in t":

@@ -15,7 +15,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +131,9 @@ def load_metric(
         save_statistics(path, statistics, images)
     world.wait()
     reference = FeatureStatistics.load(path, command)
-    facts = {"listing": images.pixels.listing} if images and isinstance(images.pixels, Stored) else {"dataset": dataset}
-    facts["split"] = split = images.pixels.split if images and isinstance(images.pixels, Stored) else split
+    stored = images.pixels if images and isinstance(images.pixels, Stored) else None
+    facts = {"listing": stored.listing} if stored else {"dataset": dataset}
+    facts["split"] = split = stored.split if stored else split
     _require_origin(path, reference.facts, facts, features, command)
     if not reference.shape:
         raise CorruptFile(f"{path} does not say of which shape its images were; make it again with `{command} --force`")
@@ -150,7 +151,7 @@ def load_metric(
     world.wait()
     vectors, header = load_tensors(path, BANK_FORMAT, _bank_of, "bank of features", command)
     _require_origin(path, header, facts, features, command)
-    return Metric(features, reference, vectors, metric.dataset, split)
+    return replace(metric, bank=vectors)
 
 
 def reference_path(dataset: str, split: str, features: str, bank: bool = False, images: Images | None = None) -> Path:

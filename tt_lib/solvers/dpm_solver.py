@@ -16,6 +16,7 @@ from tt_lib.engine import Request, Solution
 from tt_lib.predictors import to_eps, to_x0
 from tt_lib.schedules import Schedule, along
 from tt_lib.solvers.ddim import first_order
+from tt_lib.solvers.dpmpp import first_order_in_x0
 from tt_lib.solvers.orders import single_steps
 
 
@@ -27,13 +28,7 @@ def dpm_solver_2(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders:
     """
     for t, s, order in single_steps(times, orders, 2):
         d = yield Request(x, t)
-        if order == 1:
-            x = first_order(x, d, t, s, schedule)
-            continue
-        m = _between(schedule, t, s, 1 / 2)
-        u = first_order(x, d, t, m, schedule)
-        d_m = yield Request(u, m, 1)
-        x = _exponential(x, to_eps(schedule.direction, d_m, u, m, schedule), t, s, schedule)
+        x = first_order(x, d, t, s, schedule) if order == 1 else (yield from _second_order(x, d, t, s, schedule))
     return x
 
 
@@ -50,16 +45,12 @@ def dpm_solver_3(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders:
     r_1, r_2 = 1 / 3, 2 / 3
     for t, s, order in single_steps(times, orders, 3):
         d = yield Request(x, t)
-        e_0 = to_eps(schedule.direction, d, x, t, schedule)
         if order == 1:
             x = first_order(x, d, t, s, schedule)
         elif order == 2:
-            m = _between(schedule, t, s, 1 / 2)
-            u = first_order(x, d, t, m, schedule)
-            d_m = yield Request(u, m, 1)
-            x = _exponential(x, to_eps(schedule.direction, d_m, u, m, schedule), t, s, schedule)
+            x = yield from _second_order(x, d, t, s, schedule)
         else:
-            h = schedule.lam(s) - schedule.lam(t)
+            e_0, h = to_eps(schedule.direction, d, x, t, schedule), schedule.lam(s) - schedule.lam(t)
             t_1, t_2 = _between(schedule, t, s, r_1), _between(schedule, t, s, r_2)
             u_1 = first_order(x, d, t, t_1, schedule)
             d_1 = yield Request(u_1, t_1, 1)
@@ -87,9 +78,7 @@ def dpmpp_2s(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str
         m = _between(schedule, t, s, 1 / 2)
         u = first_order(x, d, t, m, schedule)
         d_m = yield Request(u, m, 1)
-        x0 = to_x0(d_m, u, m, schedule)
-        h = schedule.lam(s) - schedule.lam(t)
-        x = along(schedule.sigma(s) / schedule.sigma(t), x) * x - along(schedule.alpha(s) * torch.expm1(-h), x) * x0
+        x = first_order_in_x0(x, to_x0(d_m, u, m, schedule), t, s, schedule)
     return x
 
 
@@ -109,9 +98,12 @@ def heun(x: Tensor, times: Tensor, schedule: Schedule, noise, *, orders: str = "
     return x
 
 
-def _exponential(x: Tensor, eps: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
-    """``(alpha_s / alpha_t) x - sigma_s (e^h - 1) eps``: :func:`first_order` where the direction is eps."""
-    a = schedule.alpha(s) / schedule.alpha(t)
+def _second_order(x: Tensor, d: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Solution:
+    """DPM-Solver-2's step from its first answer d on: ``x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) eps(u, m)``."""
+    m = _between(schedule, t, s, 1 / 2)
+    u = first_order(x, d, t, m, schedule)
+    d_m = yield Request(u, m, 1)
+    eps, a = to_eps(schedule.direction, d_m, u, m, schedule), schedule.alpha(s) / schedule.alpha(t)
     return along(a, x) * x + along(schedule.sigma(s) - a * schedule.sigma(t), x) * eps
 
 

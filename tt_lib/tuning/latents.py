@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tt_lib.errors import BadValue, CorruptFile, MissingFile, check_type
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, check_range, check_type
 from tt_lib.files import file_hash
 from tt_lib.grids import make_grid
 from tt_lib.guidance import ClassifierFree
@@ -584,8 +584,7 @@ def learn_pipeline(
     """
     texts = read_prompts(prompts) if isinstance(prompts, Path) else prompts
     check_type("at_once", at_once, int)
-    if at_once < 1:
-        raise BadValue(f"at_once must be at least 1, got {at_once}")
+    check_range("at_once", at_once, 1)
     check_learn(make_solver(solver).for_nfe(nfe)[0])
 
     def encoding(done: int, of: int, message: str) -> None:
