@@ -51,6 +51,8 @@ SMALLEST_SHARE = 0.001
 CONVERGED_STEPS = 60
 SEEDS = 100_000
 """Start noises that belong to one seed of learning."""
+PAIRS_AT_ONCE = 500
+"""Converged solutions that are made at a time where memory sets no bound."""
 VALIDATIONS = 12
 """How often the loss on held-out noises is taken while learning."""
 HISTORY = ("iteration", "loss", "validation")
@@ -308,6 +310,7 @@ class _Learning:
         self.sampler, self.distance, self.config, self.converged = sampler, distance, config, converged
         self.state, self.progress, self.facts = state, progress, facts
         self.at_once = min(at_once or config.batch, config.batch)
+        self.pairs_at_once = at_once or PAIRS_AT_ONCE
         self.knobs = Knobs(sampler.grid, len(sampler.evaluations), sampler.schedule, config.knobs)
         self.optimizer = torch.optim.Adam(self.knobs.moving(), lr=config.lr)
         self.iteration, self.seconds = 0, 0.0
@@ -363,7 +366,7 @@ class _Learning:
             if self.progress:
                 self.progress(0, self.config.iterations, f"converged solutions of {what}: {done} of {of}")
 
-        return noises_and_ends(self.converged, first + self.config.seed * SEEDS, count, self.at_once, tell)
+        return noises_and_ends(self.converged, first + self.config.seed * SEEDS, count, self.pairs_at_once, tell)
 
     def losses(self, x: Tensor, y: Tensor, rows: Tensor, first: int, *, grad: bool, learned: bool = True) -> Tensor:
         """The distances [B] of samples from the converged solutions.
