@@ -68,8 +68,8 @@ def test_train(project):
 
 def test_start_from_a_network():
     words = ("train", "--dataset", "digits", "--images", 32, "--batch", 32, "--width", 32, "--out", "runs/second")
-    assert "cannot start from first, another architecture" in fails(*words, "--start", "runs/first")
-    succeeds(*words, "--attention", "8,4", "--start", "runs/first")
+    assert "cannot start from first, another architecture" in fails(*words, "--from", "runs/first")
+    succeeds(*words, "--attention", "8,4", "--from", "runs/first")
     start = read_json(Path("runs/second") / CARD)["training"]["start"]
     assert start == f"first {file_hash(Path('runs/first') / WEIGHTS)}"
 

@@ -63,8 +63,9 @@ def train(
     min_snr: Annotated[
         float | None, setting("Weight the loss by min(SNR, this) / SNR; 0: all levels alike", "min_snr")
     ] = None,
+    # Not --start: torchrun takes what begins like its own --start-method for that.
     start: Annotated[
-        str | None, typer.Option(help="Model folder of the same architecture, to start from its weights.")
+        str | None, typer.Option("--from", help="Model folder of the same architecture, to start from its weights.")
     ] = None,
     target: Annotated[
         str, typer.Option(help="eps: the noise, on linear betas; flow: the velocity, on the straight path.")

@@ -136,7 +136,7 @@ def load_start(network: Any, name: str, config: TrainConfig) -> str:
     ours = facts(network.config, config.schedule, config.predicts)
     differing = {key: (theirs.get(key), ours[key]) for key in ours if theirs.get(key) != ours[key]}
     if differing:
-        remedy = "give this run the same settings, or another --start"
+        remedy = "give this run the same settings, or another --from"
         raise BadValue(f"cannot start from {model.name}, another architecture (it, this run): {differing}; {remedy}")
     network.load_state_dict(source.state_dict())
     return f"{model.name} {model.digest}".strip()
