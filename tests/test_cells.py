@@ -10,7 +10,6 @@ from tt_lib.rows import FD_COLUMNS, read_rows
 from tt_lib.study.cells import Cell, Recipe, check_recipe, parse_timing, spell_timing, timing_path
 from tt_lib.timing import load_timing
 from tt_lib.tuning import TuneConfig
-from tt_lib.tuning.joint import JointConfig
 
 SPELLINGS = {
     "untuned": "untuned",
@@ -22,8 +21,6 @@ SPELLINGS = {
     "consistency-parallel-freeze1": "consistency-parallel",
     "consistency-parallel,gate=true,freeze_last=2": "consistency-parallel-freeze2,gate=true",
     "truncation-parallel,value=offset,source=generated": "truncation-parallel,source=generated,value=offset",
-    "frechet-joint,freeze_last=0": "frechet-joint",
-    "end-joint-freeze1,tries=10,samples=50": "end-joint-freeze1,samples=50,tries=10",
     "constant-0.90": "constant-0.9",
     "constant-0.9500001": "constant-0.9500001",
     "epsilon-1.00500001": "epsilon-1.00500001",
@@ -46,14 +43,12 @@ WRONG = {
     "truncation-parallel,iterations=0": "iterations must be at least 1, got 0",
     "truncation-parallel,seed=-1": "from 0 to 999,999,999, got the seed -1",
     "truncation-parallel,seed=1000000000": "from 0 to 999,999,999",
-    "end-joint,seed=999999999,samples=2": "the seeds 999999999 to 1000000000 of 2 samples",
-    "end-joint,tries=0": "tries of a joint tuning must be at least 3, got 0",
     "truncation-parallel,gate=yes": "gate must be true or false, got 'yes'",
     "truncation-parallel,source=drawn": "'drawn'; choose one of: generated, real",
     "truncation-parallel,optimiser=sgd": "'sgd'; choose one of: adam, search",
     "truncation-parallel,seed=1,seed=2": "seed is given twice",
     "truncation-parallel-freeze2,freeze_last=2": "freeze_last is given twice",
-    "frechet-joint,images=16": "'images=16' is no option",
+    "frechet-joint": "unknown timing 'frechet-joint'",
     "epsilon": "write what eps is divided by.*epsilon-1.005",
     "epsilon-0": "positive number a little above 1, got 0",
     "time-shift,width=3": "'width=3' is no option",
@@ -79,13 +74,10 @@ def test_the_recipe_of_a_name():
     assert parse_timing("truncation-parallel") == Recipe(TuneConfig("truncation", "parallel"), 256, "real")
     recipe = parse_timing(
         "consistency-sequential-freeze2,learning_rate=0.001,gate=true,images=16",
-        {"source": "generated", "images": 3, "substeps": 2, "samples": 9, "learning_rate": 1.0},
+        {"source": "generated", "images": 3, "substeps": 2, "learning_rate": 1.0},
     )
     config = TuneConfig(freeze_last=2, lr=0.001, gate=True, substeps=2)
     assert recipe == Recipe(config, 16, "generated"), "what the name says goes before the defaults"
-    assert parse_timing("end-joint,tries=5", {"samples": 30, "optimiser": "search"})[0] == JointConfig(
-        "end", samples=30, tries=5
-    )
 
 
 def test_cells_of_two_values_have_two_names():
@@ -113,10 +105,8 @@ def test_a_value_of_another_type(entry, value, type_name):
     [
         (Cell("ddim", "uniform", 1, "truncation-parallel"), "1 step and freeze_last = 1"),
         (Cell("heun", "uniform", 3, "consistency-sequential-freeze2"), "2 steps and freeze_last = 2"),
-        (Cell("ddim", "uniform", 3, "frechet-joint-freeze3"), "3 steps and freeze_last = 3"),
         (Cell("ddpm", "uniform", 3, "truncation-parallel"), "cannot tune ddpm by truncation"),
         (Cell("ddim", "uniform", 3, "consistency-parallel,gate=true", 1.0), "no gate for ddim"),
-        (Cell("ddpm", "uniform", 3, "end-joint"), "cannot tune ddpm by the end"),
         (Cell("analytic-ddpm", "uniform", 3, "consistency-parallel,images=2"), "at least 3 images, got images = 2"),
     ],
     ids=lambda value: value.label if isinstance(value, Cell) else "",

@@ -24,7 +24,7 @@ from tt_lib.study.compare import (
     summarise,
 )
 
-MODEL, WEIGHTS = "cifar10-ddpm-w64", "ab" * 8
+MODEL, WEIGHTS = "cifar10-ddpm-w96", "ab" * 8
 
 
 def fd_rows(*cells, features="cifar10-resnet", n=50_000, model=MODEL, weights=WEIGHTS) -> pd.DataFrame:

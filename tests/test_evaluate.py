@@ -46,7 +46,6 @@ from tt_lib.solvers.registry import Solver, make_solver
 from tt_lib.study.cells import Cell
 from tt_lib.study.workbench import make_bench
 from tt_lib.timing import Timing
-from tt_lib.tuning.joint import JointConfig, tune_joint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N = 40
@@ -271,7 +270,6 @@ def test_a_reference_of_images_of_another_shape(sampler, metric, reference, tmp_
     for job in (
         lambda: measure_all(watched, [metric, replace(metric, reference=other)], N, work=tmp_path),
         lambda: sample_sets(watched, [replace(metric, reference=other)], N),
-        lambda: tune_joint(watched, replace(metric, reference=other), JointConfig(samples=20, tries=3)),
     ):
         with pytest.raises(BadValue, match=r"tiny has images of \[1, 8, 8\], the reference .* \[1, 16, 16\]"):
             job()

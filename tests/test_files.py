@@ -236,7 +236,7 @@ def test_a_link_is_written_through(tmp_path):
 
 def test_names_of_files_on_any_system():
     assert file_name("cifar10-ddpm-w64") == "cifar10-ddpm-w64" and file_name("google/ddpm") == "google--ddpm"
-    assert file_name("unipc,order=2-uniform-5-end-joint,seed=1.json") == "unipc,order=2-uniform-5-end-joint,seed=1.json"
+    assert file_name("unipc,order=2-uniform-5-learned-gain.json") == "unipc,order=2-uniform-5-learned-gain.json"
     assert file_name("C:\\a?b") == "C----a--b" and file_name("..") == "--" and file_name("a. ") == "a"
 
 

@@ -44,14 +44,14 @@ def test_the_network_of_a_diffusion_on_the_straight_path():
 
 def test_the_table_has_its_rows_and_runs(tmp_path):
     (table,) = read_tables(TABLE)
-    assert (table.model, table.n, len(table.cells)) == ("cifar10-ddpm-w64,path=flow", 10_000, 40)
+    assert (table.model, table.n, len(table.cells)) == ("cifar10-ddpm-w96,path=flow", 10_000, 40)
     assert {cell.nfe for cell in table.cells} == {4, 5, 6, 8, 10}
     assert {cell.solver for cell in table.cells} == {"euler", "heun", "dpmpp-2m", "unipc"}
     text = TABLE.read_text()
     small = "noises=24,validation=24,batch=24,iterations=6,learning_rate=0.1,loss=pixels"
     for old, new in (
         ('"cifar10"', '"digits"'),
-        ("cifar10-ddpm-w64", "tiny"),
+        ("cifar10-ddpm-w96", "tiny"),
         (r'\["cifar10-resnet", .*\]', '"digits-resnet"'),
         ("n = 10000", "n = 20"),
         (r"nfe = \[.*\]", "nfe = [4]"),

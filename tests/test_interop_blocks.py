@@ -185,11 +185,11 @@ def test_solvers_that_no_scheduler_has(unet):
 
 
 def test_a_timing_of_other_weights_is_refused(unet):
-    shipped = load_timing(PACKAGE_ROOT / "data/timings/cifar10-ddpm-w64/ddim-uniform-5-consistency-sequential.json")
+    shipped = load_timing(PACKAGE_ROOT / "data/timings/cifar10-ddpm-w96/ddim-uniform-5-consistency-sequential.json")
     pipeline = Pipeline(unet, ddim())
     for give in (lambda: TunedUNet(unet, shipped), lambda: tuned_times(unet, shipped).__enter__()):
         with pytest.raises(
-            TimingMismatch, match=f"weights {shipped.weights[:16]} of cifar10-ddpm-w64, and this network"
+            TimingMismatch, match=f"weights {shipped.weights[:16]} of cifar10-ddpm-w96, and this network"
         ):
             give()
     with pytest.raises(TimingMismatch, match="this network has others"), tuned_times(pipeline, shipped):
@@ -200,7 +200,7 @@ def test_a_timing_of_other_weights_is_refused(unet):
 
 def test_the_shipped_network_in_memory_is_known(unet):
     """A timing names the hash of the file, and the file can be made again."""
-    shipped = load_timing(PACKAGE_ROOT / "data/timings/cifar10-ddpm-w64/ddim-uniform-5-consistency-sequential.json")
+    shipped = load_timing(PACKAGE_ROOT / "data/timings/cifar10-ddpm-w96/ddim-uniform-5-consistency-sequential.json")
     network = load_model("cifar10").network
     TunedUNet(network, shipped)
     TunedUNet(torch.compile(network, backend="eager"), shipped)

@@ -17,7 +17,7 @@ from tt_lib.lessons.tables import (
 )
 from tt_lib.rows import FD_COLUMNS
 
-MODEL, N = "cifar10-ddpm-w64", 50_000
+MODEL, N = "cifar10-ddpm-w96", 50_000
 BOTH = ("cifar10-resnet", "cifar10-simclr")
 TIMINGS = ("untuned", "truncation-parallel")
 
@@ -60,8 +60,8 @@ def test_gain_map_writes_each_change_and_none_twice():
     panel = gain_map(FRAME, TIMINGS[1:]).axes[0]
     assert sorted(text.get_text() for text in panel.texts) == ["+400", "-25"]
     assert [label.get_text() for label in panel.get_yticklabels()] == ["ddim, uniform", "dpmpp-2m, uniform"]
-    with pytest.raises(BadValue, match="no row of end-joint"):
-        gain_map(FRAME, ["end-joint"])
+    with pytest.raises(BadValue, match="no row of learned-grid"):
+        gain_map(FRAME, ["learned-grid"])
 
 
 def test_a_map_of_two_features_has_a_panel_for_each_and_goes_grid_by_grid():
@@ -87,7 +87,7 @@ def test_changes_that_agree_disagree_or_cannot_be_told_are_counted():
         ("ddim", 5, "untuned", 10.0, 0.1),
         ("ddim", 5, "truncation-parallel", 8.0, 0.1),
         ("ddim", 5, "consistency-parallel", 8.0, 0.1),
-        ("ddim", 5, "frechet-joint", 12.0, 0.1),
+        ("ddim", 5, "learned-timing", 12.0, 0.1),
         ("ddim", 5, "constant-0.9", 12.0, 0.1),
         ("ddim", 5, "epsilon-1.01", 8.0, 0.1),
     )
@@ -95,7 +95,7 @@ def test_changes_that_agree_disagree_or_cannot_be_told_are_counted():
         first,
         truncation=(0.5, 0.01),
         consistency=(1.5, 0.01),
-        frechet=(0.5, 0.01),
+        learned=(0.5, 0.01),
         constant=(1.5, 0.01),
         epsilon=(1.0, 0.2),
     )
@@ -122,7 +122,7 @@ def test_rows_in_one_kind_of_features_make_no_scatter(figure):
     "timing, drawn_as",
     [
         ("consistency-sequential-freeze2,images=16", "consistency"),
-        ("frechet-joint,tries=240", "frechet-joint"),
+        ("learned-grid-timing,seed=1", "learned"),
         ("constant-0.97", "constant"),
         ("epsilon-1.005", "corrections and others"),
     ],

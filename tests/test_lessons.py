@@ -27,7 +27,7 @@ from tt_lib.lessons import (
 from tt_lib.schedules import linear_betas
 from tt_lib.toy import exact_flow
 
-MODEL = "cifar10-ddpm-w64"
+MODEL = "cifar10-ddpm-w96"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

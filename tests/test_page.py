@@ -55,7 +55,7 @@ def cells(text: str) -> list[list[str]]:
 def test_what_is_committed_is_what_the_rows_and_files_give():
     folder = DATA / "results"
     frame, directions = read_rows(folder / "fd.csv", FD_COLUMNS), read_rows(folder / "direction.csv", DIRECTION_COLUMNS)
-    assert set(frame["model"]) == {"cifar10-ddpm-w64", "test images"}, "the shipped network, or the floor"
+    assert set(frame["model"]) == {"cifar10-ddpm-w96", "test images"}, "the shipped network, or the floor"
     assert ((frame["model"] == "test images") == (frame["solver"] == "floor")).all()
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert page == results_page(frame, directions), "run `tt card` and commit"

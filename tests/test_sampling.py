@@ -83,7 +83,6 @@ def test_the_projects_own_seeds_are_apart_and_fit_32_bits():
     added = {
         "GENERATED": noise.HELD_OUT_FIRST_SEED - noise.GENERATED_FIRST_SEED,  # Bench.tuning_images checks
         "HELD_OUT": HELD_OUT,
-        "JOINT": users,  # JointConfig checks seed + samples
         "GAMMA": noise.LEARN_FIRST_SEED - noise.GAMMA_FIRST_SEED,  # estimate_gamma checks seed + images
         "LEARN": 1000 * 100_000,
         "VALIDATION": 1000 * 100_000,

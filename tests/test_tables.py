@@ -160,7 +160,6 @@ BAD_TABLES = {
     "features as numbers": (HEAD.replace('"digits-resnet"', "[3]") + ONE_CELL, "each of features must be text, got 3"),
     "eta above 1": (HEAD + ONE_CELL + "eta = 1.5\n", "eta must lie between 0"),
     "images as text": (HEAD + TUNING.replace("images = 2", 'images = "2"') + ONE_CELL, "images must be a whole number"),
-    "samples as text": (HEAD + TUNING + 'samples = "9"\n' + ONE_CELL, "samples must be a whole number, got the text"),
     "one step, and it is frozen": (
         HEAD + TUNED_CELL.replace("nfe = 2", "nfe = [2, 1]"),
         "-1-truncation-parallel: .*1 s",
@@ -462,10 +461,9 @@ def test_an_unwritable_folder_of_timings_is_said_before_any_work(project, tmp_pa
     assert len(project.run(replace(TABLE, cells=CELLS[:1]))) == 1
 
 
-@pytest.mark.parametrize("timing", ["consistency-sequential", "end-joint,samples=4,tries=4"])
-def test_the_state_of_a_tuning_stays_until_its_timing_is_written(project, monkeypatch, timing):
+def test_the_state_of_a_tuning_stays_until_its_timing_is_written(project, monkeypatch):
     """Whatever goes wrong as the timing is written, the next call has it without tuning again."""
-    table = replace(TABLE, cells=(replace(SEQUENTIAL, timing=timing),))
+    table = replace(TABLE, cells=(SEQUENTIAL,))
 
     def fail(self, path):
         raise BadValue("the disk is full")
@@ -660,16 +658,6 @@ def test_a_row_for_each_of_the_features(project, plain):
     assert project.run(metrics=plain) == [] and project.predictor.calls == calls
     assert len(project.run(metrics=plain, force=True)) == 6 and len(project.rows()) == 6
     assert project.predictor.calls == calls + 10 * (2 + 3 + 3), "by force too the samples are made once"
-
-
-def test_frechet_joint_is_tuned_by_the_first(project, plain):
-    cell = Cell("ddim", "uniform", 2, "frechet-joint,tries=4")
-    rows = project.run(replace(TABLE, cells=(cell,), tuning={"samples": 20}), plain)
-    timing = find_timing("tiny", cell)
-    assert [(row["features"], row["timing"]) for row in rows] == [(name, cell.timing) for name in NAMES]
-    assert (timing.name, timing.weights) == (cell.timing, project.bench.model.digest)
-    assert (timing.tuning["features"], timing.tuning["samples"]) == (NAMES[0], 20)
-    assert timing.tuning["loss_tuned"] <= timing.tuning["loss_untuned"]
 
 
 BOTH = replace(TABLE, cells=(CELLS[0], replace(CELLS[0], timing="constant-0.95")), more=True)

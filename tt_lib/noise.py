@@ -18,8 +18,6 @@ GENERATED_FIRST_SEED = 1_000_000_000
 """Images that the network makes for tuning."""
 HELD_OUT_FIRST_SEED = 1_500_000_000
 """Images that the network makes for a gate, which decides whether a tuned time is kept."""
-JOINT_FIRST_SEED = 2_000_000_000
-"""Samples that a joint tuning takes the loss of a timing from; its ``seed`` is added."""
 GAMMA_FIRST_SEED = 3_000_000_000
 """Noise on the images that gamma is measured on; its ``seed`` and the image's number are added."""
 LEARN_FIRST_SEED = 3_500_000_000

@@ -79,7 +79,6 @@ def tune(
     ] = "truncation-parallel",
     dataset: DatasetOption = "cifar10",
     data: DataOption = None,
-    features: Annotated[str, typer.Option(help="Features of the distance (frechet-joint only).")] = "cifar10-resnet",
     out: TimingPlaceOption = None,
     batch: BatchOption = 64,
     compile: CompileOption = False,
@@ -89,17 +88,14 @@ def tune(
     """Tune the conditioning times of one sampler, with the network frozen.
 
     Killed and started again, it goes on where it was. --timing names what is tuned: the objective `consistency` (the
-    paper's) or `truncation`, each `-sequential` (the paper's strategy) or `-parallel` (all steps in one batch); or
-    `frechet-joint` and `end-joint`, all times at once by finished samples, for which a GPU is wanted. Options follow
-    behind commas: `images=16`, `source=generated` (the network's own images, no data set), `optimiser=adam` (the
-    authors'; else a search without gradients), `iterations`, `learning_rate`, `batch`, `value=offset`, `substeps`,
-    `seed`, `gate=true`; for joint ones `samples`, `tries`, `seed`, `optimiser=cma-es`. `-freeze2` before them leaves
-    the last two steps alone.
+    paper's) or `truncation`, each `-sequential` (the paper's strategy) or `-parallel` (all steps in one batch).
+    Options follow behind commas: `images=16`, `source=generated` (the network's own images, no data set),
+    `optimiser=adam` (the authors'; else a search without gradients), `iterations`, `learning_rate`, `batch`,
+    `value=offset`, `substeps`, `seed`, `gate=true`. `-freeze2` before them leaves the last two steps alone.
 
     Example: `tt tune --nfe 5 --timing truncation-parallel,images=8,source=generated --out runs/five.json`
     """
     from tt_lib.errors import BadValue
-    from tt_lib.metrics.reference import load_metric
     from tt_lib.study.cells import Cell, check_recipe, is_tuned, parse_timing, timing_path, usual_grid
     from tt_lib.study.workbench import make_bench
 
@@ -112,17 +108,14 @@ def tune(
     path = out or timing_path(bench.model.name, cell)
     refuse_overwrite(path, force)
     state = path.with_name(f"{path.name}.state")
-    by_distance = cell.timing.startswith("frechet-joint")
 
     def images() -> Tensor:
         return bench.tuning_images(recipe.source, recipe.images, dataset, data)
 
     with progress_bar(f"tune {cell.label}") as report:
-        options: dict[str, Any] = {"data": data, "model": bench.model, "progress": report}
-        metric = load_metric(features, dataset, bench.device, **options) if by_distance else None
         # An analytic solver is tuned with its untuned gamma, and has another at the tuned times.
         bench.ensure_gamma(cell, None, images, recipe.source, report)
-        tuned = bench.tune_by(cell, recipe, dataset, data, metric, state, report)
+        tuned = bench.tune_by(cell, recipe, dataset, data, state, report)
         bench.ensure_gamma(cell, tuned, images, recipe.source, report)
     _keep(tuned, path, state)
     if tuned.taus == tuned.times and not recipe.learned:

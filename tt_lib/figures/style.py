@@ -58,9 +58,9 @@ LOOKS = [
 ]
 """No two share a colour, a marker or dashes."""
 TIMINGS = ["untuned", "consistency-sequential", "consistency-parallel", "truncation-sequential", "truncation-parallel"]
-TIMINGS += ["constant", "frechet-joint", "end-joint"]
+TIMINGS += ["constant", "learned"]
 SOLVERS = ["ddim", "heun", "plms", "ipndm-v", "dpmpp-2m", "unipc", "deis-tab", "dpmpp-3m"]
-FIXED = dict(zip(TIMINGS, LOOKS, strict=True)) | dict(zip(SOLVERS, LOOKS, strict=True))
+FIXED = dict(zip(TIMINGS, LOOKS, strict=False)) | dict(zip(SOLVERS, LOOKS, strict=True))
 """A timing or a solver looks alike in every figure."""
 SPARE = [Look(LOOKS[k % 7].color, "<>*p"[k % 4], LOOKS[k % 5].dashes) for k in range(5, 33)]
 """For any other name; neighbours differ in colour, marker and dashes."""

@@ -13,7 +13,7 @@ from tt_lib.files import data_folder, file_name
 from tt_lib.lessons.kit import explorer
 from tt_lib.timing import Timing, load_timing
 
-PLAIN = ("consistency-parallel", "truncation-parallel", "frechet-joint")
+PLAIN = ("consistency-parallel", "truncation-parallel")
 """The timings of the explorer: one for each objective, as they come without options."""
 
 

@@ -123,7 +123,7 @@ def cifar_steps() -> pd.DataFrame:
     columns |= {"doubt": untuned["doubt"] / untuned["local"]}
     columns |= {"before": untuned["accumulated"], "after": tuned["accumulated"]}
     frame = untuned[["t", "s"]].assign(**columns)
-    timing = load_timing(timing_path("cifar10-ddpm-w64", Cell("ddim", "uniform", 10, tuning)))
+    timing = load_timing(timing_path("cifar10-ddpm-w96", Cell("ddim", "uniform", 10, tuning)))
     return frame.assign(ratio=timing.ratios).reset_index(drop=True)
 
 

@@ -22,8 +22,8 @@ TIMING_KINDS = {
     "untuned": FIXED["untuned"],
     "consistency": FIXED["consistency-parallel"],
     "truncation": FIXED["truncation-parallel"],
-    "frechet-joint": FIXED["frechet-joint"],
     "constant": FIXED["constant"],
+    "learned": FIXED["learned"],
     "corrections and others": LOOKS[-1],
 }
 """The kinds of timings, by what their names begin with, and how each is drawn."""

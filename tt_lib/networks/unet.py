@@ -33,7 +33,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 """Of weights in several files; where it is there, diffusers reads them and not :data:`WEIGHTS`."""
 CONFIG, CARD = "config.json", "tt_model.json"
-PRETRAINED = {"cifar10": "cifar10-ddpm-w64", "digits": "digits-ddpm"}
+PRETRAINED = {"cifar10": "cifar10-ddpm-w96", "digits": "digits-ddpm"}
 """The folder in ``data/pretrained/`` that a data set's name stands for. Only CIFAR-10's is shipped."""
 
 DIFFUSION = (
@@ -228,7 +228,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
 
     Args:
         name: a model folder, the name of a folder in ``data/pretrained/`` (or of its data set), or a
-            repository on the Hub such as ``google/ddpm-cifar10-32``. ``cifar10-ddpm-w64,path=flow`` is the network on
+            repository on the Hub such as ``google/ddpm-cifar10-32``. ``cifar10-ddpm-w96,path=flow`` is the network on
             another path, here the straight one, at the same signal-to-noise ratios: see
             :class:`tt_lib.predictors.OnPath`.
 

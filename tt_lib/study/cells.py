@@ -28,7 +28,6 @@ from tt_lib.solvers.registry import Solver, make_solver
 from tt_lib.timing import UNTUNED, Timing, load_timing
 from tt_lib.tuning.config import OBJECTIVES, STRATEGIES, TuneConfig
 from tt_lib.tuning.gamma import LEAST_IMAGES
-from tt_lib.tuning.joint import JOINT, JOINT_OBJECTIVES, JointConfig, check_joint
 from tt_lib.tuning.learn import KNOBS, LearnConfig, check_learn
 from tt_lib.tuning.tuner import check_tuning
 
@@ -40,7 +39,6 @@ LOSSES, STARTS = ("features", "pixels"), "uniform"
 """What distances are taken in while learning, the first by default, and the grid where learning begins."""
 NAMES = [
     *(f"{o}-{s}" for o in OBJECTIVES for s in STRATEGIES),
-    *(f"{o}-{JOINT}" for o in JOINT_OBJECTIVES),
     *(f"{LEARNED}-{'-'.join(some)}" for n in (1, 2, 3) for some in combinations(KNOBS, n)),
     *(f"{LEARNED}-{method}" for method in METHODS),
 ]
@@ -53,12 +51,12 @@ class Recipe(NamedTuple):
     """How a timing is made.
 
     Attributes:
-        config: the configuration of a tuning step by step, of a joint one or of learning, or one of :data:`METHODS`.
+        config: the configuration of a tuning step by step or of learning, or one of :data:`METHODS`.
         images, source: of a tuning step by step: how many images, and whether they are ``real`` or ``generated``.
         loss, start: of learning: what distances are taken in, and the name of the grid that it begins from.
     """
 
-    config: TuneConfig | JointConfig | LearnConfig | str
+    config: TuneConfig | LearnConfig | str
     images: int = IMAGES
     source: str = IMAGE_SOURCES[0]
     loss: str = LOSSES[0]
@@ -75,10 +73,9 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
 
     Args:
         name: objective and strategy, and options: the numbers, words and switches of :class:`TuneConfig`, ``images``
-            and ``source``; for a joint tuning those of :class:`JointConfig`; for a learned sampler those of
-            :class:`LearnConfig`, ``loss`` and ``start``.
+            and ``source``; for a learned sampler those of :class:`LearnConfig`, ``loss`` and ``start``.
         defaults: what holds where the name says nothing, as in a table's [tuning]: fields of TuneConfig, ``images`` and
-            ``source``, and ``samples`` of JointConfig.
+            ``source``.
 
     Raises:
         BadValue: no such name, an option that is unknown or named twice, or a value that it cannot have.
@@ -87,14 +84,10 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
     given = {FIELDS.get(key, key): value for key, value in (defaults or {}).items()}
     if len(given) < len(defaults or {}):
         raise BadValue("lr and learning_rate are one choice; give one of them")
-    samples = {"samples": given.pop("samples")} if "samples" in given else {}
     try:
         if options["objective"] == LEARNED:
             del options["objective"]
             return _learn_recipe(options.pop("strategy"), options)
-        if options["strategy"] == JOINT:
-            del options["strategy"]
-            return Recipe(JointConfig(**{**samples, **options}))
         options = {**given, **options}
         images = {key: options.pop(key) for key in ("images", "source") if key in options}
         recipe = Recipe(TuneConfig(**options), **images)
@@ -145,12 +138,11 @@ def spell_timing(name: str) -> str:
         return f"{CONSTANT}-{spell(ratio)}"
     parse_timing(name)
     options = _read(name)
-    plain = f"{options.pop('objective')}-{options['strategy']}"
-    default = (JointConfig if options.pop("strategy") == JOINT else TuneConfig).freeze_last
-    frozen = options.pop("freeze_last", default)
+    plain = f"{options.pop('objective')}-{options.pop('strategy')}"
+    frozen = options.pop("freeze_last", TuneConfig.freeze_last)
     spelled = {field: option for option, field in FIELDS.items()}
     words = sorted(f"{spelled.get(key, key)}={_spell(value)}" for key, value in options.items())
-    return ",".join([plain if frozen == default else f"{plain}-freeze{frozen}", *words])
+    return ",".join([plain if frozen == TuneConfig.freeze_last else f"{plain}-freeze{frozen}", *words])
 
 
 def _options_of(config: type) -> dict[str, type]:
@@ -164,7 +156,6 @@ def _options_of(config: type) -> dict[str, type]:
 
 
 OPTIONS = dict(sorted({**_options_of(TuneConfig), "images": int, "source": str}.items()))
-JOINT_OPTIONS = _options_of(JointConfig)
 LEARN_OPTIONS = dict(sorted({**_options_of(LearnConfig), "loss": str, "start": str}.items()))
 
 
@@ -183,7 +174,7 @@ def _read(name: str) -> dict[str, Any]:
         values["freeze_last"] = int(match[2])
         if objective == LEARNED:
             raise BadValue(f"timing {name!r}: a learned sampler moves in all steps; leave -freeze{match[2]} out")
-    options = LEARN_OPTIONS if objective == LEARNED else JOINT_OPTIONS if strategy == JOINT else OPTIONS
+    options = LEARN_OPTIONS if objective == LEARNED else OPTIONS
     for word in words:
         key, equals, text = word.partition("=")
         if key not in options or not equals:
@@ -262,8 +253,6 @@ def check_recipe(cell: Cell, recipe: Recipe) -> None:
             case TuneConfig() as config:
                 check_tuning(solver, steps, config)
                 check_gamma_images(solver, recipe.images)
-            case JointConfig() as config:
-                check_joint(solver, steps, config)
             case _:
                 check_learn(solver)
     except BadValue as error:

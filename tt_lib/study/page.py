@@ -23,7 +23,7 @@ from tt_lib.study.compare import SAMPLER, distances, errors_and_distances, rank_
 from tt_lib.study.tables import find_table, read_tables
 from tt_lib.timing import UNTUNED
 
-MODEL = "cifar10-ddpm-w64"
+MODEL = "cifar10-ddpm-w96"
 FEATURES = ("cifar10-resnet", "cifar10-simclr")
 README_N, STUDY_N = 50_000, 10_000
 """Samples of the README's table, and of the study and the ablations."""

@@ -4,15 +4,15 @@ The file::
 
     [table]
     dataset = "cifar10"              # its reference statistics and tuning images; or a folder or .npz of one's own
-    model = "cifar10-ddpm-w64"
-    features = "cifar10-resnet"      # or a list: all are taken from the same samples, frechet-joint tunes by the first
+    model = "cifar10-ddpm-w96"
+    features = "cifar10-resnet"      # or a list: all are taken from the same samples
     n = 50000                        # samples for each cell
     seed = 0                         # the first sample's seed
     more = true                      # also what `tt evaluate --more` measures (needs the bank of the reference), and
                                      # the gain of tuned cells over the table's untuned one, compared seed by seed
 
-    [tuning]                         # any field of TuneConfig, `images`, `source` ("real" or "generated"), and
-    optimiser = "search"             # `samples` of a joint tuning
+    [tuning]                         # any field of TuneConfig, `images`, `source` ("real" or "generated")
+    optimiser = "search"
     images = 256
 
     [[cells]]                        # every combination of the lists; a block may have an `n` of its own
@@ -64,7 +64,7 @@ from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.gamma import gamma_path
 from tt_lib.tuning.tuner import digest_of
 
-TUNING = {*(field.name for field in fields(TuneConfig)), "learning_rate", "images", "source", "samples"}
+TUNING = {*(field.name for field in fields(TuneConfig)), "learning_rate", "images", "source"}
 NAMED = {"objective", "strategy", "freeze_last"}
 """What only a timing's name may say."""
 PUBLISHED = ("dataset", "metric", "solver", "grid", "nfe", "eta", "timing", "value", "source")
@@ -171,7 +171,6 @@ def _make_tables(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict
     # What no cell is tuned by is looked at, too.
     images = tuning.get("images", IMAGES)
     parse_timing("truncation-parallel", tuning)
-    parse_timing("end-joint", tuning)
     for table in tables:
         for cell in table.cells:
             read_grid(cell.start)
@@ -217,7 +216,7 @@ def run_table(
 
     Args:
         metrics: one for each of the table's features, with banks if ``more`` is measured. All are measured from the
-            same samples, and ``frechet-joint`` tunes by the first. Rows name the data set as they do.
+            same samples. Rows name the data set as they do.
         results: the ``fd.csv`` to write to.
         work: folder for locks and the state of unfinished cells.
         data: where the data set is, for tuning on real images.
@@ -249,7 +248,7 @@ def run_table(
     def run(cell: Cell, missing: list[int], report: Report) -> Iterator[list[Row]]:
         chosen = [metrics[i] for i in missing]
         # The others wait here until the main process has tuned and written what the cell needs.
-        timing = world.decide(tune_cell(table, bench, cell, metrics[0], work, data, report) if world.main else None)
+        timing = world.decide(tune_cell(table, bench, cell, work, data, report) if world.main else None)
         sampler, sets = bench.sampler(cell, timing), work / "sets"
         options: dict[str, Any] = {"first_seed": table.seed, "batch": bench.batch, "work": sets, "start": start}
         measured = measure_all(
@@ -366,7 +365,7 @@ def has_rows(rows: pd.DataFrame, table: Table, model: Model, features: str, cell
 
 
 def tune_cell(
-    table: Table, bench: Bench, cell: Cell, metric: Metric, work: Path, data: Path | str | None, report: Report
+    table: Table, bench: Bench, cell: Cell, work: Path, data: Path | str | None, report: Report
 ) -> Timing | None:
     """The timing of a cell: the shipped one, or one that is tuned now and saved where the shipped ones are.
 
@@ -386,7 +385,7 @@ def tune_cell(
         check_writable(path)
         ensure_gamma(None)
         if recipe:
-            timing = bench.tune_by(cell, recipe, table.dataset, data, metric, state, tell)
+            timing = bench.tune_by(cell, recipe, table.dataset, data, state, tell)
         else:
             timing = constant_timing(bench.sampler(cell), ratio or 1.0)
         timing.save(path)

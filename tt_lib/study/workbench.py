@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from tt_lib.baselines import CONSTANT, read_correction
 from tt_lib.datasets import NAMED, load_dataset, to_float
 from tt_lib.errors import BadValue, check_range, choose
 from tt_lib.files import check_writable, data_folder, file_name, spell
-from tt_lib.metrics.reference import Metric, reference_path
+from tt_lib.metrics.reference import reference_path
 from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks.feature_nets import FeatureNet, read_feature_network
 from tt_lib.networks.running import cudnn_flags, make_predictor
@@ -29,7 +28,6 @@ from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
 from tt_lib.tuning.gamma import estimate_gamma, gamma_path, load_gamma
 from tt_lib.tuning.gits import learn_gits
-from tt_lib.tuning.joint import JointConfig, tune_joint
 from tt_lib.tuning.ld3 import learn_ld3
 from tt_lib.tuning.learn import PIXELS, LearnConfig, converged_sampler, feature_distance, learn
 
@@ -196,7 +194,6 @@ class Bench:
         recipe: Recipe,
         dataset: str,
         data: Path | str | None,
-        metric: Metric | None,
         state: Path,
         progress: Progress | None = None,
     ) -> Timing:
@@ -204,7 +201,6 @@ class Bench:
 
         Args:
             dataset, data: of real images.
-            metric: for the objective ``frechet`` only.
             state: file for the state of an unfinished tuning.
         """
         match recipe.config:
@@ -213,9 +209,6 @@ class Bench:
                 images = self.tuning_images(*wanted)
                 held_out = self.held_out_images(*wanted) if config.gate else None
                 timing = self.tune(cell, config, images, recipe.source, state, progress, held_out).timing
-            case JointConfig() as config:
-                options: dict[str, Any] = {"batch": self.batch, "state": state, "progress": progress}
-                timing = tune_joint(self.sampler(cell), metric, config, **options).timing
             case _:
                 timing = self.learn(cell, recipe, dataset, state, progress)
         # Two timings that differ in an option have different names.
