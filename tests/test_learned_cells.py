@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from test_cli import fails, project, succeeds  # noqa: F401 - a fixture
 
 from tt_lib.errors import BadValue
@@ -142,3 +144,16 @@ def test_other_ways_to_learn(project, method):  # noqa: F811
     succeeds("tune", *TINY, "--timing", f"learned-{method}", "--out", f"runs/{method}.json")
     timing = load_timing(f"runs/{method}.json")
     assert (timing.name, timing.grid, timing.nfe) == (f"learned-{method}", "learned", 4)
+
+
+def test_a_shortest_path_is_measured_without_bfloat16():
+    bench = make_bench("cifar10", batch=4, bf16=True)
+    seen = []
+
+    def exact(x, t, tau):
+        seen.append(len(x))
+        return torch.zeros_like(x)
+
+    cell = Cell("ddim", "learned", 4, timing="learned-gits")
+    replace(bench, tuner_predictor=exact).learn(cell, Recipe("gits"), "cifar10", Path("none"))
+    assert len(seen) == 60, "every evaluation of the converged solution, see Bench.learn"
