@@ -11,6 +11,7 @@ import torch
 from test_cli import fails, project, succeeds  # noqa: F401 - a fixture
 
 from tt_lib.errors import BadValue
+from tt_lib.files import PACKAGE_ROOT
 from tt_lib.metrics.evaluate import fingerprint
 from tt_lib.rows import read_rows
 from tt_lib.study.cells import Cell, Recipe, brings_grid, parse_timing, spell_timing
@@ -147,7 +148,7 @@ def test_other_ways_to_learn(project, method):  # noqa: F811
 
 
 def test_a_shortest_path_is_measured_without_bfloat16():
-    bench = make_bench("cifar10", batch=4, bf16=True)
+    bench = make_bench(str(PACKAGE_ROOT / "data/pretrained/cifar10-ddpm-w96"), batch=4, bf16=True)
     seen = []
 
     def exact(x, t, tau):

@@ -229,7 +229,7 @@ class Bench:
         """
         config, fast = recipe.config, self.sampler(cell)
         if config == "gits":
-            # In float32: near t = 1 what bfloat16 rounds off eps, times sigma / alpha = 157, is more than a step's error.
+            # In float32: near t = 1 what bfloat16 rounds off eps, times sigma / alpha = 157, exceeds a step's error.
             return learn_gits(replace(fast, predictor=self.tuner_predictor))
         distance = PIXELS
         if recipe.loss == "features":
