@@ -265,8 +265,9 @@ def test_force_replaces(pipeline):
 
 @pytest.fixture(scope="module")
 def damaged(project):
-    """Models that cannot be used, in ``data/pretrained``: damaged, with NaN, of other weights."""
+    """Models that cannot be used, in ``data/pretrained``: damaged, with NaN, of other weights. One is gone."""
     models = project / "data" / "pretrained"
+    (models / "cifar10-resnet").rename(project / "gone")
     for name in ("damaged", "nan", "retrained"):
         shutil.copytree(models / "tiny", models / name)
     weights = bytearray((models / "damaged" / WEIGHTS).read_bytes())
@@ -281,6 +282,7 @@ def damaged(project):
     yield
     for name in ("damaged", "nan", "retrained"):
         shutil.rmtree(models / name)
+    (project / "gone").rename(models / "cifar10-resnet")
 
 
 SAMPLE = ("sample", *TINY, "--n", "1", "--out", "runs/never.png")

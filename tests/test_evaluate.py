@@ -35,7 +35,7 @@ from tt_lib.metrics.features import disjoint_sets, load_features, statistics_of
 from tt_lib.metrics.frechet import extrapolated_interval, frechet_distance
 from tt_lib.metrics.kernel import kernel_distance, precision_recall
 from tt_lib.metrics.reference import Metric, collect_bank
-from tt_lib.networks.feature_nets import FeatureNet, PlainNet, save_features
+from tt_lib.networks.feature_nets import FeatureNet, save_features
 from tt_lib.networks.unet import save_model
 from tt_lib.noise import SampleNoise, StartNoise
 from tt_lib.predictors import EpsPredictor
@@ -49,10 +49,12 @@ from tt_lib.timing import Timing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N = 40
+NETWORKS = {"digits-resnet": (8, 8), "cifar10-resnet": (8, 12)}
+"""Features of the tiny data folder, by the widths of their networks; both are of digits."""
 
 
 def make_tiny_data(base: Path) -> Path:
-    """A data folder with the model ``tiny`` and the features ``digits-resnet`` and ``digits-simclr``; made once.
+    """A data folder with the model ``tiny`` and the features ``digits-resnet`` and, of digits too, ``cifar10-resnet``.
 
     The network is trained for a second: the samples of one with random weights are all black or white, and
     nothing that is done to its times shows in them.
@@ -89,16 +91,12 @@ def make_tiny_data(base: Path) -> Path:
             (answer - noise).square().mean().backward()
             optimizer.step()
         save_model(network, making / "pretrained" / "tiny", name="tiny", schedule="linear", card={"dataset": "digits"})
-        classifier = FeatureNet((8, 8), in_channels=1)
-        classifier.set_normalisation(train.pixels)
-        with torch.no_grad():
-            classifier.norm.weight *= 30  # distances of a handy size, as rows are rounded
-        save_features(classifier, making / "pretrained" / "digits-resnet", {})
-        other = PlainNet((8, 12), in_channels=1)
-        other.set_normalisation(train.pixels)
-        with torch.no_grad():
-            other.layers[-2].weight *= 30
-        save_features(other, making / "pretrained" / "digits-simclr", {})
+        for name, widths in NETWORKS.items():
+            classifier = FeatureNet(widths, in_channels=1)
+            classifier.set_normalisation(train.pixels)
+            with torch.no_grad():
+                classifier.norm.weight *= 30  # distances of a handy size, as rows are rounded
+            save_features(classifier, making / "pretrained" / name, {})
     shutil.move(making, folder)
     return folder
 
@@ -160,7 +158,7 @@ def metric(features, reference):
 def metrics(data):
     """Two metrics with banks."""
     pixels, made = load_dataset("digits", "train").pixels, []
-    for name in ("digits-resnet", "digits-simclr"):
+    for name in NETWORKS:
         own = load_features(name, weights=data / "pretrained" / name)
         made.append(Metric(own, statistics_of(pixels, own), collect_bank(pixels, own, 40), "digits"))
     return made

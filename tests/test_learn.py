@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tt_lib.datasets import to_float
 from tt_lib.errors import BadValue, CorruptFile, NothingLearned
 from tt_lib.grids import make_grid
 from tt_lib.networks.feature_nets import FeatureNet
@@ -182,4 +183,5 @@ def test_the_feature_distance_is_the_formula():
     distance = feature_distance(network, "digits-resnet")
     assert torch.allclose(distance.function(x, y), expected, rtol=1e-5)
     assert torch.equal(distance.function(x, x), torch.zeros(3))
-    assert torch.allclose(network.norm(network.maps(x)[-1]).relu().mean((2, 3)), network.embed(x))
+    pixels = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
+    assert torch.allclose(network.norm(network.maps(to_float(pixels))[-1]).relu().mean((2, 3)), network(pixels))

@@ -18,7 +18,7 @@ from tt_lib.lessons.tables import (
 from tt_lib.rows import FD_COLUMNS
 
 MODEL, N = "cifar10-ddpm-w96", 50_000
-BOTH = ("cifar10-resnet", "cifar10-simclr")
+BOTH = ("cifar10-resnet", "other")
 TIMINGS = ("untuned", "truncation-parallel")
 
 
@@ -103,7 +103,7 @@ def test_changes_that_agree_disagree_or_cannot_be_told_are_counted():
     assert {text.get_text() for text in figure.axes[0].texts} == {
         "better in both: 1",
         "better in cifar10-resnet only: 1",
-        "better in cifar10-simclr only: 1",
+        "better in other only: 1",
         "worse in both: 1",
     }
     assert np.allclose(points(figure), [[0.8, 0.5], [0.8, 1.0], [0.8, 1.5], [1.2, 0.5], [1.2, 1.5]])

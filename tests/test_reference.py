@@ -33,7 +33,7 @@ from tt_lib.metrics.reference import (
 from tt_lib.rows import FD_COLUMNS, read_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread", "project")
-NAMES = ("digits-resnet", "digits-simclr")
+NAMES = ("digits-resnet", "cifar10-resnet")
 COMMAND = "tt stats --dataset digits --split train --features digits-resnet"
 
 

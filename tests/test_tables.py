@@ -103,8 +103,8 @@ eta = [0.5, 1.0]
     assert table.cells == (*expected, Cell("ddim", "uniform", 7, eta=0.5), Cell("ddim", "uniform", 7, eta=1.0))
     assert (table.dataset, table.model, table.features) == ("digits", "tiny", ("digits-resnet",))
     assert (table.n, table.seed, table.more) == (20, 3, False)
-    (several,) = read_tables(write(HEAD.replace('"digits-resnet"', '["digits-resnet", "digits-simclr"]'), ONE_CELL))
-    assert several.features == ("digits-resnet", "digits-simclr") and several.tuning == {}
+    (several,) = read_tables(write(HEAD.replace('"digits-resnet"', '["digits-resnet", "cifar10-resnet"]'), ONE_CELL))
+    assert several.features == ("digits-resnet", "cifar10-resnet") and several.tuning == {}
 
 
 def test_a_block_may_have_an_n_of_its_own(write):
@@ -625,7 +625,7 @@ def test_options_and_gate_as_cells(project):
 
 # Several features, and more than a Fréchet distance
 
-NAMES = ["digits-resnet", "digits-simclr"]
+NAMES = ["digits-resnet", "cifar10-resnet"]
 
 
 @pytest.fixture(scope="session")

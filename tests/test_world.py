@@ -40,7 +40,7 @@ TABLE = """
 [table]
 dataset = "digits"
 model = "tiny"
-features = ["digits-resnet", "digits-simclr"]
+features = ["digits-resnet", "cifar10-resnet"]
 n = 50
 seed = 7
 
@@ -70,7 +70,7 @@ def folder(tmp_path_factory, one_thread):
     (folder / "table.toml").write_text(TABLE)
     pixels = load_dataset("digits", "train").pixels
     with in_project(folder):
-        for name in ("digits-resnet", "digits-simclr"):
+        for name in ("digits-resnet", "cifar10-resnet"):
             features = load_features(name)
             statistics_of(pixels, features).save(reference_path("digits", "train", name))
             bank = collect_bank(pixels, features, 60)

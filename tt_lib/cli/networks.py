@@ -160,9 +160,7 @@ def stats(
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     features: Annotated[
         str,
-        typer.Option(
-            help="cifar10-resnet, cifar10-simclr, the same of digits, imagenet-efficientnet-lite0 or inception-2015."
-        ),
+        typer.Option(help="cifar10-resnet, digits-resnet, imagenet-efficientnet-lite0 or inception-2015."),
     ] = "cifar10-resnet",
     data: DataOption = None,
     bank: Annotated[

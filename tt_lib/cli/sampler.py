@@ -367,8 +367,8 @@ def evaluate(
     features: Annotated[
         list[str] | None,
         typer.Option(
-            help="cifar10-resnet, cifar10-simclr, the same of digits, imagenet-efficientnet-lite0 or inception-2015 "
-            "(that is FID); may be repeated: all are taken from the same samples [default: cifar10-resnet]."
+            help="cifar10-resnet, digits-resnet, imagenet-efficientnet-lite0 or inception-2015 (that is FID); may "
+            "be repeated: all are taken from the same samples [default: cifar10-resnet]."
         ),
     ] = None,
     n: SamplesOption = 50_000,

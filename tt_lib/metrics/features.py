@@ -15,8 +15,8 @@ from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.networks import feature_nets
 from tt_lib.networks.running import compile_network, cudnn_flags
 
-TRAINED = ("cifar10-resnet", "cifar10-simclr", "digits-resnet", "digits-simclr")
-"""Those of networks trained in this project: ``resnet`` with labels, ``simclr`` without."""
+TRAINED = ("cifar10-resnet", "digits-resnet")
+"""Those of classifiers trained in this project."""
 IMAGENET = "imagenet-efficientnet-lite0"
 INCEPTION = "inception-2015"
 FAST = {IMAGENET: torch.float32, INCEPTION: torch.float16}

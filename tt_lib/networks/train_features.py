@@ -157,9 +157,7 @@ def train_features(
 
     def write(facts: dict[str, Any]) -> None:
         save_features(network, out, asdict(config) | facts | provenance())
-        written = read_feature_network(out, device)
-        assert isinstance(written, FeatureNet)  # as it was saved
-        share = accuracy(written, test)
+        share = accuracy(read_feature_network(out, device), test)
         write_json(out / CONFIG, read_json(out / CONFIG) | {"test_accuracy": round(share, 6)})
 
     run = Training(
