@@ -1,224 +1,253 @@
-"""Notebook 07: many rows of ``fd.csv`` at once. Gains as heat maps, two kinds of features, and the best at one NFE."""
+"""Notebook 07: the study's rows, a line for each sampler with both features side by side, and figures of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import ipywidgets
-import numpy as np
 import pandas as pd
-import seaborn
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tt_lib.errors import BadValue
-from tt_lib.figures.style import FIXED, GREY, LOOKS, heat_map, legend_below, log_axis, looks, relplot, style
-from tt_lib.lessons.kit import explorer
-from tt_lib.study.compare import AGREED_BETTER, AGREED_WORSE, UNDECIDED, beside_each_other, changes, changes_in_both
+from tt_lib.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    heat_map,
+    legend_below,
+    log_axis,
+    style,
+)
+from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
+from tt_lib.study.compare import BETTER, SAMPLER, WORSE, changes_in_both, distances
+from tt_lib.timing import UNTUNED
 
-SATURATED = 40
-"""Changes in per cent beyond this have the map's last colour: one ruined sampler must not hide the others."""
-TIMING_KINDS = {
-    "untuned": FIXED["untuned"],
-    "consistency": FIXED["consistency-parallel"],
-    "truncation": FIXED["truncation-parallel"],
-    "constant": FIXED["constant"],
-    "learned": FIXED["learned"],
-    "corrections and others": LOOKS[-1],
+MODEL, N, NFES = "cifar10-ddpm-w96", 10_000, (4, 5, 6, 8, 10)
+FLOW = f"{MODEL},path=flow"
+FEATURES = ("imagenet-efficientnet-lite0", "cifar10-resnet")
+"""The primary metric's features and the second's; columns of a :func:`study` begin with :data:`SHORT`."""
+SHORT = ("imagenet", "classifier")
+LABELS = {"imagenet": "FD (ImageNet features)", "classifier": "FD (classifier's features)"}
+LEARNED = {"solver": "unipc,final=lower", "timing": "learned-grid-timing"}
+GROUPS = {
+    "untuned": (GREY, "o"),
+    "untuned, straight path": (GREEN, "s"),
+    "tuned step by step": (ORANGE, "^"),
+    "learned, other solvers": (BLUE, "+"),
+    "learned end to end, UniPC": (BLUE, "D"),
 }
-"""The kinds of timings, by what their names begin with, and how each is drawn."""
+"""What :func:`group` tells apart, and how each is drawn."""
+SOLVERS = {
+    "ddim": ("DDIM", VERMILLION, "o"),
+    "dpmpp-2m": ("DPM-Solver++(2M)", BLACK, "s"),
+    "unipc": ("UniPC", ORANGE, "^"),
+    "unipc,final=lower": ("UniPC, falling orders", BLUE, "D"),
+}
+"""Solvers of :func:`untuned_figure`. With ``final=lower`` 2M is the same: its last step is of order 1 anyway."""
+GRIDS = ("uniform", "quadratic", "logsnr")
+SATURATED = 40
+"""Changes in per cent beyond this have a map's last colour: one ruined sampler must not hide the others."""
+ALT = {
+    "headline": "Two panels of Fréchet distance against the number of evaluations, 4 to 10, on logarithmic axes, in "
+    "ImageNet features and in the classifier's. Four falling lines: DDIM far above, then the best untuned sampler and "
+    "the best on the straight path, which cross, and lowest the learned sampler. A dashed level line at its value for "
+    "6 evaluations stays below the others up to 10. The converged solution is a dotted line below everything.",
+    "player": "Every sampler of the study at one number of evaluations: its distance in ImageNet features to the right "
+    "and in the classifier's upwards. The slider goes from 4 to 10 evaluations. The cloud moves down to the left, "
+    "towards the star of the converged solution. The learned UniPC is nearest to it each time.",
+    "strip": "Five panels, for 4, 5, 6, 8 and 10 evaluations. The points lie along a rising band. The learned UniPC, a "
+    "blue diamond, lies at the lower left end, nearest to the star of the converged solution. Blue crosses, learned "
+    "samplers of other solvers, lie in the middle. A few tuned samplers lie far up at the right.",
+    "untuned": "Six panels of distance against the number of evaluations: three grids from left to right, ImageNet "
+    "features above and the classifier's below, for DDIM, DPM-Solver++(2M), UniPC and UniPC with falling orders.",
+    "puzzle": "Three rows of four pictures from the same noise. Uniform grid: strong contrast, flat surfaces. "
+    "Quadratic grid: paler, with other motifs in two columns. Converged: strong contrast and fine texture.",
+    "map": "Four heat maps of changes in per cent, six samplers by 5 and 10 evaluations: the consistency objective and "
+    "the truncation objective, each in ImageNet features and in the classifier's.",
+    "ruined": "Four rows of four pictures from the same noise. Untuned: smooth and clean. Tuned by consistency: all "
+    "four are covered by coloured noise. Learned and converged: clean and crisp.",
+}
+"""What the figures show, in words."""
 
 
-def kind(timing: str) -> str:
-    """Which of :data:`TIMING_KINDS` a timing is of."""
-    return next((name for name in TIMING_KINDS if timing.startswith(name)), "corrections and others")
-
-
-def gain_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
-    """What tuning changed, as a heat map: a panel a timing, a line a sampler and grid, a column an NFE.
-
-    Args:
-        rows: of :func:`tt_lib.study.compare.distances`.
-        timings: a panel for each.
-
-    Raises:
-        BadValue: no tuned row with an untuned one beside it.
-    """
-    gains = changes(rows)
-    gains = gains[gains["timing"].isin(timings)].sort_values(["solver", "grid"], kind="stable")
-    if gains.empty:
-        raise BadValue(f"no row of {', '.join(timings)} has an untuned row beside it; measure some with `tt table`")
-    return _heat_maps({timing: gains[gains["timing"] == timing] for timing in timings})
-
-
-def gain_map_in_both(
-    frame: pd.DataFrame, timing: str, features: tuple[str, str], n: int, model: str, grids: Sequence[str]
-) -> Figure:
-    """What one timing changed in two kinds of features: a panel for each, a line a solver and grid, a column an NFE.
-
-    Args:
-        frame: rows of ``fd.csv``.
-        timing: whose changes.
-        features, n, model: see :func:`tt_lib.study.compare.changes_in_both`.
-        grids: that are shown, one below the other.
-
-    Raises:
-        BadValue: no such cell was measured in both features.
-    """
-    gains = changes_in_both(frame, features, n, model)
-    gains = gains[(gains["timing"] == timing) & gains["grid"].isin(grids)]
-    if gains.empty:
-        raise BadValue(f"no {timing} was measured in both {' and '.join(features)}; measure some with `tt table`")
-    # Grid by grid: the grid decides more than the solver.
-    gains = gains.assign(place=gains["grid"].map(list(grids).index)).sort_values(["place", "solver"], kind="stable")
-    columns = dict(zip(features, ("change_first", "change_second"), strict=True))
-    return _heat_maps({name: gains.assign(change=gains[column]) for name, column in columns.items()})
-
-
-@style()
-def _heat_maps(panels: Mapping[str, pd.DataFrame]) -> Figure:
-    """A heat map for each title, of frames with solver, grid, nfe and change; the same lines in all."""
-    named = {title: own.assign(sampler=own["solver"] + ", " + own["grid"]) for title, own in panels.items()}
-    everything = pd.concat(named.values())
-    samplers, nfes = everything["sampler"].unique(), sorted(everything["nfe"].unique())
-    height = 1.5 + (0.36 if len(samplers) < 12 else 0.28) * len(samplers)
-    figure = Figure(figsize=(2.2 + len(panels) * max(2.2, 0.75 * len(nfes)), height))
-    drawn = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (title, own) in zip(drawn, named.items(), strict=True):
-        table = 100 * own.pivot_table(index="sampler", columns="nfe", values="change").reindex(samplers, columns=nfes)
-        image = heat_map(axes, table, table.map("{:+.0f}".format), SATURATED)
-        axes.set(title=title, xlabel="NFE", ylabel="")
-    figure.colorbar(image, ax=list(drawn), label="change of the distance", format="{x:+.0f} %")
-    return figure
-
-
-def features_scatter(frame: pd.DataFrame, features: tuple[str, str], n: int, model: str) -> Figure:
-    """Every sampler's distance in one kind of features against that in another, marked by the kind of its timing.
+def study(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The study, a line for each sampler.
 
     Args:
-        frame, features, n, model: see :func:`tt_lib.study.compare.changes_in_both`.
+        rows: of ``fd.csv``; the shipped ones, if None.
 
-    Raises:
-        BadValue: no sampler was measured in both.
+    Returns:
+        Columns of :data:`tt_lib.study.compare.SAMPLER`, ``timing``, ``path`` (``diffusion`` or ``flow``), ``group``,
+        and for each of :data:`SHORT` the distance, and its interval's ends, as in ``imagenet_low``.
     """
-    points = beside_each_other(frame, *features, model, n)
-    points = points.assign(x=points["first"], y=points["second"])
-    grid = _by_kind(points, f"sampler of {model} has rows of {n} samples in both {' and '.join(features)}", alpha=0.7)
-    grid.set_axis_labels(*(f"Fréchet distance ({name} features)" for name in features))
-    return grid.figure
-
-
-def changes_scatter(frame: pd.DataFrame, features: tuple[str, str], n: int, model: str) -> Figure:
-    """What tuning did to each sampler in one kind of features against what it did in another.
-
-    Each corner says how many samplers it holds. Those whose change is not sure in both are pale and not counted.
-
-    Args:
-        frame, features, n, model: see :func:`tt_lib.study.compare.changes_in_both`.
-
-    Raises:
-        BadValue: no sampler was measured in both.
-    """
-    points = changes_in_both(frame, features, n, model)
-    points = points.assign(x=1 + points["change_first"], y=1 + points["change_second"])
-    missing = f"tuned sampler of {model} has rows of {n} samples in both {' and '.join(features)}"
-    grid = _by_kind(points, missing, room=1.5, alpha=0.85)
-    grid.ax.collections[0].set_alpha(np.where(points["together"] == UNDECIDED, 0.2, 0.85))
-    grid.ax.axhline(1, color=GREY, linewidth=1, zorder=1)
-    grid.ax.axvline(1, color=GREY, linewidth=1, zorder=1)
-    counts = points["together"].value_counts()
-    corners = {(0, 0): AGREED_BETTER, (0, 1): f"better in {features[0]} only"}
-    corners |= {(1, 0): f"better in {features[1]} only", (1, 1): AGREED_WORSE}
-    for (right, top), name in corners.items():
-        grid.ax.annotate(
-            f"{name}: {counts.get(name, 0)}",
-            (0.02 + 0.96 * right, 0.02 + 0.96 * top),
-            xycoords="axes fraction",
-            ha="right" if right else "left",
-            va="top" if top else "bottom",
-            bbox={"color": "white", "pad": 1},
-        )
-    grid.set_axis_labels(*(f"distance, tuned over untuned ({name} features)" for name in features))
-    return grid.figure
-
-
-def _by_kind(points: pd.DataFrame, missing: str, room: float = 1, **options: Any) -> seaborn.FacetGrid:
-    """Points x, y on logarithmic axes, marked by the kind of their timing, with room around them (a factor)."""
-    if points.empty:
-        raise BadValue(f"no {missing}; measure some with `tt table`")
-    points = points.assign(kind=points["timing"].map(kind))
-    used = [name for name in TIMING_KINDS if (points["kind"] == name).any()]
-    grid = relplot(
-        points,
-        "kind",
-        (7.2, 5.4),
-        x="x",
-        y="y",
-        hue_order=used,
-        style_order=used,
-        palette={name: TIMING_KINDS[name].color for name in used},
-        markers={name: TIMING_KINDS[name].marker for name in used},
-        **options,
-    )
-    for which in ("x", "y"):
-        log_axis(grid.ax, which, [points[which].min() / room, points[which].max() * room])
-    return grid
-
-
-def ranking(rows: pd.DataFrame, nfe: int, timings: Sequence[str]) -> pd.DataFrame:
-    """The samplers of one NFE, best first, with ``tied``: whether a sampler's interval overlaps the best one's.
-
-    Raises:
-        BadValue: no row of that NFE.
-    """
-    table = rows[(rows["nfe"] == nfe) & rows["timing"].isin(timings)]
-    if table.empty:
-        raise BadValue(f"no row of NFE {nfe}; choose one of {', '.join(map(str, sorted(rows['nfe'].unique())))}")
-    table = table.sort_values("value", kind="stable", ignore_index=True)
-    return table.assign(tied=table["low"] <= table["high"].iloc[0])
-
-
-@style()
-def ranking_figure(rows: pd.DataFrame, nfe: int, timings: Sequence[str], most: int | None = None) -> Figure:
-    """:func:`ranking` drawn: a line a sampler, its distance with its interval, marked by its timing.
-
-    Args:
-        most: samplers that are drawn, the best ones; all, if None.
-    """
-    table = ranking(rows, nfe, timings).head(most)
-    figure = Figure(figsize=(7.5, 1 + 0.3 * len(table)))
-    axes = figure.subplots()
-    for timing, look in looks(timings).items():
-        own = table[table["timing"] == timing]
-        if len(own):
-            reach = [own["value"] - own["low"], own["high"] - own["value"]]
-            axes.errorbar(
-                own["value"], own.index, xerr=reach, color=look.color, fmt=look.marker, capsize=3, label=timing
+    frame = read_rows(results_folder() / "fd.csv", FD_COLUMNS) if rows is None else rows
+    parts = []
+    for path, model in (("diffusion", MODEL), ("flow", FLOW)):
+        key = [*SAMPLER, "timing"]
+        one, other = (
+            distances(frame, features, N, model)[[*key, "value", "low", "high"]].rename(
+                columns={"value": short, "low": f"{short}_low", "high": f"{short}_high"}
             )
-    axes.set_yticks(table.index, table["solver"] + ", " + table["grid"])
-    axes.invert_yaxis()
-    log_axis(axes, "x", [*table["low"], *table["high"]])
-    axes.set(xlabel=f"Fréchet distance ({table['features'].iloc[0]} features), NFE {nfe}")
+            for features, short in zip(FEATURES, SHORT, strict=True)
+        )
+        parts.append(one.merge(other, on=key).assign(path=path))
+    table = pd.concat(parts, ignore_index=True)
+    names = zip(table["solver"], table["timing"], table["path"], strict=True)
+    return table.assign(group=[group(*each) for each in names])
+
+
+def group(solver: str, timing: str, path: str) -> str:
+    """Which of :data:`GROUPS` a sampler is of; ``other methods`` if of none."""
+    if timing == UNTUNED:
+        return "untuned" if path == "diffusion" else "untuned, straight path"
+    if not timing.startswith("learned"):
+        return "tuned step by step"
+    if {"solver": solver, "timing": timing} == LEARNED and path == "diffusion":
+        return "learned end to end, UniPC"
+    return "learned, other solvers" if timing.startswith("learned-grid-timing") else "other methods"
+
+
+def best(table: pd.DataFrame, short: str) -> pd.DataFrame:
+    """The sampler of the smallest distance for each NFE of :data:`NFES`, indexed by NFE."""
+    table = table[table["nfe"].isin(NFES)]
+    return table.loc[table.groupby("nfe")[short].idxmin()].set_index("nfe")
+
+
+def pick(table: pd.DataFrame, **where: Any) -> pd.Series:
+    """The one sampler of a :func:`study` that fits.
+
+    Raises:
+        BadValue: none, or several.
+    """
+    for column, value in where.items():
+        table = table[table[column] == value]
+    if len(table) != 1:
+        asked = ", ".join(f"{column}={value!r}" for column, value in where.items())
+        raise BadValue(f"{len(table)} samplers of the study fit {asked}; name one")
+    return table.iloc[0]
+
+
+def converged(table: pd.DataFrame) -> pd.Series:
+    """The converged solution: its distances are the network's own."""
+    return pick(table, solver="dpmpp-2m", grid="karras", nfe=60)
+
+
+def quality(samplers: dict[str, pd.Series]) -> str:
+    """A Markdown table: both distances of each sampler, each with half of its 95 % interval."""
+    lines = ["| sampler | NFE | FD (ImageNet features) | FD (classifier's features) |", "| --- | ---: | ---: | ---: |"]
+    for name, row in samplers.items():
+        cells = [f"{row[short]:.2f} ± {(row[f'{short}_high'] - row[f'{short}_low']) / 2:.2f}" for short in SHORT]
+        lines.append(f"| {name} | {row['nfe']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@style()
+def headline_figure(table: pd.DataFrame) -> Figure:
+    """Who wins: the learned sampler, DDIM, and the best untuned sampler of each path, in both features.
+
+    The best are chosen in each panel by its own features and at each NFE anew, which favours them.
+    """
+    untuned = table[table["group"] == "untuned"]
+    lines = {
+        "DDIM, best grid": (untuned[untuned["solver"] == "ddim"], VERMILLION, "o"),
+        "best untuned sampler": (untuned, BLACK, "s"),
+        "best on the straight path": (table[table["group"] == "untuned, straight path"], GREEN, "^"),
+        "learned end to end": (table[table["group"] == "learned end to end, UniPC"], BLUE, "D"),
+    }
+    figure = Figure(figsize=(9.5, 4))
+    for axes, short in zip(figure.subplots(1, 2), SHORT, strict=True):
+        values = []
+        for name, (own, color, marker) in lines.items():
+            points = best(own, short)
+            axes.plot(points.index, points[short], color=color, marker=marker, label=name)
+            axes.vlines(points.index, points[f"{short}_low"], points[f"{short}_high"], color)
+            values += [*points[short]]
+        six, ceiling = points.loc[6, short], converged(table)[short]
+        axes.plot([6, 10.4], [six, six], color=BLUE, linewidth=1, linestyle="--")
+        axes.axhline(ceiling, color=GREY, linestyle=":", label="converged solution")
+        log_axis(axes, "y", [ceiling, *values])
+        axes.set(xlabel="NFE (network evaluations a sample)", ylabel=LABELS[short], xticks=NFES)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-def ranking_explorer(rows: pd.DataFrame, timings: Sequence[str], most: int | None = None) -> Any:
-    """A choice of features and of NFE, a switch that leaves tuned samplers out, and :func:`ranking_figure`.
+def draw_field(axes: Axes, nfe: int) -> None:
+    """Every sampler of one NFE by both distances, and the converged solution."""
+    table = study()
+    for name, (color, marker) in GROUPS.items():
+        own = table[(table["nfe"] == nfe) & (table["group"] == name)]
+        wide = 2 if marker == "+" else 0
+        axes.plot(own["imagenet"], own["classifier"], marker, color=color, alpha=0.7, markeredgewidth=wide, label=name)
+    end = converged(table)
+    axes.plot(end["imagenet"], end["classifier"], "*", color=BLACK, markersize=13, label="converged solution")
+    few = table[table["nfe"].isin(NFES) & table["group"].isin(GROUPS)]
+    for which, short in zip("xy", SHORT, strict=True):
+        log_axis(axes, which, [end[short], few[short].max()])
+    axes.set(xlabel=LABELS["imagenet"], ylabel=LABELS["classifier"], title=f"NFE {nfe}")
 
-    Args:
-        rows: of :func:`tt_lib.study.compare.distances`, in one kind of features or, one below the other, in several.
-        timings: that are drawn, the untuned one first.
-        most: samplers that are drawn, the best ones; all, if None.
+
+@style()
+def untuned_figure(table: pd.DataFrame) -> Figure:
+    """Untuned solvers: a column for each grid, a row for each kind of features."""
+    table = table[table["group"] == "untuned"]
+    figure = Figure(figsize=(9.5, 6.2))
+    panels = figure.subplots(2, len(GRIDS), sharex=True, sharey="row")
+    for row, short in zip(panels, SHORT, strict=True):
+        drawn = []
+        for axes, grid in zip(row, GRIDS, strict=True):
+            for solver, (label, color, marker) in SOLVERS.items():
+                own = table[(table["grid"] == grid) & (table["solver"] == solver) & table["nfe"].isin(NFES)]
+                own = own.sort_values("nfe")
+                axes.plot(own["nfe"], own[short], color=color, marker=marker, label=label)
+                drawn += [*own[short]]
+            axes.set(title=grid if short == SHORT[0] else "", xticks=NFES)
+        for axes in row:
+            log_axis(axes, "y", drawn)
+        row[0].set_ylabel(LABELS[short])
+    panels[1][1].set_xlabel("NFE")
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+@style()
+def step_by_step_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
+    """What tuning step by step changed, in per cent: a panel for each timing and kind of features.
+
+    Raises:
+        BadValue: a timing has no row with an untuned one beside it in both features.
     """
-    # Only an NFE that has an untuned row in each of the features: every choice has something to draw.
-    tables = {str(name): own for name, own in rows.groupby("features", sort=False)}
-    shared = set.intersection(*(set(own.loc[own["timing"] == timings[0], "nfe"]) for own in tables.values()))
-    features = ipywidgets.Dropdown(options=list(tables), description="features")
-    nfe = ipywidgets.SelectionSlider(options=sorted(map(int, shared)), description="NFE")
-    tuned = ipywidgets.Checkbox(value=True, description="tuned ones, too")
+    gains = changes_in_both(rows, FEATURES, N, MODEL).sort_values(["grid", "solver"], kind="stable")
+    gains = gains.assign(sampler=gains["solver"].map(_plain) + ", " + gains["grid"])
+    panels = [(timing, short) for timing in timings for short in ("first", "second")]
+    figure = Figure(figsize=(10, 4))
+    for axes, (timing, side) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+        own = gains[(gains["timing"] == timing) & gains["nfe"].isin((5, 10))]
+        if own.empty:
+            raise BadValue(f"no {timing} was measured in both {' and '.join(FEATURES)}; measure some with `tt table`")
+        table = 100 * own.pivot_table(index="sampler", columns="nfe", values=f"change_{side}")
+        table = table.loc[own["sampler"].unique()]
+        image = heat_map(axes, table, table.map("{:+.0f}".format), SATURATED)
+        features = LABELS[SHORT[side == "second"]].partition(" ")[2].strip("()")
+        axes.set(title=f"{timing.split('-')[0]}\n{features}", xlabel="NFE", ylabel="")
+    figure.colorbar(image, ax=figure.axes, label="change of the distance", format="{x:+.0f} %")
+    return figure
 
-    def figure(name: str, count: int, with_tuned: bool) -> Figure:
-        return ranking_figure(tables[name], count, list(timings) if with_tuned else list(timings[:1]), most)
 
-    return explorer([features, nfe, tuned], figure, width=720)
+def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many samplers tuned step by step are better, worse, or not told apart, in one feature against the other."""
+    gains = changes_in_both(rows, FEATURES, N, MODEL)
+    gains = gains[~gains["timing"].str.startswith("learned")]
+    counts = pd.crosstab(gains["verdict_first"], gains["verdict_second"])
+    counts = counts.reindex(index=_VERDICTS, columns=_VERDICTS, fill_value=0)
+    return counts.rename(index="ImageNet: {}".format, columns="classifier: {}".format)
+
+
+_VERDICTS = [BETTER, WORSE, "the intervals overlap"]
+
+
+def _plain(solver: str) -> str:
+    return solver.removesuffix(",final=lower")
