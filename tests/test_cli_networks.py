@@ -89,8 +89,6 @@ def test_stats(project):
     assert written.n == 1500 and torch.allclose(written.mean, expected.mean, rtol=1e-6)
     assert torch.allclose(written.scatter, expected.scatter, rtol=1e-6)
     assert f"{path}: 1500 images, 32 features" in project["stats"]
-    bank = succeeds("stats", "--dataset", "digits", "--features", "digits-resnet", "--bank", 50)
-    assert "digits-train-digits-resnet-bank.safetensors: features of 50 images" in bank
 
 
 @pytest.fixture(scope="module")
@@ -157,14 +155,13 @@ def test_a_network_for_images_of_ones_own(pictures):
     assert "a side that 8 divides, got [1, 12, 12]" in fails("train", "--dataset", "odd.npz", "--out", "runs/never")
 
 
-def test_images_of_ones_own_with_a_bank(pictures):
+def test_images_of_ones_own_in_one_split(pictures):
     words = ("--dataset", "one split", "--features", "digits-resnet")
-    succeeds("evaluate", "--model", "runs/first", "--nfe", 2, "--n", 20, *words, "--more", "--results", "runs/more.csv")
-    rows = read_rows("runs/more.csv", FD_COLUMNS)
-    assert {"kernel distance (digits-resnet)", "precision (digits-resnet)"} < set(rows["metric"])
-    assert set(rows["reference"]) == {"all"} and rows["dataset"].str.startswith("one split@").all()
-    [bank] = Path("data/stats").glob("one split-*-all-digits-resnet-bank.safetensors")
-    assert str(bank) in fails("stats", *words, "--bank", 20)
+    succeeds("evaluate", "--model", "runs/first", "--nfe", 2, "--n", 20, *words, "--results", "runs/all.csv")
+    row = read_rows("runs/all.csv", FD_COLUMNS).iloc[0]
+    assert row["reference"] == "all" and row["dataset"].startswith("one split@")
+    [path] = Path("data/stats").glob("one split-*-all-digits-resnet.safetensors")
+    assert str(path) in fails("stats", *words)
     message = fails("floor", *words)
     assert "one split has one split, and test images are asked for; put the images into one split/train" in message
 

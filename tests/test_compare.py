@@ -19,7 +19,6 @@ from tt_lib.study.compare import (
     changes,
     changes_in_both,
     errors_and_distances,
-    paired_gains,
     rank_correlation,
     summarise,
 )
@@ -86,14 +85,6 @@ def test_changes_in_two_features():
     for function in (changes_in_both, lambda f, pair, n, model: beside_each_other(f, *pair, model, n)):
         with pytest.raises(BadValue, match="'a' twice"):
             function(frame, ("a", "a"), 50_000, MODEL)
-
-
-def test_paired_gains():
-    gain = fd_rows((*TUNED_FIRST, 0.045, 0.005, 0.085)).assign(metric="gain of FD (cifar10-resnet)")
-    plain = fd_rows((*TUNED_FIRST, 14.7, 14.66, 14.74), ("ddim", "uniform", 5, "untuned", 14.75, 14.72, 14.78))
-    [found] = paired_gains(pd.concat([plain, gain]), "cifar10-resnet", 50_000, MODEL).to_dict("records")
-    assert (found["gain"], found["half"], found["unpaired"]) == pytest.approx((0.045, 0.04, 0.05))
-    assert found["sure"] and not found["sure_unpaired"]
 
 
 def test_samplers_are_compared_that_have_both():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from contextlib import contextmanager
 from copy import copy
@@ -23,7 +22,7 @@ from tt_lib.grids import make_grid
 from tt_lib.metrics.evaluate import (
     SETS,
     Measured,
-    fd_rows,
+    fd_row,
     floor_row,
     forget_sets,
     measure,
@@ -32,9 +31,8 @@ from tt_lib.metrics.evaluate import (
     sample_statistics,
 )
 from tt_lib.metrics.features import disjoint_sets, load_features, statistics_of
-from tt_lib.metrics.frechet import extrapolated_interval, frechet_distance
-from tt_lib.metrics.kernel import kernel_distance, precision_recall
-from tt_lib.metrics.reference import Metric, collect_bank
+from tt_lib.metrics.frechet import frechet_distance
+from tt_lib.metrics.reference import Metric
 from tt_lib.networks.feature_nets import FeatureNet, save_features
 from tt_lib.networks.unet import save_model
 from tt_lib.noise import SampleNoise, StartNoise
@@ -156,11 +154,11 @@ def metric(features, reference):
 
 @pytest.fixture(scope="session")
 def metrics(data):
-    """Two metrics with banks."""
+    """Two metrics."""
     pixels, made = load_dataset("digits", "train").pixels, []
     for name in NETWORKS:
         own = load_features(name, weights=data / "pretrained" / name)
-        made.append(Metric(own, statistics_of(pixels, own), collect_bank(pixels, own, 40), "digits"))
+        made.append(Metric(own, statistics_of(pixels, own), "digits"))
     return made
 
 
@@ -391,7 +389,7 @@ def test_sets_of_another_measurement_are_not_used(sampler, metric, tmp_path, cha
     assert measure(watched, metric, 20, work=tmp_path) == before and predictor.calls == 0
 
 
-# Several metrics, and the vectors that are kept for their banks
+# Several metrics
 
 
 def approximately(measured: Measured):
@@ -406,14 +404,10 @@ def test_each_is_measured_as_if_alone_and_the_samples_are_made_once(metrics, eta
     for metric, measured in zip(metrics, both, strict=True):
         alone = measure(watched, metric, N, first_seed=5, batch=3)
         assert (measured.value, measured.low, measured.high) == approximately(alone)
-        for one, other in zip(measured.sets, alone.sets, strict=True):
-            assert torch.equal(one.vectors, other.vectors)
     assert both[0].value != pytest.approx(both[1].value, rel=0.01)
 
 
-@pytest.mark.parametrize("banks", [True, False])
-def test_only_what_is_missing_is_measured(metrics, sampler, tmp_path, banks):
-    metrics = metrics if banks else [replace(each, bank=None) for each in metrics]
+def test_only_what_is_missing_is_measured(metrics, sampler, tmp_path):
     expected = measure_all(sampler, metrics, N)
     first = measure(sampler, metrics[0], N, work=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -426,28 +420,6 @@ def test_only_what_is_missing_is_measured(metrics, sampler, tmp_path, banks):
     for one, other in zip(measured, expected, strict=True):
         assert (one.value, one.low, one.high) == approximately(other)
     assert measure_all(watched, metrics, N, work=tmp_path) == measured and predictor.calls == 6 * 3
-
-
-@pytest.mark.parametrize("batch", [1, 3, 500])
-def test_the_first_samples_of_each_set_are_kept_whatever_the_batch(sampler, metrics, monkeypatch, batch):
-    monkeypatch.setattr(tt_lib.metrics.evaluate, "BANK_SIZE", 20)
-    features = metrics[0].features
-    [sets] = sample_sets(sampler, metrics[:1], N, first_seed=5, batch=batch)
-    seeds = [5 + 4 * i + j for i in range(SETS) for j in range(2)]
-    expected = torch.cat([features(to_uint8(sampler([seed]).x)).half() for seed in seeds])
-    vectors = torch.cat([part.vectors for part in sets])
-    assert vectors.shape == (20, features.dimension)
-    assert torch.allclose(vectors.float(), expected.float(), rtol=2e-3, atol=2e-3)
-
-
-def test_sets_with_too_few_vectors_are_measured_again(sampler, metrics, monkeypatch, tmp_path):
-    watched, predictor = counted(sampler)
-    for size, vectors, calls in ((20, 2, 30), (40, 4, 60), (20, 2, 60)):
-        monkeypatch.setattr(tt_lib.metrics.evaluate, "BANK_SIZE", size)
-        [sets] = sample_sets(watched, metrics[:1], N, work=tmp_path)
-        assert {len(part.vectors) for part in sets} == {vectors} and predictor.calls == calls
-    [sets] = sample_sets(watched, [replace(metrics[0], bank=None)], N, work=tmp_path)
-    assert {part.vectors for part in sets} == {None} and predictor.calls == 60
 
 
 # Rows
@@ -466,20 +438,20 @@ def heun(x, times, schedule, noise):
     return x
 
 
-def rows_of(measured: Measured, sampler: Sampler, metric: Metric, **options):
-    return fd_rows(measured, sampler, metric, seed=7, timing="untuned", **options)
+def row_of(measured: Measured, sampler: Sampler, metric: Metric):
+    return fd_row(measured, sampler, metric, seed=7, timing="untuned")
 
 
 def test_evaluations_are_counted_not_computed(sampler, metric):
     watched, predictor = counted(replace(sampler, solver=Solver("heun-test", heun)))
-    [row] = rows_of(measure(watched, metric, N), watched, metric)
+    row = row_of(measure(watched, metric, N), watched, metric)
     assert row["nfe"] == 5 and predictor.calls == 5 * SETS
 
 
 def test_row(sampler, metric, tmp_path):
     sampler = replace(sampler, solver=make_solver("ddim", eta=0.5))
     measured = measure(sampler, metric, N, first_seed=7)
-    [row] = rows_of(measured, sampler, metric)
+    row = row_of(measured, sampler, metric)
     expected = {
         "dataset": "digits",
         "model": "tiny",
@@ -505,31 +477,6 @@ def test_row(sampler, metric, tmp_path):
     for _ in range(2):
         write_rows(tmp_path / "fd.csv", [row], FD_COLUMNS, FD_KEY)
     assert read_rows(tmp_path / "fd.csv", FD_COLUMNS).to_dict("records") == [row]
-
-
-def test_rows_of_a_metric_with_a_bank_and_of_a_gain(sampler, metrics, monkeypatch):
-    monkeypatch.setattr(tt_lib.metrics.evaluate, "BANK_SIZE", 30)
-    metric, tuned = metrics[0], replace(sampler, timing=a_timing(sampler))
-    before, after = (measure(each, metric, 60, first_seed=7) for each in (sampler, tuned))
-    rows = {
-        row["metric"].removesuffix(" (digits-resnet)"): row
-        for row in rows_of(after, tuned, metric, baseline=before.sets)
-    }
-    assert [*rows] == ["FD", "FD-infinity", "kernel distance", "precision", "recall", "gain of FD"]
-    assert all(set(row) == set(FD_COLUMNS) for row in rows.values())
-    assert [row["n"] for row in rows.values()] == [60, 60, 30, 30, 30, 60]
-    samples, real = torch.cat([part.vectors for part in after.sets]).float(), metric.bank.float()
-    assert len(samples) == 30
-    for name, expected in {
-        "FD-infinity": extrapolated_interval(after.sets, metric.reference),
-        "kernel distance": kernel_distance(samples, real),
-    }.items():
-        assert [rows[name][key] for key in ("value", "low", "high")] == pytest.approx(expected, abs=1e-6)
-    shares = rows["precision"]["value"], rows["recall"]["value"]
-    assert shares == pytest.approx(precision_recall(samples, real), abs=1e-6)
-    assert math.isnan(rows["precision"]["low"])
-    gain = rows["gain of FD"]
-    assert gain["value"] == pytest.approx(before.value - after.value, abs=2e-6) and gain["low"] < gain["value"]
 
 
 def test_floor(metric, sampler):

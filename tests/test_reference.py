@@ -1,4 +1,4 @@
-"""Metrics by name: features with their shipped statistics and bank; what is missing, damaged or of other weights."""
+"""Metrics by name: features with their shipped statistics; what is missing, damaged or of other weights."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ from tt_lib.metrics.features import disjoint_sets, load_features, statistics_of
 from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.reference import (
     check_names,
-    collect_bank,
     collect_statistics,
     dataset_label,
     load_metric,
     reference_path,
-    save_bank,
 )
 from tt_lib.rows import FD_COLUMNS, read_rows
 
@@ -44,55 +42,28 @@ def features(project):  # noqa: F811
     return load_features("digits-resnet")
 
 
-def test_a_bank_is_of_images_drawn_without_replacement(features):
-    pixels = load_dataset("digits", "train").pixels
-    rows = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:50]
-    bank = collect_bank(pixels, features, 50)
-    assert torch.equal(bank, features(pixels[rows]).half()) and len(set(rows.tolist())) == 50
-    for count in (1, len(pixels) + 1):
-        with pytest.raises(BadValue, match=f"got {count}"):
-            collect_bank(pixels, features, count)
-
-
 def test_what_is_saved_is_loaded(features):
     statistics = statistics_of(load_dataset("digits", "test").pixels, features)
     statistics.save(reference_path("digits", "test", features.name))
-    vectors = torch.randn(5, features.dimension).half()
-    save_bank(reference_path("digits", "test", features.name, bank=True), vectors, features, {})
-    metric = load_metric("digits-resnet", "digits", split="test", bank=True)
+    metric = load_metric("digits-resnet", "digits", split="test")
     assert metric.features.sha256 == features.sha256 and metric.features.metric == "FD (digits-resnet)"
     assert torch.equal(metric.reference.mean, statistics.mean)
-    assert torch.equal(metric.bank, vectors)
-    assert load_metric("digits-resnet", "digits", split="test").bank is None
 
 
 def test_files_that_are_missing_damaged_or_of_other_weights(features):
-    def fails_with(error, message, bank=False):
+    def fails_with(error, message):
         with pytest.raises(error, match=message):
-            load_metric("digits-resnet", "digits", bank=bank)
+            load_metric("digits-resnet", "digits")
 
     fails_with(MissingFile, f"no feature statistics at .*`{COMMAND}`")
     statistics = statistics_of(load_dataset("digits", "train").pixels[:20], features)
     path = statistics.save(reference_path("digits", "train", features.name))
-    fails_with(MissingFile, f"no bank of features at .*`{COMMAND} --bank 10000`", bank=True)
-    bank = reference_path("digits", "train", features.name, bank=True)
-    for content in (b"no", path.read_bytes()):
-        bank.write_bytes(content)
-        fails_with(CorruptFile, r"bank\.safetensors.*--bank", bank=True)
-    save_bank(bank, torch.zeros(4), features, {})
-    fails_with(CorruptFile, r"vectors are \[4\]", bank=True)
     for facts, message in (
         ({"dataset": "digits", "split": "test"}, "is of the split test, not train"),
         ({"dataset": "mine", "split": "train"}, "is of the dataset mine, not digits"),
     ):
-        statistics.save(path)
-        save_bank(bank, torch.zeros(4, features.dimension).half(), features, facts)
-        fails_with(BadValue, f"bank.safetensors {message}.*--bank 10000 --force", bank=True)
         statistics.save(path, facts)
         fails_with(BadValue, f"{message}; make it again with `{COMMAND} --force`")
-    statistics.save(path)
-    save_bank(bank, torch.full((4, features.dimension), float("nan")), features, {})
-    fails_with(CorruptFile, "vectors hold NaN", bank=True)
     empty = copy(statistics)
     empty.shape = ()
     empty.save(path)
@@ -148,14 +119,11 @@ def test_statistics_are_made_in_one_pass_that_resumes(tmp_path, features, monkey
         collect_statistics(images, features, state)
 
 
-@pytest.mark.parametrize("bank", [False, True])
-def test_images_that_change_while_they_are_read(tmp_path, features, monkeypatch, bank):
+def test_images_that_change_while_they_are_read(tmp_path, features, monkeypatch):
     """One that is being copied there, say: what was read is kept nowhere."""
     train = load_dataset("digits", "train").pixels
     for i in range(4):
         Image.fromarray(train[i : i + 1][0, 0].numpy()).save(tmp_path / f"{i}.png")
-    if bank:
-        load_metric("digits-resnet", str(tmp_path))
     read = Stored.__getitem__
 
     def copied(stored, rows):
@@ -165,7 +133,7 @@ def test_images_that_change_while_they_are_read(tmp_path, features, monkeypatch,
     monkeypatch.setattr(Stored, "__getitem__", copied)
     before = sorted((data_folder() / "stats").glob("*"))
     with pytest.raises(CorruptFile, match="changed while they were read; start again"):
-        load_metric("digits-resnet", str(tmp_path), bank=bank)
+        load_metric("digits-resnet", str(tmp_path))
     assert sorted((data_folder() / "stats").glob("*")) == before
 
 
@@ -229,8 +197,6 @@ def test_the_statistics_of_pytorch_fid(tmp_path, features):
     assert row["dataset"] == f"rooms@{file_hash(path)[:16]}" == dataset_label(str(path), "inception-2015")
     assert row["reference"] == "mu and sigma of pytorch-fid; n and resizing unknown" and row["metric"] == "FID"
     assert row["value"] == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(BadValue, match="of Inception's features: no reference for more than FID"):
-        load_metric(ours, str(path), bank=True)
     with pytest.raises(BadValue, match="no reference in digits-resnet; give --features inception-2015, or images"):
         load_metric("digits-resnet", str(path))
     np.savez(path, mu=np.zeros(64), sigma=np.eye(64))
@@ -252,12 +218,9 @@ def test_the_commands(project, features):  # noqa: F811
     evaluate = (*EVALUATE[: EVALUATE.index("--features")], "--n", 20)
     for name in NAMES:
         succeeds("stats", "--dataset", "digits", "--features", name)
-    assert f"{COMMAND} --bank 10000" in " ".join(fails(*EVALUATE, "--more").split())
-    for name in NAMES:
-        succeeds("stats", "--dataset", "digits", "--features", name, "--bank", 40)
-    assert "precision (digits-resnet)" in succeeds(*evaluate, *both, "--more", "--results", "runs/both.csv")
+    assert f"FD ({NAMES[1]})" in succeeds(*evaluate, *both, "--results", "runs/both.csv")
     rows = read_rows("runs/both.csv", FD_COLUMNS)
-    assert rows["features"].tolist() == [name for name in NAMES for _ in range(5)] and rows["value"].notna().all()
+    assert rows["features"].tolist() == list(NAMES) and rows["value"].notna().all()
     for name in NAMES:
         succeeds(*evaluate, "--features", name, "--results", f"runs/{name}.csv")
         [alone] = read_rows(f"runs/{name}.csv", FD_COLUMNS)["value"]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
 from tt_lib.metrics.features import disjoint_sets, statistics_of
-from tt_lib.metrics.statistics import FORMAT, FeatureStatistics, merge_all, save_tensors, to_half
+from tt_lib.metrics.statistics import FORMAT, FeatureStatistics, merge_all, save_tensors
 
 CPU = torch.device("cpu")
 
@@ -111,18 +111,14 @@ def test_saved_and_loaded(tmp_path):
     path = statistics.save(tmp_path / "new" / "s.safetensors", {"split": "train"})
     loaded = FeatureStatistics.load(path)
     assert (loaded.n, loaded.features, loaded.sha256, loaded.dimension) == (301, "made", "abc", 5)
-    assert loaded.vectors is None
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["split"] == "train"
     assert torch.equal(loaded.mean, statistics.mean) and torch.equal(loaded.scatter, loaded.scatter.T)
     assert torch.equal(loaded.scatter.triu(), statistics.scatter.triu()) and equal(loaded, statistics)
     assert load_file(path)["scatter"].shape == (15,), "a triangle"
     assert [file.name for file in path.parent.iterdir()] == ["s.safetensors"]
-    # A loaded file can be saved again, with vectors, and gathered on.
-    loaded.vectors = samples(4).half()
-    again = FeatureStatistics.load(loaded.update(samples(9)).save(path))
-    assert again.n == 310 and torch.equal(again.vectors, loaded.vectors)
-    assert again.merge(statistics).vectors is None, "vectors are of one set"
+    # A loaded file can be gathered on, and saved again.
+    assert FeatureStatistics.load(loaded.update(samples(9)).save(path)).n == 310
 
 
 def test_copies_are_independent():
@@ -165,8 +161,6 @@ def test_files_that_are_missing_damaged_or_of_another_kind(tmp_path):
         (lambda: save({"mean": nan}), "NaN or infinity"),
         (lambda: save({"scatter": 1 / torch.zeros(15)}), "NaN or infinity"),
         (lambda: save({"scatter": negative}), "below 0"),
-        (lambda: save({"vectors": nan[None].half()}), "NaN or infinity"),
-        (lambda: save({"vectors": torch.zeros(4, 5)}), r"vectors \[4, 5\]"),
     ):
         write()
         with pytest.raises(
@@ -177,12 +171,10 @@ def test_files_that_are_missing_damaged_or_of_another_kind(tmp_path):
     assert FeatureStatistics.load(path).n == 3
 
 
-@pytest.mark.parametrize("change", ["mean", "scatter", "vectors", "n", "sha256", "shape"])
+@pytest.mark.parametrize("change", ["mean", "scatter", "n", "sha256", "shape"])
 def test_a_number_that_changed_on_the_disk_is_no_number(tmp_path, change):
     """The file is a safetensors file still, with finite numbers."""
-    statistics = gathered(samples())
-    statistics.vectors = samples(4).half()
-    path = statistics.save(tmp_path / "s", {"split": "train"})
+    path = gathered(samples()).save(tmp_path / "s", {"split": "train"})
     with safe_open(path, framework="pt") as file:
         tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     if change in tensors:
@@ -194,23 +186,15 @@ def test_a_number_that_changed_on_the_disk_is_no_number(tmp_path, change):
         FeatureStatistics.load(path)
 
 
-@pytest.mark.parametrize("name", ["mean", "scatter", "vectors"])
+@pytest.mark.parametrize("name", ["mean", "scatter"])
 def test_what_cannot_be_loaded_is_not_saved(tmp_path, name):
     statistics = gathered(samples())
-    setattr(
-        statistics, name, torch.full_like(samples() if name == "vectors" else getattr(statistics, name), float("nan"))
-    )
+    setattr(statistics, name, torch.full_like(getattr(statistics, name), float("nan")))
     with pytest.raises(NotFinite, match="'made' hold NaN or infinity"):
         statistics.save(tmp_path / "s")
     with pytest.raises(BadValue, match="0 samples"):
         FeatureStatistics(5, "made").save(tmp_path / "s")
     assert not list(tmp_path.iterdir())
-
-
-def test_single_vectors_beyond_float16():
-    assert to_half(torch.tensor([6.5e4])).isfinite().all()
-    with pytest.raises(NotFinite, match="a feature is 70000, beyond 65504"):
-        to_half(torch.tensor([[1.0, 7e4]]))
 
 
 # Of images

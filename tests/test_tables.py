@@ -19,7 +19,7 @@ from tt_lib.files import PACKAGE_ROOT, file_name, hold
 from tt_lib.grids import make_grid
 from tt_lib.metrics.evaluate import measure
 from tt_lib.metrics.features import load_features, statistics_of
-from tt_lib.metrics.reference import Metric, collect_bank
+from tt_lib.metrics.reference import Metric
 from tt_lib.networks.unet import Model
 from tt_lib.predictors import Chunked, EpsPredictor
 from tt_lib.rows import FD_COLUMNS, read_rows, short_hash
@@ -102,7 +102,7 @@ eta = [0.5, 1.0]
     ]
     assert table.cells == (*expected, Cell("ddim", "uniform", 7, eta=0.5), Cell("ddim", "uniform", 7, eta=1.0))
     assert (table.dataset, table.model, table.features) == ("digits", "tiny", ("digits-resnet",))
-    assert (table.n, table.seed, table.more) == (20, 3, False)
+    assert (table.n, table.seed) == (20, 3)
     (several,) = read_tables(write(HEAD.replace('"digits-resnet"', '["digits-resnet", "cifar10-resnet"]'), ONE_CELL))
     assert several.features == ("digits-resnet", "cifar10-resnet") and several.tuning == {}
 
@@ -623,73 +623,33 @@ def test_options_and_gate_as_cells(project):
     assert project.run(table) == []
 
 
-# Several features, and more than a Fréchet distance
+# Several features
 
 NAMES = ["digits-resnet", "cifar10-resnet"]
 
 
 @pytest.fixture(scope="session")
 def metrics(parts, tmp_path_factory):
-    """Both kinds of features with their banks."""
+    """In both kinds of features."""
     folder, images = tmp_path_factory.getbasetemp() / "tiny-data" / "pretrained", load_dataset("digits", "train").pixels
     extractors = [load_features(name, weights=folder / name) for name in NAMES]
-    return [Metric(each, statistics_of(images, each), collect_bank(images, each, 40), "digits") for each in extractors]
+    return [Metric(each, statistics_of(images, each), "digits") for each in extractors]
 
 
-@pytest.fixture
-def plain(metrics):
-    return [replace(metric, bank=None) for metric in metrics]
-
-
-def test_a_row_for_each_of_the_features(project, plain):
+def test_a_row_for_each_of_the_features(project, metrics):
     """A cell that has a row in the first features is sampled again for the second, and its row stays as it is."""
     assert {row["features"] for row in project.run(replace(TABLE, cells=CELLS[:2]))} == {NAMES[0]}
     before = project.results.read_text().splitlines()
-    rows = project.run(metrics=plain)
+    rows = project.run(metrics=metrics)
     assert [(row["timing"], row["features"]) for row in rows] == [
         *((cell.timing, NAMES[1]) for cell in CELLS[:2]),
         *((CELLS[2].timing, name) for name in NAMES),
     ]
     after = project.results.read_text().splitlines()
     assert after[: len(before)] == before and len(after) == 1 + 6 and not list((project.own / "sets").iterdir())
-    expected = measure(project.bench.sampler(CELLS[0]), plain[1], 20, first_seed=3)
+    expected = measure(project.bench.sampler(CELLS[0]), metrics[1], 20, first_seed=3)
     assert rows[0]["value"] == pytest.approx(expected.value, abs=1e-6) and rows[0]["metric"] == f"FD ({NAMES[1]})"
     calls = project.predictor.calls
-    assert project.run(metrics=plain) == [] and project.predictor.calls == calls
-    assert len(project.run(metrics=plain, force=True)) == 6 and len(project.rows()) == 6
+    assert project.run(metrics=metrics) == [] and project.predictor.calls == calls
+    assert len(project.run(metrics=metrics, force=True)) == 6 and len(project.rows()) == 6
     assert project.predictor.calls == calls + 10 * (2 + 3 + 3), "by force too the samples are made once"
-
-
-BOTH = replace(TABLE, cells=(CELLS[0], replace(CELLS[0], timing="constant-0.95")), more=True)
-
-
-def test_more_is_measured_in_each(project, metrics):
-    rows = project.run(BOTH, metrics)
-    for name in NAMES:
-        untuned, tuned = (
-            {row["metric"]: row["value"] for row in rows if (row["features"], row["timing"]) == (name, timing)}
-            for timing in ("untuned", "constant-0.95")
-        )
-        assert len(tuned) == 6 and len(untuned) == 5
-        gain = untuned[f"FD ({name})"] - tuned[f"FD ({name})"]
-        assert tuned[f"gain of FD ({name})"] == pytest.approx(gain, abs=2e-6)
-    assert project.run(BOTH, metrics) == []
-
-
-@pytest.mark.parametrize("kept", [True, False], ids=["untuned sets kept", "untuned sets gone"])
-def test_a_cell_that_lacks_its_gain_is_measured_again(project, metrics, kept):
-    """With its untuned sampler's sets, which are made again where nothing of them is there."""
-    project.run(BOTH, metrics)
-    order = ["metric", "timing"]
-    whole, path = project.rows().sort_values(order, ignore_index=True), project.results
-    rows = read_rows(path, FD_COLUMNS)
-    rows[~rows["metric"].str.startswith("gain of")].to_csv(path, index=False)
-    if not kept:
-        shutil.rmtree(project.work)
-    project.predictor.calls = 0
-    again = project.run(BOTH, metrics)
-    assert len(again) == 12 and {row["timing"] for row in again} == {"constant-0.95"}
-    assert project.predictor.calls == (1 + (not kept)) * 10 * CELLS[0].nfe
-    pd.testing.assert_frame_equal(project.rows().sort_values(order, ignore_index=True), whole)
-    assert replace(BOTH, more=False).baseline(BOTH.cells[1]) is None
-    assert replace(BOTH, cells=BOTH.cells[1:]).baseline(BOTH.cells[1]) is None

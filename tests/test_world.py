@@ -22,9 +22,9 @@ from tt_lib.cli import app
 from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue
 from tt_lib.files import PACKAGE_ROOT, read_json
-from tt_lib.metrics.evaluate import fd_rows, measure
+from tt_lib.metrics.evaluate import fd_row, measure
 from tt_lib.metrics.features import load_features, statistics_of
-from tt_lib.metrics.reference import collect_bank, load_metric, reference_path, save_bank
+from tt_lib.metrics.reference import load_metric, reference_path
 from tt_lib.metrics.world import ALONE, World, join_world
 from tt_lib.networks.config import DEFAULTS
 from tt_lib.networks.train_unet import train
@@ -73,8 +73,6 @@ def folder(tmp_path_factory, one_thread):
         for name in ("digits-resnet", "cifar10-resnet"):
             features = load_features(name)
             statistics_of(pixels, features).save(reference_path("digits", "train", name))
-            bank = collect_bank(pixels, features, 60)
-            save_bank(reference_path("digits", "train", name, bank=True), bank, features, {})
     return folder
 
 
@@ -106,7 +104,7 @@ time.sleep(world.main)
 COMMANDS = {
     "table": "table --config table.toml --batch 2 --results runs/3.csv --work runs/w3",
     "evaluate": "evaluate --model tiny --nfe 2 --dataset digits --features digits-resnet --samples 50 --batch 2 "
-    "--seed 7 --more --results runs/e.csv --work runs/e",
+    "--seed 7 --results runs/e.csv --work runs/e",
     "train": "train --dataset digits --images 528 --batch 66 --lr 1e-3 --out runs/digits --results runs/log.csv",
 }
 
@@ -167,11 +165,11 @@ def test_evaluate_in_several_processes_gives_the_tables_row(folder, printed, alo
     assert rows["value"][0] == pytest.approx(expected["value"].iloc[0], rel=1e-6, abs=2e-6)
     assert not list((folder / "runs" / "e").glob("*.safetensors")), "what was kept is forgotten"
     with in_project(folder):
-        metric, sampler = load_metric("digits-resnet", "digits", bank=True), make_bench("tiny").sampler(CELL)
+        metric, sampler = load_metric("digits-resnet", "digits"), make_bench("tiny").sampler(CELL)
         measured = measure(sampler, metric, 50, first_seed=7, batch=2)
-        again = fd_rows(measured, sampler, metric, seed=7, timing="untuned")
-    assert rows["metric"].tolist() == [row["metric"] for row in again] and len(again) == 5
-    assert rows["value"].tolist() == pytest.approx([row["value"] for row in again], rel=1e-6, abs=2e-6)
+        again = fd_row(measured, sampler, metric, seed=7, timing="untuned")
+    assert rows["metric"].tolist() == [again["metric"]]
+    assert rows["value"].tolist() == pytest.approx([again["value"]], rel=1e-6, abs=2e-6)
 
 
 def test_several_processes_train_what_one_trains(folder, printed):

@@ -163,10 +163,6 @@ def stats(
         typer.Option(help="cifar10-resnet, digits-resnet, imagenet-efficientnet-lite0 or inception-2015."),
     ] = "cifar10-resnet",
     data: DataOption = None,
-    bank: Annotated[
-        int | None,
-        typer.Option(help="Keep the features of so many images, in place of mean and covariance of all: 10000."),
-    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write [default: data/stats/...].", callback=place(".safetensors"))
     ] = None,
@@ -175,32 +171,22 @@ def stats(
 ) -> None:
     """Compute mean and covariance of a data set's features (10 minutes on 2 CPU cores, seconds on a GPU).
 
-    Killed and started again, it goes on where it was. `tt evaluate` makes those of your own images by itself. A bank of
-    single features serves the kernel distance and precision and recall (`tt evaluate --more`).
+    Killed and started again, it goes on where it was. `tt evaluate` makes those of your own images by itself.
     """
     from tt_lib.datasets import NAMED, load_dataset
     from tt_lib.metrics.features import load_features
     from tt_lib.metrics.reference import (
-        collect_bank,
         collect_statistics,
-        facts_of,
         reference_path,
         require_unchanged,
-        save_bank,
         save_statistics,
     )
 
     own = None if dataset in NAMED else load_dataset(dataset, split, data)
-    path = out or reference_path(dataset, split, features, bank is not None, own)
+    path = out or reference_path(dataset, split, features, own)
     refuse_overwrite(path, force)
     extractor = load_features(features, pick_device(device))
     images = own or load_dataset(dataset, split, data)
-    if bank is not None:
-        vectors = collect_bank(images.pixels, extractor, bank)
-        require_unchanged(images, dataset, data)
-        save_bank(path, vectors, extractor, facts_of(images, images.digest))
-        say(f"{path}: features of {bank} images")
-        return
     with progress_bar("stats") as report:
         statistics = collect_statistics(images, extractor, path.with_name(f"{path.name}.state"), report)
     require_unchanged(images, dataset, data)

@@ -378,10 +378,6 @@ def evaluate(
     work: Annotated[Path, typer.Option(help="Folder for the state of an unfinished run.", callback=work_place)] = Path(
         "runs/evaluate"
     ),
-    more: Annotated[
-        bool,
-        typer.Option("--more", help="Also distance at infinitely many samples, kernel distance, precision, recall."),
-    ] = False,
     compile: CompileOption = False,
     fast_features: FastFeaturesOption = False,
     device: DeviceOption = "auto",
@@ -393,7 +389,7 @@ def evaluate(
     evaluate ...` (under torchrun, write --samples for --n).
     """
     from tt_lib.errors import all_there
-    from tt_lib.metrics.evaluate import fd_rows, forget_sets, measure_all
+    from tt_lib.metrics.evaluate import fd_row, forget_sets, measure_all
     from tt_lib.metrics.features import load_features
     from tt_lib.metrics.reference import check_names, load_metric, require_reference
     from tt_lib.noise import check_seeds
@@ -411,7 +407,7 @@ def evaluate(
         lambda: require_reference(dataset, names, data),
     )
     with progress_bar("evaluate") as report:
-        options: dict[str, Any] = {"bank": more, "data": data, "model": bench.model, "world": world, "progress": report}
+        options: dict[str, Any] = {"data": data, "model": bench.model, "world": world, "progress": report}
         metrics = [load_metric(each, dataset, **options) for each in extractors]
         metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
         sampler, name = _sampler(bench, solver, grid, nfe, eta, timing, report)
@@ -420,9 +416,10 @@ def evaluate(
         )
     if not world.main:
         return world.wait()
-    rows = []
-    for metric, each in zip(metrics, measured, strict=True):
-        rows += fd_rows(each, sampler, metric, seed=seed, timing=name, world=world)
+    rows = [
+        fd_row(each, sampler, metric, seed=seed, timing=name, world=world)
+        for metric, each in zip(metrics, measured, strict=True)
+    ]
     write_rows(path, rows, FD_COLUMNS, FD_KEY)
     for metric in metrics:
         forget_sets(sampler, metric.features, n, seed, work)

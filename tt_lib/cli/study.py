@@ -141,7 +141,7 @@ def table(
         lambda: require_reference(spec.dataset, spec.features, data),
     )
     with progress_bar(f"table {config.stem}") as report:
-        options = {"bank": spec.more, "data": data, "model": bench.model, "world": world, "progress": report}
+        options = {"data": data, "model": bench.model, "world": world, "progress": report}
         metrics = [load_metric(each, spec.dataset, **options) for each in extractors]
         metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
         more: dict[str, Any] = {"data": data, "force": force, "world": world, "progress": report}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,17 +16,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from tt_lib.datasets import to_uint8
 from tt_lib.engine import Run
 from tt_lib.errors import BadValue, CorruptFile
-from tt_lib.metrics.features import BATCH, Features, empty_statistics, gain_of
-from tt_lib.metrics.frechet import extrapolated_interval, jackknife_interval, paired_interval
-from tt_lib.metrics.kernel import kernel_distance, precision_recall
-from tt_lib.metrics.reference import BANK_SIZE, Metric
-from tt_lib.metrics.statistics import FeatureStatistics, to_half
+from tt_lib.metrics.features import BATCH, Features, empty_statistics
+from tt_lib.metrics.frechet import jackknife_interval
+from tt_lib.metrics.reference import Metric
+from tt_lib.metrics.statistics import FeatureStatistics
 from tt_lib.metrics.world import ALONE, World
 from tt_lib.noise import StartNoise, check_seeds
 from tt_lib.rows import device_name, provenance, short_hash
@@ -100,8 +95,7 @@ def sample_sets(
 ) -> list[tuple[FeatureStatistics, ...]]:
     """Statistics of the :data:`SETS` disjoint sets of ``n`` samples, for each metric.
 
-    The samples are made once, and all features are taken from them. Where a metric has a bank, the features of
-    ``BANK_SIZE`` samples are kept, the same number of each set.
+    The samples are made once, and all features are taken from them.
 
     Args:
         metrics: whose features; at least one.
@@ -121,11 +115,10 @@ def sample_sets(
     for metric in metrics:
         metric.require_shape(sampler.shape, sampler.model or "the sampler")
     size, done = n // SETS, 0
-    vectors = min(n, BANK_SIZE) // SETS if any(metric.bank is not None for metric in metrics) else 0
     seeds = [range(begin, begin + size) for begin in range(first_seed, first_seed + n, size)]
     paths = [[work and work / _name(sampler, metric.features, part) for metric in metrics] for part in seeds]
     # The statistics of set i in features j, or None.
-    sets = world.decide([[_load(path, vectors) for path in row] for row in paths] if world.main else [])
+    sets = world.decide([[_load(path) for path in row] for row in paths] if world.main else [])
     todo = [[j for j, statistics in enumerate(row) if statistics is None] for row in sets]
     parts = [
         world.share(batches(part.start, size, batch)) if missing else []
@@ -144,8 +137,7 @@ def sample_sets(
                         progress(done, n, f"{sampler.solver.name}, {sampler.grid.name}, {sampler.grid.steps} steps")
 
                 features = [metrics[j].features for j in missing]
-                kept = range(seeds[i].start, seeds[i].start + vectors)
-                new = _gather(features, islice(runs, len(parts[i])), world, kept, report)
+                new = _gather(features, islice(runs, len(parts[i])), world, report)
                 for j, statistics in zip(missing, new, strict=True):
                     sets[i][j], path = statistics, paths[i][j]
                     if path and world.main:
@@ -158,32 +150,21 @@ def _gather(
     features: Sequence[Features],
     runs: Iterable[tuple[range, Run]],
     world: World = ALONE,
-    keep: range = range(0),
     report: Callable[[int], None] | None = None,
 ) -> list[FeatureStatistics]:
-    """Statistics of runs in each of the features, with the vectors of the seeds to keep, all processes' together.
+    """Statistics of runs in each of the features, all processes' together.
 
     Args:
         report: called with the number of samples of each batch, all processes' counted.
     """
     statistics = [empty_statistics(each) for each in features]
-    vectors: list[dict[int, Tensor]] = [{} for _ in features]
     for seeds, run in runs:
         pixels = to_uint8(run.x)
-        for extract, own, kept in zip(features, statistics, vectors, strict=True):
-            x = extract(pixels)
-            own.update(x)
-            own.shape = tuple(pixels.shape[1:])
-            if seeds.start in keep:
-                kept[seeds.start] = to_half(x)
+        for extract, own in zip(features, statistics, strict=True):
+            own.update(extract(pixels)).shape = tuple(pixels.shape[1:])
         if report:
             report(len(seeds) * world.size)
-    statistics = [own.joined(world) for own in statistics]
-    if keep:
-        for own, kept in zip(statistics, vectors, strict=True):
-            kept = {seed: x for part in world.gather(kept) for seed, x in part.items()}
-            own.vectors = torch.cat([kept[seed] for seed in sorted(kept)])[: len(keep)]
-    return statistics
+    return [own.joined(world) for own in statistics]
 
 
 def _name(sampler: Sampler, features: Features, seeds: range) -> str:
@@ -191,8 +172,8 @@ def _name(sampler: Sampler, features: Features, seeds: range) -> str:
     return f"{fingerprint(sampler, features, seeds)}.safetensors"
 
 
-def _load(path: Path | None, vectors: int) -> FeatureStatistics | None:
-    """The statistics that an earlier call kept of a set, with so many vectors; None if it kept nothing, or too few.
+def _load(path: Path | None) -> FeatureStatistics | None:
+    """The statistics that an earlier call kept of a set; None if it kept nothing.
 
     Raises:
         CorruptFile: what it kept is damaged.
@@ -200,14 +181,9 @@ def _load(path: Path | None, vectors: int) -> FeatureStatistics | None:
     if path is None or not path.exists():
         return None
     try:
-        statistics = FeatureStatistics.load(path)
+        return FeatureStatistics.load(path)
     except CorruptFile as error:
         raise CorruptFile(f"{path} is no finished set of samples ({error.__cause__}); delete it") from error
-    kept = statistics.vectors[:vectors] if statistics.vectors is not None and vectors else None
-    if vectors and (kept is None or len(kept) < vectors):
-        return None
-    statistics.vectors = kept
-    return statistics
 
 
 def check_n(n: int) -> None:
@@ -248,68 +224,41 @@ def fingerprint(sampler: Sampler, features: Features, seeds: range) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def fd_rows(
-    measured: Measured,
-    sampler: Sampler,
-    metric: Metric,
-    *,
-    seed: int,
-    timing: str,
-    baseline: Sequence[FeatureStatistics] = (),
-    world: World = ALONE,
-) -> list[dict[str, Any]]:
-    """The rows of ``fd.csv`` of one measurement.
-
-    The Fréchet distance comes first. If the metric has a bank there follow ``FD-infinity``
-    (:func:`tt_lib.metrics.frechet.extrapolated_interval`), ``kernel distance`` (``KID`` in Inception's features),
-    ``precision`` and ``recall``, the last two without an interval. The last three are of the vectors, whose number is
-    in their rows.
+def fd_row(
+    measured: Measured, sampler: Sampler, metric: Metric, *, seed: int, timing: str, world: World = ALONE
+) -> dict[str, Any]:
+    """The row of ``fd.csv`` of one measurement.
 
     Args:
         seed: the first sample's.
         timing: its name.
-        baseline: sets of an untuned sampler from the same seeds; a last row has the gain over it.
     """
-    name, sets, reference = metric.features.name, measured.sets, metric.reference
-    n = sum(part.n for part in sets)
-    values = {metric.features.metric: (n, measured.value, measured.low, measured.high)}
-    vectors = [part.vectors for part in sets if part.vectors is not None]
-    if vectors and metric.bank is not None:
-        samples, real = torch.cat(vectors).float(), metric.bank.float()
-        samples, real = samples.to(metric.features.device), real.to(metric.features.device)
-        kernel = "KID" if metric.features.metric == "FID" else f"kernel distance ({name})"
-        values[f"FD-infinity ({name})"] = (n, *extrapolated_interval(sets, reference))
-        values[kernel] = (len(samples), *kernel_distance(samples, real))
-        for what, share in zip(("precision", "recall"), precision_recall(samples, real), strict=True):
-            values[f"{what} ({name})"] = (len(samples), share, math.nan, math.nan)
-    if baseline:
-        values[gain_of(name)] = (n, *paired_interval(baseline, sets, reference))
-    facts = {
-        "model": sampler.model,
-        "weights": short_hash(sampler.weights),
-        "solver": sampler.solver.spelling,
-        "grid": sampler.grid.name,
-        "nfe": len(sampler.evaluations),
-        "eta": sampler.solver.eta,
-        "timing": timing,
-        "seed": seed,
-        "device": device_name(sampler.device, world.size),
-    }
-    return _rows(values, metric, **facts)
+    return _row(
+        (measured.value, measured.low, measured.high),
+        metric,
+        model=sampler.model,
+        weights=short_hash(sampler.weights),
+        solver=sampler.solver.spelling,
+        grid=sampler.grid.name,
+        nfe=len(sampler.evaluations),
+        eta=sampler.solver.eta,
+        timing=timing,
+        n=sum(part.n for part in measured.sets),
+        seed=seed,
+        device=device_name(sampler.device, world.size),
+    )
 
 
 def floor_row(metric: Metric, sets: Sequence[FeatureStatistics]) -> dict[str, Any]:
     """The floor as a row: the distance of real test images from the same reference, as a perfect sampler would have."""
-    values = {metric.features.metric: (sum(part.n for part in sets), *jackknife_interval(sets, metric.reference))}
     facts = {"model": "test images", "weights": "", "solver": "floor", "grid": "", "nfe": 0, "eta": 0.0}
-    facts |= {"timing": "floor", "seed": 0}
-    return _rows(values, metric, device=device_name(metric.features.device), **facts)[0]
+    facts |= {"timing": "floor", "n": sum(part.n for part in sets), "seed": 0}
+    interval = jackknife_interval(sets, metric.reference)
+    return _row(interval, metric, device=device_name(metric.features.device), **facts)
 
 
-def _rows(values: dict[str, tuple[int, float, float, float]], metric: Metric, **facts: Any) -> list[dict[str, Any]]:
-    """A row for each metric's name, with its (n, value, low, high)."""
+def _row(interval: tuple[float, float, float], metric: Metric, **facts: Any) -> dict[str, Any]:
+    """A row of a distance by this metric, (value, low, high)."""
+    distance = {name: round(each, 6) for name, each in zip(("value", "low", "high"), interval, strict=True)}
     facts |= {"dataset": metric.dataset, "features": metric.features.name, "reference": metric.split, **provenance()}
-    return [
-        {**facts, "metric": name, "n": n, "value": round(value, 6), "low": round(low, 6), "high": round(high, 6)}
-        for name, (n, value, low, high) in values.items()
-    ]
+    return {**facts, "metric": metric.features.metric, **distance}

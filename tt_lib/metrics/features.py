@@ -130,11 +130,6 @@ def metric_of(name: str) -> str:
     return "FID" if name == INCEPTION else f"FD ({name})"
 
 
-def gain_of(name: str) -> str:
-    """What the gain of a tuned sampler over the untuned one is called, in the features of this name."""
-    return f"gain of {metric_of(name)}"
-
-
 def empty_statistics(features: Features) -> FeatureStatistics:
     """Statistics of no image yet, in these features and where they are computed."""
     # Apple's GPUs have no float64, in which the sums are kept.

@@ -1,8 +1,5 @@
 """Metrics: features with what the real images are like in them, shipped in ``data/stats/``.
 
-Statistics of the real images suffice for a Fréchet distance. A bank of single feature vectors serves what they do not
-suffice for: the kernel distance, and precision and recall.
-
 A user's own images are a reference as well. Their statistics are made when they are first asked for, in one pass that
 never holds more than a batch of images and goes on after an interruption. They are known by two hashes: the listing of
 their files, under which the statistics are kept and which takes no reading, and the digest of the images, by which rows
@@ -15,7 +12,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +21,17 @@ from torch import Tensor
 
 from tt_lib.datasets import NAMED, Images, find_images, load_dataset
 from tt_lib.datasets.folder import ONE_SPLIT, Stored, holds_statistics, read_moments
-from tt_lib.datasets.images import Pixels, hash_each, join_hashes
-from tt_lib.errors import BadValue, CorruptFile, MissingFile, NotFinite
+from tt_lib.datasets.images import hash_each, join_hashes
+from tt_lib.errors import BadValue, CorruptFile, MissingFile
 from tt_lib.files import check_writable, data_folder, file_hash, file_name
 from tt_lib.metrics.features import BATCH, INCEPTION, Features, empty_statistics, load_features
-from tt_lib.metrics.statistics import FeatureStatistics, load_tensors, save_tensors, to_half
+from tt_lib.metrics.statistics import FeatureStatistics, load_tensors, save_tensors
 from tt_lib.metrics.world import ALONE, World
 from tt_lib.networks.unet import Model
 from tt_lib.rows import provenance, short_hash
 from tt_lib.sampling import Progress
 
-BANK_FORMAT = "tt feature bank 2"
 STATE_FORMAT = "tt unfinished statistics 1"
-BANK_SIZE = 10_000
-"""Vectors that are kept of a sample, and of the training images: enough for two digits, and 5 MB."""
 STATE_SECONDS = 60.0
 """Between two states of unfinished statistics."""
 PYTORCH_FID = "mu and sigma of pytorch-fid; n and resizing unknown"
@@ -51,14 +45,12 @@ class Metric:
     Attributes:
         features: what a distance is taken in.
         reference: the statistics of the real images, which it is taken from.
-        bank: float16 [N, D], features of some real images, for what statistics do not suffice.
         dataset: which images those are, as rows say it: ``cifar10``, or a user's own as ``NAME@DIGEST``.
         split: which of them, or where else the statistics come from.
     """
 
     features: Features
     reference: FeatureStatistics
-    bank: Tensor | None = None
     dataset: str = ""
     split: str = "train"
 
@@ -82,13 +74,12 @@ def load_metric(
     device: torch.device | str = "cpu",
     *,
     split: str = "train",
-    bank: bool = False,
     data: Path | str | None = None,
     model: Model | None = None,
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> Metric:
-    """Features with the statistics of a data set's images, and with ``bank`` their bank.
+    """Features with the statistics of a data set's images.
 
     Statistics of ``cifar10`` and ``digits`` are shipped, or made by ``tt stats``. Those of a user's own images are made
     here where they are missing. The mu and sigma of pytorch-fid are taken as they are, for Inception's features.
@@ -103,18 +94,18 @@ def load_metric(
 
     Raises:
         BadValue: an unknown name of features, a bad one of a data set, a file of other weights of the features, images
-            of another shape than the model's, or statistics of pytorch-fid with other features or with ``bank``.
-        MissingFile: no weights, no statistics or no bank; the message gives the command that makes them.
+            of another shape than the model's, or statistics of pytorch-fid with other features.
+        MissingFile: no weights or no statistics; the message gives the command that makes them.
         CorruptFile: a file is damaged.
     """
     own = None if dataset in NAMED else find_images(dataset, data)
     of_pytorch_fid = own is not None and holds_statistics(own[1])
     if of_pytorch_fid:
         asked = name if isinstance(name, str) else name.name
-        if asked != INCEPTION or bank:
+        if asked != INCEPTION:
             raise BadValue(
-                f"{dataset} holds mu and sigma of pytorch-fid, which are of Inception's features: no reference "
-                + (f"in {asked}; give --features {INCEPTION}, or images" if asked != INCEPTION else "for more than FID")
+                f"{dataset} holds mu and sigma of pytorch-fid, which are of Inception's features: no reference in "
+                f"{asked}; give --features {INCEPTION}, or images"
             )
     features = load_features(name, device) if isinstance(name, str) else name
     if own and of_pytorch_fid:
@@ -137,25 +128,14 @@ def load_metric(
     _require_origin(path, reference.facts, facts, features, command)
     if not reference.shape:
         raise CorruptFile(f"{path} does not say of which shape its images were; make it again with `{command} --force`")
-    metric = Metric(features, reference, None, reference.facts["dataset"] if own else dataset, split)
+    metric = Metric(features, reference, reference.facts["dataset"] if own else dataset, split)
     if model:
         metric.require_shape(model.shape, model.name)
-    if not bank:
-        return metric
-    path = reference_path(dataset, split, features.name, bank=True, images=images)
-    command = f"{command} --bank {BANK_SIZE}"
-    if images and not path.exists() and world.main:
-        vectors = collect_bank(images.pixels, features, min(BANK_SIZE, len(images)))
-        require_unchanged(images, dataset, data)
-        save_bank(path, vectors, features, {**reference.facts, **provenance()})
-    world.wait()
-    vectors, header = load_tensors(path, BANK_FORMAT, _bank_of, "bank of features", command)
-    _require_origin(path, header, facts, features, command)
-    return replace(metric, bank=vectors)
+    return metric
 
 
-def reference_path(dataset: str, split: str, features: str, bank: bool = False, images: Images | None = None) -> Path:
-    """Where a split's statistics or bank lie: ``data/stats/<dataset>-<split>-<features>[-bank].safetensors``.
+def reference_path(dataset: str, split: str, features: str, images: Images | None = None) -> Path:
+    """Where a split's statistics lie: ``data/stats/<dataset>-<split>-<features>.safetensors``.
 
     Args:
         images: a user's own, whose files are named by the listing: ``data/stats/<name>-<listing>-...``.
@@ -164,7 +144,7 @@ def reference_path(dataset: str, split: str, features: str, bank: bool = False, 
     if images and isinstance(images.pixels, Stored):
         called, split = images.name.rpartition("-")[0], images.pixels.split
         of = f"{file_name(called)}-{short_hash(images.pixels.listing)}-{split}"
-    return data_folder() / "stats" / f"{of}-{features}{'-bank' if bank else ''}.safetensors"
+    return data_folder() / "stats" / f"{of}-{features}.safetensors"
 
 
 def require_reference(dataset: str, features: Sequence[str], data: Path | str | None = None) -> None:
@@ -287,46 +267,13 @@ def _pytorch_fid(own: tuple[str, Path], features: Features) -> Metric:
         )
     reference = FeatureStatistics(features.dimension, features.name, features.sha256)
     reference.n, reference.mean, reference.scatter = 2, torch.from_numpy(mean), torch.from_numpy(covariance)
-    return Metric(features, reference.check(), None, f"{called}@{short_hash(file_hash(path))}", PYTORCH_FID)
-
-
-def collect_bank(pixels: Pixels, features: Features, count: int) -> Tensor:
-    """The features, float16 [count, D], of images drawn from ``pixels``, uint8 [N, C, H, W], without replacement.
-
-    The draw is always the same. float16 rounds by a few parts in ten thousand, far below what samples differ by.
-
-    Raises:
-        BadValue: fewer images than that, or fewer than two asked for.
-        NotFinite: a feature is too large for float16.
-    """
-    if not 2 <= count <= len(pixels):
-        raise BadValue(f"a bank of {len(pixels)} images holds 2 to {len(pixels)} vectors, got {count}")
-    rows = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]
-    return torch.cat([to_half(features(pixels[part])) for part in rows.split(BATCH)])
-
-
-def save_bank(path: Path | str, vectors: Tensor, features: Features, facts: Mapping[str, object]) -> Path:
-    """Write a bank, with ``facts`` beside the identity of its features in its header.
-
-    Raises:
-        BadValue: the path cannot be written.
-    """
-    header = {**facts, "features": features.name, "sha256": features.sha256}
-    return save_tensors(path, {"vectors": vectors}, BANK_FORMAT, header)
+    return Metric(features, reference.check(), f"{called}@{short_hash(file_hash(path))}", PYTORCH_FID)
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raise :class:`BadValue` unless these are names of features, at least one and none twice."""
     if not names or not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
         raise BadValue(f"features must be one or more different names, got {list(names)}")
-
-
-def _bank_of(tensors: dict[str, Tensor], header: dict[str, str]) -> tuple[Tensor, dict[str, str]]:
-    if tensors["vectors"].ndim != 2:
-        raise ValueError(f"its vectors are {list(tensors['vectors'].shape)}")
-    if not bool(tensors["vectors"].isfinite().all()):
-        raise NotFinite("its vectors hold NaN or infinity")
-    return tensors["vectors"], header
 
 
 def _require_origin(

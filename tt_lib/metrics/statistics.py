@@ -39,7 +39,6 @@ class FeatureStatistics:
             the covariance.
         mean: the mean, float64 [D].
         scatter: sum over the samples of the outer product of their deviation from the mean, float64 [D, D].
-        vectors: float16 [V, D], the features of the first samples, if they were kept. They are saved, too.
         shape: (C, H, W) of the images that the features are of; empty where they are of no images.
         facts: the header of the file that they were loaded from.
     """
@@ -51,7 +50,6 @@ class FeatureStatistics:
         self.n = 0
         self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
-        self.vectors: Tensor | None = None
         self.shape: tuple[int, ...] = ()
         self.facts: dict[str, str] = {}
 
@@ -78,13 +76,11 @@ class FeatureStatistics:
             BadValue: no samples, or tensors of other shapes or types.
             NotFinite: NaN, infinity or a variance below 0.
         """
-        mean, scatter, vectors = self.mean, self.scatter, self.vectors
+        mean, scatter = self.mean, self.scatter
         size = [self.dimension]
         if self.n < 1 or [*mean.shape] != size or [*scatter.shape] != size * 2 or mean.dtype != scatter.dtype:
             raise BadValue(f"{self.n} samples, mean {list(mean.shape)} and scatter {list(scatter.shape)} do not fit")
-        if vectors is not None and (vectors.ndim != 2 or vectors.shape[1] != self.dimension or len(vectors) > self.n):
-            raise BadValue(f"vectors {list(vectors.shape)} do not fit {self.n} samples of {self.dimension} features")
-        if not all(bool(x.isfinite().all()) for x in (mean, scatter, vectors) if x is not None):
+        if not bool(mean.isfinite().all() and scatter.isfinite().all()):
             raise NotFinite(f"the statistics of the features {self.features!r} hold NaN or infinity; make them again")
         if bool((scatter.diagonal() < 0).any()):
             raise NotFinite(f"a variance of the features {self.features!r} is below 0; make the statistics again")
@@ -114,14 +110,14 @@ class FeatureStatistics:
         return self
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """The statistics of both sets of samples, as new statistics without vectors, on this one's device.
+        """The statistics of both sets of samples, as new statistics on this one's device.
 
         Raises:
             BadValue: the two are of different features.
         """
         require_same_features(self, other)
         both = copy(self)
-        both.vectors, both.shape = None, self.shape or other.shape
+        both.shape = self.shape or other.shape
         both._join(other.n, other.mean.to(self.mean.device), other.scatter.to(self.mean.device))
         return both
 
@@ -155,8 +151,7 @@ class FeatureStatistics:
         own = {"features": self.features, "sha256": self.sha256, "n": self.n, "shape": list(self.shape)}
         header = {**(facts or {}), **own}
         rows, columns = torch.triu_indices(self.dimension, self.dimension)
-        tensors = {"mean": self.mean, "scatter": self.scatter[rows, columns], "vectors": self.vectors}
-        return save_tensors(path, {name: x for name, x in tensors.items() if x is not None}, FORMAT, header)
+        return save_tensors(path, {"mean": self.mean, "scatter": self.scatter[rows, columns]}, FORMAT, header)
 
     @classmethod
     def load(cls, path: Path | str, command: str = "tt stats") -> FeatureStatistics:
@@ -175,8 +170,7 @@ class FeatureStatistics:
                 raise ValueError(f"mean {list(mean.shape)} and triangle {list(triangle.shape)} do not fit")
             loaded.n, loaded.mean, loaded.scatter = int(header["n"]), mean, loaded.scatter.to(triangle.dtype)
             loaded.scatter[rows, columns] = loaded.scatter[columns, rows] = triangle
-            loaded.vectors, loaded.shape = tensors.get("vectors"), tuple(json.loads(header["shape"]))
-            loaded.facts = header
+            loaded.shape, loaded.facts = tuple(json.loads(header["shape"])), header
             return loaded.check()
 
         return load_tensors(path, FORMAT, build, "feature statistics", command)
@@ -216,18 +210,6 @@ def require_same_features(a: FeatureStatistics, b: FeatureStatistics) -> None:
             f"statistics of images of different shapes cannot be compared or merged: {list(a.shape)} and "
             f"{list(b.shape)}; take both of images of one shape"
         )
-
-
-def to_half(features: Tensor) -> Tensor:
-    """Single vectors as they are kept: float16, on the CPU.
-
-    Raises:
-        NotFinite: a feature is beyond what float16 holds.
-    """
-    half = features.half().cpu()
-    if not bool(half.isfinite().all()):
-        raise NotFinite(f"a feature is {float(features.abs().max()):g}, beyond 65504, the largest number of float16")
-    return half
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], format: str, header: Mapping[str, object]) -> Path:

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import rankdata, spearmanr
 
 from tt_lib.errors import BadValue
-from tt_lib.metrics.features import gain_of, metric_of
+from tt_lib.metrics.features import metric_of
 from tt_lib.timing import UNTUNED
 
 SAMPLER = ["solver", "grid", "nfe", "eta"]
@@ -103,34 +103,6 @@ def changes_in_both(frame: pd.DataFrame, features: tuple[str, str], n: int, mode
     }
     pairs = zip(both["verdict_first"], both["verdict_second"], strict=True)
     return both.assign(together=[words.get(pair, UNDECIDED) for pair in pairs])
-
-
-def paired_gains(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.DataFrame:
-    """The gains that were measured seed by seed (rows ``gain of FD``), beside what two rows alone say of them.
-
-    Args:
-        frame: rows of ``fd.csv``.
-        features, n, model: see :func:`distances`.
-
-    Returns:
-        Columns of :data:`SAMPLER`, ``timing``, ``gain``, ``low``, ``high``; ``half``, half of the paired interval;
-        ``unpaired``, the same from the intervals of the two rows, whose variances add up where nothing is paired;
-        ``sure`` and ``sure_unpaired``: whether 0 lies outside.
-    """
-    key = [*SAMPLER, "timing"]
-    plain = distances(frame, features, n, model)
-    half = plain[key].assign(half=(plain["high"] - plain["low"]) / 2)
-    untuned = half.loc[half["timing"] == UNTUNED].drop(columns="timing")
-    gains = _rows_of(frame, gain_of(features), n, model)
-    gains = gains[[*key, "value", "low", "high"]].rename(columns={"value": "gain"})
-    gains = gains.merge(half, on=key).merge(untuned, on=SAMPLER, suffixes=("_tuned", "_untuned"))
-    unpaired = np.hypot(gains.pop("half_tuned"), gains.pop("half_untuned"))
-    return gains.assign(
-        half=(gains["high"] - gains["low"]) / 2,
-        unpaired=unpaired,
-        sure=(gains["low"] > 0) | (gains["high"] < 0),
-        sure_unpaired=gains["gain"].abs() > unpaired,
-    )
 
 
 def beside_each_other(frame: pd.DataFrame, first: str, second: str, model: str, n: int) -> pd.DataFrame:

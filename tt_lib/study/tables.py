@@ -8,8 +8,6 @@ The file::
     features = "cifar10-resnet"      # or a list: all are taken from the same samples
     n = 50000                        # samples for each cell
     seed = 0                         # the first sample's seed
-    more = true                      # also what `tt evaluate --more` measures (needs the bank of the reference), and
-                                     # the gain of tuned cells over the table's untuned one, compared seed by seed
 
     [tuning]                         # any field of TuneConfig, `images`, `source` ("real" or "generated")
     optimiser = "search"
@@ -38,8 +36,8 @@ from tt_lib.baselines import read_constant
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch, check_type, check_types
 from tt_lib.files import check_writable, data_folder
 from tt_lib.grids import read_grid
-from tt_lib.metrics.evaluate import check_n, fd_rows, forget_sets, measure_all, sample_sets
-from tt_lib.metrics.features import gain_of, metric_of
+from tt_lib.metrics.evaluate import check_n, fd_row, forget_sets, measure_all
+from tt_lib.metrics.features import metric_of
 from tt_lib.metrics.reference import Metric, check_names, dataset_label
 from tt_lib.metrics.world import ALONE, World
 from tt_lib.networks.unet import Model
@@ -59,7 +57,7 @@ from tt_lib.study.cells import (
 )
 from tt_lib.study.run_cells import Report, Row, run_cells
 from tt_lib.study.workbench import Bench, Progress, constant_timing
-from tt_lib.timing import UNTUNED, Timing
+from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.gamma import gamma_path
 from tt_lib.tuning.tuner import digest_of
@@ -86,7 +84,6 @@ class Table:
     seed: int
     cells: tuple[Cell, ...]
     tuning: dict[str, Any] = field(default_factory=dict)
-    more: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -100,12 +97,6 @@ class Table:
     def cost(self, cell: Cell) -> int:
         """Network evaluations of a cell's samples."""
         return cell.nfe * self.n
-
-    def baseline(self, cell: Cell) -> Cell | None:
-        """The untuned cell that a tuned one's gain is taken over; None where no gain is asked for or there is no such
-        cell."""
-        untuned = replace(cell, grid=cell.start, timing=UNTUNED)
-        return untuned if self.more and cell != untuned and untuned in self.cells else None
 
 
 def find_table(name: Path | str) -> Path:
@@ -215,8 +206,8 @@ def run_table(
     """Tune and measure the cells of a table that lack rows, by :func:`run_cells`.
 
     Args:
-        metrics: one for each of the table's features, with banks if ``more`` is measured. All are measured from the
-            same samples. Rows name the data set as they do.
+        metrics: one for each of the table's features. All are measured from the same samples. Rows name the data set
+            as they do.
         results: the ``fd.csv`` to write to.
         work: folder for locks and the state of unfinished cells.
         data: where the data set is, for tuning on real images.
@@ -250,34 +241,20 @@ def run_table(
         # The others wait here until the main process has tuned and written what the cell needs.
         timing = world.decide(tune_cell(table, bench, cell, work, data, report) if world.main else None)
         sampler, sets = bench.sampler(cell, timing), work / "sets"
-        options: dict[str, Any] = {"first_seed": table.seed, "batch": bench.batch, "work": sets, "start": start}
         measured = measure_all(
             sampler,
             chosen,
             table.n,
+            first_seed=table.seed,
+            batch=bench.batch,
+            work=sets,
+            start=start,
             world=world,
             progress=lambda done, of, message: report(done * cell.nfe, cell.label),
-            **options,
         )
-        untuned = table.baseline(cell)
-        # Its sets were kept when it was measured, and are read. Where they are not there it is sampled again.
-        baselines = (
-            sample_sets(bench.sampler(untuned), chosen, table.n, world=world, **options)
-            if untuned
-            else [()] * len(chosen)
-        )
-        for metric, each, baseline in zip(chosen, measured, baselines, strict=True):
-            yield fd_rows(
-                each,
-                sampler,
-                metric,
-                seed=table.seed,
-                timing=cell.timing,
-                baseline=baseline,
-                world=world,
-            )
-            # The untuned sets are what the tuned ones will be compared with.
-            if world.main and not (table.more and cell.timing == UNTUNED):
+        for metric, each in zip(chosen, measured, strict=True):
+            yield [fd_row(each, sampler, metric, seed=table.seed, timing=cell.timing, world=world)]
+            if world.main:
                 forget_sets(sampler, metric.features, table.n, table.seed, sets)
 
     return run_cells(
@@ -352,16 +329,14 @@ def check_places(table: Table, bench: Bench, cell: Cell) -> None:
 
 
 def has_rows(rows: pd.DataFrame, table: Table, model: Model, features: str, cell: Cell) -> bool:
-    """Whether rows of ``fd.csv`` hold all that a table asks of a cell in these features.
+    """Whether rows of ``fd.csv`` hold the distance of a cell in these features.
 
     Args:
         table: with the data set as rows call it.
     """
-    metrics = [f"FD-infinity ({features})"] if table.more else [metric_of(features)]
-    metrics += [gain_of(features)] if table.baseline(cell) else []
     where = {"dataset": table.dataset, "model": model.name, "weights": short_hash(model.digest), **asdict(cell)}
-    own = rows[matching(rows, {**where, "n": table.n, "seed": table.seed, "features": features})]
-    return set(metrics) <= set(own["metric"])
+    where |= {"n": table.n, "seed": table.seed, "features": features, "metric": metric_of(features)}
+    return bool(matching(rows, where).any())
 
 
 def tune_cell(
