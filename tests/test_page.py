@@ -3,182 +3,226 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from test_compare import direction_rows, fd_rows
+import torch
+from PIL import Image
+from test_compare import fd_rows
 
 from tt_lib.errors import CorruptFile
-from tt_lib.figures.results import fd_against_nfe
+from tt_lib.figures import results
 from tt_lib.files import PACKAGE_ROOT
-from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, read_rows
-from tt_lib.study.page import (
-    END_MARK,
-    FIGURE,
-    MARK,
-    insert_block,
-    main_table,
-    manifest,
-    results_block,
-    results_page,
-    write_report,
-)
+from tt_lib.rows import FD_COLUMNS, read_rows
+from tt_lib.study import page
+from tt_lib.study.page import FEATURES, FIGURE, MARK, MODEL, SAMPLES, STRAIGHT
 
 DATA = PACKAGE_ROOT / "data"
-TWO = (
-    ("ddim", "uniform", 5, "untuned", 10.0, 9.9, 10.1),
-    ("ddim", "uniform", 5, "consistency-parallel", 7.5, 7.3, 7.7),
+LEARNED = "learned-grid-timing"
+
+
+def both(*cells, model=MODEL, n=10_000) -> pd.DataFrame:
+    """Rows in both features: (solver, grid, NFE, timing, first, second), each ± 0.1."""
+    return pd.concat(
+        [
+            fd_rows(*((*cell[:4], cell[4 + k]) for cell in cells), features=FEATURES[k], model=model, n=n)
+            for k in (0, 1)
+        ],
+        ignore_index=True,
+    )
+
+
+CONVERGED = ("dpmpp-2m", "karras", 60, "untuned", 5.0, 2.5)
+ROWS = both(
+    ("ddim", "uniform", 5, "untuned", 60.0, 15.0),
+    ("ddim", "uniform", 5, "consistency-sequential", 54.0, 13.0),
+    ("ddim", "uniform", 5, "truncation-parallel", 68.0, 12.0),
+    ("unipc,final=lower", "quadratic", 5, "untuned", 18.0, 7.0),
+    ("dpmpp-2m", "quadratic", 10, "untuned", 8.0, 3.2),
+    ("unipc,final=lower", "learned", 5, LEARNED, 9.0, 3.25),
+    ("unipc,final=lower", "learned", 10, LEARNED, 6.0, 2.8),
+    CONVERGED,
 )
-CEILING = ("ddim", "uniform", 200, "untuned", 4.0, 3.9, 4.1)
-FLOOR = ("floor", "", 0, "floor", 0.2667, 0.2167, 0.3167)
-STUDY = (
-    ("ddim", "uniform", 5, "untuned", 17.54),
-    ("ddim", "uniform", 5, "consistency-parallel", 14.7),
-    ("ddim", "uniform", 5, "truncation-parallel", 15.7),
-    ("ddim", "uniform", 5, "truncation-parallel,seed=1", 14.5),
-    ("ddim", "uniform", 5, "constant-0.95", 14.4),
-    ("dpmpp-2m", "uniform", 5, "untuned", 6.58),
-    ("dpmpp-2m", "uniform", 5, "consistency-parallel", 48.36),
-    ("ddim", "uniform", 20, "untuned", 5.3),
-    ("ddim", "uniform", 20, "truncation-parallel", 5.35),
-    ("heun", "uniform", 5, "truncation-parallel", 9.0),
-    ("ddim", "uniform-trailing", 5, "untuned", 17.0),
+FLOW = both(
+    ("unipc", "uniform-trailing", 5, "untuned", 12.0, 8.0),
+    ("euler", "uniform-trailing", 5, "untuned", 22.8, 7.2),
+    ("euler", "learned", 5, f"{LEARNED},start=uniform-trailing", 34.5, 7.3),
+    model=STRAIGHT,
 )
+FRAME = pd.concat([ROWS, FLOW], ignore_index=True)
 
 
 def cells(text: str) -> list[list[str]]:
-    """The lines of the tables in a text."""
+    """The lines of the tables in a text, the head first."""
     lines = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
 def test_what_is_committed_is_what_the_rows_and_files_give():
-    folder = DATA / "results"
-    frame, directions = read_rows(folder / "fd.csv", FD_COLUMNS), read_rows(folder / "direction.csv", DIRECTION_COLUMNS)
-    assert set(frame["model"]) == {"cifar10-ddpm-w96", "test images"}, "the shipped network, or the floor"
+    frame = read_rows(DATA / "results" / "fd.csv", FD_COLUMNS)
+    assert set(frame["model"]) == {MODEL, STRAIGHT, "test images"}, "the shipped network on two paths, or the floor"
     assert ((frame["model"] == "test images") == (frame["solver"] == "floor")).all()
-    page = (folder / "README.md").read_text(encoding="utf-8")
-    assert page == results_page(frame, directions), "run `tt card` and commit"
+    text = (DATA / "results" / "README.md").read_text(encoding="utf-8")
+    assert text == page.results_page(frame), "run `tt card` and commit"
     readme = (PACKAGE_ROOT / "README.md").read_text(encoding="utf-8")
-    assert insert_block(readme, results_block(frame)) == readme, "run `tt card` and commit"
-    assert (DATA / "MANIFEST.csv").read_text(encoding="utf-8") == manifest(DATA), "run `tt card` and commit"
-    assert (PACKAGE_ROOT / FIGURE).is_file() and len(page.split()) <= 5_000
-    linked = set(re.findall(r"\]\(#([\w-]+)\)", page))
-    assert linked == {line[3:].lower().replace(" ", "-") for line in page.splitlines() if line.startswith("## ")}
+    assert page.insert_block(readme, page.results_block(frame)) == readme, "run `tt card` and commit"
+    assert (DATA / "MANIFEST.csv").read_text(encoding="utf-8") == page.manifest(DATA), "run `tt card` and commit"
+    linked = set(re.findall(r"\]\(#([\w-]+)\)", text))
+    assert linked == {line[3:].lower().replace(",", "").replace(" ", "-") for line in re.findall("(?m)^## .*", text)}
+    assert len(text.split()) <= 2_500 and len(readme.split()) <= 1_300
+    for path, alt in ((FIGURE, page.ALT), (SAMPLES, page.SAMPLES_ALT)):
+        with Image.open(PACKAGE_ROOT / path) as picture:
+            assert picture.info["Description"] == alt
 
 
-@pytest.mark.parametrize(
-    ("tuned", "value", "gain"),
-    [
-        ((7.5, 7.3, 7.7), "7.50 ± 0.20", "25 %"),
-        ((11, 10.9, 11.1), "11.00 ± 0.10", "−10 %"),
-        ((9.85, 9.7, 10), "", "none seen"),
-    ],
-    ids=["gain", "loss", "overlap"],
-)
-def test_the_main_table(tuned, value, gain):
-    [_, line] = cells(main_table(fd_rows(TWO[0], (*TWO[1][:4], *tuned), CEILING)))
-    best = f"{value or '9.85 ± 0.15'} consistency-parallel"
-    assert line == ["ddim, uniform", "5", "10.00 ± 0.10", best, gain, "", "", ""], "and no line for a ceiling"
+def test_readme_has_no_number_of_its_own():
+    """A distance, or any other decimal, stands in the block that `tt card` writes."""
+    readme = (PACKAGE_ROOT / "README.md").read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv \d+\.\d+", "", page.insert_block(readme, ""), flags=re.S)
+    assert not re.findall(r"\d+\.\d\d+", prose)
 
 
-def test_the_main_table_is_of_tuned_deterministic_samplers():
-    others = [
-        ("ddim", "uniform", 5, "epsilon-1.005", 6.0),
-        ("ddim", "uniform", 5, "constant-0.97", 6.5),
-        ("ddpm", "uniform", 5, "untuned", 6.0),
-        ("ddpm", "uniform", 5, "consistency-parallel", 5.0),
-        ("heun", "uniform", 5, "untuned", 5.0),
+def test_what_the_pages_say_in_words_is_so():
+    frame = read_rows(DATA / "results" / "fd.csv", FD_COLUMNS)
+    plain, learned, end = page.of_headline(frame)
+    assert list(learned.index) == list(page.FEW) and (learned["value_1"] < plain["value_1"]).all()
+    assert (learned["value_2"] < plain["value_2"]).all() and (learned["value_1"] > end["value_1"]).all()
+    assert page.claim(frame), "the sentence in bold that README begins with"
+    euler = page.beside(frame, STRAIGHT).query("solver == 'euler'").set_index(["timing", "nfe"])["value_1"]
+    for timing, nfe in euler.index:
+        assert euler[timing, nfe] >= euler["untuned", nfe], "a learned Euler is worse than an untuned one"
+    rows = page.beside(frame).query("grid == 'uniform' and solver != 'ddim'")
+    values = rows.set_index(["timing", "solver", "nfe"])["value_1"]
+    for key in values["consistency-sequential"].index:
+        untuned, ruined, frozen = (values[name][key] for name in ("untuned", *page.STEPWISE[::2]))
+        assert ruined > 4 * untuned and ruined - frozen > 0.5 * (ruined - untuned)
+
+
+def test_the_headline_names_the_best_untuned_sampler_of_both_paths():
+    head, *lines = cells(page.headline_table(FRAME))
+    assert head[:2] == ["NFE", "best untuned sampler"] and len(head) == 8
+    assert lines[0][:5] == [
+        "5",
+        "unipc · uniform-trailing · straight path",
+        "12.0 ± 0.1 (2.4)",
+        "9.00 ± 0.10 (1.8)",
+        "25 ± 1 %",
     ]
-    assert main_table(fd_rows(*TWO, *others)) == main_table(fd_rows(*TWO))
-    second = fd_rows(*TWO, features="cifar10-simclr")
-    second[["value", "low", "high"]] /= 20
-    [_, line] = cells(main_table(pd.concat([fd_rows(*TWO), second, fd_rows(*TWO, n=10_000)])))
-    assert line[5:] == ["0.500 ± 0.005", "0.375 ± 0.010 consistency-parallel", "25 %"], "side by side, on its own scale"
+    assert lines[0][5:] == ["8.00 ± 0.10 (3.2)", "3.25 ± 0.10 (1.3)", "59 ± 1 %"], "of the same sampler"
+    assert lines[1][:2] == ["10", "dpmpp-2m · quadratic"]
+    assert lines[2] == [
+        "60",
+        "dpmpp-2m · karras: the ceiling",
+        "5.00 ± 0.10 (1.0)",
+        "",
+        "",
+        "2.50 ± 0.10 (1.0)",
+        "",
+        "",
+    ]
+    assert len(cells(page.headline_table(ROWS[ROWS["nfe"] != 60]))) == 3, "without a ceiling there is no multiple of it"
 
 
-def test_the_page():
-    parts = [fd_rows(*TWO, CEILING), fd_rows(FLOOR, model="test images"), fd_rows(*STUDY, n=10_000)]
-    frame = pd.concat(parts, ignore_index=True)
-    errors = [*direction_rows("untuned", (0.3, 0.2), n=256), *direction_rows("consistency-parallel", (0.2, 0.1), n=256)]
-    page = results_page(frame, pd.DataFrame(errors))
-    assert "- ceiling, ddim, uniform, 200 evaluations untuned: 4.00 ± 0.10 (`cifar10-resnet`)" in page
-    assert "- floor, 50,000 test images: 0.267 ± 0.050 (`cifar10-resnet`)" in page
-    sections = {part.split("\n")[0]: cells(part) for part in re.split(r"^## ", page, flags=re.M)[1:]}
-    assert sections["Every solver"] == [
-        ["solver", "5", "20"],
-        ["ddim", "17.54 → 14.70 c", "**5.30** → 5.35 t"],
-        ["dpmpp-2m", "**6.58** → 48.36 c", ""],
-    ], "without options, without baselines, and no sampler without its untuned row"
-    assert sections["Ablations"][:3] == [
-        ["timing", "cifar10-resnet, NFE 5"],
-        ["untuned", "17.54"],
-        ["consistency-parallel", "14.70"],
+def test_a_gain_has_the_interval_of_a_ratio_and_may_be_a_loss():
+    plain = {"value_1": 10.0, "low_1": 9.0, "high_1": 11.0}
+    other = {"value_1": 12.0, "low_1": 10.8, "high_1": 13.2}
+    # 1 - 1.2 and 1.2 * sqrt(0.1^2 + 0.1^2).
+    assert page.gain(plain, other, 1) == "−20 ± 17 %"
+
+
+def test_the_claim_holds_in_both_features_or_is_not_made():
+    begin = "**10 learned evaluations do better than 10 of every untuned sampler here.**"
+    assert page.claim(FRAME).startswith(begin), "at NFE 5 an untuned one in 10 is better"
+    assert "distance is 6.00, the least untuned one 8.00; in the classifier's 2.80 and 3.20." in page.claim(FRAME)
+    near = both(("ddim", "logsnr", 10, "untuned", 9.0, 2.9))
+    assert page.claim(pd.concat([FRAME, near])) == "", "0.1 is less than the interval of the difference, 0.14"
+    assert page.claim(FLOW) == ""
+
+
+def test_the_tables():
+    assert cells(page.untuned_table(FRAME)) == [
+        ["sampler", "5", "10"],
+        ["dpmpp-2m · quadratic", "", "**8.00 / 3.20**"],
+        ["unipc,final=lower · quadratic", "**18.0 / 7.00**", ""],
+        ["ddim · uniform", "60.0 / 15.0", ""],
+    ], "the converged solution has too many evaluations"
+    assert cells(page.learned_table(FRAME))[1:] == [[f"unipc,final=lower · {LEARNED}", "9.00 / 3.25", "6.00 / 2.80"]]
+    _, line = cells(page.step_table(FRAME))
+    assert line == ["ddim · uniform", "5", "60.0 / 15.0", "**54.0 / 13.0**", "", "", "68.0 / 12.0"], "bold is for both"
+    assert [row[1] for row in cells(page.straight_table(FRAME))[1:]] == ["22.8 / 7.20", "34.5 / 7.30", "12.0 / 8.00"]
+    floors = [
+        fd_rows(("floor", "", 0, "floor", value), features=name, model="test images", n=10_000)
+        for name, value in zip(FEATURES, (2.4, 0.27), strict=True)
     ]
-    assert sections["Ablations"][-2:] == [
-        ["truncation-parallel,seed=1", "14.50"],
-        ["half of the interval, median", "0.1"],
+    many = both(("ddim", "uniform", 200, "untuned", 5.5, 2.75))
+    assert cells(page.ends_table(pd.concat([FRAME, many, *floors])))[1:] == [
+        ["ceiling: dpmpp-2m · karras, 60 evaluations", "5.00 ± 0.10", "2.50 ± 0.10"],
+        ["ceiling: ddim · uniform, 200 evaluations", "5.50 ± 0.10", "2.75 ± 0.10"],
+        ["floor: 10,000 test images", "2.40 ± 0.10", "0.270 ± 0.100"],
     ]
-    assert ["constant-0.95", "**14.40**"] in sections["Ablations"]
-    assert sections["Direction errors"][1:] == [
-        ["ddim, 5", "untuned", "1.50°", "0.0000", "0.2000", "10.00", ""],
-        ["ddim, 5", "consistency-parallel", "1.50°", "0.0000", "0.1000", "7.50", ""],
-    ]
-    learned = ("learned-timing", "uniform"), ("learned-gain", "uniform"), ("learned-grid-timing", "learned")
-    more = [
-        fd_rows(*(("ddim", grid, nfe, name, 1.0) for nfe in (5, 20)), n=n)
-        for name, grid in learned
-        for n in (50_000, 10_000)
-    ]
-    more_errors = [row for name, _ in learned[:2] for row in direction_rows(name, (0.01, 0.01), n=256)]
-    assert results_page(pd.concat([frame, *more]), pd.DataFrame([*errors, *more_errors])) == page, (
-        "of tuned timings alone"
+
+
+def test_rows_that_come_later_find_their_table():
+    """One in a single feature, of more samples or of another seed finds none."""
+    later = both(
+        ("ddpm", "uniform", 10, "untuned", 70.0, 20.0),
+        ("ddim", "uniform", 20, "untuned", 17.0, 5.0),
+        ("unipc,final=lower", "uniform", 5, "learned-timing", 11.0, 4.0),
+        ("unipc,final=lower", "learned", 5, "learned-ld3", 10.0, 3.5),
     )
-    assert results_block(pd.concat([frame, *more])) == results_block(frame)
-    changed = frame.assign(value=frame["value"].replace(14.7, 13.37))
-    assert "13.37" in results_page(changed, pd.DataFrame(errors)) and "13.37" not in page
-
-
-@pytest.mark.filterwarnings("ignore:An input array is constant", "ignore:All-NaN slice")
-def test_rank_correlations_stand_below_the_errors():
-    samplers = [("ddim", "uniform", nfe, "untuned", 10.0 / nfe) for nfe in range(2, 8)]
-    errors = [row for name in samplers for row in direction_rows("untuned", (1 / name[2],), n=256, nfe=name[2])]
-    page = results_page(pd.concat([fd_rows(*samplers), fd_rows(*STUDY, n=10_000)]), pd.DataFrame(errors))
-    assert (
-        "Rank correlation of the accumulated error with the distance: in `cifar10-resnet` 1.00 (1.00 to 1.00) among all"
-        in page
-    )
+    noisy = both(("ddim", "uniform", 10, "untuned", 99.0, 9.0)).assign(eta=1.0)
+    left_out = [
+        fd_rows(("heun", "uniform", 10, "untuned", 1.0), features=FEATURES[0], n=10_000),
+        both(("ddim", "uniform", 5, "untuned", 1.0, 1.0), n=50_000),
+        both(("ddim", "uniform", 5, "untuned", 1.0, 1.0)).assign(seed=1),
+    ]
+    text = page.results_page(pd.concat([FRAME, later, noisy, *left_out], ignore_index=True))
+    for words in ("ddpm · uniform", "ddim, eta 1 · uniform", "learned-timing · uniform", "learned-ld3", "17.0 / 5.00"):
+        assert words in text
+    assert "heun" not in text and "1.00 / 1.00" not in text
 
 
 def test_the_report(tmp_path, monkeypatch):
-    """One NFE makes no curve, and the ceiling is a line."""
-    drawn = []
-    monkeypatch.setattr(
-        "tt_lib.figures.results.fd_against_nfe", lambda frame: drawn.append(frame) or fd_against_nfe(frame)
-    )
+    drawn, original = [], results.distance_curves
+    monkeypatch.setattr(results, "distance_curves", lambda *given: drawn.append(given) or original(*given))
     (tmp_path / "README.md").write_text("no markers", encoding="utf-8")
-    ten, heun = ("ddim", "uniform", 10, "untuned", 8.0), ("heun", "uniform", 5, "untuned", 9.0)
-    frame = fd_rows(*TWO, ten, heun, CEILING)
     with pytest.raises(CorruptFile, match="lacks the markers"):
-        write_report(tmp_path, frame)
-    (tmp_path / "README.md").write_text(f"before {MARK}old{END_MARK} after", encoding="utf-8")
-    write_report(tmp_path, frame)
-    page = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert page.startswith("before ") and page.endswith(" after") and "old" not in page and "25 %" in page
+        page.write_report(tmp_path, FRAME)
+    (tmp_path / "README.md").write_text(f"before {MARK}old{page.END_MARK} after", encoding="utf-8")
+    page.write_report(tmp_path, FRAME)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("before ") and text.endswith(" after") and "old" not in text and "25 ± 1 %" in text
     assert (tmp_path / FIGURE).stat().st_size > 1000
-    assert drawn[-1][["solver", "timing", "nfe"]].to_numpy().tolist() == [
-        ["ddim", "untuned", 5],
-        ["ddim", "consistency-parallel", 5],
-        ["ddim", "untuned", 10],
-        ["", "ceiling", 200],
-    ]
+    curves, lines = drawn[-1]
+    assert {name: rows["value"].to_dict() for name, rows in curves.items()} == {
+        "DDIM": {5: 60.0},
+        "best untuned sampler": {5: 12.0, 10: 8.0},
+        "learned sampler": {5: 9.0, 10: 6.0},
+    }
+    assert lines == {"ceiling: 60 evaluations": 5.0}
+
+
+def test_the_picture_of_samples_has_a_row_for_each_sampler_and_one_noise(tmp_path):
+    asked = []
+
+    def sampler(cell, timing):
+        return lambda seeds: asked.append((cell, timing, list(seeds))) or SimpleNamespace(x=torch.zeros(4, 3, 32, 32))
+
+    path = page.write_samples(tmp_path, SimpleNamespace(model=SimpleNamespace(name=MODEL), sampler=sampler))
+    assert [cell.nfe for cell, _, _ in asked] == [5, 6, 6, 60] and all(seeds == [0, 1, 2, 3] for *_, seeds in asked)
+    assert [timing and timing.name for _, timing, _ in asked] == [None, None, LEARNED, None]
+    with Image.open(path) as picture:
+        assert picture.height > 4 * 4 * 32 and picture.info["Title"].endswith("`tt card --samples`.")
 
 
 def test_every_shipped_file_names_the_command_that_made_it(tmp_path):
     files = pd.read_csv(DATA / "MANIFEST.csv")
     assert files["command"].str.startswith(("tt ", "torchrun ")).all() and not files["path"].duplicated().any()
     assert files.loc[files["path"].str.startswith("pretrained/"), "bytes"].max() <= 45e6, "small enough for a clone"
-    assert manifest(tmp_path) == "path,bytes,sha256,command\n", "a folder that is not there yet is no error"
+    assert page.manifest(tmp_path) == "path,bytes,sha256,command\n", "a folder that is not there yet is no error"
     (tmp_path / "gamma").mkdir()
     (tmp_path / "gamma" / "a.json").write_text("{}")
-    assert manifest(tmp_path).splitlines()[1].startswith("gamma/a.json,2,") and manifest(tmp_path).endswith(",\n")
+    assert page.manifest(tmp_path).splitlines()[1].startswith("gamma/a.json,2,") and page.manifest(tmp_path).endswith(
+        ",\n"
+    )

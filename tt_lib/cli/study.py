@@ -1,4 +1,4 @@
-"""``tt demo``, the main job; ``tt table``, ``tt floor``, ``tt direction``: many samplers; ``tt card``: their pages."""
+"""``tt demo``, the main job; ``tt table`` and ``tt floor``: many samplers; ``tt card``: their pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tt_lib.cli.app import (
     faster,
     pick_device,
     pick_devices,
-    place,
     progress_bar,
     results_file,
     rows_option,
@@ -185,110 +184,33 @@ def floor(
     say(f"floor, {row['metric']}, n {row['n']}: {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}]")
 
 
-def direction(
-    model: Annotated[str, typer.Option(help="A model folder, a shipped model or its data set.")] = "cifar10",
-    solver: Annotated[list[str] | None, typer.Option(help="Solver; may be repeated [default: ddim].")] = None,
-    grid: Annotated[list[str] | None, typer.Option(help="Grid; may be repeated [default: uniform].")] = None,
-    nfe: Annotated[list[int] | None, typer.Option(help="Network evaluations; may be repeated [default: 10].")] = None,
-    timing: Annotated[
-        list[str] | None, typer.Option(help="untuned, or a shipped timing; may be repeated [default: untuned].")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A table's TOML file: its deterministic cells, in place of the options above.")
-    ] = None,
-    most_nfe: Annotated[int, typer.Option(help="With --config: leave out cells of more evaluations.")] = 20,
-    n: Annotated[int, typer.Option(help="Samples, each its own trajectory.")] = 64,
-    substeps: Annotated[int, typer.Option(help="Steps of the converged solution in each interval; even.")] = 16,
-    batch: BatchOption = 64,
-    compile: CompileOption = False,
-    figure: Annotated[Path | None, typer.Option(help="PNG to draw.", callback=place(".png"))] = None,
-    results: Annotated[Path | None, rows_option("direction.csv")] = None,
-    device: DeviceOption = "auto",
-    work: Annotated[
-        Path, typer.Option(help="Folder for the locks of samplers that are being measured.", callback=work_place)
-    ] = Path("runs/direction"),
-    force: ForceOption = False,
+def card(
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Also draw README's picture of samples again; minutes on a CPU.")
+    ] = False,
 ) -> None:
-    """Measure the direction error of each step of samplers: angle, relative, local and accumulated.
-
-    The right direction is the mean of eps along a converged solution. What has rows is not measured again, so a
-    killed run goes on when it is started again, and several may be started, one for each GPU. --figure draws the
-    errors over the steps; with --config it draws them against the Fréchet distances that `fd.csv` has, in the table's
-    first features. With --config samplers whose timing is not tuned yet are left out.
-
-    Example: `tt direction --nfe 5 --timing untuned --timing truncation-parallel --n 4 --figure runs/direction.png`
-    """
-    from itertools import product
-
-    from tt_lib.figures.results import direction_against_distance, direction_profile
-    from tt_lib.figures.style import save_figure
-    from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, read_rows, short_hash
-    from tt_lib.study.cells import Cell
-    from tt_lib.study.compare import JOINED, errors_and_distances
-    from tt_lib.study.directions import Protocol, measurable, order, run_directions
-    from tt_lib.study.tables import find_table, read_tables
-    from tt_lib.study.workbench import make_bench
-
-    tables = read_tables(find_table(config)) if config else ()
-    spec = tables[0] if tables else None  # they differ in n and cells alone
-    path = results_file(results, "direction.csv", DIRECTION_COLUMNS)
-    if figure and spec:
-        read_rows(path.parent / "fd.csv", FD_COLUMNS)  # drawn when all is measured: a damaged file is refused now
-    bench = make_bench(spec.model if spec else model, pick_device(device), batch=batch, bf16=False, compile=compile)
-    if spec:
-        cells, missing = measurable(
-            bench, list(dict.fromkeys(cell for each in tables for cell in each.cells)), most_nfe
-        )
-        if missing:
-            say(f"{missing} samplers without a timing are left out; `tt table --config {config}` tunes them")
-    else:
-        lists = (solver or ["ddim"], grid or ["uniform"], nfe or [10], timing or ["untuned"])
-        cells = [Cell(*names) for names in product(*lists)]
-    cells.sort(key=order)
-    with progress_bar("direction") as report:
-        rows = run_directions(bench, cells, Protocol(n, 0, substeps), path, work, force=force, progress=report)
-    measured = len(rows[JOINED].drop_duplicates())
-    say(f"{measured} samplers in {path}")
-    if measured < len(cells):
-        say(f"{len(cells) - measured} more are being measured by another process; start this again when it has ended")
-    elif figure and spec:
-        frame, features = read_rows(path.parent / "fd.csv", FD_COLUMNS), spec.features[0]
-        frame = frame[frame["weights"] == short_hash(bench.model.digest)]
-        errors = errors_and_distances(rows, frame, [features], spec.n, bench.model.name)
-        drawn = direction_against_distance(errors.rename(columns={features: "value"}))
-        caption = "Fréchet distance of each sampler against four measures of how far it strays from its trajectory."
-        alt = "Four scatter plots, a point for each sampler, coloured by its timing."
-        say(str(save_figure(drawn, figure, caption, alt)))
-    elif figure:
-        caption = (
-            "Direction error of each step, and the distance from the true trajectory that has gathered, against the "
-            "time at which the step begins, with 95 % intervals."
-        )
-        alt = "Relative direction error and accumulated truncation error over the steps, a line for each timing."
-        say(str(save_figure(direction_profile(rows), figure, caption, alt)))
-
-
-def card() -> None:
     """Write the pages of results from their rows, and the list of shipped files: hashes, sizes and commands.
 
     That is `data/results/README.md`, the results in the project's README with their figure, and `data/MANIFEST.csv`.
     """
     from tt_lib.errors import MissingFile
     from tt_lib.files import PACKAGE_ROOT, data_folder, write_text
-    from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS, read_rows, results_folder
-    from tt_lib.study.page import manifest, results_page, write_report
+    from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
+    from tt_lib.study.page import MODEL, manifest, results_page, write_report, write_samples
+    from tt_lib.study.workbench import make_bench
 
     results = results_folder() / "fd.csv"
     if not results.is_file():
         raise MissingFile(f"no results at {results}; measure some with `tt table`, or set TT_DATA to where they are")
     frame = read_rows(results, FD_COLUMNS)
-    directions = read_rows(results_folder() / "direction.csv", DIRECTION_COLUMNS)
     files, page = data_folder() / "MANIFEST.csv", results_folder() / "README.md"
     for path in (files, page):
         check_writable(path)
     write_text(files, manifest(data_folder()))
-    write_text(page, results_page(frame, directions))
+    write_text(page, results_page(frame))
     # A package installed without its repository has no README to write to.
     report = write_report(PACKAGE_ROOT, frame) if (PACKAGE_ROOT / "README.md").exists() else []
+    if samples:
+        report.append(write_samples(PACKAGE_ROOT, make_bench(MODEL, pick_device("auto"))))
     for path in (files, page, *report):
         say(str(path))

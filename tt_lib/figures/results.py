@@ -10,19 +10,13 @@ import seaborn
 from matplotlib.figure import Figure
 
 from tt_lib.errors import BadValue
-from tt_lib.figures.style import GREY, count_axis, legend_below, log_axis, looks, relplot
-from tt_lib.metrics.direction import MEASURES
+from tt_lib.figures.style import GREY, LOOKS, count_axis, legend_below, log_axis, looks, relplot, style
 from tt_lib.timing import Timing
 
-MEASURE_LABELS = {
-    "angle": "angle between the direction\nused and the right one (degrees)",
-    "relative": "relative direction error\n(share of the right one)",
-    "local": "local truncation error\n(RMS over pixels)",
-    "accumulated": "accumulated truncation error\n(RMS over pixels)",
-}
-MOST_SAMPLERS = 4
 LINES: dict[str, Any] = {"ceiling": (0, (6, 3)), "floor": (0, (1.5, 2))}
 """Dashes of horizontal lines: the best that a network does, with many steps, and real images against real images."""
+CURVES = (LOOKS[0], LOOKS[2], LOOKS[4])
+"""Looks of curves that are named in the figure, in turn."""
 
 
 def timing_plot(timings: Mapping[str, Timing]) -> Figure:
@@ -38,71 +32,6 @@ def timing_plot(timings: Mapping[str, Timing]) -> Figure:
     grid.ax.axhline(1, color=GREY, linewidth=1, zorder=1)
     grid.set(xlim=(1.04 * frame["t"].max(), -0.02))
     grid.set_axis_labels("nominal time t (1 = noise, 0 = data)", "ratio τ/t (1 = untuned)")
-    return grid.figure
-
-
-def direction_profile(frame: pd.DataFrame) -> Figure:
-    """Relative direction error and accumulated error over the grid, with 95 % intervals: a column for each sampler.
-
-    Args:
-        frame: rows of ``direction.csv``; an error is drawn at the time at which its step begins.
-
-    Raises:
-        BadValue: no row, more samplers than fit, or two rows of one point.
-    """
-    frame = frame.assign(sampler=frame["solver"] + " · " + frame["grid"] + " · NFE " + frame["nfe"].astype(str))
-    if frame["sampler"].nunique() > MOST_SAMPLERS:
-        raise BadValue(f"{frame['sampler'].nunique()} samplers do not fit one figure; choose at most {MOST_SAMPLERS}")
-    repeated = frame[frame.duplicated(["sampler", "timing", "t"])]
-    if len(repeated):
-        row = repeated.iloc[0]
-        raise BadValue(f"several rows for {row['sampler']}, {row['timing']}, t = {row['t']:g}; keep one")
-    measures = ("relative", "accumulated")
-    long = pd.concat(
-        [frame.assign(measure=each, value=frame[each], margin=frame[f"{each}_margin"]) for each in measures]
-    )
-    long = long.assign(low=long["value"] - long["margin"].fillna(0), high=long["value"] + long["margin"].fillna(0))
-    grid = relplot(
-        long,
-        "timing",
-        (3.8, 2.9),
-        x="t",
-        y="value",
-        row="measure",
-        col="sampler",
-        kind="line",
-        facet_kws={"sharey": "row"},
-    )
-    _intervals(grid, "t")
-    grid.set_titles("").set_axis_labels("time t at which the step begins\n(1 = noise, 0 = data)", "")
-    grid.set(xlim=(1.04 * frame["t"].max(), -0.03))
-    for (measure, _), axes in grid.axes_dict.items():
-        log_axis(axes, "y", frame.loc[frame[measure] > 0, measure])
-    for measure, axes in zip(measures, grid.axes[:, 0], strict=True):
-        axes.set_ylabel(MEASURE_LABELS[measure])
-    for sampler, axes in zip(grid.col_names, grid.axes[0], strict=True):
-        axes.set_title(sampler)
-    return grid.figure
-
-
-def direction_against_distance(joined: pd.DataFrame) -> Figure:
-    """Fréchet distance against the direction error: a panel for each measure, a point for each sampler.
-
-    Args:
-        joined: columns ``timing``, ``value`` and the measures, as of :func:`tt_lib.study.compare.errors_and_distances`.
-
-    Raises:
-        BadValue: no row.
-    """
-    long = joined.melt(["timing", "value"], list(MEASURES), "measure", "error")
-    grid = relplot(
-        long, "timing", (3.5, 3.4), x="error", y="value", col="measure", kind="scatter", facet_kws={"sharex": False}
-    )
-    grid.set_titles("").set_axis_labels("", "Fréchet distance")
-    for measure, axes in grid.axes_dict.items():
-        log_axis(axes, "x", joined[measure])
-        log_axis(axes, "y", joined["value"])
-        axes.set_xlabel(MEASURE_LABELS[measure])
     return grid.figure
 
 
@@ -173,3 +102,36 @@ def _intervals(grid: seaborn.FacetGrid, x: str) -> None:
     for (i, j, _), rows in grid.facet_data():
         colours = [own[name].color for name in rows["timing"]]
         grid.facet_axis(i, j, modify_state=False).vlines(rows[x], rows["low"], rows["high"], colours, linewidth=1.2)
+
+
+@style()
+def distance_curves(curves: Mapping[str, pd.DataFrame], lines: Mapping[str, float]) -> Figure:
+    """Fréchet distances against NFE, a curve for each name with its name beside its last point.
+
+    Args:
+        curves: columns ``value``, ``low`` and ``high``, indexed by NFE.
+        lines: horizontal lines by name, such as a network's ceiling.
+
+    Raises:
+        BadValue: no point.
+    """
+    points = pd.concat(curves.values()) if curves else pd.DataFrame()
+    if points.empty:
+        raise BadValue("no distance to draw; give a curve of one point or more")
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    for (name, rows), look in zip(curves.items(), CURVES, strict=False):
+        axes.plot(rows.index, rows["value"], color=look.color, marker=look.marker)
+        axes.vlines(rows.index, rows["low"], rows["high"], look.color, linewidth=1.2)
+        if len(rows):
+            place = (rows.index[-1], rows["value"].iloc[-1])
+            axes.annotate(name, place, (9, 0), textcoords="offset points", va="center", color=look.color)
+    count_axis(axes, points.index)
+    log_axis(axes, "y", [*points["value"], *points["low"], *points["high"], *lines.values()])
+    for name, value in lines.items():
+        axes.axhline(value, color=GREY, linestyle=LINES["ceiling"], linewidth=1.4, zorder=1)
+        place = (axes.get_xlim()[0], value)
+        axes.annotate(name, place, (4, 4), textcoords="offset points", va="bottom", color=GREY)
+    axes.set(xlabel="network evaluations for an image", ylabel="Fréchet distance\n(ImageNet features, logarithmic)")
+    axes.set_xlim(axes.get_xlim()[0], axes.get_xlim()[1] * 1.35)
+    return figure

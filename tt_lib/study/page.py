@@ -1,104 +1,185 @@
 """The pages and the list of files that are made from what lies in ``data/``, and nothing else.
 
 ``tt card`` writes them: ``data/results/README.md`` with all tables, the results in the project's README with their
-figure, and ``data/MANIFEST.csv``.
+figure, and ``data/MANIFEST.csv``. ``tt card --samples`` also draws README's picture of samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from tt_lib.errors import CorruptFile
 from tt_lib.files import file_hash, read_json, write_text
 from tt_lib.grids import LEARNED
-from tt_lib.solvers.registry import make_solver
-from tt_lib.study.cells import is_tuned
-from tt_lib.study.compare import SAMPLER, distances, errors_and_distances, rank_correlation
-from tt_lib.study.tables import find_table, read_tables
+from tt_lib.study.cells import Cell, require_timing
+from tt_lib.study.compare import JOINED, distances
+from tt_lib.study.workbench import Bench
 from tt_lib.timing import UNTUNED
 
 MODEL = "cifar10-ddpm-w96"
-FEATURES = ("cifar10-resnet", "cifar10-simclr")
-README_N, STUDY_N = 50_000, 10_000
-"""Samples of the README's table, and of the study and the ablations."""
+STRAIGHT = f"{MODEL},path=flow"
+"""The same network on the straight path of flow matching."""
+STRAIGHT_GRID = "uniform-trailing"
+FEATURES = ("imagenet-efficientnet-lite0", "cifar10-resnet")
+"""The primary metric's features, then the second's."""
+SHORT = ("ImageNet", "classifier")
+"""The features in the heads of tables."""
+N = 10_000
+FEW, MOST = (4, 5, 6, 8, 10), 20
+"""Numbers of evaluations of the headline, and the most that a table of samplers shows."""
+BEST = ("unipc,final=lower", "learned-grid-timing")
+"""The learned sampler of the headline: solver and timing."""
+STEPWISE = ("consistency-sequential", "consistency-parallel", "consistency-parallel-freeze2", "truncation-parallel")
+CONVERGED, MANY = 60, 200
+"""Evaluations of the converged solution, and of DDIM in many steps."""
 MARK, END_MARK = "<!-- results: written by `tt card` from data/results/fd.csv -->", "<!-- end of results -->"
-DIRECTION_N = 256
-"""Samples of the direction errors that stand beside the main table's distances."""
-CEILING_NFE = 200
-"""From so many evaluations on, an untuned row counts as the network's ceiling."""
 SHIPPED = ("gamma", "pretrained", "stats", "timings")
-README_GRIDS, README_MOST_NFE = ("uniform", "quadratic"), 20
-"""Grids and numbers of evaluations that the README shows; the page of results has all."""
-FIGURE = "data/results/fd.png"
+FIGURE, SAMPLES = "data/results/fd.png", "data/results/samples.png"
 CAPTION = (
-    "Fréchet distance of 50,000 samples against the number of network evaluations, untuned and tuned, with 95 % "
-    "intervals (most are smaller than the markers)."
+    "Fréchet distance in ImageNet features of 10,000 samples against the number of network evaluations, with 95 % "
+    "intervals. The learned sampler is nearest to the network's ceiling at each number."
 )
-ALT = "Distance from the training images against the number of evaluations, a panel for each solver and grid."
+ALT = (
+    "Three falling curves over 4 to 10 evaluations: DDIM highest, the best untuned sampler in the middle, the learned "
+    "sampler lowest and close to the dashed line of the ceiling."
+)
+SAMPLES_CAPTION = (
+    "The same noise, seeds 0 to 3 and not chosen, through four samplers of one network. `tt card --samples`."
+)
+SAMPLES_ALT = (
+    "Four rows of four images from the same noise: DDIM in 5 evaluations, UniPC in 6, the learned UniPC in 6, and the "
+    "converged solution in 60."
+)
+ROWS = {
+    "DDIM, 5 evaluations": Cell("ddim", "quadratic", 5),
+    "UniPC, 6 evaluations": Cell("unipc,final=lower", "quadratic", 6),
+    "learned UniPC, 6": Cell("unipc,final=lower", LEARNED, 6, BEST[1]),
+    "converged, 60": Cell("dpmpp-2m", "karras", CONVERGED),
+}
+"""The rows of the picture of samples."""
 PAGE = """# Results
 
-`tt card` writes this page from the rows in this folder; the tests compare the two. Each row names the command, the
-commit and the device that made it.
+`tt card` writes this page from the rows of `fd.csv` beside it, and a test compares the two. Each row names the command,
+the commit and the device that made it.
 
-- [The main table](#the-main-table): does tuning help a few-step sampler, and how much? Begin here.
-- [Every solver](#every-solver): which sampler is best in a given number of evaluations?
-- [Ablations](#ablations): what of the tuning matters?
-- [Direction errors](#direction-errors): do samples improve because they follow their trajectories more closely?
+- [What these numbers may not be compared with](#what-these-numbers-may-not-be-compared-with)
+- [Learned and untuned](#learned-and-untuned): how good is a sampler of few evaluations?
+- [Untuned samplers](#untuned-samplers): which solver and grid in how many evaluations?
+- [Learned end to end](#learned-end-to-end): what else was learned by finished samples?
+- [TimeTuner, step by step](#timetuner-step-by-step): when do tuned conditioning times help?
+- [The straight path](#the-straight-path): the same network, sampled as a flow.
 - [Floor and ceiling](#floor-and-ceiling): how good can a sampler of this network be?
-- [Limits](#limits): what these numbers may not be compared with.
 
-A value is a Fréchet distance between samples and the 50,000 training images, in the features that are named; smaller
-is better. Behind ± stands half of its 95 % interval, from ten disjoint sets of samples. All timings of one sampler
-start from the same noise. `fd.csv` has more: other measures of the same samples, and gains compared seed by seed.
+A value is the Fréchet distance of {n:,} samples from the 50,000 training images of CIFAR-10; smaller is better. The
+first value of a pair is in the features of EfficientNet-lite0, which was trained on ImageNet and by nobody here. This
+is the primary metric. The second is in the features of a CIFAR-10 classifier that was trained in this project. Behind ±
+stands half of the 95 % interval, from ten disjoint sets of samples. All samplers start from the same noise.
 
-## The main table
+`tt table --config study --dry-run` lists what is measured and what is still to do.
 
-{readme_n:,} samples. *Gain* compares the best tuned timing with untuned. It is negative where all timings lose, and
-*none seen* where the two intervals overlap.
+## What these numbers may not be compared with
 
-{main}
-## Every solver
+- **FIDs.** Only Inception-2015's features make a FID. Neither network here is Inception.
+- **Each other's features.** The two have scales of their own. Compare within one.
+- **Other numbers of samples.** A Fréchet distance of few samples is too large, the more so the fewer there are. Most
+  of the floor of {n:,} test images is this bias.
+- **Other networks.** All samples are of `{model}`. A better network has a lower ceiling.
+- **The classifier's features where a sampler is learned end to end.** Its loss compares the classifier's inner
+  activations. There the ImageNet features decide. The classifier has also seen the training images, which are the
+  reference.
 
-{study_n:,} samples, `{first}`; a column for each number of evaluations. A cell shows untuned → the best of the tuned
-timings without options, with the first letter of its objective. In bold: the smallest value of a column. The
-intervals of others may overlap with its.
+## Learned and untuned
 
-{solvers}
-## Ablations
+![{alt}](fd.png)
 
-DDIM on the uniform grid, {study_n:,} samples. What a timing's name does not say is as in
-[ablations.toml](../tables/ablations.toml). In bold: the smallest value of a column.
+*{caption}*
 
-{ablations}
-## Direction errors
+{claim}
+The best untuned sampler is the one of the smallest distance in ImageNet features, on either path. In brackets: the
+distance as a multiple of the ceiling's. *Gain* is what the learned sampler takes off, with its 95 % interval.
 
-The angle is between the direction of a step and the mean of eps along the true trajectory. The local error is what
-one step is off by, the accumulated error how far from the end of its true trajectory a sample ends. Both are root
-mean squares over pixels, which go from -1 to 1. Angle and local error are means over the steps. Grid `uniform`,
-errors of {direction_n} samples, distances of {readme_n:,}. Two figures show all samplers that were measured: [those
-of the main table](direction-fd.png) and [those of the study](direction-study.png).
+{headline}
+Learned are the grid and the conditioning times of UniPC with falling orders, by one recipe for every number of
+evaluations. It was chosen by its loss on held-out noise, never by a distance of this page.
 
-{directions}
-{ranks}
+## Untuned samplers
+
+A column for each number of evaluations. In bold: the smallest value of a column in ImageNet features. The intervals of
+others may overlap with its. `final=lower` lets the orders fall at the end.
+
+{untuned}
+## Learned end to end
+
+A column for each number of evaluations. A name says what is learned: grid, conditioning times (timing), gain.
+
+{learned}
+## TimeTuner, step by step
+
+Each conditioning time is tuned by the step that it belongs to. *Consistency* is the paper's objective, on the tuned
+sampler's own states (sequential) or on noised images (parallel). *freeze2* leaves the last two steps untuned.
+*Truncation* compares with the converged solution of the interval. In bold: better than untuned in both features, by
+more than half of the difference's 95 % interval.
+
+{steps}
+No objective helps everywhere. On the uniform grid consistency ruins the multistep solvers. Most of the harm is done in
+the last two steps: left alone, they give back most of what was lost.
+
+## The straight path
+
+The same network sampled as a flow, x = (1 - t) x0 + t eps. The ODE is the same, its nodes are others:
+`uniform-trailing` in flow time. Learned are grid and conditioning times.
+
+{straight}
+A learned Euler is worse than an untuned one in ImageNet features. So few scalars cannot bend first-order steps: judged
+by the end of each trajectory, they learn to blur.
+
 ## Floor and ceiling
 
-{ends}
-## Limits
+{ends}"""
 
-- **These are not FIDs.** The features are those of two networks that this project trained; only those of Inception-2015
-  make a FID. The two have scales of their own: compare within a column.
-- **The number of samples counts.** A Fréchet distance of few samples is too large, the more so the fewer there are.
-- **The reference is the training images**, which the networks of the features have seen.
-- **All samples are of one network** (`tt info`). A better one has other direction errors.
-- **`frechet-joint` was tuned by the distance in `cifar10-resnet`**, on other samples. What it gains there shows what
-  the times can do; whether samples are better is for the other features to say.
-"""
+
+# Rows
+
+
+def beside(frame: pd.DataFrame, model: str = MODEL) -> pd.DataFrame:
+    """One row for each sampler of a model that was measured in both features.
+
+    Returns:
+        Columns of :data:`JOINED`, and ``value``, ``low`` and ``high`` with ``_1`` (primary metric) and ``_2`` behind.
+
+    Raises:
+        BadValue: the rows are of two networks of one name.
+    """
+    frame = frame[(frame["seed"] == 0) & (frame["reference"] == "train")]
+    one, two = (distances(frame, name, N, model)[[*JOINED, "value", "low", "high"]] for name in FEATURES)
+    return one.merge(two, on=JOINED, suffixes=("_1", "_2"))
+
+
+def named(rows: pd.DataFrame) -> pd.Series:
+    """Solver, grid and, where it is not 0, eta of each row."""
+    eta = rows["eta"].map(lambda value: f", eta {value:g}" if value else "").astype(str)
+    return rows["solver"].astype(str) + eta + " · " + rows["grid"].astype(str)
+
+
+def of_headline(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series | None]:
+    """The best untuned sampler at each of :data:`FEW`, the learned one (both by NFE), and the converged solution.
+
+    Both frames have the same NFEs: those at which there is each.
+    """
+    own, straight = beside(frame), beside(frame, STRAIGHT)
+    own, straight = own.assign(name=named(own)), straight.assign(name=named(straight) + " · straight path")
+    plain = pd.concat([rows[(rows["timing"] == UNTUNED) & rows["nfe"].isin(FEW)] for rows in (own, straight)])
+    plain = plain.sort_values("value_1", kind="stable").drop_duplicates("nfe").set_index("nfe").sort_index()
+    learned = own[(own["solver"] == BEST[0]) & (own["timing"] == BEST[1])].set_index("nfe").sort_index()
+    both = plain.index.intersection(learned.index)
+    ends = own[(own["nfe"] == CONVERGED) & (own["timing"] == UNTUNED)]
+    return plain.loc[both], learned.loc[both], ends.iloc[0] if len(ends) else None
 
 
 # Tables
@@ -111,159 +192,155 @@ def markdown(rows: Sequence[Sequence[str]], head: Sequence[str], words: int = 1)
 
 
 def number(value: float, of: float | None = None) -> str:
-    """A distance, or a margin ``of`` a distance; three digits behind the point where that is below 1."""
-    return f"{value:.3f}" if (of or value) < 1 else f"{value:.2f}"
+    """A distance, or a margin ``of`` a distance, with three digits of the distance."""
+    size = value if of is None else of
+    return f"{value:.{3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
 
 
-def plus_minus(row: Any) -> str:
-    """A distance with half of its interval."""
-    return f"{number(row['value'])} ± {number((row['high'] - row['low']) / 2, row['value'])}"
+def plus_minus(row: Any, which: int) -> str:
+    """A distance in the first or second features, with half of its interval."""
+    value = row[f"value_{which}"]
+    return f"{number(value)} ± {number(half(row, which), value)}"
 
 
-def tuned_alone(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows without those of learned samplers: they are no tuned timings, and these pages are of tuned ones."""
-    return rows[~rows["timing"].str.startswith(f"{LEARNED}-")]
+def pair(row: Any) -> str:
+    """The distances in both features."""
+    return f"{number(row['value_1'])} / {number(row['value_2'])}"
 
 
-def main_rows(frame: pd.DataFrame, features: str) -> pd.DataFrame:
-    """The rows of the main table in one kind of features: deterministic samplers, untuned and tuned, and ceilings."""
-    rows = distances(frame, features, README_N, MODEL)
-    rows = rows[(rows["eta"] == 0) & ((rows["timing"] == UNTUNED) | rows["timing"].map(is_tuned))]
-    return rows[~rows["solver"].map(lambda solver: make_solver(solver).stochastic).astype(bool)]
+def half(row: Any, which: int) -> float:
+    """Half of a distance's interval."""
+    return (row[f"high_{which}"] - row[f"low_{which}"]) / 2
 
 
-def _is_ceiling(rows: pd.DataFrame) -> pd.Series:
-    return (rows["nfe"] >= CEILING_NFE) & (rows["timing"] == UNTUNED)
+def gain(plain: Any, other: Any, which: int) -> str:
+    """What a sampler takes off an untuned one's distance, in per cent, with half of its interval.
 
-
-def main_table(frame: pd.DataFrame) -> str:
-    """Untuned beside the best tuned timing of each sampler in ``frame``, in each of the features."""
-    groups = {name: main_rows(frame, name).groupby(["solver", "grid", "nfe"]) for name in FEATURES}
-    lines = []
-    for key in sorted({key for each in groups.values() for key in each.groups}):
-        cells = [_gain(each.get_group(key)) if key in each.groups else None for each in groups.values()]
-        if any(cells):
-            lines.append(
-                [f"{key[0]}, {key[1]}", str(key[2]), *(text for cell in cells for text in cell or ("", "", ""))]
-            )
-    columns = [title for name in FEATURES for title in (f"untuned, {name}", "best tuned", "gain")]
-    return markdown(lines, ["sampler", "NFE", *columns])
-
-
-def _gain(rows: pd.DataFrame) -> tuple[str, str, str] | None:
-    """Untuned, the best tuned timing and its gain, of the rows of one sampler; None where there are not both.
-
-    Where the two intervals overlap, no gain is claimed.
+    The interval is first order in both, and takes the two for independent.
     """
-    untuned, tuned = rows[rows["timing"] == UNTUNED], rows[rows["timing"] != UNTUNED]
-    if untuned.empty or tuned.empty:
-        return None
-    plain, best = untuned.iloc[0], tuned.loc[tuned["value"].idxmin()]
-    overlap = best["low"] <= plain["high"] and plain["low"] <= best["high"]
-    gain = "none seen" if overlap else f"{100 * (1 - best['value'] / plain['value']):.0f} %".replace("-", "−")
-    return plus_minus(plain), f"{plus_minus(best)} {best['timing']}", gain
+    ratio = other[f"value_{which}"] / plain[f"value_{which}"]
+    margin = ratio * np.hypot(*(half(row, which) / row[f"value_{which}"] for row in (plain, other)))
+    return f"{100 * (1 - ratio):.0f} ± {max(100 * margin, 1):.0f} %".replace("-", "−")
 
 
-def floor_and_ceiling(frame: pd.DataFrame) -> str:
-    """A line for each: the distances of many evaluations, and of real test images."""
-    lines = []
-    for name in FEATURES:
-        rows = main_rows(frame, name)
-        ceilings = rows[_is_ceiling(rows)]
-        floors = frame[(frame["solver"] == "floor") & (frame["features"] == name)]
-        lines += [
-            f"- ceiling, {row['solver']}, {row['grid']}, {row['nfe']} evaluations untuned: {plus_minus(row)} (`{name}`)"
-            for row in ceilings.to_dict("records")
-        ]
-        lines += [
-            f"- floor, {row['n']:,} test images: {plus_minus(row)} (`{name}`)" for row in floors.to_dict("records")
-        ]
-    return "\n".join(lines) + "\n"
+def better(row: Any, plain: Any) -> Any:
+    """Whether a distance is smaller in both features, by more than half of the difference's 95 % interval."""
+    less = [plain[f"value_{k}"] - row[f"value_{k}"] > np.hypot(half(plain, k), half(row, k)) for k in (1, 2)]
+    return less[0] & less[1]
 
 
-def solver_tables(frame: pd.DataFrame) -> Iterator[str]:
-    """A table for each grid: every solver against NFE, untuned and its best timing without options."""
-    rows = distances(frame, FEATURES[0], STUDY_N, MODEL)
-    rows = rows[(rows["timing"] == UNTUNED) | rows["timing"].map(lambda timing: is_tuned(timing) and _plain(timing))]
-    # A sampler whose untuned row is yet to come has nothing to be compared with.
-    rows = rows.merge(rows.loc[rows["timing"] == UNTUNED, SAMPLER], on=SAMPLER)
-    rows = rows[~_is_ceiling(rows)]
-    for grid, group in rows.groupby("grid", sort=False):
-        nfes = sorted(group["nfe"].unique())
-        best = group.groupby("nfe")["value"].min()
-        lines = []
-        for (solver, eta), own in group.groupby(["solver", "eta"], sort=False):
-            cells = [_solver_cell(own[own["nfe"] == nfe], best[nfe]) for nfe in nfes]
-            lines.append([f"{solver}{f', eta {eta:g}' if eta else ''}", *cells])
-        # A grid that one solver was tried on is in the main table.
-        if len(lines) > 1:
-            yield f"Grid `{grid}`:\n\n{markdown(lines, ['solver', *map(str, nfes)])}"
+def headline_table(frame: pd.DataFrame) -> str:
+    """The learned sampler beside the best untuned one at each number of evaluations, and the converged solution."""
+    plain, learned, end = of_headline(frame)
 
+    def cell(row: Any, which: int) -> str:
+        return plus_minus(row, which) + (
+            f" ({row[f'value_{which}'] / end[f'value_{which}']:.1f})" if end is not None else ""
+        )
 
-def _plain(timing: str) -> bool:
-    """Whether a tuned timing has no options."""
-    return "," not in timing and "-freeze" not in timing
-
-
-def _solver_cell(rows: pd.DataFrame, best: float) -> str:
-    untuned, tuned = rows[rows["timing"] == UNTUNED], rows[rows["timing"] != UNTUNED]
-    values = [*untuned["value"], *([tuned["value"].min()] if len(tuned) else [])]
-    text = " → ".join(f"**{number(value)}**" if value == best else number(value) for value in values)
-    return text + (f" {tuned.loc[tuned['value'].idxmin(), 'timing'][0]}" if len(tuned) else "")
-
-
-def ablation_table(frame: pd.DataFrame) -> str:
-    """The timings of ``ablations.toml``, a column for each of the features and NFE, and half of their intervals."""
-    asked = pd.DataFrame([asdict(cell) for table in read_tables(find_table("ablations")) for cell in table.cells])
-    rows = pd.concat([asked.merge(distances(frame, name, STUDY_N, MODEL)).sort_values("nfe") for name in FEATURES])
-    rows = rows.assign(
-        column=rows["features"] + ", NFE " + rows["nfe"].astype(str), half=(rows["high"] - rows["low"]) / 2
-    )
-    columns = list(rows["column"].unique())
-    table = rows.pivot(index="timing", columns="column", values="value")[columns]
-    text = table.map(lambda value: "" if pd.isna(value) else number(value))
-    text = text.where(table.ne(table.min()), "**" + text + "**").reindex(asked["timing"].unique()).dropna()
-    text.loc["half of the interval, median"] = rows.groupby("column")["half"].median().map("{:.2g}".format)
-    return markdown(text.reset_index().to_numpy().tolist(), ["timing", *columns])
-
-
-def direction_table(errors: pd.DataFrame) -> str:
-    """DDIM and DPM-Solver++(2M) on the uniform grid, untuned and tuned step by step: errors beside distances."""
-    timings = [UNTUNED, "consistency-parallel", "truncation-parallel"]
-    rows = errors.assign(timing=pd.Categorical(errors["timing"], timings)).dropna(subset="timing")
-    rows = rows[rows["solver"].isin(["ddim", "dpmpp-2m"]) & (rows["grid"] == "uniform") & rows["nfe"].isin([5, 10, 20])]
     lines = [
-        [
-            f"{row['solver']}, {row['nfe']}",
-            row["timing"],
-            f"{row['angle']:.2f}°",
-            f"{row['local']:.4f}",
-            f"{row['accumulated']:.4f}",
-            *("" if pd.isna(row[name]) else number(row[name]) for name in FEATURES),
-        ]
-        for row in rows.sort_values(["solver", "nfe", "timing"]).to_dict("records")
+        [str(nfe), one["name"]] + [text for k in (1, 2) for text in (cell(one, k), cell(two, k), gain(one, two, k))]
+        for (nfe, one), (_, two) in zip(plain.iterrows(), learned.iterrows(), strict=True)
     ]
-    head = [
-        "solver, NFE",
-        "timing",
-        "angle",
-        "local error",
-        "accumulated error",
-        *(f"FD ({name})" for name in FEATURES),
-    ]
-    return markdown(lines, head, words=2)
+    if end is not None:
+        lines.append([str(end["nfe"]), f"{end['name']}: the ceiling", cell(end, 1), "", "", cell(end, 2), "", ""])
+    columns = [f"{what}, {name}" for name in SHORT for what in ("untuned", "learned", "gain")]
+    return markdown(lines, ["NFE", "best untuned sampler", *columns], words=2)
 
 
-def rank_sentence(errors: pd.DataFrame, measure: str) -> str:
-    """The rank correlations of a direction error with the distances, in words; empty for too few samplers."""
-    parts = []
-    for name in FEATURES:
-        ranks = rank_correlation(errors, measure, name)
-        words = [
-            f"{row.spearman:.2f} ({row.low:.2f} to {row.high:.2f}) among {group}" for group, row in ranks.iterrows()
-        ]
-        parts += [f"in `{name}` {', '.join(words)}"] if words else []
-    return f"Rank correlation of the {measure} error with the distance: {'; '.join(parts)}.\n" if parts else ""
+def claim(frame: pd.DataFrame) -> str:
+    """The fewest learned evaluations that are :func:`better` than every untuned sampler of :data:`FEW`, if any are."""
+    _, learned, _ = of_headline(frame)
+    plain = pd.concat([beside(frame, model) for model in (MODEL, STRAIGHT)])
+    plain = plain[(plain["timing"] == UNTUNED) & plain["nfe"].isin(FEW)]
+    for nfe, row in learned.iterrows():
+        if better(row, plain).all():
+            least = plain["value_1"].min(), plain["value_2"].min()
+            return (
+                f"**{nfe} learned evaluations do better than {plain['nfe'].max()} of every untuned sampler here.** In "
+                f"ImageNet features their distance is {number(row['value_1'])}, the least untuned one "
+                f"{number(least[0])}; in the classifier's {number(row['value_2'])} and {number(least[1])}.\n"
+            )
+    return ""
+
+
+def against_nfe(rows: pd.DataFrame, names: pd.Series, head: str, best: bool = False) -> str:
+    """A line for each name, a column for each number of evaluations, both distances in a cell.
+
+    Args:
+        best: the smallest value of a column in the first features is bold.
+    """
+    rows = rows.assign(name=names, cell=[pair(row) for row in rows.to_dict("records")])
+    if best:
+        least = rows.groupby("nfe")["value_1"].transform("min") == rows["value_1"]
+        rows["cell"] = rows["cell"].mask(least, "**" + rows["cell"] + "**")
+    wide = rows.pivot(index="name", columns="nfe", values="cell").reindex(rows["name"].unique()).fillna("")
+    return markdown(wide.reset_index().to_numpy().tolist(), [head, *map(str, wide.columns)])
+
+
+def _where(grids: pd.Series, *usual: str) -> pd.Series:
+    """The grid in words where it is not a usual one."""
+    return grids.map(lambda grid: "" if grid in usual else f" · {grid}").astype(str)
+
+
+def untuned_table(frame: pd.DataFrame) -> str:
+    """Every untuned sampler on the diffusion's own path in at most :data:`MOST` evaluations, grid by grid."""
+    rows = beside(frame)
+    rows = rows[(rows["timing"] == UNTUNED) & (rows["nfe"] <= MOST)].sort_values(["grid", "solver", "eta", "nfe"])
+    return against_nfe(rows, named(rows), "sampler", best=True)
+
+
+def learned_table(frame: pd.DataFrame) -> str:
+    """Every sampler that was learned end to end on the diffusion's own path."""
+    rows = beside(frame)
+    rows = rows[rows["timing"].str.startswith(f"{LEARNED}-")].sort_values(["timing", "solver", "nfe"])
+    return against_nfe(rows, rows["solver"] + " · " + rows["timing"] + _where(rows["grid"], LEARNED), "sampler")
+
+
+def step_table(frame: pd.DataFrame) -> str:
+    """Samplers tuned step by step beside their untuned ones, a column for each timing."""
+    rows = beside(frame)
+    rows = rows[rows["timing"].isin((UNTUNED, *STEPWISE))]
+    lines = []
+    for (solver, grid, nfe, _), group in rows.groupby(["solver", "grid", "nfe", "eta"]):
+        own = {row["timing"]: row for row in group.to_dict("records")}
+        plain = own.get(UNTUNED)
+        if plain is None or len(own) == 1:
+            continue
+        cells = []
+        for timing in STEPWISE:
+            row = own.get(timing)
+            cells.append("" if row is None else f"**{pair(row)}**" if better(row, plain) else pair(row))
+        lines.append([f"{solver} · {grid}", str(nfe), pair(plain), *cells])
+    short = [
+        name.replace("-parallel-freeze2", ", freeze2").replace("-parallel", "").replace("-", ", ") for name in STEPWISE
+    ]
+    short[1] = "consistency, parallel"
+    return markdown(lines, ["sampler", "NFE", UNTUNED, *short])
+
+
+def straight_table(frame: pd.DataFrame) -> str:
+    """The samplers on the straight path, untuned and learned."""
+    rows = beside(frame, STRAIGHT).sort_values(["solver", "timing", "nfe"], ascending=[True, False, True])
+    return against_nfe(
+        rows, rows["solver"] + " · " + rows["timing"] + _where(rows["grid"], LEARNED, STRAIGHT_GRID), "sampler"
+    )
+
+
+def ends_table(frame: pd.DataFrame) -> str:
+    """The converged solution, DDIM in many steps, and real test images."""
+    rows = beside(frame)
+    rows = rows[(rows["timing"] == UNTUNED) & rows["nfe"].isin((CONVERGED, MANY))].sort_values("nfe")
+    lines = [
+        [f"ceiling: {name}, {row['nfe']} evaluations", plus_minus(row, 1), plus_minus(row, 2)]
+        for name, row in zip(named(rows), rows.to_dict("records"), strict=True)
+    ]
+    floors = [frame[(frame["solver"] == "floor") & (frame["features"] == name)] for name in FEATURES]
+    if all(map(len, floors)):
+        one, two = (rows.iloc[0] for rows in floors)
+        whole = {f"{end}_{k}": row[end] for k, row in ((1, one), (2, two)) for end in ("value", "low", "high")}
+        lines.append([f"floor: {one['n']:,} test images", plus_minus(whole, 1), plus_minus(whole, 2)])
+    return markdown(lines, ["images", *(f"FD ({name})" for name in FEATURES)])
 
 
 # Pages
@@ -271,30 +348,23 @@ def rank_sentence(errors: pd.DataFrame, measure: str) -> str:
 
 def results_block(frame: pd.DataFrame) -> str:
     """What stands between the markers in README."""
-    frame = tuned_alone(frame)
-    shown = frame[frame["grid"].isin(README_GRIDS) & (frame["nfe"] <= README_MOST_NFE)]
-    return "\n".join([MARK, main_table(shown), floor_and_ceiling(frame)]) + END_MARK
+    return "\n".join([MARK, claim(frame), headline_table(frame)]) + END_MARK
 
 
-def results_page(frame: pd.DataFrame, directions: pd.DataFrame) -> str:
-    """The text of ``data/results/README.md``.
-
-    Args:
-        frame, directions: rows of ``fd.csv`` and of ``direction.csv``.
-    """
-    frame, directions = tuned_alone(frame), tuned_alone(directions)
-    errors = errors_and_distances(directions[directions["n"] == DIRECTION_N], frame, FEATURES, README_N, MODEL)
+def results_page(frame: pd.DataFrame) -> str:
+    """The text of ``data/results/README.md``, from rows of ``fd.csv``."""
     return PAGE.format(
-        main=main_table(frame),
-        solvers="\n".join(solver_tables(frame)),
-        ablations=ablation_table(frame),
-        directions=direction_table(errors),
-        ranks="\n".join(rank_sentence(errors, measure) for measure in ("accumulated", "local")),
-        ends=floor_and_ceiling(frame),
-        first=FEATURES[0],
-        readme_n=README_N,
-        study_n=STUDY_N,
-        direction_n=DIRECTION_N,
+        n=N,
+        model=MODEL,
+        alt=ALT,
+        caption=CAPTION,
+        headline=headline_table(frame),
+        claim=claim(frame),
+        untuned=untuned_table(frame),
+        learned=learned_table(frame),
+        steps=step_table(frame),
+        straight=straight_table(frame),
+        ends=ends_table(frame),
     )
 
 
@@ -313,19 +383,34 @@ def insert_block(page: str, block: str) -> str:
 
 def write_report(root: Path, frame: pd.DataFrame) -> list[Path]:
     """Write the figure, and the results block of ``root``'s README; returns their paths."""
-    from tt_lib.figures.results import fd_against_nfe
+    from tt_lib.figures.results import distance_curves
     from tt_lib.figures.style import save_figure
 
-    rows = main_rows(tuned_alone(frame), FEATURES[0])
-    ceiling = _is_ceiling(rows)
-    drawn = rows.assign(timing=rows["timing"].mask(ceiling, "ceiling"))
-    drawn.loc[ceiling, ["solver", "grid"]] = ""
-    # One NFE makes no curve: such a sampler is not drawn beside those of several.
-    curves = ~ceiling & (drawn.groupby(["solver", "grid"])["nfe"].transform("nunique") > 1)
+    plain, learned, end = of_headline(frame)
+    rows = beside(frame)
+    ddim = rows[(rows["solver"] == "ddim") & (rows["timing"] == UNTUNED) & rows["nfe"].isin(FEW)]
+    ddim = ddim.sort_values("value_1").drop_duplicates("nfe").set_index("nfe").sort_index()
+    curves = {"DDIM": ddim, "best untuned sampler": plain, "learned sampler": learned}
+    curves = {
+        name: rows[["value_1", "low_1", "high_1"]].set_axis(["value", "low", "high"], axis=1)
+        for name, rows in curves.items()
+    }
     readme, figure = root / "README.md", root / FIGURE
-    save_figure(fd_against_nfe(drawn[curves | ceiling] if curves.any() else drawn), figure, CAPTION, ALT)
+    ceiling = {f"ceiling: {end['nfe']} evaluations": end["value_1"]} if end is not None else {}
+    save_figure(distance_curves(curves, ceiling), figure, CAPTION, ALT)
     write_text(readme, insert_block(readme.read_text(encoding="utf-8"), results_block(frame)))
     return [readme, figure]
+
+
+def write_samples(root: Path, bench: Bench) -> Path:
+    """Draw README's picture of samples: seeds 0 to 3 through each of :data:`ROWS`; returns its path."""
+    from tt_lib.datasets import to_uint8
+    from tt_lib.figures.pictures import compare_rows
+    from tt_lib.figures.style import save_figure
+
+    samplers = {name: bench.sampler(cell, require_timing(bench.model.name, cell)) for name, cell in ROWS.items()}
+    figure = compare_rows({name: to_uint8(sampler(range(4)).x) for name, sampler in samplers.items()}, scale=4)
+    return save_figure(figure, root / SAMPLES, SAMPLES_CAPTION, SAMPLES_ALT)
 
 
 # Files
