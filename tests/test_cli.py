@@ -429,7 +429,7 @@ PLACES = {
     ("evaluate",): {"--results": ".csv", "--work": ""},
     ("table", "--config", "data/table.toml"): {"--results": ".csv", "--work": ""},
     ("floor",): {"--results": ".csv"},
-    ("direction",): {"--results": ".csv", "--work": "", "--figure": ".png"},
+    ("direction",): {"--results": ".csv"},
     ("speed", "--against", "diffusers"): {"--results": ".csv"},
     ("demo",): {"--out": ""},
     ("train", "--out", "runs/never"): {"--results": ".csv", "--out": ""},
@@ -452,7 +452,7 @@ DEFAULT_PLACES = [
 
 
 def test_every_option_that_names_a_place_is_listed():
-    names = {"out", "results", "work", "figure"}
+    names = {"out", "results", "work"}
     listed = {(words[0], option.strip("-")) for words, options in PLACES.items() for option in options}
     assert listed == {(name, each.name) for name, command in COMMANDS.items() for each in command.params} & {
         (name, each) for name in COMMANDS for each in names
@@ -509,7 +509,6 @@ def test_every_usual_place_is_looked_at_before_the_work(no_work, monkeypatch, tm
         (("table", "--config", "data/table.toml"), "fd"),
         (("floor",), "fd"),
         (("direction",), "direction"),
-        (("direction", "--config", "data/table.toml", "--figure", "runs/never.png"), "fd"),
         (("train", "--out", "runs/never"), "training"),
         (("features", "--out", "runs/never"), "training"),
         (("speed", "--against", "diffusers"), "speed"),

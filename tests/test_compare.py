@@ -7,8 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from tt_lib.errors import BadValue
-from tt_lib.metrics.direction import MEASURES
-from tt_lib.rows import DIRECTION_COLUMNS, FD_COLUMNS
+from tt_lib.rows import FD_COLUMNS
 from tt_lib.study.compare import (
     AGREED_BETTER,
     BETTER,
@@ -18,9 +17,8 @@ from tt_lib.study.compare import (
     beside_each_other,
     changes,
     changes_in_both,
-    errors_and_distances,
+    distances,
     rank_correlation,
-    summarise,
 )
 
 MODEL, WEIGHTS = "cifar10-ddpm-w96", "ab" * 8
@@ -36,16 +34,6 @@ def fd_rows(*cells, features="cifar10-resnet", n=50_000, model=MODEL, weights=WE
     return pd.DataFrame(rows)[list(FD_COLUMNS)]
 
 
-def direction_rows(timing: str, ends: tuple[float, ...], n: int = 64, **where) -> list[dict]:
-    """Rows of ``direction.csv`` of one sampler whose errors at the ends of its steps are ``ends``."""
-    base = dict.fromkeys(DIRECTION_COLUMNS, 0.0) | {"model": MODEL, "solver": "ddim", "grid": "uniform", "nfe": 5}
-    base |= {"weights": WEIGHTS, "n": n, "substeps": 8, "timing": timing, "relative": 0.25}
-    return [
-        base | {"step": step, "angle": 1.0 + step, "accumulated": end, "doubt": 0.01 / (1 + step)} | where
-        for step, end in enumerate(ends)
-    ]
-
-
 CELLS = (
     ("ddim", "uniform", 5, "untuned", 17.54),
     ("ddim", "uniform", 5, "consistency-parallel", 14.7),
@@ -55,7 +43,6 @@ CELLS = (
     ("ddim", "uniform", 20, "untuned", 5.3),
     ("ddim", "uniform", 20, "truncation-parallel", 5.35),
 )
-TUNED_FIRST = ("ddim", "uniform", 5, "consistency-parallel")
 
 
 def test_changes_beside_untuned():
@@ -109,44 +96,7 @@ def test_samplers_are_compared_that_have_both():
     assert rank_correlation(both.iloc[:8], "first", "second").index.tolist() == ["all"], "of four no rank is taken"
 
 
-DIRECTIONS = pd.DataFrame(
-    [
-        row
-        for rows in (
-            direction_rows("untuned", (0.3, 0.2)),
-            direction_rows("consistency-parallel", (0.2, 0.1)),
-            direction_rows("truncation-parallel", (0.2, 0.199)),
-            direction_rows("untuned", (0.3, 0.5), n=8),
-            direction_rows("frechet-joint", (0.1, 0.9)),
-            direction_rows("untuned", (0.1, 0.1), solver="dpmpp-2m"),
-            direction_rows("consistency-parallel", (0.5, 0.7), solver="dpmpp-2m"),
-            direction_rows("untuned", (0.1,), model="another"),
-        )
-        for row in rows
-    ]
-)
-
-
-def test_summary_is_means_over_steps_and_the_last_accumulated_error():
-    found = summarise(DIRECTIONS).set_index(["model", "solver", "timing", "n"]).loc[(MODEL, "ddim", "untuned", 64)]
-    assert found[[*MEASURES, "doubt"]].tolist() == [1.5, 0.25, 0.0, 0.2, 0.01]
-
-
-def test_errors_stand_beside_distances():
-    frame = pd.concat([fd_rows(*CELLS), fd_rows(CELLS[0], features="b")])
-    both = ("cifar10-resnet", "b")
-    errors = errors_and_distances(DIRECTIONS, frame, both, 50_000, MODEL)
-    assert len(errors) == 6 and "frechet-joint" not in set(errors["timing"]), "no distance, no line"
-    last = errors[(errors["solver"] == "ddim") & (errors["timing"] == "untuned")].iloc[-1]
-    assert (last["n"], last["cifar10-resnet"], last["b"]) == (64, 17.54, 17.54), "of most samples"
-    with pytest.raises(BadValue, match="several distances of ddim, uniform, NFE 5, untuned in cifar10-resnet"):
-        errors_and_distances(DIRECTIONS, pd.concat([frame, frame.iloc[:1]]), both, 50_000, MODEL)
-
-    # Another network of the name, in either file, is told apart, and never mixed.
-    other = fd_rows(CELLS[0], weights="cd" * 8)
+def test_two_networks_of_one_name_are_never_mixed():
+    frame = pd.concat([fd_rows(*CELLS), fd_rows(CELLS[0], weights="cd" * 8)])
     with pytest.raises(BadValue, match=f"2 networks called '{MODEL}', of the weights {WEIGHTS}, {'cd' * 8}; keep"):
-        errors_and_distances(DIRECTIONS, pd.concat([frame, other]), both, 50_000, MODEL)
-    with pytest.raises(BadValue, match=f"2 networks called '{MODEL}'"):
-        more = DIRECTIONS.assign(weights="cd" * 8)
-        errors_and_distances(pd.concat([DIRECTIONS, more]), frame, both, 50_000, MODEL)
-    assert errors_and_distances(DIRECTIONS, other, ["cifar10-resnet"], 50_000, MODEL).empty
+        distances(frame, "cifar10-resnet", 50_000, MODEL)

@@ -174,36 +174,6 @@ def test_timing_plot_draws_ratios_in_the_order_of_the_calls_from_noise_to_data()
         results.timing_plot({})
 
 
-def direction_rows(**changes) -> pd.DataFrame:
-    rows = [(t, 0.1 / t, 0.2 / t, timing) for timing in ("untuned", "truncation-parallel") for t in (0.9, 0.5, 0.1)]
-    frame = pd.DataFrame(rows, columns=["t", "relative", "accumulated", "timing"])
-    frame = frame.assign(solver="ddim", grid="uniform", nfe=3, relative_margin=0.01, accumulated_margin=np.nan)
-    return frame.assign(**changes)
-
-
-def test_direction_profile_has_a_column_for_each_sampler_and_intervals():
-    figure = results.direction_profile(pd.concat([direction_rows(), direction_rows(solver="heun")]))
-    assert [axes.get_title() for axes in figure.axes] == ["ddim · uniform · NFE 3", "heun · uniform · NFE 3", "", ""]
-    relative = figure.axes[0]
-    np.testing.assert_allclose(lines(relative)[0].get_xydata(), [[0.1, 1], [0.5, 0.2], [0.9, 0.1 / 0.9]])
-    bars = [path.vertices.tolist() for path in relative.collections[0].get_paths()]
-    np.testing.assert_allclose(bars[0], [[0.9, 0.1 / 0.9 - 0.01], [0.9, 0.1 / 0.9 + 0.01]])
-    assert relative.get_yscale() == "log" and relative.xaxis_inverted()
-    with pytest.raises(BadValue, match="5 samplers do not fit"):
-        results.direction_profile(pd.concat([direction_rows(nfe=nfe) for nfe in range(5)]))
-    with pytest.raises(BadValue, match=r"several rows for ddim · uniform · NFE 3, untuned, t = 0\.9; keep one"):
-        results.direction_profile(pd.concat([direction_rows(), direction_rows()]))
-
-
-def test_distances_are_drawn_against_each_measure():
-    frame = pd.DataFrame({"value": [1.0, 4.0], "timing": ["untuned", "other"]})
-    frame = frame.assign(**{name: [2.0 + k, 8.0 + k] for k, name in enumerate(results.MEASURES)})
-    figure = results.direction_against_distance(frame)
-    assert [axes.collections[0].get_offsets().tolist() for axes in figure.axes] == [
-        [[2.0 + k, 1.0], [8.0 + k, 4.0]] for k in range(4)
-    ]
-
-
 def test_fd_against_nfe_draws_each_timing_with_its_interval():
     figure = results.fd_against_nfe(fd_rows())
     (axes,) = figure.axes

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from tt_lib.cli.app import make_app
 from tt_lib.cli.networks import features, info, stats, train
-from tt_lib.cli.sampler import evaluate, learn, sample, tune
+from tt_lib.cli.sampler import direction, evaluate, learn, sample, tune
 from tt_lib.cli.speed import speed
-from tt_lib.cli.study import card, demo, direction, floor, table
+from tt_lib.cli.study import card, demo, floor, table
 
 app = make_app()
 COMMANDS = (demo, tune, learn, sample, evaluate, table, floor, direction, speed, train, features, stats, card, info)

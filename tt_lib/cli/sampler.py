@@ -1,4 +1,4 @@
-"""``tt tune``, ``tt sample`` and ``tt evaluate``: one sampler at a time."""
+"""``tt tune``, ``tt learn``, ``tt sample``, ``tt evaluate`` and ``tt direction``: one sampler at a time."""
 
 from __future__ import annotations
 
@@ -427,3 +427,43 @@ def evaluate(
         shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
         console.print(shown, highlight=False)
     world.wait()
+
+
+def direction(
+    model: ModelOption = "cifar10",
+    solver: SolverOption = "ddim",
+    grid: GridOption = None,
+    nfe: NfeOption = 10,
+    timing: Annotated[
+        list[str] | None,
+        typer.Option(help="As of `tt evaluate`; may be repeated, for a sampler each [default: untuned]."),
+    ] = None,
+    n: Annotated[int, typer.Option(help="Samples, each its own trajectory.")] = 64,
+    substeps: Annotated[int, typer.Option(help="Steps of the converged solution in each interval; even.")] = 16,
+    batch: BatchOption = 64,
+    compile: CompileOption = False,
+    results: Annotated[Path | None, rows_option("direction.csv")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure the direction error of each step of a sampler: angle, relative, local and accumulated, a row a step.
+
+    The right direction is the mean of eps along a converged solution.
+
+    Example: `tt direction --nfe 5 --timing untuned --timing truncation-parallel --n 4 --results runs/direction.csv`
+    """
+    from tt_lib.metrics.direction import MEASURES, direction_rows
+    from tt_lib.rows import DIRECTION_COLUMNS, DIRECTION_KEY, write_rows
+    from tt_lib.study.workbench import make_bench
+
+    path = results_file(results, "direction.csv", DIRECTION_COLUMNS)
+    bench = make_bench(model, pick_device(device), batch=batch, bf16=False, compile=compile)
+    with progress_bar("direction") as report:
+        # All timings are looked at before anything is measured.
+        samplers = [_sampler(bench, solver, grid, nfe, 0.0, each, report) for each in timing or ["untuned"]]
+        for sampler, name in samplers:
+            rows = direction_rows(sampler, timing=name, n=n, substeps=substeps, progress=report)
+            write_rows(path, rows, DIRECTION_COLUMNS, DIRECTION_KEY)
+            for row in rows:
+                errors = (f"{measure} {row[measure]:.3g}" for measure in MEASURES)
+                say(f"{name}, step {row['step'] + 1}, t {row['t']:.3f} to {row['s']:.3f}: {', '.join(errors)}")
+    say(f"rows written to {path}")

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -34,10 +33,13 @@ import torch
 from torch import Tensor
 
 from tt_lib.engine import drive
-from tt_lib.errors import BadValue, NotFinite
+from tt_lib.errors import BadValue, NotFinite, check_range
 from tt_lib.grids import Grid
+from tt_lib.networks.running import cudnn_flags
+from tt_lib.noise import SampleNoise, check_seeds
 from tt_lib.predictors import Predictor
-from tt_lib.sampling import Progress, fine_solution
+from tt_lib.rows import device_name, provenance, short_hash
+from tt_lib.sampling import Progress, Sampler, fine_solution
 from tt_lib.schedules import Schedule, along
 from tt_lib.solvers.registry import Solver
 from tt_lib.toy import MixturePredictor, exact_flow
@@ -87,7 +89,6 @@ def measure_directions(
     *,
     gains: Sequence[float] | None = None,
     substeps: int = 16,
-    reference: Sequence[Tensor] | None = None,
     progress: Progress | None = None,
 ) -> Directions:
     """Compare each step of a sampler with the true flow.
@@ -100,7 +101,6 @@ def measure_directions(
         taus: the conditioning times, untuned if None.
         gains: the factor on each of the sampler's answers; the flow has none.
         substeps: steps of the flow in each interval; even, at least 2.
-        reference: :func:`reference_trajectory` of the same start, grid and substeps, if several samplers share it.
         progress: called with (intervals done, of all, message).
 
     Raises:
@@ -110,14 +110,14 @@ def measure_directions(
     if solver.stochastic:
         raise BadValue(f"{solver.name} draws noise and follows no trajectory; its direction error is not defined")
     flow, coarse = _flows(predictor, schedule, substeps)
-    trajectory = reference_trajectory(predictor, schedule, grid, x, substeps) if reference is None else reference
     run = drive(solver(x, grid, schedule), predictor, taus, gains=gains, keep=True)
     # The K + 1 states where the sampler begins a step, and where it ends.
     states = [*(request.x for request in run.trajectory if request.stage == 0), run.x]
     times = grid.tensor()
-    rows = []
+    rows, truth = [], x
     for k in range(grid.steps):
         t, s = times[k], times[k + 1]
+        truth = flow(truth, t, s)
         target = flow(states[k], t, s)
         doubt = _rms(coarse(states[k], t, s) - target) if coarse else torch.zeros(len(x)).double()
         used, true = (_direction(schedule, states[k], end, t, s) for end in (states[k + 1], target))
@@ -126,7 +126,7 @@ def measure_directions(
                 _angle(used, true),
                 _length(used - true) / _length(true).square().mean().sqrt(),
                 _rms(states[k + 1] - target),
-                _rms(states[k + 1] - trajectory[k + 1]),
+                _rms(states[k + 1] - truth),
                 doubt,
             )
         )
@@ -143,16 +143,59 @@ def measure_directions(
     return Directions(grid.times, *columns)
 
 
-def reference_trajectory(
-    predictor: Predictor, schedule: Schedule, grid: Grid, x: Tensor, substeps: int = 16
-) -> tuple[Tensor, ...]:
-    """The true trajectory from ``x`` [B, ...] at ``grid.times[0]``: its K + 1 states at the nominal times."""
-    flow, _ = _flows(predictor, schedule, substeps)
-    times = grid.tensor()
-    states = [x]
-    for t, s in pairwise(times):
-        states.append(flow(states[-1], t, s))
-    return tuple(states)
+@cudnn_flags(allow_tf32=False)
+@torch.no_grad()
+def direction_rows(
+    sampler: Sampler, *, timing: str, n: int = 64, seed: int = 0, substeps: int = 16, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """The rows of ``direction.csv`` of one sampler, a row for each step.
+
+    Args:
+        sampler: deterministic, and without a correction.
+        timing: its name.
+        n: samples, each its own trajectory; all are in memory at once.
+        seed: of the first sample.
+        substeps, progress: see :func:`measure_directions`.
+
+    Raises:
+        BadValue: a sampler that draws noise or is corrected, or a number out of range.
+        NotFinite: see :func:`measure_directions`.
+    """
+    check_range("n of directions", n, 2, 10_000)  # an interval needs two
+    check_range("substeps of directions", substeps, 1, 1000)
+    check_seeds(seed, n)
+    if sampler.correction is not None:
+        raise BadValue(f"{timing} corrects the network while it samples; its direction errors are not defined")
+    x = SampleNoise(range(seed, seed + n)).start(sampler.shape).to(sampler.device)
+    frame = measure_directions(
+        sampler.predictor,
+        sampler.schedule,
+        sampler.solver,
+        sampler.grid,
+        along(sampler.schedule.scale(sampler.grid.tensor()[0]), x) * x,
+        sampler.timing.taus if sampler.timing else None,
+        gains=(sampler.timing.gains or None) if sampler.timing else None,
+        substeps=substeps,
+        progress=progress,
+    ).frame()
+    facts = {
+        "model": sampler.model,
+        "weights": short_hash(sampler.weights),
+        "solver": sampler.solver.spelling,
+        "grid": sampler.grid.name,
+        "nfe": len(sampler.evaluations),
+        "eta": sampler.solver.eta,
+        "timing": timing,
+        "n": n,
+        "seed": seed,
+        "substeps": substeps,
+        "device": device_name(sampler.device),
+        **provenance(),
+    }
+    return [
+        {**facts, **{name: float(f"{value:.6g}") for name, value in row.items()}, "step": int(row["step"])}
+        for row in frame.to_dict("records")
+    ]
 
 
 def _flows(predictor: Predictor, schedule: Schedule, substeps: int) -> tuple[Flow, Flow | None]:

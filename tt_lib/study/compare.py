@@ -1,8 +1,6 @@
-"""What the rows say of each other: tuned and untuned, two kinds of features, direction errors and distances."""
+"""What the rows say of each other: tuned and untuned, two kinds of features."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,7 +12,7 @@ from tt_lib.timing import UNTUNED
 
 SAMPLER = ["solver", "grid", "nfe", "eta"]
 JOINED = ["model", "weights", *SAMPLER, "timing"]
-"""Columns that name a sampler in ``fd.csv`` and in ``direction.csv``."""
+"""Columns that name a sampler with its timing."""
 BETTER, WORSE, SAME = "better", "worse", "the intervals overlap"
 AGREED_BETTER, AGREED_WORSE, UNDECIDED = "better in both", "worse in both", "not told apart in both"
 BOOTSTRAPS = 1000
@@ -130,51 +128,6 @@ def _check_different(features: tuple[str, str]) -> None:
         raise BadValue(f"two different features are compared, got {features[0]!r} twice")
 
 
-# Direction errors
-
-
-def summarise(directions: pd.DataFrame) -> pd.DataFrame:
-    """One row for each sampler and protocol, from rows of ``direction.csv``.
-
-    Returns:
-        Means over the steps of angle, relative and local error, the accumulated error at the end, and the largest
-        ``doubt`` of a step. Of several protocols of one sampler that of most samples comes last.
-    """
-    groups = directions.sort_values("step").groupby([*JOINED, "n", "seed", "substeps"], sort=False)
-    means = groups[["angle", "relative", "local"]].mean()
-    means = means.assign(accumulated=groups["accumulated"].last(), doubt=groups["doubt"].max())
-    return means.reset_index().sort_values("n", kind="stable", ignore_index=True)
-
-
-def errors_and_distances(
-    directions: pd.DataFrame, frame: pd.DataFrame, features: Sequence[str], n: int, model: str
-) -> pd.DataFrame:
-    """Direction errors of each sampler and timing (:func:`summarise`), with its distances.
-
-    Args:
-        directions, frame: rows of ``direction.csv`` and of ``fd.csv``.
-        features: a column for each; a sampler with none of these distances is left out.
-        n, model: see :func:`distances`.
-
-    Raises:
-        BadValue: two distances of one sampler, or of two networks of one name.
-    """
-    directions = directions[directions["model"] == model]
-    check_one_network(directions)
-    errors = summarise(directions)
-    for each in features:
-        rows = distances(frame, each, n, model)
-        repeated = rows[rows.duplicated(JOINED)]
-        if len(repeated):
-            row = repeated.iloc[0]
-            raise BadValue(
-                f"several distances of {row['solver']}, {row['grid']}, NFE {row['nfe']}, {row['timing']} in {each}; "
-                "keep one of them"
-            )
-        errors = errors.merge(rows[[*JOINED, "value"]].rename(columns={"value": each}), on=JOINED, how="left")
-    return errors.dropna(subset=list(features), how="all")
-
-
 # Rank correlations
 
 
@@ -182,7 +135,7 @@ def rank_correlation(rows: pd.DataFrame, a: str, b: str, seed: int = 0) -> pd.Da
     """Spearman's rank correlation of two columns, among all samplers, the untuned and the tuned.
 
     Args:
-        rows: of :func:`beside_each_other` or :func:`errors_and_distances`; those with both columns count.
+        rows: of :func:`beside_each_other`; those with both columns count.
         a, b: the columns.
         seed: of the interval's draws.
 

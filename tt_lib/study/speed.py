@@ -35,7 +35,6 @@ from tt_lib.noise import StartNoise
 from tt_lib.rows import device_name, provenance
 from tt_lib.sampling import Sampler, batches, sample_images
 from tt_lib.study.cells import Cell
-from tt_lib.study.run_cells import Row
 from tt_lib.study.workbench import Bench
 
 T = TypeVar("T")
@@ -69,7 +68,7 @@ def fastest(*jobs: Callable[[], Any]) -> list[float]:
     return [min(column) for column in zip(*rounds, strict=True)]
 
 
-def speed_row(what: str, ours: float, peer: float | None, unit: str, device: torch.device) -> Row:
+def speed_row(what: str, ours: float, peer: float | None, unit: str, device: torch.device) -> dict[str, Any]:
     """A row of ``speed.csv``, to five digits. The ratio is how many times better ours is: fewer seconds, more images a
     second. Where neither is better (a distance, a share), it is ours over the peer."""
     ratio: float | str = ""
@@ -89,7 +88,7 @@ def speed_row(what: str, ours: float, peer: float | None, unit: str, device: tor
 # Against diffusers
 
 
-def measure_against_diffusers(bench: Bench, *, steps: int, n: int, compiled: bool, tell: Tell) -> list[Row]:
+def measure_against_diffusers(bench: Bench, *, steps: int, n: int, compiled: bool, tell: Tell) -> list[dict[str, Any]]:
     """Images a second of DDIM, from seeds to uint8 on the CPU, beside diffusers' DDIMPipeline on the same network.
 
     Args:
@@ -149,7 +148,7 @@ def ddim_pipeline(bench: Bench, steps: int) -> Callable[..., Any]:
 
 def measure_against_pytorch_fid(
     bench: Bench, images: Tensor, folder: Path, *, cell: Cell, n: int, compiled: bool, tell: Tell
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """A whole evaluation of ours beside the usual way: sample to PNG files, then run pytorch-fid's command.
 
     Both sides take Inception-2015 features and compare with one reference whose statistics are there already. They end

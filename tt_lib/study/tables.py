@@ -23,8 +23,8 @@ The file::
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
@@ -34,7 +34,7 @@ import pandas as pd
 
 from tt_lib.baselines import read_constant
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch, check_type, check_types
-from tt_lib.files import check_writable, data_folder
+from tt_lib.files import check_writable, data_folder, hold
 from tt_lib.grids import read_grid
 from tt_lib.metrics.evaluate import check_n, fd_row, forget_sets, measure_all
 from tt_lib.metrics.features import metric_of
@@ -42,7 +42,7 @@ from tt_lib.metrics.reference import Metric, check_names, dataset_label
 from tt_lib.metrics.world import ALONE, World
 from tt_lib.networks.unet import Model
 from tt_lib.noise import StartNoise, check_seeds
-from tt_lib.rows import FD_COLUMNS, FD_KEY, matching, read_rows, short_hash
+from tt_lib.rows import FD_COLUMNS, FD_KEY, matching, read_rows, short_hash, write_rows
 from tt_lib.study.cells import (
     IMAGE_SOURCES,
     IMAGES,
@@ -55,13 +55,15 @@ from tt_lib.study.cells import (
     parse_timing,
     timing_path,
 )
-from tt_lib.study.run_cells import Report, Row, run_cells
 from tt_lib.study.workbench import Bench, Progress, constant_timing
 from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig
 from tt_lib.tuning.gamma import gamma_path
 from tt_lib.tuning.tuner import digest_of
 
+Row = dict[str, Any]
+Report = Callable[[int, str], None]
+"""Called with what is done of a cell, and a message."""
 TUNING = {*(field.name for field in fields(TuneConfig)), "learning_rate", "images", "source"}
 NAMED = {"objective", "strategy", "freeze_last"}
 """What only a timing's name may say."""
@@ -203,7 +205,10 @@ def run_table(
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Tune and measure the cells of a table that lack rows, by :func:`run_cells`.
+    """Tune and measure the cells of a table that lack rows, and write the rows.
+
+    A cell that has its rows is skipped, so a killed run goes on where it was. Several processes may work on one file
+    (one for each GPU, say): a cell that another one holds is left to it.
 
     Args:
         metrics: one for each of the table's features. All are measured from the same samples. Rows name the data set
@@ -236,7 +241,7 @@ def run_table(
             check_places(table, bench, cell)
         return missing
 
-    def run(cell: Cell, missing: list[int], report: Report) -> Iterator[list[Row]]:
+    def run(cell: Cell, missing: list[int], report: Report) -> None:
         chosen = [metrics[i] for i in missing]
         # The others wait here until the main process has tuned and written what the cell needs.
         timing = world.decide(tune_cell(table, bench, cell, work, data, report) if world.main else None)
@@ -253,22 +258,33 @@ def run_table(
             progress=lambda done, of, message: report(done * cell.nfe, cell.label),
         )
         for metric, each in zip(chosen, measured, strict=True):
-            yield [fd_row(each, sampler, metric, seed=table.seed, timing=cell.timing, world=world)]
+            row = fd_row(each, sampler, metric, seed=table.seed, timing=cell.timing, world=world)
+            written.append(row)
             if world.main:
+                write_rows(results, [row], FD_COLUMNS, FD_KEY)
                 forget_sets(sampler, metric.features, table.n, table.seed, sets)
 
-    return run_cells(
-        table.cells,
-        results,
-        FD_COLUMNS,
-        FD_KEY,
-        work,
-        pending=pending,
-        run=run,
-        cost=table.cost,
-        world=world,
-        progress=progress,
-    )
+    rows = read_rows(results, FD_COLUMNS) if world.main else pd.DataFrame()
+    todo = world.decide([cell for cell in table.cells if pending(rows, cell)] if world.main else [])
+    done, total, written = 0, sum(table.cost(cell) for cell in todo), list[Row]()
+    for cell in todo:
+        with hold(work / f"{cell.label}.lock") if world.main else nullcontext(False) as held:
+            # Another process may have done it since, or be at it.
+            missing = world.decide(pending(read_rows(results, FD_COLUMNS), cell) if held else [])
+            if missing:
+
+                def report(count: int, message: str, base: int = done, of: int = total) -> None:
+                    if progress:
+                        progress(base + count, of, message)
+
+                run(cell, missing, report)
+                done += table.cost(cell)
+            else:
+                # No work of this process: the time left is judged without it.
+                total -= table.cost(cell)
+        if progress:
+            progress(done, total, f"{cell.label} done")
+    return written
 
 
 def dry_run(table: Table, model: Model, results: Path, data: Path | str | None = None) -> Iterator[str]:
