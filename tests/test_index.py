@@ -42,9 +42,9 @@ def test_page_and_table_say_what_each_notebook_is(folder):
     ):
         assert words in page
     links = "[exercises](notebooks/exercises/01_b.ipynb), [solutions](notebooks/exercises/01_b_solutions.ipynb)"
-    row = f"| [01 Second](notebooks/01_b.ipynb) | Another. | 2 min | {links} |"
+    row = f"- [01 Second](notebooks/01_b.ipynb): {links}"
     readme = index.with_block((folder.parent / "README.md").read_text(), index.block(folder))
-    assert readme.splitlines()[-3:] == [row, index.END, "after"]
+    assert readme.splitlines()[-5:] == ["- [00 First](notebooks/00_a.ipynb)", row, "", index.END, "after"]
 
 
 def test_tops_of_notebooks_are_written_from_one_address_and_the_budgets(folder, monkeypatch):

@@ -1,6 +1,6 @@
 """The index of the notebooks, made from their own metadata, and what each notebook's top repeats of the project.
 
-``python notebooks/tools/index.py`` writes ``notebooks/README.md`` and the table in the project's ``README.md``. Into
+``python notebooks/tools/index.py`` writes ``notebooks/README.md`` and the list in the project's ``README.md``. Into
 every notebook it writes the badge that opens it on Colab and the cell that installs the library there, which hold the
 project's address; into every lesson how long it takes. ``--check`` only says what is out of date.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from books import NOTEBOOKS, SOLVED, code, command, exercises, lessons, read, text
-from times import duration, load, measured
+from times import measured
 
 from tt_lib.errors import BadValue
 from tt_lib.files import PACKAGE_ROOT, write_text
@@ -107,25 +107,23 @@ def page(folder: Path = NOTEBOOKS) -> str:
 
 
 def block(folder: Path = NOTEBOOKS) -> str:
-    """The table in the project's README, with its marks."""
-    rows = ["| notebook | what it teaches | time | practice |", "| --- | --- | --- | --- |"]
-    budgets = load(folder)
+    """The list in the project's README, with its marks: a line for each lesson."""
+    rows = []
     for path in lessons(folder):
-        number, tt = path.name[:2], facts(path)
-        time, links = duration(sum(budgets.get(path.name, []))), practice(number, folder, "notebooks/")
-        rows.append(f"| [{number} {tt['title']}](notebooks/{path.name}) | {tt['teaches']} | {time} | {links} |")
-    return "\n".join([BEGIN, *rows, END])
+        number, links = path.name[:2], practice(path.name[:2], folder, "notebooks/")
+        rows.append(f"- [{number} {facts(path)['title']}](notebooks/{path.name})" + (f": {links}" if links else ""))
+    return "\n".join([BEGIN, "", *rows, "", END])
 
 
 def with_block(readme: str, table: str) -> str:
-    """A README with the table between its marks exchanged.
+    """A README with the list between its marks exchanged.
 
     Raises:
         BadValue: the marks are missing.
     """
     place = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
     if not place.search(readme):
-        raise BadValue(f"README.md has no place for the table of notebooks; put in two lines:\n{BEGIN}\n{END}")
+        raise BadValue(f"README.md has no place for the list of notebooks; put in two lines:\n{BEGIN}\n{END}")
     return place.sub(lambda _: table, readme, count=1)
 
 

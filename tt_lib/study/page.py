@@ -229,23 +229,32 @@ def better(row: Any, plain: Any) -> Any:
     return less[0] & less[1]
 
 
-def headline_table(frame: pd.DataFrame) -> str:
-    """The learned sampler beside the best untuned one at each number of evaluations, and the converged solution."""
+def headline_table(frame: pd.DataFrame, short: bool = False) -> str:
+    """The learned sampler beside the best untuned one at each number of evaluations, and the converged solution.
+
+    Args:
+        short: without gains and multiples of the ceiling.
+    """
     plain, learned, end = of_headline(frame)
 
     def cell(row: Any, which: int) -> str:
-        return plus_minus(row, which) + (
-            f" ({row[f'value_{which}'] / end[f'value_{which}']:.1f})" if end is not None else ""
-        )
+        multiple = "" if short or end is None else f" ({row[f'value_{which}'] / end[f'value_{which}']:.1f})"
+        return plus_minus(row, which) + multiple
+
+    def cells(one: Any, two: Any, which: int) -> list[str]:
+        return [cell(one, which), cell(two, which)] + ([] if short else [gain(one, two, which)])
 
     lines = [
-        [str(nfe), one["name"]] + [text for k in (1, 2) for text in (cell(one, k), cell(two, k), gain(one, two, k))]
+        [str(nfe), one["name"], *cells(one, two, 1), *cells(one, two, 2)]
         for (nfe, one), (_, two) in zip(plain.iterrows(), learned.iterrows(), strict=True)
     ]
+    what = ["untuned", "learned"] + ([] if short else ["gain"])
     if end is not None:
-        lines.append([str(end["nfe"]), f"{end['name']}: the ceiling", cell(end, 1), "", "", cell(end, 2), "", ""])
-    columns = [f"{what}, {name}" for name in SHORT for what in ("untuned", "learned", "gain")]
-    return markdown(lines, ["NFE", "best untuned sampler", *columns], words=2)
+        empty = [""] * (len(what) - 1)
+        lines.append([str(end["nfe"]), f"{end['name']}: the ceiling", cell(end, 1), *empty, cell(end, 2), *empty])
+    return markdown(
+        lines, ["NFE", "best untuned sampler", *(f"{each}, {name}" for name in SHORT for each in what)], words=2
+    )
 
 
 def claim(frame: pd.DataFrame) -> str:
@@ -348,7 +357,7 @@ def ends_table(frame: pd.DataFrame) -> str:
 
 def results_block(frame: pd.DataFrame) -> str:
     """What stands between the markers in README."""
-    return "\n".join([MARK, claim(frame), headline_table(frame)]) + END_MARK
+    return "\n".join([MARK, claim(frame), headline_table(frame, short=True)]) + END_MARK
 
 
 def results_page(frame: pd.DataFrame) -> str:
