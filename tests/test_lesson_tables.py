@@ -1,164 +1,153 @@
-"""Notebook 07: figures of whole tables, checked by the numbers that they are drawn from."""
+"""Notebook 07: the study's rows in both features, who is best, and what the figures draw."""
 
-import numpy as np
+import matplotlib
 import pandas as pd
 import pytest
+from test_compare import fd_rows
 
 from tt_lib.errors import BadValue
-from tt_lib.lessons.tables import (
-    changes_scatter,
-    features_scatter,
-    gain_map,
-    gain_map_in_both,
-    kind,
-    ranking,
-    ranking_explorer,
-    ranking_figure,
+from tt_lib.figures import frames
+from tt_lib.lessons import tables
+
+LOWER = "unipc,final=lower"
+ENDS = ("dpmpp-2m", "karras", 60, "untuned", 2.0)
+DIFFUSION = (
+    ENDS,
+    *(("ddim", grid, nfe, "untuned", 100 / nfe + (grid == "uniform")) for nfe in tables.NFES for grid in tables.GRIDS),
+    *(("unipc", "uniform", nfe, "untuned", 90 / nfe) for nfe in tables.NFES),
+    *((LOWER, "learned", nfe, "learned-grid-timing", 20 / nfe) for nfe in tables.NFES),
+    ("ddim", "uniform", 5, "truncation-parallel", 10.5),
+    ("ddim", "uniform", 10, "truncation-parallel", 22.0),
+    ("ddim", "uniform", 5, "consistency-sequential", 210.0),
 )
-from tt_lib.rows import FD_COLUMNS
-
-MODEL, N = "cifar10-ddpm-w96", 50_000
-BOTH = ("cifar10-resnet", "other")
-TIMINGS = ("untuned", "truncation-parallel")
+STRAIGHT = tuple(("euler", "uniform-trailing", nfe, "untuned", 80 / nfe) for nfe in tables.NFES)
 
 
-def rows(*cells, features=BOTH[0]) -> pd.DataFrame:
-    """Rows of ``fd.csv`` from (solver, NFE, timing, value, half an interval)."""
-    base = dict.fromkeys(FD_COLUMNS, "") | {"dataset": "cifar10", "model": MODEL, "grid": "uniform", "eta": 0.0}
-    base |= {"metric": f"FD ({features})", "features": features, "reference": "train", "n": N}
-    return pd.DataFrame(
-        base
-        | {"solver": solver, "nfe": nfe, "timing": timing, "value": value, "low": value - half, "high": value + half}
-        for solver, nfe, timing, value, half in cells
+@pytest.fixture(scope="module")
+def rows():
+    """Rows of both paths in both features; the second is a tenth of the first, but for one that it likes."""
+    parts = []
+    for features, scale in zip(tables.FEATURES, (1.0, 0.1), strict=True):
+        for model, cells in ((tables.MODEL, DIFFUSION), (tables.FLOW, STRAIGHT)):
+            part = fd_rows(*cells, features=features, n=tables.N, model=model)
+            part[["value", "low", "high"]] *= scale
+            parts.append(part)
+    frame = pd.concat(parts, ignore_index=True)
+    liked = (
+        (frame["timing"] == "truncation-parallel") & (frame["nfe"] == 10) & (frame["features"] == tables.FEATURES[1])
     )
+    frame.loc[liked, ["value", "low", "high"]] = 0.5, 0.4, 0.6
+    return frame
 
 
-def in_other_features(frame, **values):
-    """The same rows in the second kind of features: values of kinds of timing, else a tenth of the first."""
-    other = frame.assign(features=BOTH[1], metric=f"FD ({BOTH[1]})")
-    other[["value", "low", "high"]] /= 10
-    for name, (value, half) in values.items():
-        other.loc[other["timing"].str.startswith(name), ["value", "low", "high"]] = value, value - half, value + half
-    return other
+@pytest.fixture(scope="module")
+def table(rows):
+    return tables.study(rows)
 
 
-FRAME = rows(
-    ("ddim", 5, "untuned", 10.0, 0.1),
-    ("ddim", 5, "truncation-parallel", 7.5, 0.2),
-    ("dpmpp-2m", 5, "untuned", 7.6, 0.2),
-    ("dpmpp-2m", 5, "truncation-parallel", 38.0, 1.0),
-    ("ddim", 10, "untuned", 5.0, 0.1),
-)
-TWICE = pd.concat([FRAME, in_other_features(FRAME)], ignore_index=True)
-
-
-def points(figure) -> list[list[float]]:
-    return sorted(figure.axes[0].collections[0].get_offsets().tolist())
-
-
-def test_gain_map_writes_each_change_and_none_twice():
-    panel = gain_map(FRAME, TIMINGS[1:]).axes[0]
-    assert sorted(text.get_text() for text in panel.texts) == ["+400", "-25"]
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["ddim, uniform", "dpmpp-2m, uniform"]
-    with pytest.raises(BadValue, match="no row of learned-grid"):
-        gain_map(FRAME, ["learned-grid"])
-
-
-def test_a_map_of_two_features_has_a_panel_for_each_and_goes_grid_by_grid():
-    frame = pd.concat([FRAME, FRAME.assign(grid="quadratic")])
-    both = pd.concat([frame, in_other_features(frame, truncation=(0.5, 0.01))], ignore_index=True)
-    first, second = gain_map_in_both(both, TIMINGS[1], BOTH, N, MODEL, ["quadratic", "uniform"]).axes[:2]
-    lines = ["ddim, quadratic", "dpmpp-2m, quadratic", "ddim, uniform", "dpmpp-2m, uniform"]
-    assert [label.get_text() for label in first.get_yticklabels()] == lines and first.get_title() == BOTH[0]
-    assert [text.get_text() for text in first.texts] == 2 * ["-25", "+400"]
-    assert [text.get_text() for text in second.texts] == 2 * ["-50", "-34"]
-    with pytest.raises(BadValue, match="measured in both"):
-        gain_map_in_both(FRAME, TIMINGS[1], BOTH, N, MODEL, ["uniform"])
-
-
-def test_the_scatter_of_two_features_holds_every_sampler_once():
-    figure = features_scatter(TWICE, BOTH, N, MODEL)
-    assert points(figure) == [[5.0, 0.5], [7.5, 0.75], [7.6, 0.76], [10.0, 1.0], [38.0, 3.8]]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["untuned", "truncation"]
-
-
-def test_changes_that_agree_disagree_or_cannot_be_told_are_counted():
-    first = rows(
-        ("ddim", 5, "untuned", 10.0, 0.1),
-        ("ddim", 5, "truncation-parallel", 8.0, 0.1),
-        ("ddim", 5, "consistency-parallel", 8.0, 0.1),
-        ("ddim", 5, "learned-timing", 12.0, 0.1),
-        ("ddim", 5, "constant-0.9", 12.0, 0.1),
-        ("ddim", 5, "epsilon-1.01", 8.0, 0.1),
-    )
-    second = in_other_features(
-        first,
-        truncation=(0.5, 0.01),
-        consistency=(1.5, 0.01),
-        learned=(0.5, 0.01),
-        constant=(1.5, 0.01),
-        epsilon=(1.0, 0.2),
-    )
-    figure = changes_scatter(pd.concat([first, second], ignore_index=True), BOTH, N, MODEL)
-    assert {text.get_text() for text in figure.axes[0].texts} == {
-        "better in both: 1",
-        "better in cifar10-resnet only: 1",
-        "better in other only: 1",
-        "worse in both: 1",
-    }
-    assert np.allclose(points(figure), [[0.8, 0.5], [0.8, 1.0], [0.8, 1.5], [1.2, 0.5], [1.2, 1.5]])
-    alphas = figure.axes[0].collections[0].get_alpha()
-    assert sorted(alphas) == [0.2, *4 * [0.85]], "what is not sure is pale"
-    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "corrections and others"
-
-
-@pytest.mark.parametrize("figure", [changes_scatter, features_scatter])
-def test_rows_in_one_kind_of_features_make_no_scatter(figure):
-    with pytest.raises(BadValue, match="measure some"):
-        figure(FRAME, BOTH, N, MODEL)
+def test_the_study_has_a_line_for_each_sampler_with_both_distances(rows, table):
+    assert len(table) == len(DIFFUSION) + len(STRAIGHT)
+    row = tables.pick(table, solver="ddim", grid="quadratic", nfe=5, timing="untuned")
+    assert (row["imagenet"], row["classifier"]) == pytest.approx((20.0, 2.0))
+    assert (row["imagenet_low"], row["imagenet_high"]) == pytest.approx((19.9, 20.1))
+    few = tables.study(rows[rows["features"] == tables.FEATURES[0]])
+    assert few.empty, "what was measured in one kind of features only is left out"
 
 
 @pytest.mark.parametrize(
-    "timing, drawn_as",
+    "solver, timing, path, group",
     [
-        ("consistency-sequential-freeze2,images=16", "consistency"),
-        ("learned-grid-timing,seed=1", "learned"),
-        ("constant-0.97", "constant"),
-        ("epsilon-1.005", "corrections and others"),
+        ("ddim", "untuned", "diffusion", "untuned"),
+        ("euler", "untuned", "flow", "untuned, straight path"),
+        ("ddim", "consistency-sequential-freeze2,images=16", "diffusion", "tuned step by step"),
+        (LOWER, "learned-grid-timing", "diffusion", "learned end to end, UniPC"),
+        ("ddim", "learned-grid-timing", "diffusion", "learned, other solvers"),
+        ("euler", "learned-grid-timing,start=uniform-trailing", "flow", "learned, other solvers"),
+        (LOWER, "learned-ld3", "diffusion", "other methods"),
     ],
 )
-def test_kinds(timing, drawn_as):
-    assert kind(timing) == drawn_as
+def test_groups(solver, timing, path, group):
+    assert tables.group(solver, timing, path) == group
 
 
-def test_ranking_says_who_ties_with_the_best():
-    table = ranking(FRAME, 5, TIMINGS)
-    assert table["value"].tolist() == [7.5, 7.6, 10.0, 38.0] and table["tied"].tolist() == [True, True, False, False]
-    assert ranking(FRAME, 5, TIMINGS[:1])["solver"].tolist() == ["dpmpp-2m", "ddim"]
-    with pytest.raises(BadValue, match="no row of NFE 7; choose one of 5, 10"):
-        ranking(FRAME, 7, TIMINGS)
+def test_the_best_of_each_nfe(table):
+    found = tables.best(table[table["group"] == "untuned"], "imagenet")
+    assert found.index.tolist() == list(tables.NFES) and set(found["solver"]) == {"unipc"}
+    assert found.loc[5, "imagenet"] == pytest.approx(18.0)
 
 
-@pytest.mark.parametrize("most, drawn", [(None, 4), (2, 2)])
-def test_the_ranking_is_drawn_best_first(most, drawn):
-    axes = ranking_figure(FRAME, 5, TIMINGS, most).axes[0]
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels[:2] == ["ddim, uniform", "dpmpp-2m, uniform"] and len(labels) == drawn and axes.yaxis_inverted()
+@pytest.mark.parametrize("where, count", [({"solver": "ddim"}, 18), ({"solver": "heun"}, 0)])
+def test_a_pick_that_is_not_one_sampler_is_refused(table, where, count):
+    with pytest.raises(BadValue, match=f"{count} samplers of the study fit solver="):
+        tables.pick(table, **where)
 
 
-def test_the_explorer_follows_every_control():
-    features, nfe, tuned, picture = ranking_explorer(TWICE, TIMINGS).children
-    assert features.options == BOTH and nfe.options == (5, 10)
-    seen = {bytes(picture.value)}
-    for control, value in ((features, BOTH[1]), (tuned, False), (nfe, 10)):
-        control.value = value
-        seen.add(bytes(picture.value))
-    assert len(seen) == 4 and all(each.startswith(b"\x89PNG") for each in seen)
+def test_quality_says_both_distances_with_half_their_intervals(table):
+    row = tables.pick(table, solver=LOWER, nfe=4)
+    assert tables.quality({"learned": row}).splitlines()[-1] == "| learned | 4 | 5.00 ± 0.10 | 0.50 ± 0.01 |"
 
 
-def test_every_choice_has_something_to_draw():
-    """An NFE that was measured in one of the features only, or tuned only, is not offered."""
-    other = in_other_features(FRAME[FRAME["nfe"] == 5])
-    assert ranking_explorer(pd.concat([FRAME, other]), TIMINGS).children[1].options == (5,)
-    tuned_only = FRAME[(FRAME["nfe"] == 10) | (FRAME["timing"] != "untuned")]
-    assert ranking_explorer(tuned_only, TIMINGS).children[1].options == (10,)
+def test_the_headline_draws_the_best_of_each_kind(table):
+    for axes, scale in zip(tables.headline_figure(table).axes, (1, 0.1), strict=True):
+        drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
+        for name, total in {
+            "DDIM, best grid": 100,
+            "best untuned sampler": 90,
+            "best on the straight path": 80,
+        }.items():
+            assert list(drawn[name]) == pytest.approx([scale * total / nfe for nfe in tables.NFES])
+        assert list(drawn["learned end to end"]) == pytest.approx([scale * 20 / nfe for nfe in tables.NFES])
+        assert drawn["converged solution"][0] == pytest.approx(2 * scale)
+        assert any(list(line.get_ydata()) == pytest.approx(2 * [scale * 20 / 6]) for line in axes.lines)
+
+
+def test_the_field_holds_every_sampler_of_an_nfe_once():
+    """Of the shipped rows."""
+    study = tables.study()
+    axes = frames.picture(tables.draw_field, 5).axes[0]
+    five = study[(study["nfe"] == 5) & study["group"].isin(tables.GROUPS)]
+    drawn = [tuple(point) for line in axes.lines for point in line.get_xydata()]
+    end = tables.converged(study)
+    points = [*zip(five["imagenet"], five["classifier"], strict=True), (end["imagenet"], end["classifier"])]
+    assert sorted(drawn) == sorted(points)
+
+
+def test_untuned_has_a_panel_for_each_grid_and_features(table):
+    axes = tables.untuned_figure(table).axes
+    assert [each.get_title() for each in axes[:3]] == list(tables.GRIDS) and len(axes) == 6
+    ddim = next(line for line in axes[4].lines if line.get_label() == "DDIM")
+    assert list(ddim.get_ydata()) == pytest.approx([10 / nfe for nfe in tables.NFES]), "quadratic, the classifier's"
+
+
+def test_the_map_writes_each_change_in_per_cent_and_saturates(rows):
+    panels = tables.step_by_step_map(rows, ["consistency-sequential", "truncation-parallel"]).axes[:4]
+    assert [panel.get_title() for panel in panels[:2]] == [
+        "consistency\nImageNet features",
+        "consistency\nclassifier's features",
+    ]
+    assert [[text.get_text() for text in panel.texts] for panel in panels] == [
+        ["+900"],
+        ["+900"],
+        ["-50", "+100"],
+        ["-50", "-55"],
+    ]
+    colours = panels[0].collections[0]
+    assert colours.norm.vmax == tables.SATURATED and isinstance(colours.norm, matplotlib.colors.Normalize)
+    with pytest.raises(BadValue, match="no consistency-parallel was measured in both"):
+        tables.step_by_step_map(rows, ["consistency-parallel"])
+
+
+def test_verdicts_count_where_the_features_agree(rows):
+    counts = tables.verdicts(rows)
+    assert counts.loc["ImageNet: better", "classifier: better"] == 1
+    assert counts.loc["ImageNet: worse", "classifier: worse"] == 1
+    assert counts.loc["ImageNet: worse", "classifier: better"] == 1 and counts.to_numpy().sum() == 3
+
+
+def test_the_headline_of_the_shipped_rows_holds():
+    """Six learned evaluations beat ten of every untuned sampler, in both features: notebooks and README say so."""
+    table = tables.study()
+    learned = tables.pick(table, **tables.LEARNED, nfe=6)
+    for short in tables.SHORT:
+        ten = table[table["group"].str.startswith("untuned") & (table["nfe"] == 10)]
+        assert (learned[short] < ten[short]).all()

@@ -114,7 +114,7 @@ def group(solver: str, timing: str, path: str) -> str:
 def best(table: pd.DataFrame, short: str) -> pd.DataFrame:
     """The sampler of the smallest distance for each NFE of :data:`NFES`, indexed by NFE."""
     table = table[table["nfe"].isin(NFES)]
-    return table.loc[table.groupby("nfe")[short].idxmin()].set_index("nfe")
+    return table.loc[table.groupby("nfe")[short].idxmin()].set_index("nfe", drop=False)
 
 
 def pick(table: pd.DataFrame, **where: Any) -> pd.Series:
