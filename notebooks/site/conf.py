@@ -1,4 +1,4 @@
-"""The site: README, notebooks as they are stored (nothing is run), commands, library, data card, how to contribute.
+"""The site: a first page, notebooks as stored (nothing is run), commands, library, data card, how to contribute.
 
 `make site` builds it with Sphinx, MyST-NB and the theme of Jupyter Book into build/site; every warning is an error.
 """
@@ -7,18 +7,23 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
+import toy
 from books import exercises, lessons
-from index import install_cell, repository_url
+from index import facts, install_cell, repository_url
 
 import tt_lib
+from tt_lib.files import PACKAGE_ROOT
+from tt_lib.rows import FD_COLUMNS, read_rows
 from tt_lib.solvers.registry import SOLVERS
+from tt_lib.study.page import claim
 
 project = "TimeTuner, taught and measured"
 author = "The TimeTuner lessons authors"
 copyright = author
-root_doc = "README"
+root_doc = "notebooks/site/index"
 # Formulas show without a network: MathJax lies in the site itself.
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx-mathjax-offline"]
 include_patterns = [
@@ -28,7 +33,9 @@ include_patterns = [
     "notebooks/**.ipynb",
     "notebooks/**/*.ipynb",
     "notebooks/README.md",
+    "notebooks/TEACHING.md",
     "notebooks/commands.md",
+    "notebooks/site/index.md",
     "notebooks/site/reference.md",
     ".github/CONTRIBUTING.md",
 ]
@@ -64,16 +71,31 @@ def _contents() -> str:
         "Exercises": [f"notebooks/exercises/{path.stem}" for path in exercises()],
         "Reference": [
             "notebooks/commands",
+            "notebooks/TEACHING",
             "notebooks/site/reference",
+            "README",
             "data/README",
             "data/results/README",
             ".github/CONTRIBUTING",
         ],
     }
     return "".join(
-        "\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n" + "\n".join(pages) + "\n```\n"
+        "\n```{toctree}\n:hidden:\n:caption: " + caption + "\n\n/" + "\n/".join(pages) + "\n```\n"
         for caption, pages in parts.items()
     )
+
+
+def _first_page() -> dict[str, str]:
+    """What stands in the place of the first page's comments."""
+    frame = read_rows(PACKAGE_ROOT / "data" / "results" / "fd.csv", FD_COLUMNS)
+    path = [
+        f"- [{each.name[:2]} {facts(each)['title']}](../{each.name}). {facts(each)['teaches']}" for each in lessons()
+    ]
+    return {
+        "<!-- claim -->": claim(frame),
+        "<!-- toy -->": "```{raw} html\n" + toy.html(toy.make()) + "\n```",
+        "<!-- path -->": "\n".join(path),
+    }
 
 
 def _reference() -> str:
@@ -93,6 +115,8 @@ def _reference() -> str:
 def read(app, docname, source):
     """Write the contents and the reference; fold install cells; give each stored figure its stored description."""
     if docname == root_doc:
+        for comment, text in _first_page().items():
+            source[0] = source[0].replace(comment, text)
         source[0] += _contents()
     elif docname == "notebooks/site/reference":
         source[0] += _reference()
