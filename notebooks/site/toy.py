@@ -29,8 +29,8 @@ SIDE, REACH = 440, 1.75
 
 
 class Toy(NamedTuple):
-    """Places in y: ``starts`` and true ends, ``right``, [N, 2]; the step's ``ends`` for each ratio [R, N, 2]; the ``path``
-    of the first [T, 2]; and a ``cloud`` of data [M, 2].
+    """Places in y: ``starts`` and true ends, ``right``, [N, 2]; the step's ``ends`` for each ratio [R, N, 2]; the
+    ``path`` of the first [T, 2]; and a ``cloud`` of data [M, 2].
     """
 
     starts: Tensor

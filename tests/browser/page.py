@@ -1,4 +1,4 @@
-"""A page of the built site in headless Chromium with the network off: its formulas show, and it asks nobody for a file.
+"""Pages of the built site in headless Chromium with the network off: formulas show, the toy moves, no file is asked for.
 
 ``python tests/browser/page.py build/site`` (`make site` ends with it). It needs what explorer.py needs.
 """
@@ -10,13 +10,21 @@ from pathlib import Path
 
 from explorer import chromium, missing
 
-PAGES = ("notebooks/01_the_integral_view.html", "notebooks/site/reference.html")
-"""One with formulas, one made from docstrings."""
+FIRST = "notebooks/site/index.html"
+PAGES = ("notebooks/01_the_integral_view.html", "notebooks/site/reference.html", FIRST)
+"""One with formulas, one made from docstrings, and the first, with its toy."""
+MOVE = """() => {
+    const slider = document.querySelector("#tt-toy input"), end = document.querySelector("#tt-toy .step");
+    const before = end.getAttribute("x2");
+    slider.value = 0;
+    slider.dispatchEvent(new Event("input"));
+    return end.getAttribute("x2") !== before;
+}"""
 OFF = "--host-resolver-rules=MAP * ~NOTFOUND"
 
 
-def open_page(path: Path) -> tuple[int, list[str]]:
-    """The number of formulas that are set, and the files that were asked for elsewhere."""
+def open_page(path: Path) -> tuple[int, list[str], bool]:
+    """The number of formulas that are set, the files that were asked for elsewhere, and whether a toy moves."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -26,9 +34,11 @@ def open_page(path: Path) -> tuple[int, list[str]]:
         page.goto(path.resolve().as_uri(), wait_until="load", timeout=60_000)
         page.evaluate("window.MathJax && window.MathJax.startup ? window.MathJax.startup.promise : null")
         formulas = page.locator("mjx-container").count()
+        moves = page.locator("#tt-toy").count() == 1 and page.evaluate(MOVE)
         browser.close()
     # The badge of Colab is a picture, and shows its words where it cannot be had.
-    return formulas, [url for url in asked if not url.startswith(("file:", "data:")) and "colab-badge" not in url]
+    asked = [url for url in asked if not url.startswith(("file:", "data:")) and "colab-badge" not in url]
+    return formulas, asked, moves
 
 
 def main(site: Path) -> None:
@@ -36,10 +46,11 @@ def main(site: Path) -> None:
         print(f"skipped: {why}")
         return
     for name in PAGES:
-        formulas, asked = open_page(site / name)
+        formulas, asked, moves = open_page(site / name)
         assert not asked, f"{name} asks for {asked}"
         assert formulas or name != PAGES[0], f"{name} shows no formula"
-        print(f"{name}: {formulas} formulas without a network")
+        assert moves == (name == FIRST), f"the toy of {name} stands still"
+        print(f"{name}: {formulas} formulas without a network{', and the toy moves' if moves else ''}")
 
 
 if __name__ == "__main__":
