@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from scipy.stats import spearmanr
 
 from tt_lib.errors import BadValue
 from tt_lib.rows import FD_COLUMNS
@@ -18,7 +17,6 @@ from tt_lib.study.compare import (
     changes,
     changes_in_both,
     distances,
-    rank_correlation,
 )
 
 MODEL, WEIGHTS = "cifar10-ddpm-w96", "ab" * 8
@@ -86,14 +84,6 @@ def test_samplers_are_compared_that_have_both():
     strange = [odd.assign(nfe=50), odd.assign(metric="FD-infinity (a)"), odd.assign(n=20), odd.assign(model="other")]
     both = beside_each_other(pd.concat([a, b, *strange, odd.assign(seed=7)]), "a", "b", MODEL, 50_000)
     assert both["first"].tolist() == first and both["second"].tolist() == second
-
-    ranks = rank_correlation(both, "first", "second")
-    assert ranks["samplers"].to_dict() == {"all": 12, "untuned": 6, "tuned": 6}
-    assert ranks.loc["all", "low"] < ranks.loc["all", "spearman"] == pytest.approx(spearmanr(first, second).statistic)
-    assert (ranks["low"] <= ranks["spearman"]).all() and (ranks["spearman"] <= ranks["high"]).all()
-    turned = rank_correlation(both.assign(second=-both["second"]), "first", "second")
-    assert turned["spearman"].tolist() == pytest.approx((-ranks["spearman"]).tolist())
-    assert rank_correlation(both.iloc[:8], "first", "second").index.tolist() == ["all"], "of four no rank is taken"
 
 
 def test_two_networks_of_one_name_are_never_mixed():

@@ -7,7 +7,6 @@ import io
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot
@@ -40,25 +39,6 @@ def lines(axes) -> list:
 
 def noise(count: int, channels: int = 3, size: int = 8) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (count, channels, size, size), dtype=np.uint8)
-
-
-def fd_rows(**changes) -> pd.DataFrame:
-    base = {
-        "dataset": "cifar10",
-        "model": "m",
-        "weights": "ab",
-        "solver": "ddim",
-        "grid": "uniform",
-        "eta": 0.0,
-        "metric": "FD",
-    }
-    base |= {"features": "classifier", "reference": "test", "n": 1000}
-    frame = pd.DataFrame(
-        {**base, "timing": timing, "nfe": nfe, "value": value, "low": value - 0.1, "high": value + 0.2}
-        for timing, values in {"untuned": (9.9, 3.7), "truncation-parallel": (7.0, 3.1)}.items()
-        for nfe, value in zip((5, 10), values, strict=True)
-    )
-    return frame.assign(**changes)
 
 
 # ---- style
@@ -172,66 +152,6 @@ def test_timing_plot_draws_ratios_in_the_order_of_the_calls_from_noise_to_data()
     assert left > 1 and -0.05 < right < 0
     with pytest.raises(BadValue, match="no row to draw"):
         results.timing_plot({})
-
-
-def test_fd_against_nfe_draws_each_timing_with_its_interval():
-    figure = results.fd_against_nfe(fd_rows())
-    (axes,) = figure.axes
-    untuned, tuned = lines(axes)
-    np.testing.assert_allclose(untuned.get_ydata(), [9.9, 3.7])
-    np.testing.assert_allclose(untuned.get_xdata(), [5, 10], rtol=0.011)
-    assert untuned.get_xdata()[0] < tuned.get_xdata()[0], "set apart, so that intervals can be told apart"
-    bars = [path.vertices[:, 1].tolist() for path in axes.collections[0].get_paths()]
-    np.testing.assert_allclose(bars[:2], [[9.8, 10.1], [3.6, 3.9]])
-    assert axes.get_title() == "ddim · uniform" and axes.get_ylabel() == "Fréchet distance\n(classifier features)"
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "10"]
-    assert results.fd_against_nfe(fd_rows(metric="FID")).axes[0].get_ylabel() == "FID"
-    no_bars = results.fd_against_nfe(fd_rows(low=np.nan, high=np.nan))
-    np.testing.assert_allclose(lines(no_bars.axes[0])[0].get_ydata(), [9.9, 3.7])
-
-
-def test_fd_against_nfe_has_a_panel_for_each_solver_and_grid_that_occurs():
-    frame = pd.concat([fd_rows(), fd_rows(grid="quadratic"), fd_rows(solver="heun"), fd_rows(eta=1.0)])
-    figure = results.fd_against_nfe(frame)
-    assert [axes.get_title() for axes in figure.axes] == [
-        "ddim, η = 0 · uniform",
-        "ddim, η = 0 · quadratic",
-        "heun · uniform",
-        "ddim, η = 1 · uniform",
-    ]
-
-
-def test_ceilings_and_floors_are_lines_in_every_panel():
-    references = pd.concat(
-        [fd_rows(solver=name, grid="", value=value).head(1) for name, value in (("ceiling", 3), ("floor", 1))]
-    )
-    figure = results.fd_against_nfe(pd.concat([fd_rows(), fd_rows(grid="quadratic"), references]))
-    for axes in figure.axes:
-        assert [list(line.get_ydata()) for line in lines(axes)[2:]] == [[3, 3], [1, 1]]
-    assert legend(figure) == ["untuned", "truncation-parallel", "ceiling", "floor"]
-
-
-@pytest.mark.parametrize(
-    "column, other",
-    [
-        ("dataset", "digits"),
-        ("features", "inception-2015"),
-        ("n", 10),
-        ("reference", "train"),
-        ("model", "another"),
-        ("weights", "cd"),
-    ],
-)
-def test_fd_against_nfe_refuses_rows_on_different_scales(column, other):
-    with pytest.raises(BadValue, match=f"differ in {column}"):
-        results.fd_against_nfe(pd.concat([fd_rows(), fd_rows(timing="search", **{column: other})]))
-
-
-def test_fd_against_nfe_refuses_repeated_points_and_lines_alone():
-    with pytest.raises(BadValue, match="several rows"):
-        results.fd_against_nfe(pd.concat([fd_rows(), fd_rows()]))
-    with pytest.raises(BadValue, match="ceilings and floors"):
-        results.fd_against_nfe(fd_rows(solver="ceiling"))
 
 
 # ---- files and outputs

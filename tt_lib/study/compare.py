@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, spearmanr
 
 from tt_lib.errors import BadValue
 from tt_lib.metrics.features import metric_of
@@ -15,12 +14,6 @@ JOINED = ["model", "weights", *SAMPLER, "timing"]
 """Columns that name a sampler with its timing."""
 BETTER, WORSE, SAME = "better", "worse", "the intervals overlap"
 AGREED_BETTER, AGREED_WORSE, UNDECIDED = "better in both", "worse in both", "not told apart in both"
-BOOTSTRAPS = 1000
-FEWEST = 5
-"""Samplers that a rank correlation is taken of, at least."""
-
-
-# Distances
 
 
 def distances(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.DataFrame:
@@ -126,36 +119,3 @@ def beside_each_other(frame: pd.DataFrame, first: str, second: str, model: str, 
 def _check_different(features: tuple[str, str]) -> None:
     if features[0] == features[1]:
         raise BadValue(f"two different features are compared, got {features[0]!r} twice")
-
-
-# Rank correlations
-
-
-def rank_correlation(rows: pd.DataFrame, a: str, b: str, seed: int = 0) -> pd.DataFrame:
-    """Spearman's rank correlation of two columns, among all samplers, the untuned and the tuned.
-
-    Args:
-        rows: of :func:`beside_each_other`; those with both columns count.
-        a, b: the columns.
-        seed: of the interval's draws.
-
-    Returns:
-        A row for each group of at least :data:`FEWEST` samplers, ``all``, ``untuned`` and ``tuned``. Columns
-        ``samplers``, ``spearman``, and ``low`` and ``high``, which bound 95 % of the correlations of
-        :data:`BOOTSTRAPS` draws of samplers with replacement.
-    """
-    rows = rows.dropna(subset=[a, b])
-    untuned = rows["timing"] == UNTUNED
-    table = {}
-    for name, group in {"all": rows, "untuned": rows[untuned], "tuned": rows[~untuned]}.items():
-        if len(group) >= FEWEST:
-            x, y = group[a].to_numpy(), group[b].to_numpy()
-            picks = np.random.default_rng(seed).integers(len(x), size=(BOOTSTRAPS, len(x)))
-            # A draw of one sampler over and over has no ranks to compare.
-            picks = picks[[len(set(pick)) > 2 for pick in picks]]
-            # Spearman's is Pearson's correlation of the ranks, here about their mean; NaN where all are alike.
-            ranks, others = (rankdata(values[picks], axis=1) - (len(x) + 1) / 2 for values in (x, y))
-            with np.errstate(invalid="ignore"):
-                draws = (ranks * others).sum(1) / np.sqrt((ranks**2).sum(1) * (others**2).sum(1))
-            table[name] = [len(group), spearmanr(x, y).statistic, *np.nanquantile(draws, [0.025, 0.975])]
-    return pd.DataFrame.from_dict(table, orient="index", columns=["samplers", "spearman", "low", "high"])
