@@ -43,17 +43,13 @@ class Measured:
     sets: tuple[FeatureStatistics, ...] = field(default=(), compare=False, repr=False)
 
 
-def sample_statistics(
-    sampler: Sampler, features: Features, seeds: range, *, batch: int = BATCH, start: StartNoise | None = None
-) -> FeatureStatistics:
+def sample_statistics(sampler: Sampler, features: Features, seeds: range, *, batch: int = BATCH) -> FeatureStatistics:
     """Statistics of the features of the samples with these seeds.
 
     Args:
         batch: samples at a time, for the network as for the features.
-        start: where to take x_T from (deterministic solvers only).
     """
-    runs = run_batches(sampler, batches(seeds.start, len(seeds), batch), start)
-    return _gather([features], runs)[0]
+    return _gather([features], run_batches(sampler, batches(seeds.start, len(seeds), batch)))[0]
 
 
 def measure(sampler: Sampler, metric: Metric, n: int, **options: Any) -> Measured:

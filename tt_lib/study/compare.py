@@ -22,23 +22,14 @@ def distances(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.Data
     Raises:
         BadValue: they are of two networks of that name.
     """
-    return _rows_of(frame[frame["features"] == features], metric_of(features), n, model)
-
-
-def _rows_of(frame: pd.DataFrame, metric: str, n: int, model: str) -> pd.DataFrame:
-    rows = frame[(frame["metric"] == metric) & (frame["n"] == n) & (frame["model"] == model)]
-    check_one_network(rows)
-    return rows
-
-
-def check_one_network(rows: pd.DataFrame) -> None:
-    """Raise :class:`BadValue` if rows of one model's name are of networks with other weights."""
-    hashes = rows.groupby("model")["weights"].unique()
-    for model, several in hashes[hashes.map(len) > 1].items():
+    own = (frame["features"] == features) & (frame["metric"] == metric_of(features))
+    rows = frame[own & (frame["n"] == n) & (frame["model"] == model)]
+    if len(several := rows["weights"].unique()) > 1:
         raise BadValue(
             f"the rows are of {len(several)} networks called {model!r}, of the weights {', '.join(map(str, several))}; "
             "keep those of one"
         )
+    return rows
 
 
 def changes(rows: pd.DataFrame) -> pd.DataFrame:

@@ -78,13 +78,3 @@ class TuneConfig:
     def name(self) -> str:
         """Objective and strategy, as timings are called by."""
         return f"{self.objective}-{self.strategy}"
-
-
-def check_movable(steps: int, freeze_last: int) -> None:
-    """Raise :class:`BadValue` if no step of a grid may move: a timing in which nothing was tuned is none."""
-    if freeze_last >= steps:
-        raise BadValue(
-            f"there is nothing to tune: the grid has {steps} {'step' if steps == 1 else 'steps'} and freeze_last = "
-            f"{freeze_last} leaves the last {freeze_last} alone; take more steps, or freeze fewer, as in "
-            "truncation-parallel-freeze0"
-        )

@@ -30,7 +30,7 @@ from tt_lib.sampling import Progress, Sampler
 from tt_lib.solvers.layout import stages_of
 from tt_lib.solvers.registry import Solver
 from tt_lib.timing import Timing
-from tt_lib.tuning.config import TuneConfig, check_movable
+from tt_lib.tuning.config import TuneConfig
 from tt_lib.tuning.optimisers import OPTIMISER_FUNCTIONS, SEARCH_TRIES, Bounds, Rows
 from tt_lib.tuning.problems import Problem, Problems
 
@@ -91,7 +91,13 @@ def tune(
 
 def check_tuning(solver: Solver, steps: int, config: TuneConfig) -> None:
     """Raise :class:`BadValue` for a tuning that means nothing for the solver, or moves none of the grid's steps."""
-    check_movable(steps, config.freeze_last)
+    freeze = config.freeze_last
+    if freeze >= steps:  # a timing in which nothing was tuned is none
+        raise BadValue(
+            f"there is nothing to tune: the grid has {steps} {'step' if steps == 1 else 'steps'} and freeze_last = "
+            f"{freeze} leaves the last {freeze} alone; take more steps, or freeze fewer, as in "
+            "truncation-parallel-freeze0"
+        )
     if solver.stochastic and config.gate:
         raise BadValue(
             f"there is no gate for {solver.name}: it draws noise and has no truncation error; leave gate=true out"
@@ -99,7 +105,7 @@ def check_tuning(solver: Solver, steps: int, config: TuneConfig) -> None:
     if solver.stochastic and config.objective == "truncation":
         raise BadValue(
             f"cannot tune {solver.name} by truncation: it draws noise and follows no trajectory that a converged "
-            "solution could be; choose the objective consistency, or frechet"
+            "solution could be; choose the objective consistency"
         )
 
 
