@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from test_compare import fd_rows
 
-from tt_lib.errors import CorruptFile
+from tt_lib.errors import BadValue, CorruptFile
 from tt_lib.figures import results
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.rows import FD_COLUMNS, read_rows
@@ -55,7 +55,7 @@ FRAME = pd.concat([ROWS, FLOW], ignore_index=True)
 
 def cells(text: str) -> list[list[str]]:
     """The lines of the tables in a text, the head first."""
-    lines = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    lines = [line for line in text.replace("\u00a0", " ").splitlines() if line.startswith("|") and "---" not in line]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
@@ -79,7 +79,9 @@ def test_what_is_committed_is_what_the_rows_and_files_give():
 def test_readme_has_no_number_of_its_own():
     """A distance, or any other decimal, stands in the block that `tt card` writes."""
     readme = (PACKAGE_ROOT / "README.md").read_text(encoding="utf-8")
-    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv \d+\.\d+|Python 3\.\d+", "", page.insert_block(readme, ""), flags=re.S)
+    prose = re.sub(
+        r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv \d+\.\d+|Python 3\.\d+", "", page.insert_block(readme, ""), flags=re.S
+    )
     assert not re.findall(r"\d+\.\d\d+", prose)
 
 
@@ -104,7 +106,7 @@ def test_the_headline_names_the_best_untuned_sampler_of_both_paths():
     assert head[:2] == ["NFE", "best untuned sampler"] and len(head) == 8
     assert lines[0][:5] == [
         "5",
-        "unipc · uniform-trailing · straight path",
+        "unipc · straight path",
         "12.0 ± 0.1 (2.4)",
         "9.00 ± 0.10 (1.8)",
         "25 ± 1 %",
@@ -186,8 +188,8 @@ def test_rows_that_come_later_find_their_table():
     ]
     text = page.results_page(pd.concat([FRAME, later, noisy, *left_out], ignore_index=True))
     for words in ("ddpm · uniform", "ddim, eta 1 · uniform", "learned-timing · uniform", "learned-ld3", "17.0 / 5.00"):
-        assert words in text
-    assert "heun" not in text and "1.00 / 1.00" not in text
+        assert words in text.replace("\u00a0", " ")
+    assert "heun" not in text and "1.00\u00a0/\u00a01.00" not in text
 
 
 def test_the_report(tmp_path, monkeypatch):
@@ -199,7 +201,9 @@ def test_the_report(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text(f"before {MARK}old{page.END_MARK} after", encoding="utf-8")
     page.write_report(tmp_path, FRAME)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert text.startswith("before ") and text.endswith(" after") and "old" not in text and "9.00 ± 0.10" in text
+    assert (
+        text.startswith("before ") and text.endswith(" after") and "old" not in text and "9.00\u00a0±\u00a00.10" in text
+    )
     assert (tmp_path / FIGURE).stat().st_size > 1000
     curves, lines = drawn[-1]
     assert {name: rows["value"].to_dict() for name, rows in curves.items()} == {
@@ -208,6 +212,18 @@ def test_the_report(tmp_path, monkeypatch):
         "learned sampler": {5: 9.0, 10: 6.0},
     }
     assert lines == {"ceiling: 60 evaluations": 5.0}
+
+
+def test_the_figure_names_its_curves_and_its_line():
+    few = pd.DataFrame({"value": [20.0, 8.0], "low": [19.0, 7.5], "high": [21.0, 8.5]}, index=[5, 10])
+    axes = results.distance_curves({"a": few, "b": few.iloc[:0], "c": few / 2}, {"the end": 3.0}).axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[20, 8], [], [10, 4], [3, 3]]
+    assert [(text.get_text(), tuple(text.xy)) for text in axes.texts[:2]] == [("a", (10, 8)), ("c", (10, 4))]
+    assert axes.texts[2].get_text() == "the end" and axes.get_yscale() == axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "10"]
+    assert [bar.get_segments()[0][:, 1].tolist() for bar in axes.collections[::2]] == [[19, 21], [9.5, 10.5]]
+    with pytest.raises(BadValue, match="no distance to draw"):
+        results.distance_curves({"b": few.iloc[:0]}, {})
 
 
 def test_the_picture_of_samples_has_a_row_for_each_sampler_and_one_noise(tmp_path):

@@ -1,4 +1,4 @@
-"""Pages of the built site in headless Chromium with the network off: formulas show, the toy moves, no file is asked for.
+"""Pages of the built site in headless Chromium with the network off: formulas show, a toy moves, no file is asked for.
 
 ``python tests/browser/page.py build/site`` (`make site` ends with it). It needs what explorer.py needs.
 """

@@ -26,6 +26,8 @@ MODEL = "cifar10-ddpm-w96"
 STRAIGHT = f"{MODEL},path=flow"
 """The same network on the straight path of flow matching."""
 STRAIGHT_GRID = "uniform-trailing"
+NARROW = "\u00a0"
+"""Keeps the parts of a cell on one line, whatever the width of the page."""
 FEATURES = ("imagenet-efficientnet-lite0", "cifar10-resnet")
 """The primary metric's features, then the second's."""
 SHORT = ("ImageNet", "classifier")
@@ -167,13 +169,19 @@ def named(rows: pd.DataFrame) -> pd.Series:
     return rows["solver"].astype(str) + eta + " · " + rows["grid"].astype(str)
 
 
+def _where(grids: pd.Series, *usual: str) -> pd.Series:
+    """The grid in words where it is not a usual one."""
+    return grids.map(lambda grid: "" if grid in usual else f" · {grid}").astype(str)
+
+
 def of_headline(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series | None]:
     """The best untuned sampler at each of :data:`FEW`, the learned one (both by NFE), and the converged solution.
 
     Both frames have the same NFEs: those at which there is each.
     """
     own, straight = beside(frame), beside(frame, STRAIGHT)
-    own, straight = own.assign(name=named(own)), straight.assign(name=named(straight) + " · straight path")
+    own = own.assign(name=named(own))
+    straight = straight.assign(name=straight["solver"] + _where(straight["grid"], STRAIGHT_GRID) + " · straight path")
     plain = pd.concat([rows[(rows["timing"] == UNTUNED) & rows["nfe"].isin(FEW)] for rows in (own, straight)])
     plain = plain.sort_values("value_1", kind="stable").drop_duplicates("nfe").set_index("nfe").sort_index()
     learned = own[(own["solver"] == BEST[0]) & (own["timing"] == BEST[1])].set_index("nfe").sort_index()
@@ -200,12 +208,12 @@ def number(value: float, of: float | None = None) -> str:
 def plus_minus(row: Any, which: int) -> str:
     """A distance in the first or second features, with half of its interval."""
     value = row[f"value_{which}"]
-    return f"{number(value)} ± {number(half(row, which), value)}"
+    return f"{number(value)}{NARROW}±{NARROW}{number(half(row, which), value)}"
 
 
 def pair(row: Any) -> str:
     """The distances in both features."""
-    return f"{number(row['value_1'])} / {number(row['value_2'])}"
+    return f"{number(row['value_1'])}{NARROW}/{NARROW}{number(row['value_2'])}"
 
 
 def half(row: Any, which: int) -> float:
@@ -285,11 +293,6 @@ def against_nfe(rows: pd.DataFrame, names: pd.Series, head: str, best: bool = Fa
         rows["cell"] = rows["cell"].mask(least, "**" + rows["cell"] + "**")
     wide = rows.pivot(index="name", columns="nfe", values="cell").reindex(rows["name"].unique()).fillna("")
     return markdown(wide.reset_index().to_numpy().tolist(), [head, *map(str, wide.columns)])
-
-
-def _where(grids: pd.Series, *usual: str) -> pd.Series:
-    """The grid in words where it is not a usual one."""
-    return grids.map(lambda grid: "" if grid in usual else f" · {grid}").astype(str)
 
 
 def untuned_table(frame: pd.DataFrame) -> str:
