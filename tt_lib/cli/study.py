@@ -88,7 +88,7 @@ def _show(result: Demo, metric: str, n: int) -> None:
 
 def table(
     config: Annotated[
-        Path, typer.Option(help="TOML file with the cells, or the name of a shipped one: spine, study, paper, ...")
+        Path, typer.Option(help="TOML file with the cells, or the name of a shipped one: study, flow, paper, bedroom.")
     ],
     data: DataOption = None,
     results: Annotated[Path | None, rows_option("fd.csv")] = None,
