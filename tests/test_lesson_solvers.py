@@ -1,27 +1,27 @@
-"""Notebook 04: solvers laid open, by what is known of them: published weights, closed forms and exact ends."""
-
-import math
+"""Notebook 08: solvers laid open, by what is known of them: published weights, closed forms and exact ends."""
 
 import pytest
 import torch
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
+from tt_lib.figures.frames import picture
 from tt_lib.grids import make_grid
 from tt_lib.lessons.solvers import (
     ANSWERS,
+    ENDINGS,
     SPACINGS,
+    draw_weights,
+    end_images,
     errors_figure,
     evaluations,
     family,
     few_steps,
-    gaussian_moments,
     ladder_errors,
     orders,
     registry_table,
     smallest_nfe,
     spaced,
-    spread_figure,
     step_names,
     step_weights,
     weights_figure,
@@ -29,7 +29,7 @@ from tt_lib.lessons.solvers import (
 )
 from tt_lib.schedules import ContinuousLinearVP, linear_betas
 from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
-from tt_lib.toy import MixturePredictor, exact_flow, gaussian_ddim, ring_2d, single_gaussian
+from tt_lib.toy import MixturePredictor, exact_flow, ring_2d
 
 SCHEDULE = ContinuousLinearVP()
 DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]
@@ -168,19 +168,21 @@ def test_other_answers_are_refused():
 
 
 def test_the_figure_shows_the_weights():
-    ddim, second, _ = weights_figure(["ddim", "dpmpp-2m"], "even in lambda", 3, "x0").axes
-    assert [text.get_text() for text in ddim.texts if text.get_text()] == ["1.00"] * 3
+    second = picture(draw_weights, "dpmpp-2m", "even in lambda", 3, "x0").axes[0]
     words = [text.get_text() for text in second.texts if text.get_text()]
     assert sorted(words) == ["1.00", "1.50", "1.50", "−0.50", "−0.50"]
     values = torch.as_tensor(second.collections[0].get_array().data).reshape(3, 3)
     assert torch.allclose(values, float64([[1, 0, 0], [-0.5, 1.5, 0], [0, -0.5, 1.5]]), atol=1e-9)
-    assert len(weights_figure(["ddim", "heun", "plms"], "even in t", 2, columns=2).axes) == 5
+    ddim, own = weights_figure(["ddim", Solver("own", SOLVERS["heun"].function)], 3).axes
+    assert [text.get_text() for text in ddim.texts if text.get_text()] == ["1.00"] * 3
+    assert [text.get_text() for text in own.texts if text.get_text()] == ["0.50"] * 6 and own.get_title() == "own"
 
 
-@pytest.mark.parametrize("name", ["ddim", "pndm"])
-def test_one_solver_has_room_for_all_its_evaluations(name):
-    figure = weights_figure([name], "even in rho", 8)
-    assert figure.axes[0].get_xlim()[1] <= 2 * figure.get_figwidth()
+def test_the_first_figure_is_three_samplers_of_the_shipped_network_from_one_noise():
+    ends = end_images(1)
+    assert list(ends) == list(ENDINGS) and {each.shape for each in ends.values()} == {(1, 3, 32, 32)}
+    contrast = {name: each.float().std().item() for name, each in ends.items()}
+    assert contrast["unipc"] > contrast["unipc,final=lower"] > 1.2 * contrast["ddim"], "glaring, right, grey"
 
 
 # ---- errors
@@ -224,52 +226,3 @@ def test_few_steps_are_distances_from_the_exact_end():
     exact = exact_flow(mixture, noise, grid.times[0], 0.0, schedule)
     assert errors["ddim"][1] == pytest.approx((end - exact).square().sum(1).mean().sqrt().item(), rel=1e-6)
     assert len(errors["heun"]) == 2
-
-
-# ---- noise
-
-
-def test_moments_of_ddim_are_its_closed_form():
-    schedule, times = linear_betas(), [0.9, 0.5, 0.2]
-    moments = gaussian_moments(make_solver("ddim"), float64(times), schedule, 0.3, 0.4)
-    t, s = float64(0.9), float64(0.2)
-    mean, spread = 0.3 * schedule.alpha(t), torch.hypot(0.4 * schedule.alpha(t), schedule.sigma(t))
-    ends = gaussian_ddim(torch.stack([mean, mean + spread])[:, None], times, 0.3, 0.4, schedule)
-    assert moments.mean == pytest.approx(ends[0].item()) and moments.spread == pytest.approx((ends[1] - ends[0]).item())
-    assert moments.right_mean == pytest.approx(0.3 * schedule.alpha(s).item())
-    assert moments.right_spread == pytest.approx(torch.hypot(0.4 * schedule.alpha(s), schedule.sigma(s)).item())
-
-
-@pytest.mark.parametrize(
-    "name, options", [("ddim", {"eta": 0.7}), ("ddpm", {"variance": "large"}), ("sde-dpmpp-2m", {})]
-)
-def test_moments_are_those_of_many_draws(name, options):
-    schedule, times, n = linear_betas(), float64([0.9, 0.5, 0.2]), 40_000
-    draw = torch.Generator().manual_seed(0)
-
-    def noise(x):
-        return torch.randn(x.shape, dtype=x.dtype, generator=draw)
-
-    solver, empty = make_solver(name, **options), torch.empty(n, 1, dtype=torch.float64)
-    start = schedule.alpha(times[0]) * (0.5 + 0.25 * noise(empty)) + schedule.sigma(times[0]) * noise(empty)
-    x = drive(solver(start, times, schedule, noise), MixturePredictor(single_gaussian(), schedule)).x
-    moments = gaussian_moments(solver, times, schedule)
-    assert x.mean().item() == pytest.approx(moments.mean, abs=5 * moments.spread / math.sqrt(n))
-    assert x.std().item() == pytest.approx(moments.spread, rel=5 / math.sqrt(2 * n))
-
-
-@pytest.mark.parametrize("name", ["analytic-ddim", "analytic-ddpm"])
-@pytest.mark.parametrize("steps", [1, 3])
-def test_the_best_variance_is_exact_on_a_gaussian(name, steps):
-    times = spaced("even in t", steps, linear_betas(), 0.999, 0.02)
-    moments = gaussian_moments(make_solver(name), times, linear_betas())
-    assert moments.spread == pytest.approx(moments.right_spread, rel=1e-9)
-    assert moments.mean == pytest.approx(moments.right_mean)
-
-
-def test_the_figure_of_spreads_shows_shares_of_the_right_one():
-    schedule = linear_betas()
-    axes = spread_figure({"ddim": make_solver("ddim"), "ddpm": make_solver("ddpm")}, (2, 10)).axes[0]
-    grids = [spaced("even in t", count, schedule, 0.999, 0.02) for count in (2, 10)]
-    moments = [gaussian_moments(make_solver("ddpm"), times, schedule) for times in grids]
-    assert drawn(axes)[1] == pytest.approx([each.spread / each.right_spread for each in moments])

@@ -1,14 +1,18 @@
-"""What the notebooks are written with: the kit, explorers at their extremes, and the numbers behind their figures."""
+"""What the notebooks are written with: the kit, moving figures at their extremes, and the numbers behind their figures."""
 
-import itertools
+import importlib
+import inspect
+import re
 
 import pandas as pd
 import pytest
 import torch
 
-from tt_lib.errors import BadValue, MissingFile
+from tt_lib.engine import drive
+from tt_lib.errors import BadValue
 from tt_lib.figures import frames
 from tt_lib.figures.style import png_bytes
+from tt_lib.files import PACKAGE_ROOT
 from tt_lib.lessons import (
     check,
     cifar10,
@@ -22,12 +26,15 @@ from tt_lib.lessons import (
     scaled,
     solvers,
     start,
+    tables,
     tuner,
 )
+from tt_lib.metrics.frechet import frechet_distance, leading_bias
+from tt_lib.metrics.statistics import merge_all
 from tt_lib.schedules import linear_betas
-from tt_lib.toy import exact_flow
+from tt_lib.solvers.ddim import ddim
+from tt_lib.toy import MixturePredictor, exact_flow, two_modes_1d
 
-MODEL = "cifar10-ddpm-w96"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -92,38 +99,21 @@ def test_checks_say_how_it_went(capsys):
     assert capsys.readouterr().out.startswith(said)
 
 
-# ---- explorers
-
-
-@pytest.mark.parametrize(
-    "explorer, count",
-    [
-        (start.ratio_explorer, 3),
-        (frechet.bias_explorer, 5),
-        (solvers.weights_explorer, 8),
-        (lambda: cifar10.timing_explorer(MODEL), 2),
-        (diffusers.calls_explorer, 5),
-    ],
-)
-def test_every_control_redraws_and_takes_its_extremes(explorer, count):
-    *controls, picture = explorer().children
-    seen = {bytes(picture.value)}
-    for control in controls:
-        for value in (
-            (control.min, control.max) if hasattr(control, "min") else (control.options[0], control.options[-1])
-        ):
-            control.value = value
-            assert bytes(picture.value).startswith(b"\x89PNG")
-            seen.add(bytes(picture.value))
-    assert len(seen) == count
+# ---- figures that move
 
 
 @pytest.mark.parametrize(
     "draw, values",
     [
+        (start.draw_step, [(1.0,), (0.6,), (1.05,)]),
+        (tables.draw_field, [(4,), (10,)]),
         (integral.draw_paths, [(1,), (20,)]),
         (direction.draw_errors, [(2,), (20,)]),
         (tuner.draw_losses, [(0.2, 0.02, "two modes"), (0.9, 0.6)]),
+        (cifar10.draw_timings, [(name,) for name in cifar10.SAMPLERS[::5]]),
+        (frechet.draw_bias, [(2,), (64,)]),
+        (solvers.draw_weights, [("ddim", "even in rho", 2), ("unipc", "long and short", 8, "x0")]),
+        (diffusers.draw_calls, [("PLMS", 3), ("UniPC", 10)]),
     ],
 )
 def test_what_interact_draws_takes_its_extremes_and_follows_its_values(draw, values):
@@ -131,18 +121,48 @@ def test_what_interact_draws_takes_its_extremes_and_follows_its_values(draw, val
     assert len(set(pictures)) == len(values)
 
 
-@pytest.mark.parametrize("lesson", [integral, direction, tuner])
+@pytest.mark.parametrize("lesson", [start, integral, direction, tuner, cifar10, frechet, tables, solvers, diffusers])
 def test_every_figure_of_a_lesson_has_words(lesson):
     assert all(60 < len(words) < 600 for words in lesson.ALT.values())
+
+
+# ---- the page for teachers
+
+
+def test_every_slide_of_the_teachers_page_is_a_figure_of_a_lesson_with_its_words():
+    page = (PACKAGE_ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
+    slides = re.findall(r"\| `(\w+) (\w+) ([\w ]+)` \|", page)
+    assert len(slides) >= 6 and len(page.split()) < 900
+    for module, function, name in slides:
+        lesson = importlib.import_module(f"tt_lib.lessons.{module}")
+        inspect.signature(getattr(lesson, function)).bind()
+        assert lesson.ALT[name]
+    for place in re.findall(r"\]\(([\w./]+)\)", page):
+        assert (PACKAGE_ROOT / "notebooks" / place).exists(), place
 
 
 # ---- 00: start
 
 
-def test_untuned_errors_fall_with_the_number_of_steps_and_some_ratio_below_one_beats_them_in_few():
-    errors = start.constant_ratio_errors(1.0)
-    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
-    assert start.constant_ratio_errors(0.97, [5])[0] < start.constant_ratio_errors(1.0, [5])[0]
+def test_the_step_is_ddims_and_one_ratio_ends_where_the_path_does():
+    schedule, x = linear_betas(), torch.tensor([[start.START]], dtype=torch.float64)
+    times = torch.tensor([start.T, start.S], dtype=torch.float64)
+    predictor = MixturePredictor(two_modes_1d(), schedule)
+    right = (exact_flow(two_modes_1d(), x, start.T, start.S, schedule) / schedule.alpha(times[1])).item()
+    for ratio in (1.0, 0.8):
+        end = drive(ddim(x, times, schedule, None), predictor, [ratio * start.T]).x / schedule.alpha(times[1])
+        assert start.step_end(ratio) == pytest.approx(end.item())
+    assert start.step_end(1.0) < start.step_end(0.75) < right < start.step_end(0.7)
+    drawn = frames.picture(start.draw_step, 0.8).axes[0]
+    assert {line.get_label(): line.get_ydata()[-1] for line in drawn.lines}["right end"] == pytest.approx(right)
+    with pytest.raises(BadValue, match="ratio tau / t must be at most"):
+        start.step_end(2.5)
+
+
+def test_differences_are_black_where_nothing_differs_and_amplified_elsewhere():
+    exact = torch.full((1, 3, 2, 2), -0.9)
+    shown = start.differences({"same": exact, "near": exact + 0.1, "beyond": exact + 5}, exact)
+    assert shown["same"].max() == 0 and shown["near"].unique().tolist() == [51] and shown["beyond"].unique() == 255
 
 
 # ---- 01: the integral
@@ -317,58 +337,88 @@ def test_impossible_toys_and_times_are_refused(toy, t, s):
         tuner.step_losses(toy, t, s)
 
 
-# ---- 05: shipped timings
+# ---- 04: tune on CIFAR-10
 
 
-def test_timings_are_picked_by_solver_and_nfe():
-    few = cifar10.shipped_timings(MODEL, "ddim", 5)
-    assert {(each.solver, each.nfe) for each in few} == {("ddim", 5)}
-    assert len(few) < len(cifar10.shipped_timings(MODEL))
-    with pytest.raises(MissingFile, match="no timing of 'nobody'"):
-        cifar10.shipped_timings("nobody")
+def test_a_shipped_timing_is_drawn_at_its_evaluations():
+    axes = frames.picture(cifar10.draw_timings, "ddim quadratic 5").axes[0]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines[1:]}
+    for objective in ("truncation", "consistency"):
+        timing = cifar10.shipped("ddim quadratic 5", objective)
+        assert (timing.solver, timing.nfe, timing.name) == ("ddim", 5, f"{objective}-parallel")
+        assert drawn[f"{objective} loss"] == [[k + 1, ratio] for k, ratio in enumerate(timing.ratios)]
+    with pytest.raises(BadValue, match="unknown sampler 'ddim uniform 7'"):
+        cifar10.shipped("ddim uniform 7", "truncation")
+
+
+def test_in_five_quadratic_steps_the_objectives_choose_opposite_sides_and_in_ten_the_same():
+    first = {
+        (nfe, each): cifar10.shipped(f"ddim quadratic {nfe}", each).ratios[0]
+        for nfe in (5, 10)
+        for each in ("truncation", "consistency")
+    }
+    assert first[5, "truncation"] < 1 < first[5, "consistency"]
+    assert first[10, "consistency"] < first[10, "truncation"] < 1
+
+
+def test_a_scan_shows_each_image_and_the_mean_as_shares_of_untuned():
+    losses = {"truncation": torch.tensor([[1.0, 8.0], [2.0, 4.0]]), "consistency": torch.ones(2, 2)}
+    left, right = cifar10.scan_figure(torch.tensor([0.9, 1.0]), losses).axes
+    lines = [line.get_ydata().tolist() for line in left.lines[1:]]
+    assert lines == [[0.5, 1], [2, 1], [1.5, 1], [1], [1]]
+    assert right.lines[3].get_ydata().tolist() == [1, 1]
 
 
 # ---- 06: the Fréchet distance
 
 
-def test_few_samples_are_too_far_and_extrapolation_mends_it():
-    bias = frechet.sample_bias(5000, 32)
-    assert bias.sizes == [500, 1000, 2500, 5000]
-    assert all(a > b for a, b in itertools.pairwise(bias.distances))
-    excess = bias.distances[0] - frechet.TRUTH
-    assert excess * bias.sizes[0] == pytest.approx(bias.slope, rel=0.15)
-    value, low, high = bias.limit
-    assert low < frechet.TRUTH < high and abs(value - frechet.TRUTH) < excess / 3
+def test_the_marked_tunings_agree_and_disagree_as_they_are_called():
+    distances = frechet.study().set_index(["solver", "grid", "nfe", "timing"])
+    signs = {}
+    for name, (tuned, _) in frechet.MARKED.items():
+        before, after = (distances.loc[(*tuned[:3], timing)] for timing in ("untuned", tuned[3]))
+        change = after[["imagenet", "classifier"]].astype(float) - before[["imagenet", "classifier"]].astype(float)
+        signs[name] = (change.to_numpy().ravel() > 0).tolist()
+    assert signs == {"better by both": [False, False], "better by one, worse by the other": [True, False]}
 
 
-def test_extrapolation_fails_with_fewer_samples_than_dimensions():
-    assert frechet.sample_bias(100, 128).limit[1] > 2 * frechet.TRUTH
+def test_most_of_the_floor_is_bias_in_imagenet_features_and_little_in_the_classifiers():
+    share = {}
+    for name in frechet.FEATURES:
+        train, test = (frechet.shipped_statistics(name, split) for split in ("train", "test"))
+        share[name] = leading_bias(train.covariance, 1) * (1 / test.n + 1 / train.n) / frechet.floor_of(name)
+    assert 0.85 < share["imagenet-efficientnet-lite0"] < 1 and share["cifar10-resnet"] < 0.1
 
 
-@pytest.mark.parametrize("n, dimension", [(19, 3), (100, 0)])
-def test_impossible_samples_are_refused(n, dimension):
-    with pytest.raises(BadValue, match=f"20 samples or more, got {dimension} and {n}"):
-        frechet.sample_bias(n, dimension)
+def test_draws_are_as_far_from_their_own_gaussian_as_the_leading_bias_says():
+    exact = frechet.exact_gaussian(16)
+    runs = torch.tensor([frechet.own_distances(exact, (500, 2000), seed) for seed in range(20)])
+    assert runs.mean(0).tolist() == pytest.approx([leading_bias(exact.covariance, n) for n in (500, 2000)], rel=0.1)
+    with pytest.raises(BadValue, match=r"multiples of the first, got \[500, 1200\]"):
+        frechet.own_distances(exact, (500, 1200))
 
 
-def test_distances_over_n_has_a_panel_for_each_network_and_the_predicted_slope():
-    rows = [(kind, reference, n, 3 / n) for kind in ("a", "b") for reference in ("train", "test") for n in (10, 100)]
-    frame = pd.DataFrame(rows, columns=["features", "reference", "n", "distance"])
-    figure = frechet.distances_over_n(frame, {"a": 3.0, "b": 6.0})
-    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
-    points = figure.axes[0].collections[0].get_offsets().tolist()
-    assert sorted(map(tuple, points)) == [(0.01, 0.03), (0.01, 0.03), (0.1, 0.3), (0.1, 0.3)]
-    line = next(line for line in figure.axes[1].lines if len(line.get_xdata()))
-    assert list(line.get_ydata()) == pytest.approx([0.03 - 6 * 0.01, 0.03 + 6 * 0.09])
-    with pytest.raises(BadValue, match="no row"):
-        frechet.distances_over_n(frame.head(0), {})
+def test_intervals_contain_their_mean_and_not_the_truth():
+    intervals = torch.tensor(frechet.twenty_intervals(500, 1.1, count=5))
+    like, truth = frechet.shipped_statistics("cifar10-resnet"), frechet.true_distance(1.1)
+    wide = frechet.drawn_sets(like, 10, 10_000, 0, 1.1)
+    assert frechet_distance(merge_all(wide), like) == pytest.approx(truth, rel=0.1)
+    mean = intervals[:, 0].mean()
+    assert ((intervals[:, 1] < mean) & (mean < intervals[:, 2])).sum() >= 4 and mean > 1.3 * truth
+    star = next(
+        line for line in frechet.intervals_figure(intervals.tolist(), truth).axes[0].lines if line.get_marker() == "*"
+    )
+    assert star.get_ydata()[0] == pytest.approx(intervals[:, 0].min().item())
 
 
-def test_point_clouds_and_dots():
+def test_point_clouds_and_prepared_images():
     figure = frechet.point_clouds({"one": torch.zeros(3, 2), "two": torch.ones(3, 2)})
     assert [axes.collections[0].get_offsets()[0].tolist() for axes in figure.axes] == [[0, 0], [1, 1]]
     with pytest.raises(BadValue, match="no row"):
         frechet.point_clouds({})
-    table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=["x", "y"])
-    second = frechet.change_dots(table, ["a", "b"]).axes[1]
-    assert second.collections[0].get_offsets()[:, 0].tolist() == [3.0, 4.0]
+    squares = frechet.photographs()
+    assert squares.shape == (52, 3, 96, 96) and squares.min() >= 0 and squares.max() <= 255
+    pixels = frechet.rounded(squares[:2, :, :32, :32] + 0.4)
+    assert torch.equal(pixels.float(), squares[:2, :, :32, :32])
+    error = (frechet.jpeg(pixels).float() - pixels).abs().mean()
+    assert 0 < error < 10

@@ -1,4 +1,4 @@
-"""Notebook 08: schedulers of diffusers, call by call, and a network with a known answer for its pipelines."""
+"""Notebook 09: schedulers of diffusers, call by call, and a network with a known answer for its pipelines."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import ipywidgets
 import torch
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Generator, Tensor, nn
 
 from tt_lib.datasets.digits import load_digits
 from tt_lib.datasets.images import to_float
 from tt_lib.errors import BadValue, choose
-from tt_lib.figures.style import BLACK, GREY, VERMILLION, legend_below, style
+from tt_lib.figures.style import BLACK, VERMILLION
 from tt_lib.interop import from_scheduler
-from tt_lib.lessons.kit import explorer
 from tt_lib.predictors import to_v, to_x0
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import DiscreteSchedule, time_of_index
@@ -34,12 +32,25 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Heun": ("HeunDiscreteScheduler", {}),
     "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
 }
-"""Schedulers of diffusers that the explorer offers: the class and what is set otherwise than by default."""
+"""Schedulers of diffusers whose calls are drawn: the class and what is set otherwise than by default."""
 LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 """The noise levels of the networks here; not every scheduler of diffusers has them by default."""
 SAMPLES, SUBSTEPS = 32, 8
 WIDENED = 0.01
 """Added to each pixel's variance: some pixels of the digits never change, and a Gaussian needs a width."""
+ALT = {
+    "hook": "Two rows of images from the same noise in five calls. DDIMScheduler: blurred and grey. Learned: the same "
+    "scenes, sharp, with full contrast.",
+    "player": "Times of the calls of six schedulers, one after another: circles where the scheduler asks, crosses "
+    "where the tuned network is conditioned.",
+    "strip": "Five panels of times against calls in five steps. DDIM, DPM-Solver++ and UniPC make five calls at "
+    "falling times. Heun makes nine: after the first they come in pairs at one time, and crosses lie above the first "
+    "circle of a pair and below the second. PLMS makes six, two of them at one time.",
+    "threes": "A row of eight small grey images from different noise: all of them are threes, and much alike.",
+    "carried": "Three rows of eight digits from the same noise. Untuned, and with the ratios of another spacing: "
+    "soft grey digits, hardly different. With the times of another spacing: glaring white strokes with black holes.",
+}
+"""What the figures show, in words."""
 
 
 def make_scheduler(name: str) -> Any:
@@ -71,29 +82,20 @@ def toy_timing(name: str, steps: int) -> Timing:
     return tune(sampler, points, config).timing
 
 
-@style()
-def calls_figure(timing: Timing) -> Figure:
-    """Nominal time t and conditioning time tau of each call of the network, and their ratio."""
+def draw_calls(axes: Axes, name: str, steps: int = 5) -> None:
+    """Nominal time t and conditioning time tau of each call of the network, of :func:`toy_timing`, joined call by call.
+
+    Raises:
+        BadValue: see :func:`toy_timing`.
+    """
+    timing = toy_timing(name, steps)
     calls = range(1, timing.nfe + 1)
-    figure = Figure(figsize=(8, 3.2))
-    left, right = figure.subplots(1, 2)
-    left.plot(calls, timing.times, "o", color=BLACK, markersize=9, fillstyle="none", label="nominal: t")
-    left.plot(calls, timing.taus, "x", color=VERMILLION, label="conditioned on: τ")
-    left.set(xlabel="call of the network", ylabel="time (1 = noise, 0 = data)", ylim=(-0.03, 1.05))
-    right.axhline(1, color=GREY, linewidth=1)
-    right.plot(calls, timing.ratios, "x--", color=VERMILLION)
-    right.set(xlabel="call of the network", ylabel="ratio τ/t (1 = untuned)")
-    for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(figure, *left.get_legend_handles_labels())
-    return figure
-
-
-def calls_explorer() -> Any:
-    """A choice of schedulers, a slider for the number of steps, and :func:`calls_figure` of :func:`toy_timing`."""
-    scheduler = ipywidgets.Dropdown(options=list(SCHEDULERS), value="Heun", description="scheduler")
-    steps = ipywidgets.IntSlider(value=5, min=3, max=10, description="steps", continuous_update=False)
-    return explorer([scheduler, steps], lambda name, count: calls_figure(toy_timing(name, count)), width=720)
+    axes.vlines(calls, timing.times, timing.taus, color=VERMILLION, linewidth=1.5)
+    axes.plot(calls, timing.times, "o", color=BLACK, markersize=9, fillstyle="none", label="nominal: t")
+    axes.plot(calls, timing.taus, "x", color=VERMILLION, markeredgewidth=2, label="conditioned on: τ")
+    axes.set(title=name, xlabel="call of the network", ylabel="time (1 = noise)", ylim=(-0.03, 1.05))
+    axes.set(xlim=(0.5, 2 * steps - 0.5))  # room for two calls in each step but the last
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def digits_mixture(label: int | None = None) -> GaussianMixture:

@@ -1,4 +1,4 @@
-"""Notebook 04: solvers laid open. What each step is made of, how fast errors fall, and what noise does to a Gaussian.
+"""Notebook 08: solvers laid open. What each step is made of, how fast errors fall, and how a run ends.
 
 A solver is a generator, so it can be driven by anything that answers. Answered by unit vectors, it gives its
 coefficients; answered by the exact eps of a toy, its error.
@@ -11,21 +11,24 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import ipywidgets
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tt_lib.datasets.images import to_uint8
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, check_range, choose
-from tt_lib.figures.style import GREY, count_axis, heat_map, relplot, style
+from tt_lib.figures.style import count_axis, heat_map, relplot, style
 from tt_lib.grids import make_grid
-from tt_lib.lessons.kit import explorer
+from tt_lib.noise import SampleNoise
 from tt_lib.predictors import to_eps
 from tt_lib.schedules import ContinuousLinearVP, Schedule, float64, linear_betas
 from tt_lib.solvers.layout import Evaluation, layout, stages_of
 from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
+from tt_lib.study.cells import Cell
+from tt_lib.study.workbench import make_bench
 from tt_lib.toy import MixturePredictor, exact_flow, ring_2d, two_modes_1d
 
 START, END = 0.9, 0.1
@@ -35,6 +38,30 @@ SPACINGS = ("even in lambda", "even in rho", "even in t", "long and short")
 LADDER = (20, 40, 80, 160, 320)
 SATURATED = 2.0
 """Weights beyond this have the map's last colour."""
+ENDINGS = ("unipc", "unipc,final=lower", "ddim")
+"""One solver with full and with falling orders at the end of a run, and DDIM beside them."""
+SHOWN = ("ddim", "heun", "dpm-solver-2", "dpmpp-3m", "deis-tab", "plms", "ipndm-v", "dpmpp-2m", "unipc")
+"""Solvers whose weights can be looked at one after another; the last five make one evaluation a step."""
+ALT = {
+    "hook": "Three rows of images from the same noise in five evaluations. UniPC: hard outlines and glaring colours. "
+    "UniPC with falling orders: the same animals and the same boat in natural colours. DDIM: the same outlines again, "
+    "blurred and grey.",
+    "weights": "Three heat maps of weights, a row for each step and a column for each evaluation. Midpoint: 0 for the "
+    "first and 1 for the second evaluation of each step. DPM-Solver++(2M): above 1 on the diagonal, negative left of "
+    "it. UniPC: larger weights of both signs, up to 2.55 and down to -2.84.",
+    "x0": "Three heat maps of weights of data predictions. 2M has at most two in a row, side by side. UniPC has at "
+    "most four. PLMS has an entry in every earlier column, with signs in turn.",
+    "player": "Heat maps of the weights of nine solvers, one after another, over four steps of a grid even in t.",
+    "strip": "Heat maps of the weights of five multistep solvers over four steps. All begin with 1 in the first row. "
+    "All have more than 1 on the diagonal from the second row on, and negative weights left of it. UniPC's last row "
+    "has the largest.",
+    "orders": "Largest error against the number of steps, both axes logarithmic: nearly straight lines. DDIM falls "
+    "most slowly. Midpoint and the public 3M fall faster and alike, the exact 3M faster still, UniPC fastest.",
+    "few": "Three panels, one for each grid: distance from the exact end against the number of evaluations, for five "
+    "solvers. Uniform: DDIM is lowest and UniPC highest throughout. Quadratic and logsnr: the lines cross; DDIM is "
+    "among the lowest in five evaluations and highest in 39.",
+}
+"""What the figures show, in words."""
 
 
 # ---- grids
@@ -181,38 +208,25 @@ def step_weights(solver: Solver, times: Tensor, schedule: Schedule, of: str = "e
     return Weights(rows[:, 1:], rows[:, 0], made)
 
 
-@style()
-def weights_figure(names: Sequence[str], spacing: str, steps: int, of: str = "eps", columns: int = 4) -> Figure:
-    """A heat map of :func:`step_weights` for each solver, on one grid from 0.9 to 0.1."""
+def draw_weights(axes: Axes, solver: str | Solver, spacing: str = "even in t", steps: int = 4, of: str = "eps") -> None:
+    """A heat map of :func:`step_weights` on a grid from 0.9 to 0.1; weights below 0.005 have no number."""
+    solver = make_solver(solver) if isinstance(solver, str) else solver
     schedule = ContinuousLinearVP()
-    times = spaced(spacing, steps, schedule)
-    weights = {name: step_weights(make_solver(name), times, schedule, of) for name in names}
-    columns = min(columns, len(names))
-    rows = math.ceil(len(names) / columns)
-    widest = max(len(each.evaluations) for each in weights.values())
-    width = 2.9 if columns > 1 else max(5.0, 0.5 * widest)
-    figure = Figure(figsize=(0.9 + width * columns, 0.8 + max(2.6, 0.45 * steps) * rows))
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for axes in panels.flat[len(names) :]:
-        axes.set_visible(False)
-    for axes, (name, (table, _, made)) in zip(panels.flat, weights.items(), strict=False):
-        frame = pd.DataFrame(table.numpy(), columns=step_names(made))
-        words = frame.map(lambda value: f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "")
-        image = heat_map(axes, frame, words, SATURATED, fontsize=9 if len(made) < 8 else 7)
-        axes.set(title=name, xlabel="evaluation", ylabel="step")
-    label = f"weight of {'an answer eps' if of == 'eps' else 'a prediction x0'}"
-    figure.colorbar(image, ax=panels, extend="both", label=label)
+    table, _, made = step_weights(solver, spaced(spacing, steps, schedule), schedule, of)
+    frame = pd.DataFrame(table.numpy(), columns=step_names(made))
+    words = frame.map(lambda value: f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "")
+    heat_map(axes, frame, words, SATURATED, fontsize=9 if len(made) < 8 else 7)
+    axes.set(title=solver.name, xlabel="evaluation", ylabel="step")
+
+
+@style()
+def weights_figure(solvers: Sequence[str | Solver], steps: int = 4, of: str = "eps") -> Figure:
+    """:func:`draw_weights` of each solver, on the grid even in t."""
+    figure = Figure(figsize=(3.3 * len(solvers), 3.2))
+    panels = figure.subplots(1, len(solvers), squeeze=False)[0]
+    for axes, solver in zip(panels, solvers, strict=True):
+        draw_weights(axes, solver, "even in t", steps, of)
     return figure
-
-
-def weights_explorer() -> Any:
-    """Choices of a solver, a grid, its steps and the kind of answer, and the solver's weights."""
-    plain = [name for name, solver in SOLVERS.items() if not solver.stochastic]
-    solver = ipywidgets.Dropdown(options=plain, value="dpmpp-2m", description="solver")
-    spacing = ipywidgets.Dropdown(options=list(SPACINGS), value="even in t", description="grid")
-    steps = ipywidgets.IntSlider(value=5, min=2, max=8, description="steps", continuous_update=False)
-    of = ipywidgets.ToggleButtons(options=list(ANSWERS), value="eps", description="answers")
-    return explorer([solver, spacing, steps, of], lambda name, *choices: weights_figure([name], *choices))
 
 
 # ---- errors
@@ -295,64 +309,12 @@ def errors_figure(
     return grid.figure
 
 
-# ---- noise
+# ---- images
 
 
-class Moments(NamedTuple):
-    """Mean and standard deviation of what a sampler makes of Gaussian data, and those that are right."""
-
-    mean: float
-    spread: float
-    right_mean: float
-    right_spread: float
-
-
-def gaussian_moments(
-    solver: Solver, times: Tensor, schedule: Schedule, mean: float = 0.5, scale: float = 0.25
-) -> Moments:
-    """Exactly what a solver, noise and all, makes of N(mean, scale^2), without drawing a number.
-
-    On one Gaussian eps is linear, so the end is a sum: of the start, of a constant and of every noise that is drawn.
-    The state is the vector of its coefficients, and each noise is a unit vector. The start has the mean and spread of
-    x_t at ``times[0]``. An analytic solver gets the gamma that is exact for these data, E eps^2 = sigma^2 / (alpha^2
-    scale^2 + sigma^2).
-    """
-
-    def spread(t: Tensor) -> Tensor:
-        return torch.hypot(schedule.alpha(t) * scale, schedule.sigma(t))
-
-    if solver.needs_gamma:
-        gamma = ((schedule.sigma(times) / spread(times)) ** 2)[:-1].tolist()
-        solver = make_solver(solver.name, **{**solver.options, "gamma": tuple(gamma)})
-    size = 2 + 2 * len(times)
-    units = iter(torch.eye(size, dtype=torch.float64)[2:, None])
-    constant = torch.eye(size, dtype=torch.float64)[1:2]
-
-    def answer(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
-        return schedule.sigma(t) / spread(t) ** 2 * (x - schedule.alpha(t) * mean * constant)
-
-    means, spreads = mean * schedule.alpha(times), spread(times)
-    start = torch.zeros_like(constant)
-    start[0, 0], start[0, 1] = spreads[0], means[0]
-    end = drive(solver(start, times, schedule, lambda x: next(units)), answer).x[0]
-    return Moments(end[1].item(), torch.cat([end[:1], end[2:]]).norm().item(), means[-1].item(), spreads[-1].item())
-
-
-def spread_figure(solvers: Mapping[str, Solver], steps: Sequence[int]) -> Figure:
-    """:func:`gaussian_moments`' spread as a share of the right one, against the number of steps even in t."""
-    schedule = linear_betas()
-    grids = {count: spaced("even in t", count, schedule, 0.999, 0.02) for count in steps}
-    rows = [
-        (name, count, gaussian_moments(solver, grids[count], schedule))
-        for name, solver in solvers.items()
-        for count in steps
-    ]
-    frame = pd.DataFrame(
-        [(name, count, moments.spread / moments.right_spread) for name, count, moments in rows],
-        columns=["solver", "steps", "share"],
-    )
-    grid = relplot(frame, "solver", (7, 3.8), x="steps", y="share", kind="line")
-    grid.ax.axhline(1, color=GREY, linewidth=1, zorder=1)
-    grid.set(ylim=(0, None)).set_axis_labels("steps", "spread of the samples\n(1 = right)")
-    count_axis(grid.ax, steps)
-    return grid.figure
+def end_images(count: int) -> dict[str, Tensor]:
+    """Images uint8 [count, C, H, W] of the shipped network in five evaluations: one noise, three samplers of a grid."""
+    bench = make_bench("cifar10")
+    noise = SampleNoise(range(count)).start(bench.model.shape)
+    cells = {name: Cell(name, "uniform", 5) for name in ENDINGS}
+    return {name: to_uint8(bench.sampler(cell)(range(count), start=noise).x) for name, cell in cells.items()}

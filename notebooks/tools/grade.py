@@ -1,0 +1,113 @@
+"""Grade the answers of the lab: ``python notebooks/tools/grade.py runs/10/answers.json``.
+
+The answers are a JSON object, as notebook 10 writes it. Nothing in it is taken on trust: the grader loads the network
+and the learned timing that it names, and measures every number again, the untuned baseline included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tt_lib.errors import BadValue, CorruptFile, MissingFile
+from tt_lib.metrics.direction import measure_directions
+from tt_lib.networks.unet import Model, load_model
+from tt_lib.noise import SampleNoise
+from tt_lib.sampling import end_distances, make_sampler
+from tt_lib.timing import Timing, load_timing
+from tt_lib.tuning.learn import converged_sampler
+
+NUMBERS = ("error_untuned", "error_learned", "worst_step")
+BUDGETS = (5, 6)
+"""Numbers of evaluations that the lab allows."""
+GRIDS = ("uniform", "quadratic")
+"""The untuned baseline is the better one of these."""
+GAIN = 0.8
+"""The learned sampler's error is at most this share of the baseline's."""
+WITHIN = 0.05
+"""How far a number of the answers may lie from the one measured here, as a share of it."""
+SUBSTEPS = 8
+
+
+def read_answers(path: Path) -> dict[str, Any]:
+    """The answers, complete and of the right kinds.
+
+    Raises:
+        MissingFile, CorruptFile: there is no such file, or it is no JSON object.
+        BadValue: an answer is missing or not what it should be.
+    """
+    if not path.is_file():
+        raise MissingFile(f"no file {path}; notebook 10 writes it in its last part")
+    try:
+        answers = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile(f"{path} is not JSON ({error}); write it again") from error
+    if not isinstance(answers, dict):
+        raise CorruptFile(f"{path} holds no JSON object; write it again")
+    for name in ("model", "timing"):
+        if not isinstance(answers.get(name), str):
+            raise BadValue(f"{name} must be a path, got {answers.get(name)!r}")
+    direction = answers.get("direction")
+    for name, value in {**{name: [answers.get(name)] for name in NUMBERS}, "direction": direction}.items():
+        if not isinstance(value, list) or not all(type(each) in (int, float) and math.isfinite(each) for each in value):
+            raise BadValue(f"{name} must be {'a list of numbers' if name == 'direction' else 'a number'}, got {value}")
+    return answers
+
+
+def measure(model: Model, timing: Timing, seeds: range) -> dict[str, Any]:
+    """What the answers should say, by their names. Errors are root mean squares against the converged solution."""
+    solver = ",".join([timing.solver, *(f"{name}={value}" for name, value in timing.options.items())])
+    learned = make_sampler(model, solver, "learned", timing.nfe, timing)
+    noise = SampleNoise(seeds).start(model.shape).to(learned.device)
+    exact = converged_sampler(learned)(seeds, start=noise).x
+
+    def error(sampler: Any) -> float:
+        return end_distances(sampler(seeds, start=noise).x, exact).mean().item()
+
+    ddim = make_sampler(model, "ddim", "uniform", timing.nfe)
+    steps = measure_directions(ddim.predictor, ddim.schedule, ddim.solver, ddim.grid, noise, substeps=SUBSTEPS).frame()
+    return {
+        "error_untuned": min(error(make_sampler(model, solver, grid, timing.nfe)) for grid in GRIDS),
+        "error_learned": error(learned),
+        "direction": steps["relative"].tolist(),
+        "worst_step": int(steps["relative"].argmax()) + 1,
+    }
+
+
+def verdicts(answers: dict[str, Any], nfe: int, right: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    """What is asked, and whether it holds."""
+    yield nfe in BUDGETS, f"the sampler makes {' or '.join(map(str, BUDGETS))} evaluations: {nfe}"
+    for name in ("error_untuned", "error_learned"):
+        near = math.isclose(answers[name], right[name], rel_tol=WITHIN)
+        yield near, f"{name} is what is measured here: {answers[name]:.4g} and {right[name]:.4g}"
+    direction = answers["direction"]
+    near = len(direction) == len(right["direction"]) and all(
+        math.isclose(one, other, rel_tol=WITHIN) for one, other in zip(direction, right["direction"], strict=True)
+    )
+    measured = " ".join(f"{each:.2g}" for each in right["direction"])
+    yield near, f"direction holds the relative direction error of each untuned DDIM step: {measured}"
+    yield answers["worst_step"] == right["worst_step"], "worst_step is the step, from 1 on, where it is largest"
+    share = right["error_learned"] / right["error_untuned"]
+    yield share <= GAIN, f"the learned error is at most {GAIN} of the best untuned one: {share:.2f}"
+
+
+def grade(path: Path, count: int = 64) -> int:
+    """Print a line for each thing that is asked; 0 where all hold, else 1."""
+    answers = read_answers(path)
+    timing = load_timing(answers["timing"])
+    lines = list(verdicts(answers, timing.nfe, measure(load_model(answers["model"]), timing, range(count))))
+    for holds, line in lines:
+        print(f"{'ok ' if holds else 'NO '} {line}")
+    passed = all(holds for holds, _ in lines)
+    print("passed" if passed else "not passed yet")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    from books import command
+
+    sys.exit(command(lambda: grade(Path(sys.argv[1]))) if len(sys.argv) == 2 else __doc__)
