@@ -10,11 +10,9 @@ import torch
 from tt_lib.errors import BadValue, NotFinite
 from tt_lib.metrics import frechet
 from tt_lib.metrics.frechet import (
-    extrapolated_interval,
     frechet_distance,
     jackknife_interval,
     leading_bias,
-    paired_interval,
     square_root,
 )
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
@@ -135,53 +133,6 @@ def test_impossible_intervals():
         jackknife_interval([statistics(part) for part in x.tensor_split([60, 70, 80, 90])], reference)
 
 
-# Two samplers, and infinitely many samples
-
-
-def pairs(generator):
-    """Sets of two samplers that share their seeds: the second is the first, stretched a little."""
-    x = normal(generator, 400, 4) + 0.3
-    return [[statistics(part) for part in (x * factor).tensor_split(10)] for factor in (1.2, 1.2 / 1.1)]
-
-
-def test_a_paired_gain_covers_the_true_one_and_is_surer_than_two_intervals():
-    generator = torch.Generator().manual_seed(1)
-    reference = statistics(normal(generator, 20_000, 4))
-    runs = [pairs(generator) for _ in range(100)]
-    gains = np.array([paired_interval(before, after, reference) for before, after in runs])
-    value, low, high = gains.T
-    covered = ((low <= value.mean()) & (value.mean() <= high)).mean()
-    assert 0.88 <= covered <= 0.995
-    widths = [sum(np.ptp(jackknife_interval(sets, reference)[1:]) for sets in run) for run in runs]
-    assert np.mean(high - low) < 0.35 * np.mean(widths), "most of what the seeds do drops out"
-
-
-def test_a_paired_gain_is_the_difference_and_its_sign_says_which_is_better():
-    generator = torch.Generator().manual_seed(2)
-    reference = statistics(normal(generator, 5000, 4))
-    before, after = pairs(generator)
-    gain, low, high = paired_interval(before, after, reference)
-    assert gain == frechet_distance(merge_all(before), reference) - frechet_distance(merge_all(after), reference)
-    back = paired_interval(after, before, reference)
-    assert gain > 0 > back[0] and back == pytest.approx((-gain, -high, -low))
-    with pytest.raises(BadValue, match="same sets on both sides"):
-        paired_interval(before, after[:-1], reference)
-
-
-def test_the_limit_of_many_samples_is_without_bias():
-    """Samples shifted by a known distance: from 600 it comes out too large, and the limit does not."""
-    generator = torch.Generator().manual_seed(3)
-    reference = statistics(normal(generator, 200_000, 8))
-    shift, values = 0.25, []
-    for _ in range(40):
-        sets = [statistics(part) for part in (normal(generator, 600, 8) + shift).tensor_split(10)]
-        values.append([extrapolated_interval(sets, reference)[0], jackknife_interval(sets, reference)[0]])
-    limit, plain = np.mean(values, axis=0)
-    error = np.std(np.array(values)[:, 0]) / np.sqrt(40)
-    true = 8 * shift**2
-    assert abs(limit - true) < 2 * error < 3 * error < plain - true, (limit, plain, true, error)
-
-
 # How far too large
 
 
@@ -244,9 +195,6 @@ def test_nan_is_no_perfect_score(what):
         lambda: frechet_distance(reference, bad),
         lambda: jackknife_interval(good, bad),
         lambda: jackknife_interval(broken, reference),
-        lambda: extrapolated_interval(broken, reference),
-        lambda: paired_interval(good, broken, reference),
-        lambda: paired_interval(broken, good, reference),
     ):
         with pytest.raises(NotFinite):
             measure()
@@ -272,18 +220,6 @@ def test_images_of_another_shape_are_not_compared():
     for measure in (lambda: frechet_distance(sets[0], reference), lambda: jackknife_interval(sets, reference)):
         with pytest.raises(BadValue, match=r"different shapes .*\[3, 64, 64\] and \[3, 32, 32\]"):
             measure()
-
-
-def test_an_interval_holds_its_value():
-    """Extrapolated to infinitely many samples a distance may come out below 0; its interval ended at 0 then."""
-    generator = torch.Generator().manual_seed(0)
-    reference = planted(np.zeros(6), np.eye(6))
-    below = 0
-    for _ in range(20):
-        value, low, high = extrapolated_interval([statistics(normal(generator, 30, 6)) for _ in range(10)], reference)
-        assert low <= value <= high
-        below += value < 0
-    assert below
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

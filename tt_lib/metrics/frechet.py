@@ -8,9 +8,8 @@ those of Inception-2015.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,65 +94,8 @@ def jackknife_interval(
     Raises:
         BadValue: fewer than 5 sets, unequal sets, or different features.
     """
-    return _jackknife(_distance_of(sets, reference), len(sets), world=world)
+    from scipy.stats import t as student
 
-
-def paired_interval(
-    before: Sequence[FeatureStatistics], after: Sequence[FeatureStatistics], reference: FeatureStatistics
-) -> tuple[float, float, float]:
-    """How much lower the distance is after a change than before it, with a 95 % interval: (gain, low, high).
-
-    For two samplers that start from the same seeds, in the same sets. What is peculiar to the seeds is in both
-    distances and drops out of their difference, so its interval is narrower than the two distances' own: two intervals
-    may overlap where the gain is sure. The jackknife leaves the same set out on both sides. A gain below 0 is a loss.
-
-    Args:
-        before, after: statistics of disjoint sets, the i-th of both from the same seeds.
-        reference: as in :func:`jackknife_interval`.
-
-    Raises:
-        BadValue: as in :func:`jackknife_interval`, or not the same sets on both sides.
-    """
-    sizes = [[one.n for one in sets] for sets in (before, after)]
-    if sizes[0] != sizes[1]:
-        raise BadValue(f"a paired comparison needs the same sets on both sides, got sizes {sizes[0]} and {sizes[1]}")
-    first, second = _distance_of(before, reference), _distance_of(after, reference)
-    return _jackknife(lambda keep: first(keep) - second(keep), len(before), floor=-math.inf)
-
-
-def extrapolated_interval(
-    sets: Sequence[FeatureStatistics], reference: FeatureStatistics
-) -> tuple[float, float, float]:
-    """The distance that infinitely many samples would have, with a 95 % interval: (value, low, high).
-
-    The bias of a distance of n samples is proportional to 1/n (Chong & Forsyth 2020, arXiv 1911.07023), and differs
-    from sampler to sampler. So distances of parts of the sample are fitted by a line in 1/n, and its value at 0 is
-    taken. The parts are about a fifth, a half and all of the sets, each averaged over the runs of consecutive sets of
-    that length. The interval is the jackknife's. The reference keeps the bias of its own number of images.
-
-    Args:
-        sets, reference: as in :func:`jackknife_interval`.
-
-    Raises:
-        BadValue: as in :func:`jackknife_interval`.
-    """
-    distance = _distance_of(sets, reference)
-
-    def limit(keep: Sequence[int]) -> float:
-        count = len(keep)
-        inverse, distances = [], []
-        for length in sorted({max(1, count // 5), count // 2, count}):
-            starts = range(count if length < count else 1)
-            runs = [[keep[(i + j) % count] for j in range(length)] for i in starts]
-            inverse.append(1 / np.mean([sum(sets[i].n for i in run) for run in runs]))
-            distances.append(np.mean([distance(run) for run in runs]))
-        return float(np.polyfit(inverse, distances, 1)[1])
-
-    return _jackknife(limit, len(sets))
-
-
-def _distance_of(sets: Sequence[FeatureStatistics], reference: FeatureStatistics) -> Callable[[Sequence[int]], float]:
-    """The distance from the reference of some of the sets, given by their numbers; all sets are checked."""
     if len(sets) < FEWEST_SETS:
         raise BadValue(f"an interval needs at least {FEWEST_SETS} disjoint sets, got {len(sets)}; split it further")
     sizes = [one.n for one in sets]
@@ -163,19 +105,10 @@ def _distance_of(sets: Sequence[FeatureStatistics], reference: FeatureStatistics
     reference.check()
     for one in sets:
         require_same_features(one.check(), reference)
-    root = square_root(reference.covariance)
-    return lambda keep: _distance(merge_all(sets[i] for i in keep), reference, root)
-
-
-def _jackknife(
-    statistic: Callable[[Sequence[int]], float], count: int, floor: float = 0.0, world: World = ALONE
-) -> tuple[float, float, float]:
-    """A statistic of ``count`` sets, given by their numbers, with its delete-one interval, which ends at ``floor``."""
-    from scipy.stats import t as student
-
+    root, count = square_root(reference.covariance), len(sets)
     # Nothing is left out of the last.
-    subsets = [[j for j in range(count) if j != i] for i in range(count + 1)]
-    parts = world.gather([statistic(subset) for subset in world.share(subsets)])
+    subsets = [[one for j, one in enumerate(sets) if j != i] for i in range(count + 1)]
+    parts = world.gather([_distance(merge_all(subset), reference, root) for subset in world.share(subsets)])
     # Process r had every size-th subset from the r-th on.
     *left_out, value = (parts[i % len(parts)][i // len(parts)] for i in range(count + 1))
     mean = sum(left_out) / count
@@ -183,8 +116,7 @@ def _jackknife(
     margin = float(student.ppf(0.975, count - 1)) * error
     if not (math.isfinite(value) and math.isfinite(margin)):
         raise NotFinite(f"a distance comes out as {value} ± {margin}; its samples' statistics are out of range")
-    # Extrapolated to infinitely many samples a distance may lie below the floor.
-    return value, min(value, max(floor, value - margin)), value + margin
+    return value, max(0.0, value - margin), value + margin
 
 
 def leading_bias(covariance: Tensor, n: float) -> float:
