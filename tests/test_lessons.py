@@ -1,4 +1,4 @@
-"""What the notebooks are written with: the kit, moving figures at their extremes, and the numbers behind their figures."""
+"""What the notebooks are written with: the kit, moving figures, and the numbers behind all figures."""
 
 import importlib
 import inspect

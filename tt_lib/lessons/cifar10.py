@@ -1,45 +1,91 @@
-"""Notebook 05: the timings that are shipped for a network."""
+"""Notebook 04: the timings that are shipped for the CIFAR-10 network, and the losses of one of its steps."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
-import ipywidgets
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from tt_lib.errors import MissingFile
-from tt_lib.figures.results import timing_plot
-from tt_lib.files import data_folder, file_name
-from tt_lib.lessons.kit import explorer
-from tt_lib.timing import Timing, load_timing
+from tt_lib.errors import choose
+from tt_lib.figures.style import BLACK, GREY, style
+from tt_lib.lessons.tuner import COLOURS
+from tt_lib.study.cells import Cell, require_timing
+from tt_lib.timing import Timing
 
-PLAIN = ("consistency-parallel", "truncation-parallel")
-"""The timings of the explorer: one for each objective, as they come without options."""
+MODEL = "cifar10-ddpm-w96"
+SOLVERS, GRIDS, NFES = ("ddim", "dpmpp-2m,final=lower", "unipc,final=lower"), ("quadratic", "uniform"), (5, 10)
+SAMPLERS = [f"{solver} {grid} {nfe}" for solver in SOLVERS for grid in GRIDS for nfe in NFES]
+"""The samplers that :func:`draw_timings` knows: solver, grid and number of evaluations."""
+ALT = {
+    "ten": "Three rows of four pictures, each column from one noise. Untuned: pale and blurred; the first and the last "
+    "show no clear object. Tuned: the same four with more contrast; the first and the last are now cars. Converged: "
+    "the same motifs, sharper.",
+    "differences": "Two rows of difference pictures, black where a sample equals the converged one. The untuned row is "
+    "bright in large areas, the tuned row mostly darker, with bright outlines.",
+    "scan": "Two panels, a thin line for each of four images and a thick one for their mean, against the ratio of the "
+    "first of five steps. Truncation: all lines have their minimum between 0.9 and 0.97, the mean at about a third of "
+    "its value at 1. Consistency: the mean is nearly flat from 0.9 to 1.15; some lines have their minimum below 1, "
+    "some at 1, one above.",
+    "strip": "Five panels, tau / t of each evaluation. DDIM with 5 quadratic steps: consistency begins at 1.08, "
+    "truncation at 0.92. With 10: both begin below 1, consistency at 0.89, and return to 1; the last but one is above "
+    "1 by consistency, far below by truncation. With 5 and 10 uniform steps: both begin below 1. DPM-Solver++(2M), 5 "
+    "uniform steps: consistency jumps to 1.3 at the last but one.",
+    "player": "tau / t of each evaluation by both objectives; the slider goes through twelve samplers, three solvers "
+    "on two grids with 5 and 10 evaluations.",
+    "five": "Four rows of four pictures, each column from one noise. Untuned with five evaluations: pale and blurred. "
+    "Tuned by consistency: paler still. Tuned by truncation: more contrast, but blurred. Converged: sharp, full of "
+    "contrast, two cars among them.",
+}
+"""What the figures show, in words."""
 
 
-def shipped_timings(model: str, solver: str | None = None, nfe: int | None = None) -> list[Timing]:
-    """The timings in ``data/timings`` for a model, perhaps only those of one solver and one number of evaluations.
+@style()
+def scan_figure(ratios: Tensor, losses: Mapping[str, Tensor]) -> Figure:
+    """Losses of a step over tau / t, a thin line for each image and a thick one for the mean, as shares of untuned.
+
+    Args:
+        ratios: [P], rising, 1 among them.
+        losses: [P, images] by the names of :data:`tt_lib.lessons.tuner.COLOURS`.
+    """
+    figure = Figure(figsize=(9, 3.6))
+    panels = figure.subplots(1, 2, sharey=True)
+    untuned = int((ratios - 1).abs().argmin())
+    for axes, (name, each) in zip(panels, losses.items(), strict=True):
+        colour, line, marker = COLOURS[name]
+        axes.axvline(1, color=BLACK, linewidth=1)
+        axes.plot(ratios, each / each[untuned], color=GREY, linewidth=0.9, alpha=0.8)
+        share = each.mean(1) / each[untuned].mean()
+        axes.plot(ratios, share, color=colour, linestyle=line, linewidth=3)
+        lowest = int(share.argmin())
+        axes.plot(ratios[lowest], share[lowest], color=colour, marker=marker, markersize=11)
+        axes.plot(1, 1, "o", color=BLACK, markersize=7)
+        axes.set(title=f"{name} loss", xlabel="ratio τ / t", ylim=(0, 2), xlim=(ratios[0], ratios[-1]))
+    panels[0].set_ylabel("loss (1 = untuned)")
+    return figure
+
+
+def shipped(sampler: str, objective: str) -> Timing:
+    """The timing that is shipped for one of :data:`SAMPLERS`, tuned in parallel by an objective.
 
     Raises:
-        MissingFile: there is none for this model.
+        BadValue: another sampler.
     """
-    folder = data_folder() / "timings" / file_name(model)
-    timings = [load_timing(path) for path in sorted(folder.glob("*.json"))]
-    if not timings:
-        raise MissingFile(f"no timing of {model!r} in {folder}; tune one with `tt tune` or `tt table`")
-    return [each for each in timings if solver in (None, each.solver) and nfe in (None, each.nfe)]
+    choose("sampler", sampler, SAMPLERS)
+    solver, grid, nfe = sampler.split(" ")
+    timing = require_timing(MODEL, Cell(solver, grid, int(nfe), f"{objective}-parallel"))
+    assert timing is not None
+    return timing
 
 
-def timings_figure(timings: list[Timing]) -> Figure:
-    """The ratios tau / t of some timings over their times, a line each."""
-    return timing_plot({f"{each.name} ({each.grid})": each for each in timings})
-
-
-def timing_explorer(model: str) -> Any:
-    """Choices of grid, solver and NFE among the :data:`PLAIN` timings that are shipped, and :func:`timings_figure`."""
-    timings = [each for each in shipped_timings(model) if each.name in PLAIN]
-    samplers: dict[str, list[Timing]] = {}
-    for each in sorted(timings, key=lambda timing: (timing.solver, timing.grid, timing.nfe)):
-        samplers.setdefault(f"{each.solver}, {each.grid}, NFE {each.nfe}", []).append(each)
-    choice = ipywidgets.Dropdown(options=list(samplers), value=next(iter(samplers)), description="sampler")
-    return explorer([choice], lambda name: timings_figure(samplers[name]), width=720)
+def draw_timings(axes: Axes, sampler: str) -> None:
+    """tau / t of each evaluation of one of :data:`SAMPLERS`, tuned by either objective."""
+    axes.axhline(1, color=BLACK, linewidth=1, label="untuned")
+    for objective, (colour, line, marker) in COLOURS.items():
+        ratios = shipped(sampler, objective).ratios
+        steps = range(1, len(ratios) + 1)
+        axes.plot(steps, ratios, color=colour, linestyle=line, marker=marker, label=f"{objective} loss")
+    solver, grid, nfe = sampler.split(" ")
+    axes.set(ylim=(0.65, 1.35), xlim=(0.5, 10.5), xticks=[1, 5, 10])
+    axes.set(xlabel="evaluation (1 is in the noise)", ylabel="τ / t", title=f"{solver.split(',')[0]}, {grid}, {nfe}")

@@ -1,40 +1,116 @@
-"""Notebook 06: what a Fréchet distance depends on: the number of samples, Gaussians, and how images are prepared."""
+"""Notebook 06: what a Fréchet distance depends on: the number of samples, the features, and how images are prepared."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import cache
 
-import ipywidgets
+import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from tt_lib.errors import BadValue
-from tt_lib.figures.style import BLUE, GREY, ORANGE, VERMILLION, legend_below, log_axis, looks, relplot, style
-from tt_lib.lessons.kit import explorer
-from tt_lib.metrics.frechet import extrapolated_interval, frechet_distance, leading_bias
+from tt_lib.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    legend_below,
+    log_axis,
+    relplot,
+    style,
+)
+from tt_lib.metrics.features import IMAGENET, metric_of
+from tt_lib.metrics.frechet import frechet_distance, jackknife_interval, leading_bias, square_root
+from tt_lib.metrics.reference import reference_path
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
+from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
+from tt_lib.study.compare import beside_each_other
 
-SETS = 10
-TRUTH = 1.0
-"""The true distance of the samples' distribution from the reference: its mean is shifted by 1 along the first axis."""
+MODEL, CLASSIFIER, N = "cifar10-ddpm-w96", "cifar10-resnet", 10_000
+FEATURES = (IMAGENET, CLASSIFIER)
 DIMENSIONS = (2, 4, 8, 16, 32, 64, 128)
-SIZES = (100, 200, 500, 1000, 2000, 5000, 10_000)
+SIZES = (50, 100, 200, 500, 1000, 2000)
+SETS = 10
+MARKED = {
+    "better by both": (("ddim", "quadratic", 10, "consistency-parallel"), GREEN),
+    "better by one, worse by the other": (("ddim", "uniform", 5, "truncation-parallel"), VERMILLION),
+}
+"""Tunings that :func:`both_figure` marks: solver, grid, number of evaluations and timing."""
+ALT = {
+    "both": "A cloud of grey points on logarithmic axes, a point for each sampler: the distance by the classifier's "
+    "features across, by ImageNet features upwards. It rises along the diagonal. A green arrow, DDIM with ten "
+    "quadratic steps before and after tuning, points down and to the left. A red one, five uniform steps, points left "
+    "and a little up. A star at the lower left is the converged solution.",
+    "clouds": "Three clouds of points with the same mean and covariance: a round Gaussian, one that is crowded in a "
+    "corner with tails to the right and to the top, and eight spots on a ring.",
+    "bias": "Two panels, ImageNet features and the classifier's, on logarithmic axes. The distance of n draws from "
+    "their own Gaussian falls as 1 / n along the predicted line. By ImageNet features it reaches the distance of the "
+    "test images at about 10,000 draws. By the classifier's it lies below theirs throughout.",
+    "strip": "Five panels for 2, 8, 32, 64 and 128 dimensions, on logarithmic axes: the distance of n draws from their "
+    "own Gaussian falls along a line as 1 / n. The line lies higher with more dimensions. With 128 the points for few "
+    "draws lie above it.",
+    "player": "The distance of n draws from their own Gaussian against n, with the predicted line; the slider sets the "
+    "dimension from 2 to 128.",
+    "intervals": "Twenty intervals side by side, of samples from one distribution. Nearly all contain the dashed "
+    "line of their mean. Most lie above the dotted line, the distance of infinitely many samples. The lowest of the "
+    "twenty is marked with a star.",
+    "changes": "Six changes of the same photographs on a logarithmic axis of distances. Cutting off decimals costs "
+    "least by far, then mirroring. Shrinking without smoothing, JPEG, turning upside down and exchanging red and blue "
+    "cost much more.",
+}
+"""What the figures show, in words."""
 
 
-class Bias(NamedTuple):
-    """What a sample of a shifted standard Gaussian says of a distance that is truly :data:`TRUTH`."""
+def study() -> pd.DataFrame:
+    """The samplers of the shipped network: columns of their names, ``imagenet`` and ``classifier``, their distances."""
+    rows = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
+    both = beside_each_other(rows, *FEATURES, MODEL, N)
+    return both.rename(columns={"first": "imagenet", "second": "classifier"})
 
-    sizes: list[int]
-    """Numbers of samples in the parts of the sample."""
-    distances: list[float]
-    """The mean distance of the parts of each size."""
-    limit: tuple[float, float, float]
-    """(value, low, high) for infinitely many samples, from :func:`extrapolated_interval`."""
-    slope: float
-    """What the distance times n should exceed the truth by, to leading order."""
+
+@style()
+def both_figure() -> Figure:
+    """Each sampler's distance by both kinds of features, the tunings of :data:`MARKED`, and the converged solution.
+
+    Samplers far from the data, and the test images, lie outside the axes.
+    """
+    frame = study()
+    points = frame.set_index(["solver", "grid", "nfe", "timing"])[["classifier", "imagenet"]].sort_index()
+    figure = Figure(figsize=(6.8, 5))
+    axes = figure.subplots()
+    axes.plot(*points.to_numpy().T, "o", color=GREY, alpha=0.4, markersize=5, markeredgewidth=0, label="a sampler")
+    for name, (tuned, colour) in MARKED.items():
+        ends = [points.loc[(*tuned[:3], timing)].to_numpy().ravel() for timing in ("untuned", tuned[3])]
+        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 3, "mutation_scale": 20}
+        axes.annotate("", ends[1], ends[0], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
+        axes.plot(*ends[0], "o", color=colour, markersize=9)
+        axes.plot([], [], color=colour, linewidth=3, label=f"tuned: {name}")
+    converged = frame[(frame["grid"] == "karras") & (frame["nfe"] == 60)].iloc[0]
+    axes.plot(converged["classifier"], converged["imagenet"], "*", color=BLUE, markersize=15, label="converged")
+    log_axis(axes, "x", [2.3, 20])
+    log_axis(axes, "y", [5.3, 100])
+    axes.set(xlabel=metric_of(CLASSIFIER), ylabel=metric_of(IMAGENET))
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def floor_of(features: str) -> float:
+    """The distance of the test images from the training images, from its row."""
+    rows = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
+    return float(rows[(rows["solver"] == "floor") & (rows["features"] == features)]["value"].item())
+
+
+def shipped_statistics(features: str, split: str = "train") -> FeatureStatistics:
+    """The shipped statistics of CIFAR-10's images of a split."""
+    return FeatureStatistics.load(reference_path("cifar10", split, features))
 
 
 def exact_gaussian(dimension: int) -> FeatureStatistics:
@@ -45,88 +121,89 @@ def exact_gaussian(dimension: int) -> FeatureStatistics:
     return exact
 
 
-def sample_bias(n: int, dimension: int) -> Bias:
-    """Draw ``n`` vectors of ``dimension`` numbers, and take the distance of parts of them and of all.
+def drawn_sets(like: FeatureStatistics, sets: int, size: int, seed: int, factor: float = 1) -> list[FeatureStatistics]:
+    """Statistics of ``sets`` sets of draws from the Gaussian of others, spread out from its mean by a factor."""
+    generator = torch.Generator().manual_seed(seed)
+    root, made = factor * square_root(like.covariance), []
+    for _ in range(sets):
+        x = torch.randn(size, like.dimension, generator=generator, dtype=torch.float64)
+        made.append(FeatureStatistics(like.dimension, like.features, like.sha256).update(x @ root + like.mean))
+    return made
+
+
+def own_distances(like: FeatureStatistics, sizes: Sequence[int], seed: int = 0) -> list[float]:
+    """The distance of n draws of a Gaussian from that Gaussian, for rising n, all multiples of the first.
 
     Raises:
-        BadValue: fewer than two vectors for each of ten sets, or no dimension.
+        BadValue: sizes that do not rise by multiples of the first.
     """
-    if n < 2 * SETS or dimension < 1:
-        raise BadValue(f"need a dimension of 1 or more and {2 * SETS} samples or more, got {dimension} and {n}")
-    reference = exact_gaussian(dimension)
-    x = torch.randn(n, dimension, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x[:, 0] += TRUTH**0.5
-    sets = [FeatureStatistics(dimension, "toy").update(part) for part in x[: n // SETS * SETS].chunk(SETS)]
-    sizes, distances = [], []
-    for together in (1, 2, 5, 10):
-        parts = [merge_all(sets[i : i + together]) for i in range(0, SETS, together)]
-        sizes.append(parts[0].n)
-        distances.append(sum(frechet_distance(part, reference) for part in parts) / len(parts))
-    slope = leading_bias(reference.covariance, 1)
-    return Bias(sizes, distances, extrapolated_interval(sets, reference), slope)
+    first = sizes[0]
+    if any(size % first for size in sizes) or list(sizes) != sorted(sizes):
+        raise BadValue(f"the sizes must rise and be multiples of the first, got {list(sizes)}")
+    sets = drawn_sets(like, sizes[-1] // first, first, seed)
+    return [frechet_distance(merge_all(sets[: size // first]), like) for size in sizes]
 
 
 @style()
-def bias_figure(n: int, dimension: int) -> Figure:
-    """The distance of parts of a sample over 1/n, the leading bias, and the value extrapolated to infinite n."""
-    bias = sample_bias(n, dimension)
-    value, low, high = bias.limit
-    largest = 1 / bias.sizes[0]
-    figure = Figure(figsize=(7, 3.6))
-    axes = figure.subplots()
-    axes.axhline(TRUTH, color=GREY, linestyle=(0, (1.5, 2)), label="truth")
-    axes.plot([0, largest], [TRUTH, TRUTH + bias.slope * largest], color=ORANGE, linestyle="--", label="truth + c / n")
-    axes.scatter([1 / size for size in bias.sizes], bias.distances, color=BLUE, label="parts of the sample")
-    # An interval is cut at 0, so a value below 0 lies outside.
-    bars = [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axes.errorbar([0], [value], bars, color=VERMILLION, marker="s", linestyle="", capsize=4, label="extrapolated, 95 %")
-    axes.set(xlabel="1 / number of samples", ylabel="Fréchet distance (units squared)")
-    axes.set(xlim=(-0.04 * largest, 1.06 * largest), ylim=(min(0.0, 1.2 * value), None))
-    axes.set_title(f"{n:,} samples, {dimension} dimensions")
+def bias_figure(sizes: Sequence[int]) -> Figure:
+    """:func:`own_distances` of the training images' Gaussians in both features, the prediction and the floor."""
+    figure = Figure(figsize=(9, 3.7))
+    for axes, name in zip(figure.subplots(1, 2), FEATURES, strict=True):
+        like, floor = shipped_statistics(name), floor_of(name)
+        found, predicted = own_distances(like, sizes), [leading_bias(like.covariance, n) for n in sizes]
+        axes.plot(sizes, predicted, color=ORANGE, linestyle="--", label="predicted, c / n")
+        axes.plot(sizes, found, "o", color=BLUE, label="n draws from the Gaussian itself")
+        axes.axhline(floor, color=GREY, linestyle=(0, (1.5, 2)), label="10,000 test images: the floor")
+        log_axis(axes, "x", sizes)
+        log_axis(axes, "y", [*found, *predicted, floor])
+        axes.set(xlabel="number of draws n", title=name)
+    figure.axes[0].set_ylabel("Fréchet distance")
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-def bias_explorer() -> Any:
-    """Sliders for the number of samples and the dimension, and :func:`bias_figure`."""
-    size = ipywidgets.SelectionSlider(options=SIZES, value=1000, description="samples", continuous_update=False)
-    dimension = ipywidgets.SelectionSlider(
-        options=DIMENSIONS, value=32, description="dimensions", continuous_update=False
-    )
-    return explorer([size, dimension], bias_figure)
+@cache
+def _toy_bias(dimension: int) -> list[float]:
+    runs = [own_distances(exact_gaussian(dimension), SIZES, seed) for seed in range(4)]
+    return [sum(each) / len(each) for each in zip(*runs, strict=True)]
 
 
-def distances_over_n(frame: pd.DataFrame, slopes: Mapping[str, float]) -> Figure:
-    """Distances of n real images over 1/n, a panel for each network of features and a series for each reference.
+def draw_bias(axes: Axes, dimension: int) -> None:
+    """:func:`own_distances` of the standard Gaussian, mean of four seeds, and what is predicted."""
+    predicted = [leading_bias(exact_gaussian(dimension).covariance, n) for n in SIZES]
+    axes.plot(SIZES, predicted, color=ORANGE, linestyle="--", label="c / n")
+    axes.plot(SIZES, _toy_bias(dimension), "o", color=BLUE, label="n draws from their own Gaussian")
+    axes.set(xscale="log", yscale="log", ylim=(5e-4, 200), xlabel="n", ylabel="Fréchet distance")
+    axes.set_title(f"D = {dimension}")
 
-    Args:
-        frame: columns ``features``, ``reference``, ``n`` and ``distance``.
-        slopes: the leading bias times n, by name of the features; drawn as a line through the distance at the largest
-            n.
 
-    Raises:
-        BadValue: no rows.
-    """
-    frame = frame.assign(inverse=1 / frame["n"]).sort_values("n")
-    series = "against " + frame["reference"]
-    grid = relplot(
-        frame.assign(series=series),
-        "series",
-        (4, 3.4),
-        x="inverse",
-        y="distance",
-        col="features",
-        s=50,
-        facet_kws={"sharey": False},
-    )
-    for name, axes in grid.axes_dict.items():
-        for label, look in looks(series).items():
-            last = frame[(frame["features"] == name) & (series == label)].iloc[-1]
-            line = [last["distance"] + slopes[name] * (x - last["inverse"]) for x in (0, frame["inverse"].max())]
-            axes.plot([0, frame["inverse"].max()], line, color=look.color, linestyle="--", zorder=1)
-        axes.set_ylim(min(0.0, axes.get_ylim()[0]), None)
-    grid.set_titles("{col_name}").set_axis_labels("1 / number of images", "Fréchet distance (features squared)")
-    return grid.figure
+def twenty_intervals(n: int, factor: float, count: int = 20) -> list[tuple[float, float, float]]:
+    """Distances with intervals of ``count`` samples of one distribution: the classifier's Gaussian, spread out."""
+    like = shipped_statistics(CLASSIFIER)
+    return [jackknife_interval(drawn_sets(like, SETS, n // SETS, seed, factor), like) for seed in range(count)]
+
+
+def true_distance(factor: float) -> float:
+    """The distance of the classifier's Gaussian from itself spread out by a factor: ``(factor - 1)^2 tr S``."""
+    return (factor - 1) ** 2 * shipped_statistics(CLASSIFIER).covariance.trace().item()
+
+
+@style()
+def intervals_figure(intervals: Sequence[tuple[float, float, float]], truth: float) -> Figure:
+    """Intervals (value, low, high) side by side, their mean, the lowest, and the truth: infinitely many samples."""
+    values, low, high = np.array(intervals).T
+    figure = Figure(figsize=(7, 3.4))
+    axes = figure.subplots()
+    places = np.arange(1, len(values) + 1)
+    axes.vlines(places, low, high, color=BLUE, linewidth=2, label="95 % interval")
+    axes.plot(places, values, "o", color=BLUE, label="measured")
+    best = int(values.argmin())
+    axes.plot(best + 1, values[best], "*", color=VERMILLION, markersize=15, label="the lowest")
+    axes.axhline(values.mean(), color=BLACK, linestyle="--", linewidth=1.2, label="mean")
+    axes.axhline(truth, color=GREY, linestyle=(0, (1.5, 2)), label="infinitely many samples")
+    axes.set(xlabel="sample", ylabel="Fréchet distance", xticks=[1, 5, 10, 15, 20], ylim=(0, None))
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
 
 
 def point_clouds(clouds: Mapping[str, Tensor]) -> Figure:
@@ -143,20 +220,36 @@ def point_clouds(clouds: Mapping[str, Tensor]) -> Figure:
     return grid.figure
 
 
-def change_dots(table: pd.DataFrame, names: Sequence[str]) -> Figure:
-    """What each change of the same images costs, a panel for each network of features, on logarithmic axes.
+def rounded(x: Tensor) -> Tensor:
+    """Pixels as uint8, rounded."""
+    return x.round().clamp(0, 255).to(torch.uint8)
 
-    Args:
-        table: a row for each change (its index), a column of distances above 0 for each network.
-        names: the columns.
-    """
-    long = table.rename_axis("change").reset_index().melt("change", list(names), "features", "distance")
-    size = (4.5, 0.45 * len(table) + 1.2)
-    grid = relplot(
-        long, None, size, x="distance", y="change", col="features", s=70, color=BLUE, facet_kws={"sharex": False}
-    )
-    for name, axes in grid.axes_dict.items():
-        log_axis(axes, "x", table[name])
-    grid.set(ylim=(len(table) - 0.4, -0.6))
-    grid.set_titles("{col_name}").set_axis_labels("Fréchet distance (features squared)", "")
-    return grid.figure
+
+def jpeg(pixels: Tensor, quality: int = 75) -> Tensor:
+    """The uint8 images [N, 3, H, W] written as JPEG files and read again."""
+    found = []
+    for image in pixels.permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        found.append(torch.tensor(np.array(Image.open(file))))
+    return torch.stack(found).permute(0, 3, 1, 2)
+
+
+def photographs() -> Tensor:
+    """52 squares of 96 by 96 pixels cut from the two photographs of scikit-learn: float32 [52, 3, 96, 96]."""
+    from sklearn.datasets import load_sample_images
+
+    photos = [torch.tensor(photo).permute(2, 0, 1) for photo in load_sample_images().images]
+    squares = [each.unfold(1, 96, 55).unfold(2, 96, 54).permute(1, 2, 0, 3, 4).flatten(0, 1) for each in photos]
+    return torch.cat(squares)[::3].float()
+
+
+@style()
+def change_figure(distances: Mapping[str, float]) -> Figure:
+    """What each change of the same images costs, on a logarithmic axis."""
+    figure = Figure(figsize=(7, 0.42 * len(distances) + 0.9))
+    axes = figure.subplots()
+    axes.plot(list(distances.values()), list(distances), "o", color=BLUE, markersize=9)
+    log_axis(axes, "x", list(distances.values()))
+    axes.set(xlabel=metric_of(CLASSIFIER), ylim=(len(distances) - 0.5, -0.5))
+    return figure

@@ -1,4 +1,4 @@
-"""What every notebook is written with: sizes, numbers from rows, checks of exercises, and sliders above a figure.
+"""What every notebook is written with: sizes, numbers from rows, and checks of exercises.
 
 - ``TT_SCALE`` is ``ci`` (seconds, for the tests; what the stored outputs are of), ``laptop`` (minutes on a CPU) or
   ``full`` (a GPU). It changes sizes only, never what is computed.
@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,6 @@ from tt_lib.rows import read_rows, results_folder
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 SCALES = ("ci", "laptop", "full")
 TODO = "your code here"
@@ -108,25 +107,3 @@ def check(name: str, test: Callable[[], None]) -> None:
         print(f"{name}: stopped with {type(error).__name__}: {error}")
     else:
         print(f"{name}: well done")
-
-
-def explorer(controls: Sequence[Any], figure: Callable[..., Figure], width: int = 640) -> Any:
-    """The controls (ipywidgets) above the figure of their values, which is drawn again when one of them changes.
-
-    Args:
-        figure: a function of the controls' values, in their order.
-        width: of the picture, in pixels.
-    """
-    import ipywidgets
-
-    from tt_lib.figures.style import png_bytes
-
-    picture = ipywidgets.Image(format="png", width=width)
-
-    def draw(_change: Any = None) -> None:
-        picture.value = png_bytes(figure(*(control.value for control in controls)))
-
-    for control in controls:
-        control.observe(draw, names="value")
-    draw()
-    return ipywidgets.VBox([*controls, picture])
