@@ -91,9 +91,10 @@ def test_what_the_pages_say_in_words_is_so():
     assert list(learned.index) == list(page.FEW) and (learned["value_1"] < plain["value_1"]).all()
     assert (learned["value_2"] < plain["value_2"]).all() and (learned["value_1"] > end["value_1"]).all()
     assert page.claim(frame), "the sentence in bold that README begins with"
-    euler = page.beside(frame, STRAIGHT).query("solver == 'euler'").set_index(["timing", "nfe"])["value_1"]
-    for timing, nfe in euler.index:
-        assert euler[timing, nfe] >= euler["untuned", nfe], "a learned Euler is worse than an untuned one"
+    straight = page.beside(frame, STRAIGHT).set_index(["timing", "solver", "nfe"])["value_1"]
+    for timing, solver, nfe in straight.index:
+        if solver in ("euler", "heun") and timing != "untuned":
+            assert straight[timing, solver, nfe] > straight["untuned", solver, nfe]
     rows = page.beside(frame).query("grid == 'uniform' and solver != 'ddim'")
     values = rows.set_index(["timing", "solver", "nfe"])["value_1"]
     for key in values["consistency-sequential"].index:

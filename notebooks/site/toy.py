@@ -114,7 +114,8 @@ def html(toy: Toy) -> str:
     }});
     const [x, y] = toy.ends[k][0], step = here.querySelector(".step");
     step.setAttribute("x2", x); step.setAttribute("y2", y);
-    const what = k === untuned ? " = t: plain DDIM." : k < untuned ? ", cleaner than it is." : ", noisier than it is.";
+    const as = (word) => ": the network takes its input to be " + word + " than it is.";
+    const what = k === untuned ? " = t: plain DDIM." : as(k < untuned ? "cleaner" : "noisier");
     here.querySelector("p").textContent = "τ = " + toy.taus[k] + what + " The ends are " + toy.errors[k] + " off.";
   }});
 }})();

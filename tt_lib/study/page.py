@@ -83,8 +83,8 @@ first value of a pair is in the features of EfficientNet-lite0, which was traine
 is the primary metric. The second is in the features of a CIFAR-10 classifier that was trained in this project. Behind ±
 stands half of the 95 % interval, from ten disjoint sets of samples. All samplers start from the same noise.
 
-`tt table --config study --dry-run` lists what is measured and what is still to do; `--config flow` does for the straight
-path.
+`tt table --config study --dry-run` lists what is measured and what is still to do; `--config flow` does so for the
+straight path.
 
 ## What these numbers may not be compared with
 
@@ -139,8 +139,8 @@ The same network sampled as a flow, x = (1 - t) x0 + t eps. The ODE is the same,
 `uniform-trailing` in flow time. Learned are grid and conditioning times.
 
 {straight}
-A learned Euler is worse than an untuned one in ImageNet features. So few scalars cannot bend first-order steps: judged
-by the end of each trajectory, they learn to blur.
+What was learned here for Euler and Heun is worse than untuned in ImageNet features. So few scalars cannot bend a
+first-order step: judged by the end of each trajectory, Euler learns to blur.
 
 ## Floor and ceiling
 
