@@ -74,7 +74,7 @@ def _show(result: Demo, metric: str, n: int) -> None:
 
     caption = (
         f"Means with 95 % intervals; smaller is better. A Fréchet distance of {n} images is far too large: compare it "
-        "only within this table. data/results/fd.csv has those of 50,000."
+        "only within this table. data/results/fd.csv has those of 10,000."
     )
     table = Table(title="The same noise, the same number of evaluations", caption=caption)
     for heading in ("sampler", "evaluations", "distance from the converged solution", f"{metric}, n = {n}"):
