@@ -236,7 +236,7 @@ def imports_are_declared(path, book):
 # ---- one sitting
 
 
-REWRITTEN = ("01", "02", "03", "04", "05", "06", "08", "09", "10")
+REWRITTEN = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10")
 """Lessons that keep the rules of this part, as their exercises keep those on code."""
 WORDS, LINE, LINES, SLIDERS = 1500, 100, 25, 1_500_000
 """Most words of a lesson, characters of a line of code, lines of a cell, and bytes of a lesson's players."""

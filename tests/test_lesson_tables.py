@@ -84,7 +84,7 @@ def test_a_pick_that_is_not_one_sampler_is_refused(table, where, count):
 
 def test_quality_says_both_distances_with_half_their_intervals(table):
     row = tables.pick(table, solver=LOWER, nfe=4)
-    assert tables.quality({"learned": row}).splitlines()[-1] == "| learned | 4 | 5.00 ± 0.10 | 0.50 ± 0.01 |"
+    assert tables.quality([("learned", row)]).splitlines()[-1] == "| learned | 4 | 5.00 ± 0.10 | 0.50 ± 0.01 |"
 
 
 def test_the_headline_draws_the_best_of_each_kind(table):
@@ -92,7 +92,7 @@ def test_the_headline_draws_the_best_of_each_kind(table):
         drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
         for name, total in {
             "DDIM, best grid": 100,
-            "best untuned sampler": 90,
+            "best untuned, diffusion's path": 90,
             "best on the straight path": 80,
         }.items():
             assert list(drawn[name]) == pytest.approx([scale * total / nfe for nfe in tables.NFES])

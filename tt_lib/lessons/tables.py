@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,7 +23,7 @@ from tt_lib.figures.style import (
     style,
 )
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
-from tt_lib.study.compare import BETTER, SAMPLER, WORSE, changes_in_both, distances
+from tt_lib.study.compare import BETTER, SAME, SAMPLER, WORSE, changes_in_both, distances
 from tt_lib.timing import UNTUNED
 
 MODEL, N, NFES = "cifar10-ddpm-w96", 10_000, (4, 5, 6, 8, 10)
@@ -65,7 +65,7 @@ ALT = {
     "untuned": "Six panels of distance against the number of evaluations: three grids from left to right, ImageNet "
     "features above and the classifier's below, for DDIM, DPM-Solver++(2M), UniPC and UniPC with falling orders.",
     "puzzle": "Three rows of four pictures from the same noise. Uniform grid: strong contrast, flat surfaces. "
-    "Quadratic grid: paler, with other motifs in two columns. Converged: strong contrast and fine texture.",
+    "Quadratic grid: paler, with another motif in the first column. Converged: strong contrast and fine texture.",
     "map": "Four heat maps of changes in per cent, six samplers by 5 and 10 evaluations: the consistency objective and "
     "the truncation objective, each in ImageNet features and in the classifier's.",
     "ruined": "Four rows of four pictures from the same noise. Untuned: smooth and clean. Tuned by consistency: all "
@@ -136,10 +136,10 @@ def converged(table: pd.DataFrame) -> pd.Series:
     return pick(table, solver="dpmpp-2m", grid="karras", nfe=60)
 
 
-def quality(samplers: dict[str, pd.Series]) -> str:
-    """A Markdown table: both distances of each sampler, each with half of its 95 % interval."""
+def quality(samplers: Iterable[tuple[str, pd.Series]]) -> str:
+    """A Markdown table: both distances of each sampler, by any name, each with half of its 95 % interval."""
     lines = ["| sampler | NFE | FD (ImageNet features) | FD (classifier's features) |", "| --- | ---: | ---: | ---: |"]
-    for name, row in samplers.items():
+    for name, row in samplers:
         cells = [f"{row[short]:.2f} ± {(row[f'{short}_high'] - row[f'{short}_low']) / 2:.2f}" for short in SHORT]
         lines.append(f"| {name} | {row['nfe']} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -154,7 +154,7 @@ def headline_figure(table: pd.DataFrame) -> Figure:
     untuned = table[table["group"] == "untuned"]
     lines = {
         "DDIM, best grid": (untuned[untuned["solver"] == "ddim"], VERMILLION, "o"),
-        "best untuned sampler": (untuned, BLACK, "s"),
+        "best untuned, diffusion's path": (untuned, BLACK, "s"),
         "best on the straight path": (table[table["group"] == "untuned, straight path"], GREEN, "^"),
         "learned end to end": (table[table["group"] == "learned end to end, UniPC"], BLUE, "D"),
     }
@@ -243,10 +243,11 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     gains = gains[~gains["timing"].str.startswith("learned")]
     counts = pd.crosstab(gains["verdict_first"], gains["verdict_second"])
     counts = counts.reindex(index=_VERDICTS, columns=_VERDICTS, fill_value=0)
-    return counts.rename(index="ImageNet: {}".format, columns="classifier: {}".format)
+    counts = counts.rename(index="ImageNet: {}".format, columns="classifier: {}".format)
+    return counts.rename_axis(index=None, columns=None)
 
 
-_VERDICTS = [BETTER, WORSE, "the intervals overlap"]
+_VERDICTS = [BETTER, WORSE, SAME]
 
 
 def _plain(solver: str) -> str:
