@@ -54,8 +54,9 @@ ALT = {
     "runs": "Error at the end of whole DDIM runs against the number of steps, 3 to 20, both axes logarithmic. Untuned "
     "falls in a straight line. Truncation falls below it, parallel. Consistency begins beside truncation with 3 steps, "
     "falls until 10 steps and no more: below untuned with 3 and 5 steps, above it with 10 and 20.",
-    "ruined": "Three rows of five images from the same noise. Untuned: smooth shapes, an animal among them. Tuned by the "
-    "paper's loss: their outlines under thick coloured grain. With the last two steps untuned: clean, and two are cars.",
+    "ruined": "Three rows of five images from the same noise. Untuned: smooth shapes, an animal among them. Tuned by "
+    "the paper's loss: their outlines under thick coloured grain. With the last two steps untuned: clean, and two are "
+    "cars.",
 }
 """What the figures show, in words."""
 
