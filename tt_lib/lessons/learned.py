@@ -1,4 +1,4 @@
-"""Notebook 09: a whole sampler learned end to end, on a spiral in the plane whose flow is exact.
+"""Notebook 05: a whole sampler learned end to end, on a spiral in the plane whose flow is exact.
 
 Everything is small: a sampler of a few evaluations, :data:`NOISES` noises, seconds on one core.
 """
