@@ -39,8 +39,8 @@ SAMPLES, SUBSTEPS = 32, 8
 WIDENED = 0.01
 """Added to each pixel's variance: some pixels of the digits never change, and a Gaussian needs a width."""
 ALT = {
-    "hook": "Two rows of images from the same noise in five calls. DDIMScheduler: blurred and grey. Learned: the same "
-    "scenes, sharp, with full contrast.",
+    "hook": "Two rows of images from the same noise in five calls. DDIMScheduler: blurred and grey shapes. "
+    "Learned: sharp, with full contrast, and the first is a white car.",
     "player": "Times of the calls of six schedulers, one after another: circles where the scheduler asks, crosses "
     "where the tuned network is conditioned.",
     "strip": "Five panels of times against calls in five steps. DDIM, DPM-Solver++ and UniPC make five calls at "
