@@ -8,10 +8,8 @@ import pytest
 from tt_lib.errors import BadValue
 from tt_lib.rows import FD_COLUMNS
 from tt_lib.study.compare import (
-    AGREED_BETTER,
     BETTER,
     SAME,
-    UNDECIDED,
     WORSE,
     beside_each_other,
     changes,
@@ -59,14 +57,16 @@ def test_changes_in_two_features():
     second.loc[2, ["value", "low", "high"]] = 20.0, 19.9, 20.1
     frame = pd.concat([fd_rows(*CELLS, features="a"), second.iloc[:5]])
     found = changes_in_both(frame, ("a", "b"), 50_000, MODEL).set_index(["solver", "timing"])
-    assert found["together"].to_dict() == {
-        ("ddim", "consistency-parallel"): AGREED_BETTER,
-        ("ddim", "truncation-parallel"): "better in a only",
-        ("dpmpp-2m", "consistency-parallel"): "worse in both",
+    verdicts = found[["verdict_first", "verdict_second"]]
+    assert {name: tuple(row) for name, row in verdicts.iterrows()} == {
+        ("ddim", "consistency-parallel"): (BETTER, BETTER),
+        ("ddim", "truncation-parallel"): (BETTER, WORSE),
+        ("dpmpp-2m", "consistency-parallel"): (WORSE, WORSE),
     }
+    assert found["change_second"]["ddim", "truncation-parallel"] == pytest.approx(20 / 17.54 - 1)
     frame.loc[(frame["features"] == "b") & (frame["timing"] == "truncation-parallel"), "low"] = 10
     found = changes_in_both(frame, ("a", "b"), 50_000, MODEL).set_index(["solver", "timing"])
-    assert found.loc[("ddim", "truncation-parallel"), "together"] == UNDECIDED
+    assert found.loc[("ddim", "truncation-parallel"), "verdict_second"] == SAME
     for function in (changes_in_both, lambda f, pair, n, model: beside_each_other(f, *pair, model, n)):
         with pytest.raises(BadValue, match="'a' twice"):
             function(frame, ("a", "a"), 50_000, MODEL)

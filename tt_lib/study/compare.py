@@ -13,7 +13,6 @@ SAMPLER = ["solver", "grid", "nfe", "eta"]
 JOINED = ["model", "weights", *SAMPLER, "timing"]
 """Columns that name a sampler with its timing."""
 BETTER, WORSE, SAME = "better", "worse", "the intervals overlap"
-AGREED_BETTER, AGREED_WORSE, UNDECIDED = "better in both", "worse in both", "not told apart in both"
 
 
 def distances(frame: pd.DataFrame, features: str, n: int, model: str) -> pd.DataFrame:
@@ -66,9 +65,7 @@ def changes_in_both(frame: pd.DataFrame, features: tuple[str, str], n: int, mode
 
     Returns:
         A row for each tuned sampler that has all four rows. Columns of :data:`SAMPLER`, ``timing``, ``change_first``,
-        ``verdict_first``, ``change_second``, ``verdict_second`` and ``together``: :data:`AGREED_BETTER`,
-        :data:`AGREED_WORSE`, ``better in <features> only`` where it is worse in the other, and :data:`UNDECIDED` where
-        the intervals overlap in one of the two.
+        ``verdict_first``, ``change_second`` and ``verdict_second``.
 
     Raises:
         BadValue: one and the same features.
@@ -76,15 +73,7 @@ def changes_in_both(frame: pd.DataFrame, features: tuple[str, str], n: int, mode
     _check_different(features)
     key = [*SAMPLER, "timing"]
     first, second = (changes(distances(frame, each, n, model))[[*key, "change", "verdict"]] for each in features)
-    both = first.merge(second, on=key, suffixes=("_first", "_second"))
-    words = {
-        (BETTER, BETTER): AGREED_BETTER,
-        (WORSE, WORSE): AGREED_WORSE,
-        (BETTER, WORSE): f"better in {features[0]} only",
-        (WORSE, BETTER): f"better in {features[1]} only",
-    }
-    pairs = zip(both["verdict_first"], both["verdict_second"], strict=True)
-    return both.assign(together=[words.get(pair, UNDECIDED) for pair in pairs])
+    return first.merge(second, on=key, suffixes=("_first", "_second"))
 
 
 def beside_each_other(frame: pd.DataFrame, first: str, second: str, model: str, n: int) -> pd.DataFrame:
