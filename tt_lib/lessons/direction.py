@@ -51,7 +51,7 @@ ALT = {
     "cifar": "Three panels over time for ten uniform DDIM steps on CIFAR-10. Top: the direction error rises from 0.001 "
     "to above 0.1 near the data. Middle: tuning removes half of it in the steps from t = 0.8 and 0.7, a fifth in those "
     "from 0.9 and 0.6, and at most a seventh in the later ones; in the last step, which is not tuned, the error falls. "
-    "Bottom: tau is moved down by up to 3 per cent, up by 1 in the ninth step, and lies within every step.",
+    "Bottom: tau is moved down by up to 3 per cent, and up by 1 in the ninth step.",
     "doubt": "Truncation error of each of five steps as it was measured, divided by the exact one. With 16 substeps "
     "all bars reach 1. With 4 substeps they stop a little below, and with 2 at about 0.7 in the first four steps.",
 }
