@@ -67,7 +67,7 @@ html_theme_options = {
 def _contents() -> str:
     """The tables of contents, which the pages themselves need not have."""
     parts = {
-        "Notebooks": ["notebooks/README", *(f"notebooks/{path.stem}" for path in lessons()), "notebooks/TEACHING"],
+        "Notebooks": ["notebooks/README", *(f"notebooks/{path.stem}" for path in lessons())],
         "Exercises": [f"notebooks/exercises/{path.stem}" for path in exercises()],
         "Reference": [
             "notebooks/commands",
