@@ -12,9 +12,9 @@ from tt_lib.errors import choose
 from tt_lib.figures.style import BLACK, GREY, style
 from tt_lib.lessons.tuner import COLOURS
 from tt_lib.study.cells import Cell, require_timing
+from tt_lib.study.compare import MODEL
 from tt_lib.timing import Timing
 
-MODEL = "cifar10-ddpm-w96"
 SOLVERS, GRIDS, NFES = ("ddim", "dpmpp-2m,final=lower", "unipc,final=lower"), ("quadratic", "uniform"), (5, 10)
 SAMPLERS = [f"{solver} {grid} {nfe}" for solver in SOLVERS for grid in GRIDS for nfe in NFES]
 """The samplers that :func:`draw_timings` knows: solver, grid and number of evaluations."""

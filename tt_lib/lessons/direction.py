@@ -22,6 +22,7 @@ from tt_lib.rows import DIRECTION_COLUMNS, read_rows, results_folder
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import make_solver
 from tt_lib.study.cells import Cell, timing_path
+from tt_lib.study.compare import MODEL
 from tt_lib.timing import load_timing
 from tt_lib.toy import MixturePredictor, exact_flow, exact_trajectory, ring_2d
 
@@ -123,7 +124,7 @@ def cifar_steps() -> pd.DataFrame:
     columns |= {"doubt": untuned["doubt"] / untuned["local"]}
     columns |= {"before": untuned["accumulated"], "after": tuned["accumulated"]}
     frame = untuned[["t", "s"]].assign(**columns)
-    timing = load_timing(timing_path("cifar10-ddpm-w96", Cell("ddim", "uniform", 10, tuning)))
+    timing = load_timing(timing_path(MODEL, Cell("ddim", "uniform", 10, tuning)))
     return frame.assign(ratio=timing.ratios).reset_index(drop=True)
 
 

@@ -32,10 +32,9 @@ from tt_lib.metrics.frechet import frechet_distance, jackknife_interval, leading
 from tt_lib.metrics.reference import reference_path
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
-from tt_lib.study.compare import beside_each_other
+from tt_lib.study.compare import FEATURES, MODEL, N, beside_each_other
 
-MODEL, CLASSIFIER, N = "cifar10-ddpm-w96", "cifar10-resnet", 10_000
-FEATURES = (IMAGENET, CLASSIFIER)
+CLASSIFIER = FEATURES[1]
 DIMENSIONS = (2, 4, 8, 16, 32, 64, 128)
 SIZES = (50, 100, 200, 500, 1000, 2000)
 SETS = 10

@@ -23,16 +23,15 @@ from tt_lib.figures.style import (
     style,
 )
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
-from tt_lib.study.compare import BETTER, SAME, SAMPLER, WORSE, changes_in_both, distances
+from tt_lib.study.compare import BEST as LEARNED
+from tt_lib.study.compare import BETTER, FEATURES, MODEL, SAME, SAMPLER, WORSE, N, beside_each_other, changes_in_both
+from tt_lib.study.compare import FEW as NFES
+from tt_lib.study.compare import STRAIGHT as FLOW
 from tt_lib.timing import UNTUNED
 
-MODEL, N, NFES = "cifar10-ddpm-w96", 10_000, (4, 5, 6, 8, 10)
-FLOW = f"{MODEL},path=flow"
-FEATURES = ("imagenet-efficientnet-lite0", "cifar10-resnet")
-"""The primary metric's features and the second's; columns of a :func:`study` begin with :data:`SHORT`."""
 SHORT = ("imagenet", "classifier")
+"""What the columns of a :func:`study` begin with, for each of :data:`tt_lib.study.compare.FEATURES`."""
 LABELS = {"imagenet": "FD (ImageNet features)", "classifier": "FD (classifier's features)"}
-LEARNED = {"solver": "unipc,final=lower", "timing": "learned-grid-timing"}
 GROUPS = {
     "untuned": (GREY, "o"),
     "untuned, straight path": (GREEN, "s"),
@@ -87,15 +86,10 @@ def study(rows: pd.DataFrame | None = None) -> pd.DataFrame:
     frame = read_rows(results_folder() / "fd.csv", FD_COLUMNS) if rows is None else rows
     parts = []
     for path, model in (("diffusion", MODEL), ("flow", FLOW)):
-        key = [*SAMPLER, "timing"]
-        one, other = (
-            distances(frame, features, N, model)[[*key, "value", "low", "high"]].rename(
-                columns={"value": short, "low": f"{short}_low", "high": f"{short}_high"}
-            )
-            for features, short in zip(FEATURES, SHORT, strict=True)
-        )
-        parts.append(one.merge(other, on=key).assign(path=path))
+        parts.append(beside_each_other(frame, *FEATURES, model, N).assign(path=path))
     table = pd.concat(parts, ignore_index=True)
+    short = {f"{old}{end}": f"{new}{end}" for old, new in _SIDES.items() for end in ("", "_low", "_high")}
+    table = table.rename(columns=short)[[*SAMPLER, "timing", *short.values(), "path"]]
     names = zip(table["solver"], table["timing"], table["path"], strict=True)
     return table.assign(group=[group(*each) for each in names])
 
@@ -248,6 +242,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 _VERDICTS = [BETTER, WORSE, SAME]
+_SIDES = dict(zip(("first", "second"), SHORT, strict=True))
 
 
 def _plain(solver: str) -> str:

@@ -1,4 +1,4 @@
-"""What the rows say of each other: tuned and untuned, two kinds of features."""
+"""The study of the shipped CIFAR-10 network, and what its rows say of each other: tuned and untuned, two features."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import numpy as np
 import pandas as pd
 
 from tt_lib.errors import BadValue
-from tt_lib.metrics.features import metric_of
+from tt_lib.metrics.features import IMAGENET, metric_of
+from tt_lib.networks.unet import PRETRAINED
 from tt_lib.timing import UNTUNED
 
+MODEL = PRETRAINED["cifar10"]
+STRAIGHT = f"{MODEL},path=flow"
+"""The same network on the straight path of flow matching."""
+FEATURES = (IMAGENET, "cifar10-resnet")
+"""The primary metric's features, then the second's."""
+N, FEW = 10_000, (4, 5, 6, 8, 10)
+"""Samples of a distance, and the numbers of evaluations that samplers are compared at."""
+BEST = {"solver": "unipc,final=lower", "timing": "learned-grid-timing"}
+"""The learned sampler of the headline."""
 SAMPLER = ["solver", "grid", "nfe", "eta"]
 JOINED = ["model", "weights", *SAMPLER, "timing"]
 """Columns that name a sampler with its timing."""
@@ -77,12 +87,16 @@ def changes_in_both(frame: pd.DataFrame, features: tuple[str, str], n: int, mode
 
 
 def beside_each_other(frame: pd.DataFrame, first: str, second: str, model: str, n: int) -> pd.DataFrame:
-    """The samplers that were measured in both features, from the same seeds: their distances ``first`` and ``second``.
+    """The samplers that were measured in both features, from the same seeds.
 
     Args:
         frame: rows of ``fd.csv``.
         first, second: names of the features.
         model, n: see :func:`distances`.
+
+    Returns:
+        Columns of :data:`JOINED`, the distances ``first`` and ``second``, and their intervals' ends, as in
+        ``first_low``.
 
     Raises:
         BadValue: one and the same features.
@@ -90,7 +104,9 @@ def beside_each_other(frame: pd.DataFrame, first: str, second: str, model: str, 
     _check_different((first, second))
     same = ["dataset", *JOINED, "reference", "seed"]
     one, other = (
-        distances(frame, features, n, model)[[*same, "value"]].rename(columns={"value": name})
+        distances(frame, features, n, model)[[*same, "value", "low", "high"]].rename(
+            columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+        )
         for name, features in (("first", first), ("second", second))
     )
     return one.merge(other, on=same)

@@ -18,25 +18,17 @@ from tt_lib.errors import CorruptFile
 from tt_lib.files import file_hash, read_json, write_text
 from tt_lib.grids import LEARNED
 from tt_lib.study.cells import Cell, require_timing
-from tt_lib.study.compare import JOINED, distances
+from tt_lib.study.compare import BEST, FEATURES, FEW, MODEL, STRAIGHT, N, beside_each_other
 from tt_lib.study.workbench import Bench
 from tt_lib.timing import UNTUNED
 
-MODEL = "cifar10-ddpm-w96"
-STRAIGHT = f"{MODEL},path=flow"
-"""The same network on the straight path of flow matching."""
 STRAIGHT_GRID = "uniform-trailing"
 NARROW = "\u00a0"
 """Keeps the parts of a cell on one line, whatever the width of the page."""
-FEATURES = ("imagenet-efficientnet-lite0", "cifar10-resnet")
-"""The primary metric's features, then the second's."""
 SHORT = ("ImageNet", "classifier")
 """The features in the heads of tables."""
-N = 10_000
-FEW, MOST = (4, 5, 6, 8, 10), 20
-"""Numbers of evaluations of the headline, and the most that a table of samplers shows."""
-BEST = ("unipc,final=lower", "learned-grid-timing")
-"""The learned sampler of the headline: solver and timing."""
+MOST = 20
+"""The most evaluations that a table of samplers shows."""
 STEPWISE = ("consistency-sequential", "consistency-parallel", "consistency-parallel-freeze2", "truncation-parallel")
 CONVERGED, MANY = 60, 200
 """Evaluations of the converged solution, and of DDIM in many steps."""
@@ -61,7 +53,7 @@ SAMPLES_ALT = (
 ROWS = {
     "DDIM, 5 evaluations": Cell("ddim", "quadratic", 5),
     "UniPC, 6 evaluations": Cell("unipc,final=lower", "quadratic", 6),
-    "learned UniPC, 6": Cell("unipc,final=lower", LEARNED, 6, BEST[1]),
+    "learned UniPC, 6": Cell(BEST["solver"], LEARNED, 6, BEST["timing"]),
     "converged, 60": Cell("dpmpp-2m", "karras", CONVERGED),
 }
 """The rows of the picture of samples."""
@@ -154,14 +146,17 @@ def beside(frame: pd.DataFrame, model: str = MODEL) -> pd.DataFrame:
     """One row for each sampler of a model that was measured in both features.
 
     Returns:
-        Columns of :data:`JOINED`, and ``value``, ``low`` and ``high`` with ``_1`` (primary metric) and ``_2`` behind.
+        As :func:`tt_lib.study.compare.beside_each_other`, but the columns of numbers are ``value``, ``low`` and
+        ``high`` with ``_1`` (primary metric) and ``_2`` behind.
 
     Raises:
         BadValue: the rows are of two networks of one name.
     """
     frame = frame[(frame["seed"] == 0) & (frame["reference"] == "train")]
-    one, two = (distances(frame, name, N, model)[[*JOINED, "value", "low", "high"]] for name in FEATURES)
-    return one.merge(two, on=JOINED, suffixes=("_1", "_2"))
+    rows = beside_each_other(frame, *FEATURES, model, N)
+    numbers = {"": "value", "_low": "low", "_high": "high"}
+    behind = {"first": 1, "second": 2}
+    return rows.rename(columns={f"{a}{b}": f"{numbers[b]}_{behind[a]}" for a in behind for b in numbers})
 
 
 def named(rows: pd.DataFrame) -> pd.Series:
@@ -185,7 +180,7 @@ def of_headline(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.Ser
     straight = straight.assign(name=straight["solver"] + _where(straight["grid"], STRAIGHT_GRID) + " · straight path")
     plain = pd.concat([rows[(rows["timing"] == UNTUNED) & rows["nfe"].isin(FEW)] for rows in (own, straight)])
     plain = plain.sort_values("value_1", kind="stable").drop_duplicates("nfe").set_index("nfe").sort_index()
-    learned = own[(own["solver"] == BEST[0]) & (own["timing"] == BEST[1])].set_index("nfe").sort_index()
+    learned = own[(own["solver"] == BEST["solver"]) & (own["timing"] == BEST["timing"])].set_index("nfe").sort_index()
     both = plain.index.intersection(learned.index)
     ends = own[(own["nfe"] == CONVERGED) & (own["timing"] == UNTUNED)]
     return plain.loc[both], learned.loc[both], ends.iloc[0] if len(ends) else None
