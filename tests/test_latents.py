@@ -288,7 +288,7 @@ def test_memory_changes_no_gradient(pipeline):
     )
     gradients, x, y = [], noise(*range(6)), noise(*range(6, 12))
     for size in (6, 4, 1):
-        learning = _Learning(latents.sampler(nfe=3), LATENTS, config, latents.sampler(), None, None, size, {})
+        learning = _Learning(latents.sampler(nfe=3), LATENTS, config, latents.sampler(), {}, None, None, size, {})
         seen.clear()
         learning.step(x, y, torch.arange(6))
         gradients.append(torch.cat([each.grad for each in learning.knobs.moving()]))

@@ -39,7 +39,7 @@ PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 class Predictor(Protocol):
     """The schedule's direction [B, ...] at state ``x`` [B, ...], nominal time ``t``, conditioning time ``tau``.
 
-    The times are scalars or [B].
+    The times are scalars or [B]. ``remakes = True`` says of a predictor that it keeps no activations for the gradient.
     """
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor: ...
@@ -78,6 +78,7 @@ class EpsPredictor:
     ) -> None:
         check_kind(kind, schedule)
         self.network, self.schedule, self.bf16, self.kind = network, schedule, bf16, kind
+        self.remakes = getattr(network, "remakes", False)
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
         check_kind(self.kind, self.schedule, t)
@@ -108,6 +109,7 @@ class OnPath:
 
     def __init__(self, predictor: Predictor, own: Schedule, schedule: Schedule) -> None:
         self.predictor, self.own, self.schedule = predictor, own, schedule
+        self.remakes = getattr(predictor, "remakes", False)
 
     def __call__(self, x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
         own_t, own_tau = self._own(t), self._own(tau)

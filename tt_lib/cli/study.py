@@ -114,7 +114,7 @@ def table(
     """
     from dataclasses import replace
 
-    from tt_lib.errors import all_there
+    from tt_lib.errors import NothingLearned, all_there
     from tt_lib.metrics.features import load_features
     from tt_lib.metrics.reference import load_metric, require_reference
     from tt_lib.networks.unet import load_model
@@ -143,7 +143,8 @@ def table(
         options = {"data": data, "model": bench.model, "world": world, "progress": report}
         metrics = [load_metric(each, spec.dataset, **options) for each in extractors]
         metrics = [faster(metric, fast_features, batch, compile) for metric in metrics]
-        more: dict[str, Any] = {"data": data, "force": force, "world": world, "progress": report}
+        failed: list[NothingLearned] = []
+        more: dict[str, Any] = {"data": data, "force": force, "world": world, "progress": report, "failed": failed}
         rows = [row for each in tables for row in run_table(each, bench, metrics, path, work, **more)]
     if not world.main:
         return world.wait()
@@ -153,6 +154,8 @@ def table(
         say(f"{sampler}: {row['metric']} {value}{published_beside(row)}")
     say(f"{len(rows)} rows written to {path}")
     world.wait()
+    if failed:
+        raise NothingLearned("; ".join(map(str, failed)))
 
 
 def floor(

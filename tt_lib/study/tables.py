@@ -33,7 +33,7 @@ from typing import Any
 import pandas as pd
 
 from tt_lib.baselines import read_constant
-from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch, check_type, check_types
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, NothingLearned, TimingMismatch, check_type, check_types
 from tt_lib.files import check_writable, data_folder, hold
 from tt_lib.grids import read_grid
 from tt_lib.metrics.evaluate import check_n, fd_row, forget_sets, measure_all
@@ -204,6 +204,7 @@ def run_table(
     force: bool = False,
     world: World = ALONE,
     progress: Progress | None = None,
+    failed: list[NothingLearned] | None = None,
 ) -> list[Row]:
     """Tune and measure the cells of a table that lack rows, and write the rows.
 
@@ -219,12 +220,15 @@ def run_table(
         force: measure cells again that have their rows.
         world: the processes that share the samples of each cell; the main one tunes and writes.
         progress: called with (network evaluations done, of all that this call has to do, message).
+        failed: is given an error for each cell whose learning found nothing better than its start. Such a cell has no
+            rows, and the others go on.
 
     Returns:
         The rows that this call wrote.
 
     Raises:
         BadValue: a metric's real images are of another shape than the model's.
+        NothingLearned: a cell's learning found nothing, and there is no ``failed``.
     """
     for metric in metrics:
         metric.require_shape(bench.model.shape, bench.model.name)
@@ -241,10 +245,20 @@ def run_table(
             check_places(table, bench, cell)
         return missing
 
+    def tuned(cell: Cell, report: Report) -> Timing | NothingLearned | None:
+        try:
+            return tune_cell(table, bench, cell, work, data, report)
+        except NothingLearned as error:
+            return error
+
     def run(cell: Cell, missing: list[int], report: Report) -> None:
         chosen = [metrics[i] for i in missing]
         # The others wait here until the main process has tuned and written what the cell needs.
-        timing = world.decide(tune_cell(table, bench, cell, work, data, report) if world.main else None)
+        timing = world.decide(tuned(cell, report) if world.main else None)
+        if isinstance(timing, NothingLearned):
+            if failed is None:
+                raise timing
+            return failed.append(timing)
         sampler, sets = bench.sampler(cell, timing), work / "sets"
         measured = measure_all(
             sampler,

@@ -46,6 +46,8 @@ class Bench:
         device: where all of it runs.
         batch: samples at a time.
         compiled: whether networks are compiled.
+        images: what was loaded or made to tune on.
+        converged: noises and ends of converged solutions, by their first seed.
     """
 
     model: Model
@@ -55,6 +57,7 @@ class Bench:
     batch: int
     compiled: bool = False
     images: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
+    converged: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def work_in(self, folder: Path) -> Path:
         """Where in ``folder`` the locks and unfinished work lie: of the model alone, and of its path alone.
@@ -242,11 +245,13 @@ class Bench:
             network = read_feature_network(data_folder() / "pretrained" / name, self.device)
             self._check_images(network, dataset, name)
             distance = feature_distance(network, name)
-        slow = replace(fast, predictor=self.learner)
         if not isinstance(config, LearnConfig):
-            return learn_ld3(slow, distance, progress=progress)
-        converged = converged_sampler(fast)
-        return learn(slow, distance, config, converged=converged, state=state, progress=progress).timing
+            # Batches of two are not worth compiling for.
+            own = make_predictor(self.model, bf16=self.device.type == "cuda")
+            return learn_ld3(replace(fast, predictor=own), distance, progress=progress)
+        slow, ends = replace(fast, predictor=self.learner), converged_sampler(fast)
+        known = self.converged
+        return learn(slow, distance, config, converged=ends, known=known, state=state, progress=progress).timing
 
     def _check_images(self, network: FeatureNet, dataset: str, name: str) -> None:
         """Raise :class:`BadValue` if features are of other images than the model's: their distance says little."""

@@ -261,6 +261,7 @@ def learn(
     config: LearnConfig | None = None,
     *,
     converged: Sampler | None = None,
+    known: dict[int, tuple[Tensor, Tensor]] | None = None,
     at_once: int = 0,
     facts: Mapping[str, Any] | None = None,
     state: Path | None = None,
@@ -272,6 +273,7 @@ def learn(
         sampler: untuned, deterministic, with a predictor that gradients pass through.
         distance: between a sample and its converged solution.
         converged: what makes these; by default :func:`converged_sampler` of the same predictor.
+        known: what ``converged`` has made for other samplers, by the first seed; what it makes now is added.
         at_once: noises that the network sees at a time, which bounds the memory: the gradients of an iteration are
             summed over the parts of its batch. 0 is the whole batch.
         facts: what else the result depends on, for the timing's ``tuning``: another run has other ones.
@@ -290,7 +292,8 @@ def learn(
         raise BadValue("learning begins from an untuned sampler; leave its timing or correction out")
     check_range("at_once", at_once, 0)
     converged = converged or converged_sampler(sampler)
-    return _Learning(sampler, distance, config, converged, state, progress, at_once, dict(facts or {})).run()
+    known = {} if known is None else known
+    return _Learning(sampler, distance, config, converged, known, state, progress, at_once, dict(facts or {})).run()
 
 
 class _Learning:
@@ -302,13 +305,14 @@ class _Learning:
         distance: Distance,
         config: LearnConfig,
         converged: Sampler,
+        known: dict[int, tuple[Tensor, Tensor]],
         state: Path | None,
         progress: Progress | None,
         at_once: int,
         facts: dict[str, Any],
     ) -> None:
         self.sampler, self.distance, self.config, self.converged = sampler, distance, config, converged
-        self.state, self.progress, self.facts = state, progress, facts
+        self.known, self.state, self.progress, self.facts = known, state, progress, facts
         self.at_once = min(at_once or config.batch, config.batch)
         self.pairs_at_once = at_once or PAIRS_AT_ONCE
         self.knobs = Knobs(sampler.grid, len(sampler.evaluations), sampler.schedule, config.knobs)
@@ -366,7 +370,11 @@ class _Learning:
             if self.progress:
                 self.progress(0, self.config.iterations, f"converged solutions of {what}: {done} of {of}")
 
-        return noises_and_ends(self.converged, first + self.config.seed * SEEDS, count, self.pairs_at_once, tell)
+        first += self.config.seed * SEEDS
+        if first not in self.known or len(self.known[first][0]) < count:
+            self.known[first] = noises_and_ends(self.converged, first, count, self.pairs_at_once, tell)
+        x, y = self.known[first]
+        return x[:count], y[:count]
 
     def losses(self, x: Tensor, y: Tensor, rows: Tensor, first: int, *, grad: bool, learned: bool = True) -> Tensor:
         """The distances [B] of samples from the converged solutions.
@@ -479,4 +487,6 @@ class _Learning:
 
 def _checkpointed(predictor: Predictor) -> Predictor:
     """``predictor`` that forgets its activations and makes them again for the gradient: memory of one evaluation."""
+    if getattr(predictor, "remakes", False):
+        return predictor
     return lambda x, t, tau: checkpoint(predictor, x, t, tau, use_reentrant=False)
