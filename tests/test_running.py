@@ -55,3 +55,22 @@ def test_flags_are_put_back():
         assert torch.backends.cudnn.allow_tf32 != before
         raise ZeroDivisionError
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gradients_whose_activations_are_made_again_are_those_of_the_network(monkeypatch, bf16):
+    monkeypatch.setattr(torch, "compile", lambda network, *, dynamic: network)  # the compiler has tests of its own
+    torch.manual_seed(0)
+    model = Model(make_unet("digits", 16).eval().requires_grad_(False), make_schedule("linear"), (1, 8, 8), "made")
+    found = []
+    for compile in (False, True):
+        predictor = make_predictor(model, bf16=bf16, compile=compile, gradients=True)
+        assert predictor.remakes == compile
+        x = torch.linspace(-1, 1, 128).view(2, 1, 8, 8).requires_grad_()
+        tau = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+        answer = predictor(x, torch.tensor(0.5, dtype=torch.float64), tau)
+        answer.square().sum().backward()
+        found.append((answer.detach(), x.grad, tau.grad))
+    assert found[0][1].abs().min() > 0 and found[0][2] != 0
+    for plain, again in zip(*found, strict=True):
+        assert torch.equal(plain, again)

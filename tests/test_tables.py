@@ -14,7 +14,7 @@ import torch
 from test_evaluate import SCHEDULE, Counted, formula, make_tiny_data
 
 from tt_lib.datasets import load_dataset
-from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
+from tt_lib.errors import BadValue, CorruptFile, MissingFile, NothingLearned, TimingMismatch
 from tt_lib.files import PACKAGE_ROOT, file_name, hold
 from tt_lib.grids import make_grid
 from tt_lib.metrics.evaluate import measure
@@ -249,7 +249,7 @@ class Project:
     def __init__(self, folder: Path, parts) -> None:
         bench, self.metric = parts
         self.predictor = Counted(bench.predictor)
-        self.bench = replace(bench, predictor=self.predictor, images={})
+        self.bench = replace(bench, predictor=self.predictor, images={}, converged={})
         self.work, self.results = folder / "work", folder / "results" / "fd.csv"
         self.own = self.work / short_hash(bench.model.digest)
 
@@ -329,6 +329,20 @@ def test_a_row_and_a_timing_for_each_cell(whole, parts, monkeypatch):
         assert (timing.tuning["images"], timing.tuning["source"]) == (2, "generated")
         assert timing.tuning["optimiser"] == "search" and timing.tuning["substeps"] == 2
         assert values != timing.times
+
+
+def test_a_table_goes_on_past_a_cell_that_learned_nothing(project, monkeypatch):
+    def nothing(self, *_):
+        raise NothingLearned("came no nearer")
+
+    monkeypatch.setattr(Bench, "learn", nothing)
+    learned = Cell("ddim", "learned", 2, "learned-grid")
+    table, failed = replace(TABLE, cells=(learned, CELLS[0])), []
+    rows = project.run(table, failed=failed)
+    assert [row["timing"] for row in rows] == ["untuned"] == project.rows()["timing"].tolist()
+    assert [str(each) for each in failed] == ["came no nearer"]
+    with pytest.raises(NothingLearned):
+        project.run(table)
 
 
 def test_progress_counts_evaluations(whole):

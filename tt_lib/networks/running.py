@@ -96,9 +96,10 @@ class WithGradients:
         self.recorded: dict[tuple[Any, ...], _Recorded] = {}
 
     def __call__(self, x: Tensor, c: Tensor) -> Tensor:
-        key = x.shape, x.dtype, torch.is_autocast_enabled(x.device.type)
+        key = x.shape, x.dtype, x.device, torch.is_autocast_enabled(x.device.type)
         if x.is_cuda and key not in self.recorded:
-            self.recorded[key] = _Recorded(self.run, x, c)
+            with torch.cuda.device(x.device):  # streams and graphs are the current device's
+                self.recorded[key] = _Recorded(self.run, x, c)
         return _Remade.apply(self.recorded.get(key), self.run, x, c)  # type: ignore[no-any-return]
 
 
