@@ -5,15 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from grade import GAIN, grade, measure, read_answers, verdicts
+from grade import GAIN, GRIDS, SOLVERS, WORDS, WRITTEN, grade, measure, read_answers, verdicts
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
 from tt_lib.networks.running import make_predictor
 from tt_lib.networks.unet import load_model, make_unet, save_model
-from tt_lib.sampling import make_sampler
+from tt_lib.sampling import end_distances, make_sampler
 from tt_lib.tuning.learn import PIXELS, LearnConfig, learn
 
-RIGHT = {"error_untuned": 0.5, "error_learned": 0.3, "direction": [0.1, 0.4, 0.2], "worst_step": 2}
+SENTENCES = dict.fromkeys(WRITTEN, "word " * WORDS)
+RIGHT = {"error_untuned": 0.5, "error_learned": 0.3, "direction": [0.1, 0.4, 0.2], "worst_step": 2, **SENTENCES}
 WRONG = [
     ({"error_learned": 0.2}, 5, {}, "error_learned is what"),
     ({"error_untuned": 0.8}, 5, {}, "error_untuned is what"),
@@ -21,7 +22,9 @@ WRONG = [
     ({"direction": [0.1, 0.4]}, 5, {}, "direction holds"),
     ({"worst_step": 1}, 5, {}, "worst_step is"),
     ({}, 10, {}, "evaluations: 10"),
-    ({"error_learned": 0.45}, 5, {"error_learned": 0.45}, "of the best untuned one: 0.90"),
+    ({"error_learned": 0.475}, 5, {"error_learned": 0.475}, "of the best untuned one: 0.95"),
+    ({"why": ""}, 5, {}, "why says in 10 words"),
+    ({"second_opinion": "It agrees."}, 5, {}, "second_opinion says in 10 words"),
 ]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +37,7 @@ def test_each_wrong_answer_is_named_and_nothing_else(said, nfe, measured, failed
 
 def test_right_answers_hold_within_the_margin_of_measuring():
     near = {name: value * 1.03 for name, value in RIGHT.items() if name.startswith("error")}
-    assert len(list(verdicts(RIGHT, 6, RIGHT))) == 6 and all(holds for holds, _ in verdicts(RIGHT | near, 5, RIGHT))
+    assert len(list(verdicts(RIGHT, 6, RIGHT))) == 8 and all(holds for holds, _ in verdicts(RIGHT | near, 5, RIGHT))
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +54,8 @@ def lab(tmp_path_factory):
     start = make_sampler(model, "ddim", "uniform", 5, predictor=make_predictor(model, gradients=True))
     timing = learn(start, PIXELS, LearnConfig(noises=8, validation=4, batch=8, iterations=6, lr=0.1)).timing
     timing.save(folder / "five.json")
-    places = {"model": str(folder / "net"), "timing": str(folder / "five.json")}
-    return folder, model, timing, places | measure(model, timing, range(4))
+    places = {"model": "net", "timing": "five.json"}
+    return folder, model, timing, places | SENTENCES | measure(model, timing, range(4))
 
 
 def hand_in(lab, **changes):
@@ -80,6 +83,28 @@ def test_errors_are_distances_from_the_converged_solution_of_the_same_noise(lab)
     assert answers["error_learned"] == pytest.approx(each.mean().item(), rel=1e-3)
 
 
+def test_the_baseline_is_the_best_of_the_own_solver_and_two_others_on_two_grids(lab):
+    _, model, _, answers = lab
+    exact = make_sampler(model, "dpmpp-2m", "karras", 60)(range(4)).x
+    assert answers["error_untuned"] == pytest.approx(
+        min(
+            end_distances(make_sampler(model, solver, grid, 5)(range(4)).x, exact).mean().item()
+            for solver in SOLVERS
+            for grid in GRIDS
+        ),
+        rel=1e-3,
+    )
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpm-solver-2", "dpmpp-2s", "dpm-solver-fast", "unipc,final=lower"])
+def test_any_solver_can_be_graded_on_a_grid_that_was_learned_or_not(lab, solver):
+    model = lab[1]
+    sampler = make_sampler(model, solver, "quadratic", 5)
+    timing = sampler.make_timing("own", [each.t for each in sampler.evaluations])
+    measured = measure(model, timing, range(2))
+    assert measured["error_untuned"] <= measured["error_learned"] * 1.001, "the same sampler is one of the baselines"
+
+
 def test_a_timing_of_other_weights_is_refused(lab):
     _, model, timing, _ = lab
     with pytest.raises(TimingMismatch):
@@ -90,6 +115,7 @@ def test_a_timing_of_other_weights_is_refused(lab):
     "changes, message",
     [
         ({"model": 3}, "model must be a path, got 3"),
+        ({"why": None}, "why must be a text, got None"),
         ({"error_learned": "small"}, "error_learned must be a number"),
         ({"error_learned": None}, "error_learned must be a number"),
         ({"worst_step": True}, "worst_step must be a number"),

@@ -36,6 +36,18 @@ def test_a_run_is_stored_with_the_seconds_of_each_code_cell(tmp_path, monkeypatc
     assert cells[2].outputs[0].text == "ci\n"
 
 
+def test_a_notebook_may_be_stored_as_it_is_at_a_larger_scale(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = make(tmp_path, "import os; print(os.environ['TT_SCALE'])")
+    book = read(path)
+    book.metadata["tt"] = {"stored": "laptop"}
+    write(path, book)
+    times.measure_cells([path], tmp_path)
+    (cell,) = read(path).cells[1:]
+    assert cell.outputs[0].text == "laptop\n" and cell.execution_count == 1 and not cell.metadata
+    assert len(times.load(tmp_path)["01_a.ipynb"]) == 1
+
+
 def test_a_lesson_is_run_at_a_larger_scale_and_has_a_row(tmp_path, results):
     path = make(tmp_path, SLEEP)
     before = path.read_bytes()

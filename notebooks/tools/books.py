@@ -87,7 +87,7 @@ def run(book: Any, folder: Path, scale: str = SCALES[0]) -> list[float]:
 
     Args:
         folder: the kernel's folder, where the notebook lies.
-        scale: its ``TT_SCALE``; what is stored with a notebook is of ``ci``.
+        scale: its ``TT_SCALE``; what is stored with a notebook is of ``ci``, or of what its ``tt.stored`` says.
 
     Returns:
         Seconds, one for each of :func:`code`, as nbclient records them; the start of the kernel is not among them.

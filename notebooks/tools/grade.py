@@ -1,7 +1,8 @@
-"""Grade the answers of the lab: ``python notebooks/tools/grade.py runs/10/answers.json``.
+"""Grade the answers of the lab: ``python notebooks/tools/grade.py FOLDER/answers.json``.
 
 The answers are a JSON object, as notebook 10 writes it. Nothing in it is taken on trust: the grader loads the network
-and the learned timing that it names, and measures every number again, the untuned baseline included.
+and the learned timing that it names, from the folder of the answers, and measures every number again, the untuned
+baseline included. What is written in words is for a teacher to read: the grader only asks that something is there.
 """
 
 from __future__ import annotations
@@ -10,23 +11,34 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
+from tt_lib.grids import Grid
 from tt_lib.metrics.direction import measure_directions
 from tt_lib.networks.unet import Model, load_model
 from tt_lib.noise import SampleNoise
 from tt_lib.sampling import end_distances, make_sampler
+from tt_lib.solvers.registry import STEPWISE, make_solver
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning.learn import converged_sampler
 
 NUMBERS = ("error_untuned", "error_learned", "worst_step")
+WRITTEN = {
+    "why": "why this solver, grid and knobs",
+    "second_opinion": "whether the Fréchet distance agrees with the error",
+}
+"""The answers in words, and what each says."""
+WORDS = 10
+"""How many words are an answer."""
 BUDGETS = (5, 6)
 """Numbers of evaluations that the lab allows."""
+SOLVERS = ("ddim", "dpmpp-2m")
 GRIDS = ("uniform", "quadratic")
-"""The untuned baseline is the better one of these."""
-GAIN = 0.8
+"""The untuned baseline is the best of these solvers and one's own on these grids."""
+GAIN = 0.9
 """The learned sampler's error is at most this share of the baseline's."""
 WITHIN = 0.05
 """How far a number of the answers may lie from the one measured here, as a share of it."""
@@ -48,9 +60,9 @@ def read_answers(path: Path) -> dict[str, Any]:
         raise CorruptFile(f"{path} is not JSON ({error}); write it again") from error
     if not isinstance(answers, dict):
         raise CorruptFile(f"{path} holds no JSON object; write it again")
-    for name in ("model", "timing"):
+    for name, kind in {"model": "a path", "timing": "a path", **dict.fromkeys(WRITTEN, "a text")}.items():
         if not isinstance(answers.get(name), str):
-            raise BadValue(f"{name} must be a path, got {answers.get(name)!r}")
+            raise BadValue(f"{name} must be {kind}, got {answers.get(name)!r}")
     direction = answers.get("direction")
     for name, value in {**{name: [answers.get(name)] for name in NUMBERS}, "direction": direction}.items():
         if not isinstance(value, list) or not all(type(each) in (int, float) and math.isfinite(each) for each in value):
@@ -60,8 +72,11 @@ def read_answers(path: Path) -> dict[str, Any]:
 
 def measure(model: Model, timing: Timing, seeds: range) -> dict[str, Any]:
     """What the answers should say, by their names. Errors are root mean squares against the converged solution."""
-    solver = ",".join([timing.solver, *(f"{name}={value}" for name, value in timing.options.items())])
-    learned = make_sampler(model, solver, "learned", timing.nfe, timing)
+    # Orders, one for each step, follow from the number of evaluations.
+    options = {name: value for name, value in timing.options.items() if name not in STEPWISE}
+    solver = make_solver(timing.solver, **options).spelling
+    own = Grid(timing.grid, timing.grid_times)
+    learned = replace(make_sampler(model, solver, nfe=timing.nfe), grid=own, timing=timing)
     noise = SampleNoise(seeds).start(model.shape).to(learned.device)
     exact = converged_sampler(learned)(seeds, start=noise).x
 
@@ -71,7 +86,11 @@ def measure(model: Model, timing: Timing, seeds: range) -> dict[str, Any]:
     ddim = make_sampler(model, "ddim", "uniform", timing.nfe)
     steps = measure_directions(ddim.predictor, ddim.schedule, ddim.solver, ddim.grid, noise, substeps=SUBSTEPS).frame()
     return {
-        "error_untuned": min(error(make_sampler(model, solver, grid, timing.nfe)) for grid in GRIDS),
+        "error_untuned": min(
+            error(make_sampler(model, each, grid, timing.nfe))
+            for each in dict.fromkeys((solver, *SOLVERS))
+            for grid in GRIDS
+        ),
         "error_learned": error(learned),
         "direction": steps["relative"].tolist(),
         "worst_step": int(steps["relative"].argmax()) + 1,
@@ -93,13 +112,16 @@ def verdicts(answers: dict[str, Any], nfe: int, right: dict[str, Any]) -> Iterat
     yield answers["worst_step"] == right["worst_step"], "worst_step is the step, from 1 on, where it is largest"
     share = right["error_learned"] / right["error_untuned"]
     yield share <= GAIN, f"the learned error is at most {GAIN} of the best untuned one: {share:.2f}"
+    for name, subject in WRITTEN.items():
+        count = len(answers[name].split())
+        yield count >= WORDS, f"{name} says in {WORDS} words or more {subject}, for your teacher: {count} words"
 
 
 def grade(path: Path, count: int = 64) -> int:
     """Print a line for each thing that is asked; 0 where all hold, else 1."""
     answers = read_answers(path)
-    timing = load_timing(answers["timing"])
-    lines = list(verdicts(answers, timing.nfe, measure(load_model(answers["model"]), timing, range(count))))
+    timing, model = load_timing(path.parent / answers["timing"]), load_model(str(path.parent / answers["model"]))
+    lines = list(verdicts(answers, timing.nfe, measure(model, timing, range(count))))
     for holds, line in lines:
         print(f"{'ok ' if holds else 'NO '} {line}")
     passed = all(holds for holds, _ in lines)

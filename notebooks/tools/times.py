@@ -2,9 +2,10 @@
 
 ``python notebooks/tools/times.py [NOTEBOOK ...]`` runs notebooks (all, unless some are named) at ``TT_SCALE=ci`` on two
 threads, stores them executed, and writes the seconds of each cell to ``notebooks/budgets.toml``; a test refuses a cell
-that took too long. With a larger scale, ``python notebooks/tools/times.py laptop [LESSON ...]``, it stores nothing in
-them and writes a row of ``speed.csv`` for each. ``python notebooks/tools/index.py`` then says in their first cells and
-in the index what was measured.
+that took too long. One whose metadata ``tt.stored`` names a larger scale is then run again, and stored as it is there:
+the tests compare only what is the same at both. With a larger scale, ``python notebooks/tools/times.py laptop [LESSON
+...]``, it stores nothing in them and writes a row of ``speed.csv`` for each. ``python notebooks/tools/index.py`` then
+says in their first cells and in the index what was measured.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def measure_cells(paths: list[Path], folder: Path = NOTEBOOKS) -> None:
         book = read(path)
         with tempfile.TemporaryDirectory() as fresh:  # what a notebook keeps in runs/ would hide what it costs
             seconds = run(book, Path(fresh))
+            if larger := book.metadata.get("tt", {}).get("stored"):
+                run(book, Path(fresh), larger)
         write(path, book)
         name = path.resolve().relative_to(folder.resolve()).as_posix()
         save({each: cells for each, cells in load(folder).items() if each in names} | {name: seconds}, folder)

@@ -46,7 +46,8 @@ ALT = {
     "strip": "Five panels of times against calls in five steps. DDIM, DPM-Solver++ and UniPC make five calls at "
     "falling times. Heun makes nine: after the first they come in pairs at one time, and crosses lie above the first "
     "circle of a pair and below the second. PLMS makes six, two of them at one time.",
-    "threes": "A row of eight small grey images from different noise: all of them are threes, and much alike.",
+    "threes": "Two rows of eight small grey images from the same noise. Unguided: different digits. Guided: all of "
+    "them are threes, and much alike.",
     "carried": "Three rows of eight digits from the same noise. Untuned, and with the ratios of another spacing: "
     "soft grey digits, hardly different. With the times of another spacing: glaring white strokes with black holes.",
 }

@@ -1,7 +1,7 @@
 """What every notebook is written with: sizes, numbers from rows, and checks of exercises.
 
-- ``TT_SCALE`` is ``ci`` (seconds, for the tests; what the stored outputs are of), ``laptop`` (minutes on a CPU) or
-  ``full`` (a GPU). It changes sizes only, never what is computed.
+- ``TT_SCALE`` is ``ci`` (seconds, for the tests; what the stored outputs are of, all but the lab's), ``laptop``
+  (minutes on a CPU) or ``full`` (a GPU). It changes sizes only, never what is computed.
 - A sentence with a number is a code cell, ``prose(f"... {fact('fd', nfe=10, ...)} ...")``. Its output is text, and
   nbval compares it with what the rows say today, so that no number can be out of date.
 - A check stands below an exercise. The same cell stands in the exercise and in its solution, and runs in both.

@@ -302,7 +302,8 @@ def errors_figure(
         for count, error in zip(counts, values, strict=True)
     ]
     size = (4.0, 3.8) if len(panels) > 1 else (6.6, 4.4)
-    grid = relplot(pd.DataFrame(rows), "solver", size, x="count", y="error", col="panel", kind="line")
+    drawn = {"x": "count", "y": "error", "col": "panel", "kind": "line", "markeredgewidth": 0}
+    grid = relplot(pd.DataFrame(rows), "solver", size, **drawn)
     grid.set(yscale="log").set_titles("{col_name}").set_axis_labels(xlabel, ylabel)
     for axes in grid.axes.flat:
         count_axis(axes, counts)
