@@ -61,7 +61,16 @@ def cells(text: str) -> list[list[str]]:
 
 def test_what_is_committed_is_what_the_rows_and_files_give():
     frame = read_rows(DATA / "results" / "fd.csv", FD_COLUMNS)
-    assert set(frame["model"]) == {MODEL, STRAIGHT, "test images"}, "the shipped network on two paths, or the floor"
+    short = frame["model"].str.startswith("w96-")
+    known = {MODEL, STRAIGHT, "test images"}
+    assert set(frame[~short]["model"]) == known, "the shipped network on two paths, or the floor"
+    value = frame[short].set_index("model")["value"].sort_values()
+    assert list(value.index[:2]) == ["w96-b256", "w96-lr15"] and set(value.index[-3:]) <= {
+        "w96-snr",
+        "w96-snratt",
+        "w96-lr5",
+    }
+    assert value["w96-base"] < value["w96-att"] < value["w96-snr"], "what the data card says of them"
     assert ((frame["model"] == "test images") == (frame["solver"] == "floor")).all()
     text = (DATA / "results" / "README.md").read_text(encoding="utf-8")
     assert text == page.results_page(frame), "run `tt card` and commit"
