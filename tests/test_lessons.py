@@ -106,6 +106,7 @@ def test_checks_say_how_it_went(capsys):
     "draw, values",
     [
         (start.draw_step, [(1.0,), (0.6,), (1.05,)]),
+        (start.draw_end, [(1.0,), (0.6,), (1.05,)]),
         (tables.draw_field, [(4,), (10,)]),
         (integral.draw_paths, [(1,), (20,)]),
         (direction.draw_errors, [(2,), (20,)]),
@@ -153,8 +154,9 @@ def test_the_step_is_ddims_and_one_ratio_ends_where_the_path_does():
         end = drive(ddim(x, times, schedule, None), predictor, [ratio * start.T]).x / schedule.alpha(times[1])
         assert start.step_end(ratio) == pytest.approx(end.item())
     assert start.step_end(1.0) < start.step_end(0.75) < right < start.step_end(0.7)
-    drawn = frames.picture(start.draw_step, 0.8).axes[0]
-    assert {line.get_label(): line.get_ydata()[-1] for line in drawn.lines}["right end"] == pytest.approx(right)
+    drawn = {line.get_label(): line.get_ydata() for line in frames.picture(start.draw_step, 0.8).axes[0].lines}
+    assert drawn["right end"][-1] == pytest.approx(right)
+    assert list(drawn["error of the step"]) == pytest.approx([start.step_end(0.8), right])
     with pytest.raises(BadValue, match="ratio tau / t must be at most"):
         start.step_end(2.5)
 
