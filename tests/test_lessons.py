@@ -306,7 +306,7 @@ def test_whole_runs_converge_by_truncation_and_not_by_consistency():
 
 
 def test_consistencys_ratio_goes_to_the_derived_limit_and_truncations_to_1():
-    """The least squares of the lesson, h to 0: tau = t by truncation, tau = t + E<eps_dot, v> / E|v|^2 by consistency."""
+    """The least squares of the lesson for h to 0: tau - t is 0 by truncation, E<eps_dot, v> / E|v|^2 by consistency."""
     t, d = torch.tensor(0.5, dtype=torch.float64), 1e-3
     mixture, schedule, draw = two_modes_1d(), linear_betas(), torch.Generator().manual_seed(0)
     x = schedule.sigma(t) * torch.randn(1024, 1, generator=draw, dtype=torch.float64)

@@ -127,8 +127,8 @@ def draw_scan(axes: Axes, ratios: Tensor, losses: Mapping[str, Tensor], end: flo
         axes.plot(ratios, share, color=colour, linestyle=line, marker=points, label=f"{name} loss")
         axes.plot(ratios[lowest], share[lowest], color=colour, marker=marker, markersize=9)
     asked = int(shares["consistency"].argmin())
-    hollow = {"color": BLUE, "markerfacecolor": "white", "linestyle": "none", "markersize": 8}
-    axes.plot(ratios[asked], shares["truncation"][asked], "D", label="truncation at consistency's τ", **hollow)
+    (hollow,) = axes.plot(ratios[asked], shares["truncation"][asked], "D", color=BLUE, markersize=8)
+    hollow.set(markerfacecolor="white", label="truncation at consistency's τ")
     axes.plot(1, 1, "o", color=BLACK, markersize=7)
     axes.set(xlabel="ratio τ / t", ylabel="loss (1 = untuned)", ylim=(0, 2.5), xlim=(ratios[0], ratios[-1]))
 
