@@ -68,7 +68,9 @@ def draw_step(axes: Axes, ratio: float = 1.0) -> None:
     ends, start = [rho[0].item(), rho[-1].item()], y[0].item()
     tangent, landed = step_end(1.0), step_end(ratio)
     beside = [ends[1] - 0.14] * 2
-    axes.plot(beside, [landed, y[-1].item()], color=ORANGE, linewidth=5, solid_capstyle="butt", label="error of the step")
+    axes.plot(
+        beside, [landed, y[-1].item()], color=ORANGE, linewidth=5, solid_capstyle="butt", label="error of the step"
+    )
     axes.plot(rho, y, color=BLACK, label="the true path")
     axes.plot(ends, [start, tangent], color=VERMILLION, linestyle="--", label="untuned step: the tangent")
     axes.plot(ends[1], tangent, "X", color=VERMILLION, markersize=9)
