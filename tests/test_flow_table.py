@@ -43,11 +43,12 @@ def test_the_network_of_a_diffusion_on_the_straight_path():
 
 
 def test_the_table_has_its_rows_and_runs(tmp_path):
-    (table,) = read_tables(TABLE)
+    table, best = read_tables(TABLE)
     assert (table.model, table.n, len(table.cells)) == ("cifar10-ddpm-w96,path=flow", 10_000, 40)
     assert {cell.nfe for cell in table.cells} == {4, 5, 6, 8, 10}
     assert {cell.solver for cell in table.cells} == {"euler", "heun", "dpmpp-2m", "unipc"}
-    text = TABLE.read_text()
+    assert best.n == 50_000 and {(cell.solver, cell.timing) for cell in best.cells} == {("unipc", "untuned")}
+    text = TABLE.read_text().partition("# The best untuned")[0]
     small = "noises=24,validation=24,batch=24,iterations=6,learning_rate=0.1,loss=pixels"
     for old, new in (
         ('"cifar10"', '"digits"'),

@@ -82,6 +82,19 @@ def test_a_pick_that_is_not_one_sampler_is_refused(table, where, count):
         tables.pick(table, **where)
 
 
+def test_a_sampler_leads_where_both_distances_are_smaller_and_names_of_the_same_samples_count_once(table):
+    learned = tables.pick(table, **tables.LEARNED, nfe=6)  # 20 / 6
+    first = table[table["solver"] == "unipc"].iloc[0]
+    twice = pd.concat([table, table[(table["solver"] == "unipc") & (table["nfe"] == 10)].assign(solver="unipc,x=1")])
+    assert tables.leads(twice, learned, 10) == tables.leads(table, learned, 10)
+    larger, apart, count = tables.leads(table, learned, 10)
+    # Three grids of DDIM (two of them the same distance) and UniPC, 9 to 11, all far above.
+    assert larger == apart == count == table[table["group"].eq("untuned") & table["nfe"].eq(10)]["imagenet"].nunique()
+    near = learned.copy()
+    near[["imagenet", "imagenet_high"]] = first["imagenet"] * first["nfe"] / 10 - 0.05, first["imagenet_high"]
+    assert tables.leads(table, near, 10)[:2] == (larger, 0)
+
+
 def test_quality_says_both_distances_with_half_their_intervals(table):
     row = tables.pick(table, solver=LOWER, nfe=4)
     assert tables.quality([("learned", row)]).splitlines()[-1] == "| learned | 4 | 5.00 ± 0.10 | 0.50 ± 0.01 |"

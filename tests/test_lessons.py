@@ -13,6 +13,7 @@ from tt_lib.errors import BadValue
 from tt_lib.figures import frames
 from tt_lib.figures.style import png_bytes
 from tt_lib.files import PACKAGE_ROOT
+from tt_lib.grids import Grid
 from tt_lib.lessons import (
     check,
     cifar10,
@@ -31,9 +32,12 @@ from tt_lib.lessons import (
 )
 from tt_lib.metrics.frechet import frechet_distance, leading_bias
 from tt_lib.metrics.statistics import merge_all
+from tt_lib.sampling import Sampler
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.ddim import ddim
-from tt_lib.toy import MixturePredictor, exact_flow, two_modes_1d
+from tt_lib.solvers.registry import make_solver
+from tt_lib.toy import MixturePredictor, exact_flow, exact_trajectory, two_modes_1d
+from tt_lib.tuning import TuneConfig, tune
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -106,6 +110,7 @@ def test_checks_say_how_it_went(capsys):
     "draw, values",
     [
         (start.draw_step, [(1.0,), (0.6,), (1.05,)]),
+        (start.draw_end, [(1.0,), (0.6,), (1.05,)]),
         (tables.draw_field, [(4,), (10,)]),
         (integral.draw_paths, [(1,), (20,)]),
         (direction.draw_errors, [(2,), (20,)]),
@@ -153,8 +158,9 @@ def test_the_step_is_ddims_and_one_ratio_ends_where_the_path_does():
         end = drive(ddim(x, times, schedule, None), predictor, [ratio * start.T]).x / schedule.alpha(times[1])
         assert start.step_end(ratio) == pytest.approx(end.item())
     assert start.step_end(1.0) < start.step_end(0.75) < right < start.step_end(0.7)
-    drawn = frames.picture(start.draw_step, 0.8).axes[0]
-    assert {line.get_label(): line.get_ydata()[-1] for line in drawn.lines}["right end"] == pytest.approx(right)
+    drawn = {line.get_label(): line.get_ydata() for line in frames.picture(start.draw_step, 0.8).axes[0].lines}
+    assert drawn["right end"][-1] == pytest.approx(right)
+    assert list(drawn["error of the step"]) == pytest.approx([start.step_end(0.8), right])
     with pytest.raises(BadValue, match="ratio tau / t must be at most"):
         start.step_end(2.5)
 
@@ -289,7 +295,7 @@ def test_a_scan_is_drawn_as_shares_of_untuned_with_its_minima():
     losses = {"truncation": torch.tensor([4.0, 1.0, 2.0, 6.0]), "consistency": torch.tensor([1.0, 3.0, 4.0, 8.0])}
     axes = frames.picture(tuner.draw_scan, ratios, losses, 0.5).axes[0]
     marked = [tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xdata()) == 1]
-    assert [value for point in marked for value in point] == pytest.approx([0.9, 0.5, 0.8, 0.25, 1, 1])
+    assert [value for point in marked for value in point] == pytest.approx([0.9, 0.5, 0.8, 0.25, 0.8, 2, 1, 1])
 
 
 def test_whole_runs_converge_by_truncation_and_not_by_consistency():
@@ -297,6 +303,59 @@ def test_whole_runs_converge_by_truncation_and_not_by_consistency():
     assert (errors["truncation"] < 0.8 * errors["untuned"]).all()
     assert errors.loc[3, "consistency"] < errors.loc[3, "untuned"]
     assert errors.loc[20, "consistency"] > 2 * errors.loc[20, "untuned"]
+
+
+def test_consistencys_ratio_goes_to_the_derived_limit_and_truncations_to_1():
+    """The least squares of the lesson for h to 0: tau - t is 0 by truncation, E<eps_dot, v> / E|v|^2 by consistency."""
+    t, d = torch.tensor(0.5, dtype=torch.float64), 1e-3
+    mixture, schedule, draw = two_modes_1d(), linear_betas(), torch.Generator().manual_seed(0)
+    x = schedule.sigma(t) * torch.randn(1024, 1, generator=draw, dtype=torch.float64)
+    x = x + schedule.alpha(t) * mixture.sample(1024, draw)
+
+    def rate(f):
+        return (f(d) - f(-d)) / (2 * d)
+
+    eps_dot = rate(lambda d: mixture.eps(exact_flow(mixture, x, t, t + d, schedule), t + d, schedule))
+    m = rate(lambda d: mixture.eps(x, t + d, schedule))
+    v = -schedule.alpha(t) * rate(lambda d: schedule.rho(t + d)) * rate(lambda d: mixture.eps(x + d * m, t, schedule))
+    limit = 1 + ((eps_dot * v).mean() / v.square().mean() / t).item()
+    losses = tuner.step_losses("two modes", 0.5, 0.499)
+    ratios = losses.taus / 0.5
+    assert ratios[losses.consistency.argmin()].item() == pytest.approx(limit, abs=0.03) and limit < 0.85
+    assert ratios[losses.truncation.argmin()].item() == pytest.approx(1, abs=0.01)
+
+
+def tuned_by_consistency(count):
+    """Taus of so many even steps on the ring, untuned and tuned, and the RMS error of a run that begins on the path."""
+    ring, schedule = tuner.TOYS["ring of eight"], linear_betas()
+    steps, predictor = torch.linspace(0.9, 0.1, count + 1, dtype=torch.float64), MixturePredictor(ring, schedule)
+    sampler = Sampler(predictor, schedule, make_solver("ddim"), Grid("even", tuple(steps.tolist())), (2,))
+    config = TuneConfig("consistency", "parallel", "search", bounds=(0.3, 1.5), freeze_last=0)
+    tuned = tune(sampler, ring.sample(1024, torch.Generator().manual_seed(1)), config).timing.taus
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(1024, 2, generator=draw, dtype=torch.float64)
+    x = schedule.alpha(steps[0]) * ring.sample(1024, draw) + schedule.sigma(steps[0]) * noise
+    true = exact_trajectory(ring, x, steps, schedule)
+
+    def error(first, last, taus):
+        run = drive(ddim(true[first], steps[first : last + 1], schedule, None), predictor, taus[first:last])
+        return (run.x - true[last]).square().mean().sqrt()
+
+    return steps[:-1].tolist(), list(tuned), error
+
+
+def test_consistency_gains_in_the_last_of_three_steps():
+    untuned, tuned, error = tuned_by_consistency(3)
+    assert error(2, 3, tuned) < 0.9 * error(2, 3, untuned)
+    assert error(0, 3, [*untuned[:2], tuned[2]]) < 0.8 * error(0, 3, untuned) < error(0, 3, [*tuned[:2], untuned[2]])
+
+
+def test_consistency_gains_in_five_steps_by_errors_that_cancel():
+    untuned, tuned, error = tuned_by_consistency(5)
+    assert error(0, 4, tuned) > 1.05 * error(0, 4, untuned), "up to the last step the run is worse"
+    assert error(4, 5, tuned) > 0.9 * error(4, 5, untuned), "and the last step alone is hardly better"
+    four = [*tuned[:4], untuned[4]]
+    assert error(0, 5, four) < error(0, 5, tuned) < 0.85 * error(0, 5, untuned), "and yet the run ends nearer"
 
 
 def test_one_tau_repairs_a_step_of_a_gaussian_at_0_for_all_samples():

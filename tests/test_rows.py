@@ -250,9 +250,9 @@ def write_twenty(path, name, together):
 
 
 def test_two_processes_lose_no_row(path):
-    spawn = multiprocessing.get_context("spawn")
-    together = spawn.Barrier(2)
-    processes = [spawn.Process(target=write_twenty, args=(path, name, together)) for name in "ab"]
+    fork = multiprocessing.get_context("fork")  # a spawned process would import torch for seconds
+    together = fork.Barrier(2)
+    processes = [fork.Process(target=write_twenty, args=(path, name, together)) for name in "ab"]
     for process in processes:
         process.start()
     for process in processes:

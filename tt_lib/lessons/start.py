@@ -24,18 +24,19 @@ ALT = {
     "samples": "Four rows of four pictures of 32 by 32 pixels, enlarged, each column from one noise. The untuned row "
     "is pale and blurred. The tuned row has the same motifs and more contrast. The learned row shows the motifs of the "
     "converged row, two cars among them, as crisp and with a little more contrast.",
-    "differences": "Three rows of difference pictures, black where a sample equals the converged one. The untuned row "
-    "is brightest, the tuned row darker. The learned row is darkest, with thin outlines.",
+    "differences": "Three rows of grey difference pictures, black where a sample equals the converged one. The untuned "
+    "row is brightest, the tuned row darker. The learned row is darkest, with thin outlines.",
     "step": "A curved black path over rho, from noise on the left to nearly clean data on the right. A straight dashed "
-    "line leaves it at its start, as its tangent, and lands far below the end of the path. The wedge between the two "
-    "is shaded.",
+    "line leaves it at its start, as its tangent, and lands far below the end of the path. An upright bar beside the "
+    "two ends marks the gap between them.",
     "player": "The same path and its tangent, and a second straight line: the step conditioned on another time. The "
     "slider sets tau / t from 0.6 to 1.05. Below 1 the line lands higher. Near 0.75 it lands where the path ends, "
-    "and further down it lands too high.",
-    "strip": "Five panels, tau / t of 0.6, 0.7, 0.8, 0.9 and 1. The second line lands far above the end of the path, a "
-    "little above it, a little below it, farther below it, and at 1 it is the tangent itself.",
-    "harm": "Two rows of four pictures from the same noise. Untuned: pale and blurred. Tuned for five steps by the "
-    "paper's objective: the same motifs, paler still.",
+    "and further down it lands too high. The bar of the gap shrinks and grows again.",
+    "strip": "Five panels of the end of the step, tau / t of 0.6, 0.7, 0.8, 0.9 and 1. The second line lands far above "
+    "the end of the path, a little above it, a little below it, farther below it, and at 1 it is the tangent itself. "
+    "The bar of the gap is shortest at 0.7 and 0.8.",
+    "harm": "Three rows of four pictures from the same noise, all in five steps. Untuned: pale and blurred. Tuned by "
+    "consistency: the same motifs, paler still. Tuned by truncation: more contrast and stronger colours.",
 }
 """What the figures show, in words."""
 
@@ -66,8 +67,10 @@ def draw_step(axes: Axes, ratio: float = 1.0) -> None:
     rho, y = _path()
     ends, start = [rho[0].item(), rho[-1].item()], y[0].item()
     tangent, landed = step_end(1.0), step_end(ratio)
-    line = start + (landed - start) * (rho - rho[0]) / (rho[-1] - rho[0])
-    axes.fill_between(rho, y, line, color=ORANGE, alpha=0.3, linewidth=0, label="error of the step")
+    beside = [ends[1] - 0.14] * 2
+    axes.plot(
+        beside, [landed, y[-1].item()], color=ORANGE, linewidth=5, solid_capstyle="butt", label="error of the step"
+    )
     axes.plot(rho, y, color=BLACK, label="the true path")
     axes.plot(ends, [start, tangent], color=VERMILLION, linestyle="--", label="untuned step: the tangent")
     axes.plot(ends[1], tangent, "X", color=VERMILLION, markersize=9)
@@ -80,10 +83,18 @@ def draw_step(axes: Axes, ratio: float = 1.0) -> None:
     axes.set_title("τ = t" if ratio == 1 else f"τ = {ratio:g} t")
 
 
-def differences(samples: Mapping[str, Tensor], converged: Tensor) -> dict[str, Tensor]:
-    """What samples [N, C, H, W] in [-1, 1] differ by from converged ones, as pictures: uint8, black for no difference.
+def draw_end(axes: Axes, ratio: float = 1.0) -> None:
+    """:func:`draw_step`, its end only."""
+    draw_step(axes, ratio)
+    axes.set(xlim=(1.5, 0.1))
 
-    It is :data:`AMPLIFIED` times the absolute difference; what would be brighter than white is white.
+
+def differences(samples: Mapping[str, Tensor], converged: Tensor) -> dict[str, Tensor]:
+    """What samples [N, C, H, W] in [-1, 1] differ by from converged ones, as grey pictures: uint8 [N, 1, H, W].
+
+    Black is no difference. It is :data:`AMPLIFIED` times the absolute difference, mean over colours; what would be
+    brighter than white is white.
     """
-    wide = {name: AMPLIFIED * (x.clamp(-1, 1) - converged.clamp(-1, 1)).abs() for name, x in samples.items()}
+    gaps = {name: (x.clamp(-1, 1) - converged.clamp(-1, 1)).abs() for name, x in samples.items()}
+    wide = {name: AMPLIFIED * gap.mean(1, keepdim=True) for name, gap in gaps.items()}
     return {name: (255 / 2 * each).clamp(0, 255).round().to(torch.uint8) for name, each in wide.items()}

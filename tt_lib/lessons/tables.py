@@ -125,6 +125,19 @@ def pick(table: pd.DataFrame, **where: Any) -> pd.Series:
     return table.iloc[0]
 
 
+def leads(table: pd.DataFrame, row: pd.Series, nfe: int) -> tuple[int, int, int]:
+    """How one sampler stands beside the untuned ones of an NFE; two names of the same samples count once.
+
+    Returns:
+        How many have a larger distance in both features, of how many of these both intervals lie apart from this
+        sampler's, and how many untuned ones there are.
+    """
+    others = table[(table["group"] == "untuned") & (table["nfe"] == nfe)].drop_duplicates(list(SHORT))
+    larger = (others[list(SHORT)] > row[list(SHORT)].astype(float)).all(axis=1)
+    apart = [others[f"{short}_low"] > row[f"{short}_high"] for short in SHORT]
+    return int(larger.sum()), int((larger & apart[0] & apart[1]).sum()), len(others)
+
+
 def converged(table: pd.DataFrame) -> pd.Series:
     """The converged solution: its distances are the network's own."""
     return pick(table, solver="dpmpp-2m", grid="karras", nfe=60)

@@ -29,31 +29,32 @@ TOYS: dict[str, GaussianMixture] = {
     "two modes": two_modes_1d(),
     "ring of eight": ring_2d(),
 }
-SAMPLES = 256
+SAMPLES = 1024
 LOWEST = 0.02
 """The smallest tau that is tried."""
 ALT = {
     "hook": "Left: where one step lands in the plane, for some samples. A line joins the true end of each to where the "
     "untuned step lands and to where the tuned one lands, with a ratio of 0.66. Most tuned ends lie between, nearer to "
-    "the true ones; a few at the lower left lie farther than untuned. Right: the mean squared error against the ratio "
-    "tau / t. It starts at 1 for the untuned step, and falls to 0.45 at a ratio of 0.66.",
-    "scan": "Both losses of one step against the ratio tau / t. The truncation loss falls from 1 at tau = t to about "
-    "three quarters at a ratio of 0.82. The consistency loss falls more slowly and is lowest at about 0.71, where the "
-    "truncation loss is above its untuned value.",
+    "the true ones; two at the lower left lie farther than untuned. Right: the mean squared error against the ratio "
+    "tau / t. It starts at 1 for the untuned step, and falls to less than a half at a ratio of 0.66.",
+    "scan": "Both losses of one step against the ratio tau / t. The truncation loss falls from 1 at tau = t to "
+    "less than 0.6 at a ratio of 0.78. The consistency loss falls more slowly and is lowest at about 0.64. There a "
+    "hollow mark shows the truncation loss: more than 1.7.",
     "descent": "The ratio over 500 iterations of Adam, for both losses. Both start at 1, fall in straight lines for "
-    "about a hundred iterations, and bend into the levels of the minima of the scan: 0.82 and 0.71.",
+    "about a hundred iterations, and bend into the levels of the minima of the scan: 0.78 and 0.64.",
     "strip": "Both losses against the ratio for five steps of equal length, from t = 0.9 to t = 0.24. In every one the "
-    "consistency loss has its minimum at a smaller ratio than the truncation loss, which there is above 1 but for the "
-    "last step. In the first two the truncation loss is lowest left of the end of the step.",
+    "consistency loss has its minimum at a smaller ratio than the truncation loss. There hollow marks show the "
+    "truncation loss: about 2, and 0.8 in the last step. In the first two the truncation loss is lowest left of the "
+    "end of the step.",
     "player": "Both losses of a step on the ring against the ratio; the slider moves the step from noise to data.",
     "cifar": "Both losses of the first of five DDIM steps on CIFAR-10, against the ratio. The truncation loss is "
     "lowest near 0.95, at less than half its value at 1. The consistency loss is lowest near 0.9, where the truncation "
     "loss is about twice its value at 1.",
-    "short": "The best ratio of one step against its length, which falls to the right. By the truncation loss it rises "
-    "to 1. By the consistency loss it rises from 0.65 to about 0.82 and ends there.",
+    "short": "The best ratio of one step against its length, logarithmic and falling to the right. By the truncation "
+    "loss it rises to 1. By the consistency loss it rises from 0.65 to about 0.82 and ends there.",
     "runs": "Error at the end of whole DDIM runs against the number of steps, 3 to 20, both axes logarithmic. Untuned "
     "falls in a straight line. Truncation falls below it, parallel. Consistency begins beside truncation with 3 steps, "
-    "falls until 10 steps and no more: below untuned with 3 and 5 steps, above it with 10 and 20.",
+    "and hardly falls after 5: it is below untuned with 3 and 5 steps, above it with 10 and 20.",
     "ruined": "Three rows of five images from the same noise. Untuned: smooth shapes, an animal among them. Tuned by "
     "the paper's loss: their outlines under thick coloured grain. With the last two steps untuned: clean, and two are "
     "cars.",
@@ -107,6 +108,8 @@ COLOURS = {"truncation": (BLUE, "-", "D"), "consistency": (VERMILLION, "--", "^"
 def draw_scan(axes: Axes, ratios: Tensor, losses: Mapping[str, Tensor], end: float) -> None:
     """Losses of a step over tau / t, each as a share of its value at the ratio nearest to 1, with its minimum.
 
+    A hollow mark is the truncation loss at the ratio that consistency asks for.
+
     Args:
         ratios: [P], rising.
         losses: [P] for ``truncation`` and ``consistency``.
@@ -116,14 +119,18 @@ def draw_scan(axes: Axes, ratios: Tensor, losses: Mapping[str, Tensor], end: flo
     axes.axvline(1, color=BLACK, linewidth=1, label="start: τ = t, untuned")
     if end > ratios[0]:
         axes.axvline(end, color=GREY, linewidth=1, linestyle=":", label="τ = s, the end of the step")
-    for name, values in losses.items():
+    shares = {name: (values / values[untuned]).detach().cpu() for name, values in losses.items()}
+    points = "." if len(ratios) < 20 else ""
+    for name, share in shares.items():
         colour, line, marker = COLOURS[name]
-        share = (values / values[untuned]).detach().cpu()
         lowest = int(share.argmin())
-        axes.plot(ratios, share, color=colour, linestyle=line, label=f"{name} loss")
+        axes.plot(ratios, share, color=colour, linestyle=line, marker=points, label=f"{name} loss")
         axes.plot(ratios[lowest], share[lowest], color=colour, marker=marker, markersize=9)
+    asked = int(shares["consistency"].argmin())
+    (hollow,) = axes.plot(ratios[asked], shares["truncation"][asked], "D", color=BLUE, markersize=8)
+    hollow.set(markerfacecolor="white", label="truncation at consistency's τ")
     axes.plot(1, 1, "o", color=BLACK, markersize=7)
-    axes.set(xlabel="ratio τ / t", ylabel="loss (1 = untuned)", ylim=(0, 2), xlim=(ratios[0], ratios[-1]))
+    axes.set(xlabel="ratio τ / t", ylabel="loss (1 = untuned)", ylim=(0, 2.5), xlim=(ratios[0], ratios[-1]))
 
 
 def draw_losses(axes: Axes, t: float, length: float = 0.16, toy: str = "ring of eight") -> None:
@@ -136,7 +143,10 @@ def draw_losses(axes: Axes, t: float, length: float = 0.16, toy: str = "ring of 
 
 @style()
 def hook_figure(t: float = 0.36, s: float = 0.1, count: int = 48) -> Figure:
-    """One step on the ring with tau = t and with the best tau: where its samples land, and the loss over tau."""
+    """One step on the ring with tau = t and with the best tau: where its samples land, and the loss over tau.
+
+    Of ``count`` samples those are drawn whose three ends lie in the window.
+    """
     losses, (schedule, ring) = step_losses("ring of eight", t, s), (linear_betas(), TOYS["ring of eight"])
     lowest = int(losses.truncation.argmin())
     times = torch.tensor([t, s], dtype=torch.float64)
@@ -146,17 +156,20 @@ def hook_figure(t: float = 0.36, s: float = 0.1, count: int = 48) -> Figure:
         drive(ddim(x, times, schedule, None), MixturePredictor(ring, schedule), [tau]).x
         for tau in (t, losses.taus[lowest].item())
     ]
+    low, high = torch.tensor([[-1.4, -1.2], [0.1, 0.3]], dtype=torch.float64)
+    inside = ((torch.stack([true, *ends]) > low) & (torch.stack([true, *ends]) < high)).all(2).all(0)
+    true, ends = true[inside], [end[inside] for end in ends]
     figure = Figure(figsize=(9.4, 4.2))
     plane, valley = figure.subplots(1, 2)
-    for end, colour in zip(ends, (GREY, BLUE), strict=True):
-        plane.plot(*torch.stack([true, end], 1).permute(2, 1, 0).numpy(), color=colour, linewidth=1)
+    for end, colour, width in zip(ends, ("#BBBBBB", BLUE), (4, 1.2), strict=True):
+        plane.plot(*torch.stack([true, end], 1).permute(2, 1, 0).numpy(), color=colour, linewidth=width)
     for end, colour, marker, name in (
         (true, BLACK, "o", "true end of the step"),
         (ends[0], GREY, "X", "untuned, τ = t"),
         (ends[1], BLUE, "D", f"tuned, τ = {losses.taus[lowest] / t:.2f} t"),
     ):
         plane.plot(*end.T, linestyle="none", color=colour, marker=marker, markersize=5, label=name)
-    plane.set(aspect="equal", xlim=(-1.4, 0.1), ylim=(-1.2, 0.3))
+    plane.set(aspect="equal", xlim=(low[0].item(), high[0].item()), ylim=(low[1].item(), high[1].item()))
     plane.set(xlabel="first coordinate of x", ylabel="second coordinate of x")
     plane.set_title(f"one step, from t = {t:g} to {s:g}")
     share, ratios = losses.truncation / losses.truncation[losses.untuned], losses.taus / t
@@ -189,13 +202,15 @@ def descent_figure(ways: Mapping[str, Sequence[float]], minima: Mapping[str, flo
 
 @style()
 def short_steps_figure(found: pd.DataFrame) -> Figure:
-    """The best ratio by each loss (a column each) over the length of the step, which falls to the right."""
+    """The best ratio by each loss (a column each) over the length of the step, logarithmic and falling to the right."""
     figure = Figure(figsize=(7, 3.6))
     axes = figure.subplots()
     for name, (colour, line, marker) in COLOURS.items():
         axes.plot(found.index, found[name], color=colour, marker=marker, linestyle=line, label=f"{name} loss")
     axes.axhline(1, color=BLACK, linewidth=1, label="untuned")
-    axes.set(xlabel="length t − s of the step", ylabel="best ratio τ / t", xlim=(1.05 * max(found.index), 0))
+    axes.set(xlabel="length h = t − s of the step", ylabel="best ratio τ / t")
+    log_axis(axes, "x", found.index)
+    axes.invert_xaxis()
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
@@ -239,11 +254,13 @@ def runs_figure(errors: pd.DataFrame) -> Figure:
 
 @style()
 def left_figure(left: Mapping[str, Mapping[str, float]]) -> Figure:
-    """What several losses leave of a step's error, as shares of untuned: a group of bars for each toy."""
+    """What several losses leave of a step's error, as shares of untuned: bars from 1, a group for each toy."""
     figure = Figure(figsize=(7, 3.4))
     axes = figure.subplots()
-    pd.DataFrame(left).T.plot.bar(ax=axes, rot=0, color=[VERMILLION, BLUE], legend=False)
+    shares = pd.DataFrame(left).T
+    (shares - 1).plot.bar(ax=axes, bottom=1, rot=0, color=[VERMILLION, BLUE], legend=False)
     axes.axhline(1, color=BLACK, linewidth=1.2, label="untuned")
+    log_axis(axes, "y", [*shares.to_numpy().ravel(), 1])
     axes.set(ylabel="error that is left (1 = untuned)")
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
