@@ -276,7 +276,7 @@ def shared_figure() -> Figure:
     right.axvspan(-5.2, -1.5, color=GREY, alpha=0.15, linewidth=0)
     right.text(-3.35, 0.33, "here τ = 0.8 t\nchanges an answer\nby less than 3 %", ha="center", color=GREY)
     right.axhline(1, color=BLACK, linewidth=1)
-    names = []
+    names: list[str] = []
     for name, (solver, budgets, colour) in SHARED.items():
         for nfe in budgets:
             line, marker = ("-", "o") if nfe == NFE else ("--", "D")

@@ -257,7 +257,7 @@ def draw_field(axes: Axes, nfe: int) -> None:
 @style()
 def untuned_figure(table: pd.DataFrame) -> Figure:
     """Untuned solvers: a column for each grid, a row for each kind of features."""
-    table = table[table["group"] == "untuned"]
+    table = table[(table["group"] == "untuned") & (table["eta"] == 0)]
     figure = Figure(figsize=(9.5, 6.2))
     panels = figure.subplots(2, len(GRIDS), sharex=True, sharey="row")
     for row, short in zip(panels, SHORT, strict=True):
