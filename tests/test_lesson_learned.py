@@ -1,4 +1,4 @@
-"""Notebook 09: what its figures claim of samplers that were learned on the spiral."""
+"""Notebook 05: what its figures claim of samplers that were learned on the spiral."""
 
 import pytest
 import torch
@@ -26,6 +26,10 @@ def ends(sampler):
     return sampler(range(learned.SAMPLES), start=learned._start()[0]).x
 
 
+def loss_of(sampler):
+    return learned.loss(ends(sampler))
+
+
 def test_the_spiral_is_the_end_of_its_exact_flow():
     exact = learned._start()[1]
     spots = torch.cdist(exact, learned.spiral().means).min(1)
@@ -35,7 +39,7 @@ def test_the_spiral_is_the_end_of_its_exact_flow():
 
 
 def test_a_factor_of_1_is_the_untuned_sampler_whatever_the_knob():
-    untuned = learned.loss_of(learned.toy_sampler(), None)
+    untuned = loss_of(learned.toy_sampler())
     for what in learned.MOVES:
         assert learned.loss(learned.moved_ends(1.0, what, 2)) == pytest.approx(untuned, rel=1e-6)
 
@@ -44,6 +48,11 @@ def test_in_the_noise_conditioning_moves_little_and_a_gain_much():
     untuned = ends(learned.toy_sampler())
     moved = {what: (learned.moved_ends(0.9, what, 1) - untuned).abs().max() for what in learned.MOVES}
     assert moved["conditioning time"] < 0.05 * moved["gain"]
+
+
+def test_one_gain_reaches_a_lower_loss_than_one_conditioning_time():
+    lowest = {what: learned.lowest_loss(what) for what in ("conditioning time", "gain")}
+    assert lowest["gain"] < 0.5 * lowest["conditioning time"] < 0.5 * loss_of(learned.toy_sampler())
 
 
 @pytest.mark.parametrize("what", learned.MOVES)
@@ -83,7 +92,7 @@ def test_conditioning_turns_answers_near_the_data_and_next_to_nothing_in_the_noi
 def test_a_learned_timing_is_used_on_its_grid_and_helps_on_new_noises():
     timing = learned.toy_learn().timing
     assert learned.with_timing(learned.toy_sampler(), timing).grid.times == timing.grid_times
-    assert learned.loss_of(learned.toy_sampler(), timing) < 0.25 * learned.loss_of(learned.toy_sampler(), None)
+    assert loss_of(learned.with_timing(learned.toy_sampler(), timing)) < 0.25 * loss_of(learned.toy_sampler())
     panels = learned.hook_figure().axes
     assert [axes.get_title() for axes in panels] == [
         "untuned",

@@ -8,6 +8,7 @@ from test_compare import fd_rows
 from tt_lib.errors import BadValue
 from tt_lib.figures import frames
 from tt_lib.lessons import tables
+from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
 
 LOWER = "unipc,final=lower"
 ENDS = ("dpmpp-2m", "karras", 60, "untuned", 2.0)
@@ -60,10 +61,10 @@ def test_the_study_has_a_line_for_each_sampler_with_both_distances(rows, table):
         ("ddim", "untuned", "diffusion", "untuned"),
         ("euler", "untuned", "flow", "untuned, straight path"),
         ("ddim", "consistency-sequential-freeze2,images=16", "diffusion", "tuned step by step"),
-        (LOWER, "learned-grid-timing", "diffusion", "learned end to end, UniPC"),
-        ("ddim", "learned-grid-timing", "diffusion", "learned, other solvers"),
-        ("euler", "learned-grid-timing,start=uniform-trailing", "flow", "learned, other solvers"),
-        (LOWER, "learned-ld3", "diffusion", "other methods"),
+        (LOWER, "learned-grid-timing", "diffusion", "learned UniPC"),
+        ("ddim", "learned-grid-timing", "diffusion", "learned, others"),
+        ("euler", "learned-grid-timing,start=uniform-trailing", "flow", "learned, others"),
+        (LOWER, "learned-ld3", "diffusion", "learned, others"),
     ],
 )
 def test_groups(solver, timing, path, group):
@@ -100,6 +101,25 @@ def test_quality_says_both_distances_with_half_their_intervals(table):
     assert tables.quality([("learned", row)]).splitlines()[-1] == "| learned | 4 | 5.00 ± 0.10 | 0.50 ± 0.01 |"
 
 
+def test_overlapping_are_those_whose_interval_does_not_lie_above(table):
+    ddim = table[(table["solver"] == "ddim") & (table["nfe"] == 10) & (table["timing"] == "untuned")]
+    row = tables.pick(ddim, grid="quadratic").copy()
+    assert set(tables.overlapping(ddim, row, "imagenet")["grid"]) == {"quadratic", "logsnr"}, "uniform lies above"
+    row["imagenet_high"] = 9.85
+    assert tables.overlapping(ddim, row, "imagenet").empty
+
+
+def test_what_is_learned_stands_beside_untuned_in_both_features(table):
+    lines = tables.knobs_table(table).splitlines()
+    assert lines[0] == "| learned | DDIM | 2M | UniPC |"
+    assert lines[2] == "| nothing, on the best grid | 20.0 ± 0.1 / 2.00 ± 0.01 | not measured | not measured |"
+    assert lines[5] == "| grid and timing | not measured | not measured | 4.0 ± 0.1 / 0.40 ± 0.01 |"
+    lines = tables.ways_table(table).splitlines()
+    assert lines[0] == "| sampler | 5 evaluations | 6 evaluations | 8 evaluations | 10 evaluations |"
+    assert lines[2].startswith("| best untuned, diffusion or straight path | 16.0 ± 0.1 / 1.60 ± 0.01 |"), "straight"
+    assert lines[5].endswith("| 2.0 ± 0.1 / 0.20 ± 0.01 |") and lines[3].count("not measured") == 4
+
+
 def test_the_headline_draws_the_best_of_each_kind(table):
     for axes, scale in zip(tables.headline_figure(table).axes, (1, 0.1), strict=True):
         drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
@@ -126,6 +146,8 @@ def test_the_field_holds_every_sampler_of_an_nfe_once():
 
 
 def test_untuned_has_a_panel_for_each_grid_and_features(table):
+    stochastic = table[(table["solver"] == "ddim") & (table["grid"] == "quadratic")].assign(eta=1.0, classifier=99.0)
+    table = pd.concat([table, stochastic])
     axes = tables.untuned_figure(table).axes
     assert [each.get_title() for each in axes[:3]] == list(tables.GRIDS) and len(axes) == 6
     ddim = next(line for line in axes[4].lines if line.get_label() == "DDIM")
@@ -146,21 +168,59 @@ def test_the_map_writes_each_change_in_per_cent_and_saturates(rows):
     ]
     colours = panels[0].collections[0]
     assert colours.norm.vmax == tables.SATURATED and isinstance(colours.norm, matplotlib.colors.Normalize)
+    assert all(not panel.patches for panel in panels), "every interval is apart"
     with pytest.raises(BadValue, match="no consistency-parallel was measured in both"):
         tables.step_by_step_map(rows, ["consistency-parallel"])
 
 
+def test_the_map_hatches_what_overlaps_and_the_table_says_so(rows):
+    pair = [("unipc,final=lower", "uniform", 5, timing, value) for timing, value in (("untuned", 4), ("x", 4.1))]
+    both = [fd_rows(*pair, features=features, n=tables.N) for features in tables.FEATURES]
+    both[1].loc[1, ["value", "low", "high"]] = 5.0, 4.9, 5.1
+    frame = pd.concat([rows, *both])
+    assert [len(panel.patches) for panel in tables.step_by_step_map(frame, ["x"]).axes[:2]] == [1, 0]
+    lines = tables.changes_table(frame, {"tuned": "x"}).splitlines()
+    assert lines[0] == "| sampler | NFE | tuned |" and lines[2:] == ["| UniPC, uniform | 5 | +2 % (overlap) / +25 % |"]
+
+
 def test_verdicts_count_where_the_features_agree(rows):
-    counts = tables.verdicts(rows)
+    counts = tables.verdicts(rows, ["consistency-sequential", "truncation-parallel"])
     assert counts.loc["ImageNet: better", "classifier: better"] == 1
     assert counts.loc["ImageNet: worse", "classifier: worse"] == 1
     assert counts.loc["ImageNet: worse", "classifier: better"] == 1 and counts.to_numpy().sum() == 3
+    assert tables.verdicts(rows, ["truncation-parallel"]).to_numpy().sum() == 2
 
 
 def test_the_headline_of_the_shipped_rows_holds():
-    """Six learned evaluations beat ten of every untuned sampler, in both features: notebooks and README say so."""
+    """Six learned evaluations beat ten of every untuned sampler, in ImageNet features and with intervals apart."""
     table = tables.study()
-    learned = tables.pick(table, **tables.LEARNED, nfe=6)
+    six = tables.pick(table, **tables.LEARNED, nfe=6)
+    untuned = table[table["group"].str.startswith("untuned")]
+    assert tables.overlapping(untuned[untuned["nfe"] == 10], six, "imagenet").empty
+    for nfe in tables.NFES:
+        own = tables.pick(table, **tables.LEARNED, nfe=nfe)
+        assert tables.overlapping(untuned[untuned["nfe"] == nfe], own, "imagenet").empty
+    # In the classifier's features some are not told apart; their ImageNet distances are larger.
+    close = tables.overlapping(untuned[untuned["nfe"] == 10], six, "classifier")
+    assert (close["imagenet_low"] > six["imagenet_high"]).all()
+
+
+def test_what_the_lessons_say_of_knobs_and_ways_holds():
+    """Of the shipped rows, with intervals apart: claims of notebook 05."""
+    table = tables.study()
+    five = table[(table["nfe"] == 5) & (table["path"] == "diffusion")].set_index(["solver", "timing"])
+    gain, timing = "learned-grid-gain", "learned-grid-timing"
     for short in tables.SHORT:
-        ten = table[table["group"].str.startswith("untuned") & (table["nfe"] == 10)]
-        assert (learned[short] < ten[short]).all()
+        low, high = five[f"{short}_low"], five[f"{short}_high"]
+        assert high["ddim", gain] < low["ddim", timing] and high[LOWER, timing] < low[LOWER, gain]
+        assert high[LOWER, timing] < low[LOWER, "learned-ld3"]
+
+
+def test_what_the_lesson_counts_in_the_map_holds():
+    """Of the shipped rows: two gains of consistency, eight of truncation, and harm in twelve and one."""
+    frame = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
+    for timing, gains, harms in (("consistency-sequential", 2, 12), ("truncation-parallel", 8, 1)):
+        counts = tables.verdicts(frame, [timing])
+        assert counts.to_numpy().sum() == 18
+        assert counts.loc["ImageNet: better", "classifier: better"] == gains
+        assert counts.loc["ImageNet: worse", "classifier: worse"] == harms

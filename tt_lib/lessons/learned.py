@@ -35,7 +35,7 @@ SAMPLES = 400
 SCHEDULE = linear_betas()
 SHARED = {
     "DDIM": ("ddim", (NFE, 6), VERMILLION),
-    "DPM-Solver++(2M)": ("dpmpp-2m", (NFE,), BLACK),
+    "2M": ("dpmpp-2m", (NFE,), BLACK),
     "UniPC": ("unipc,final=lower", (6,), BLUE),
 }
 """Solvers with their numbers of evaluations and colours in :func:`shared_figure`."""
@@ -56,14 +56,14 @@ ALT = {
     "untuned sampler's, for no knob, each knob alone, each pair, and all three.",
     "acting": "Two panels over the four evaluations of the sampler whose grid and timing were learned. Left: the angle "
     "between the answers at tau and at t. It is 0 at the first two evaluations; at the last two it spreads to 80 "
-    "degrees and more. Right: the length of the one over that of the other. It is 1 at the first two; at the last "
-    "two it differs from sample to sample, from 0.2 to more than 3.",
-    "shared": "Two panels over lambda, for DDIM with 4 and 6 evaluations, DPM-Solver++(2M) with 4 and UniPC with 6. "
-    "Left: the nodes of the learned grids lie on nearly the same curve, sparse below -1 and dense above. Right: "
-    "tau / t. Below -1.5 the ground is grey. Above it the ratios are below 1, except for three of UniPC.",
-    "few": "Four panels, learned from 1, 4, 16 and 128 noises. Red rings mark where those should end, and a red line "
-    "leads to where they do. With 1 noise its ring is met, and all other samples are a blurred ball. With 4 most of "
-    "them crowd at the start of the spiral. With 16 and 128 they follow the spiral.",
+    "degrees and more. Right, on a logarithmic axis: the length of the one over that of the other. It is 1 at the "
+    "first two; at the last two it differs from sample to sample, from 0.2 to more than 3.",
+    "shared": "Two panels over lambda, for DDIM with 4 and 6 evaluations, 2M with 4 and UniPC with 6. Left: a row of "
+    "nodes for each, sparse below -1 and dense above. Right: tau / t. Below -1.5 the ground is grey. Above it the "
+    "ratios are below 1, except for three of UniPC.",
+    "few": "Four panels, learned from 1, 4, 16 and 128 noises. Rings mark where those should end, and a line leads to "
+    "where they do. With 1 noise its ring is met, and all other samples are a blurred ball. With 4 most of them crowd "
+    "at the start of the spiral, others lie on spots. With 16 and 128 they follow the spiral.",
 }
 """What the figures show, in words."""
 
@@ -106,12 +106,6 @@ def _start() -> tuple[Tensor, Tensor]:
 def loss(ends: Tensor) -> float:
     """Mean squared distance of the figures' samples from the ends of the exact flow."""
     return (ends - _start()[1]).square().mean().item()
-
-
-def loss_of(sampler: Sampler, timing: Timing | None) -> float:
-    """:func:`loss` of a sampler with a timing, or untuned."""
-    sampler = with_timing(sampler, timing) if timing else sampler
-    return loss(sampler(range(SAMPLES), start=_start()[0]).x)
 
 
 def _scatter(axes: Axes, ends: Tensor, title: str) -> None:
@@ -185,6 +179,12 @@ def moved_ends(factor: float, what: str, evaluation: int) -> Tensor:
     if what == "gain":
         gains[k] = factor
     return drive(sampler.solver(_start()[0], times, SCHEDULE, None), sampler.predictor, taus, gains=gains).x
+
+
+def lowest_loss(what: str) -> float:
+    """The lowest loss of :func:`moved_ends` for one of :data:`MOVES`, by any evaluation and factors from 0.2 to 1.6."""
+    factors = [0.1 * k for k in range(2, 17)]
+    return min(loss(moved_ends(factor, what, k + 1)) for factor in factors for k in range(NFE))
 
 
 def draw_move(axes: Axes, factor: float, what: str = MOVES[0], evaluation: int = NFE) -> None:
@@ -263,29 +263,34 @@ def acting_figure() -> Figure:
         axes.errorbar(range(NFE), middle, spread, fmt="D", color=BLUE, capsize=6, linewidth=1.8)
         axes.set_xticks(range(NFE), names)
         axes.set(xlabel="evaluation", ylabel=label)
+        if neutral:
+            log_axis(axes, "y", [low.min(), high.max()])
     return figure
 
 
 @style()
 def shared_figure() -> Figure:
     """Learned grids and ratios tau / t against lambda, for several solvers and numbers of evaluations."""
-    figure = Figure(figsize=(9.5, 3.8))
+    figure = Figure(figsize=(9.5, 3.6))
     left, right = figure.subplots(1, 2)
     right.axvspan(-5.2, -1.5, color=GREY, alpha=0.15, linewidth=0)
     right.text(-3.35, 0.33, "here τ = 0.8 t\nchanges an answer\nby less than 3 %", ha="center", color=GREY)
     right.axhline(1, color=BLACK, linewidth=1)
+    names: list[str] = []
     for name, (solver, budgets, colour) in SHARED.items():
         for nfe in budgets:
             line, marker = ("-", "o") if nfe == NFE else ("--", "D")
             timing = toy_learn(solver=solver, nfe=nfe).timing
             lam = SCHEDULE.lam(torch.tensor(timing.times, dtype=torch.float64))
             options = {"color": colour, "linestyle": line, "marker": marker, "linewidth": 1.2}
-            left.plot(lam, (torch.arange(nfe) + 0.5) / nfe, label=f"{name}, {nfe} evaluations", **options)
+            left.plot(lam, [len(names)] * nfe, **options)
             right.plot(lam, timing.ratios, **options)
-    left.set(xlabel="λ of the node (noise left, data right)", ylabel="share of the evaluations", xlim=(-5.2, 3.2))
-    right.set(xlabel="λ of the node (noise left, data right)", ylabel="τ / t", xlim=(-5.2, 3.2))
+            names.append(f"{name}, {nfe} evaluations")
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    for axes, label in ((left, ""), (right, "τ / t")):
+        axes.set(xlabel="λ of the node (noise left, data right)", ylabel=label, xlim=(-5.2, 3.2))
     log_axis(right, "y", [0.3, 1.6])
-    legend_below(figure, *left.get_legend_handles_labels())
     return figure
 
 
@@ -301,6 +306,8 @@ def few_figure(runs: dict[int, tuple[Tensor, Tensor, Tensor]]) -> Figure:
     for axes, (_, own, right) in zip(figure.axes, titles.values(), strict=True):
         for a, b in zip(own[:16], right[:16], strict=True):
             axes.plot(*torch.stack([a, b]).T, color=VERMILLION, linewidth=1)
-        axes.plot(*right[:16].T, "o", color=VERMILLION, markersize=8, fillstyle="none", label="learned from")
+        axes.plot(
+            *right[:16].T, "o", color=VERMILLION, markersize=8, fillstyle="none", label="learned from (16 at most)"
+        )
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from tt_lib.errors import BadValue
 from tt_lib.figures.style import (
@@ -16,6 +17,7 @@ from tt_lib.figures.style import (
     GREEN,
     GREY,
     ORANGE,
+    PURPLE,
     VERMILLION,
     heat_map,
     legend_below,
@@ -36,8 +38,8 @@ GROUPS = {
     "untuned": (GREY, "o"),
     "untuned, straight path": (GREEN, "s"),
     "tuned step by step": (ORANGE, "^"),
-    "learned, other solvers": (BLUE, "+"),
-    "learned end to end, UniPC": (BLUE, "D"),
+    "learned, others": (PURPLE, "X"),
+    "learned UniPC": (BLUE, "D"),
 }
 """What :func:`group` tells apart, and how each is drawn."""
 SOLVERS = {
@@ -48,36 +50,50 @@ SOLVERS = {
 }
 """Solvers of :func:`untuned_figure`. With ``final=lower`` 2M is the same: its last step is of order 1 anyway."""
 GRIDS = ("uniform", "quadratic", "logsnr")
+TUNED = {"DDIM": "ddim", "2M": "dpmpp-2m,final=lower", "UniPC": "unipc,final=lower"}
+"""Solvers that were tuned and learned, by their short names."""
+KNOBS = {
+    "grid": "learned-grid",
+    "grid and gain": "learned-grid-gain",
+    "grid and timing": "learned-grid-timing",
+    "grid, timing and gain": "learned-grid-timing-gain",
+}
+"""What :func:`knobs_table` shows."""
+WAYS = {"GITS": "learned-gits", "LD3's recipe": "learned-ld3", "grid and timing, as here": LEARNED["timing"]}
+"""What :func:`ways_table` shows."""
 SATURATED = 40
 """Changes in per cent beyond this have a map's last colour: one ruined sampler must not hide the others."""
 ALT = {
     "headline": "Two panels of Fréchet distance against the number of evaluations, 4 to 10, on logarithmic axes, in "
     "ImageNet features and in the classifier's. Four falling lines: DDIM far above, then the best untuned sampler and "
     "the best on the straight path, which cross, and lowest the learned sampler. A dashed level line at its value for "
-    "6 evaluations stays below the others up to 10. The converged solution is a dotted line below everything.",
+    "6 evaluations stays below all others up to 10 in ImageNet features. In the classifier's the best untuned sampler "
+    "meets it at 10. The converged solution is a dotted line below everything.",
     "player": "Every sampler of the study at one number of evaluations: its distance in ImageNet features to the right "
     "and in the classifier's upwards. The slider goes from 4 to 10 evaluations. The cloud moves down to the left, "
-    "towards the star of the converged solution. The learned UniPC is nearest to it each time.",
+    "towards the star of the converged solution. The learned UniPC, a diamond, is near it each time.",
     "strip": "Five panels, for 4, 5, 6, 8 and 10 evaluations. The points lie along a rising band. The learned UniPC, a "
-    "blue diamond, lies at the lower left end, nearest to the star of the converged solution. Blue crosses, learned "
-    "samplers of other solvers, lie in the middle. A few tuned samplers lie far up at the right.",
+    "blue diamond, lies at its lower left end, near the star of the converged solution. Crosses, the other learned "
+    "samplers, lie anywhere between. A few samplers tuned step by step lie far up at the right.",
     "untuned": "Six panels of distance against the number of evaluations: three grids from left to right, ImageNet "
     "features above and the classifier's below, for DDIM, DPM-Solver++(2M), UniPC and UniPC with falling orders.",
     "puzzle": "Three rows of four pictures from the same noise. Uniform grid: strong contrast, flat surfaces. "
     "Quadratic grid: paler, with another motif in the first column. Converged: strong contrast and fine texture.",
-    "map": "Four heat maps of changes in per cent, six samplers by 5 and 10 evaluations: the consistency objective and "
-    "the truncation objective, each in ImageNet features and in the classifier's.",
+    "map": "Four heat maps of changes in per cent, six samplers by 5, 10 and 20 evaluations: the consistency objective "
+    "and the truncation objective, each in ImageNet features and in the classifier's. Cells whose intervals overlap "
+    "are hatched.",
     "ruined": "Four rows of four pictures from the same noise. Untuned: smooth and clean. Tuned by consistency: all "
     "four are covered by coloured noise. Learned and converged: clean and crisp.",
 }
 """What the figures show, in words."""
 
 
-def study(rows: pd.DataFrame | None = None) -> pd.DataFrame:
+def study(rows: pd.DataFrame | None = None, n: int = N) -> pd.DataFrame:
     """The study, a line for each sampler.
 
     Args:
         rows: of ``fd.csv``; the shipped ones, if None.
+        n: samples of a distance.
 
     Returns:
         Columns of :data:`tt_lib.study.compare.SAMPLER`, ``timing``, ``path`` (``diffusion`` or ``flow``), ``group``,
@@ -86,7 +102,7 @@ def study(rows: pd.DataFrame | None = None) -> pd.DataFrame:
     frame = read_rows(results_folder() / "fd.csv", FD_COLUMNS) if rows is None else rows
     parts = []
     for path, model in (("diffusion", MODEL), ("flow", FLOW)):
-        parts.append(beside_each_other(frame, *FEATURES, model, N).assign(path=path))
+        parts.append(beside_each_other(frame, *FEATURES, model, n).assign(path=path))
     table = pd.concat(parts, ignore_index=True)
     short = {f"{old}{end}": f"{new}{end}" for old, new in _SIDES.items() for end in ("", "_low", "_high")}
     table = table.rename(columns=short)[[*SAMPLER, "timing", *short.values(), "path"]]
@@ -95,14 +111,14 @@ def study(rows: pd.DataFrame | None = None) -> pd.DataFrame:
 
 
 def group(solver: str, timing: str, path: str) -> str:
-    """Which of :data:`GROUPS` a sampler is of; ``other methods`` if of none."""
+    """Which of :data:`GROUPS` a sampler is of."""
     if timing == UNTUNED:
         return "untuned" if path == "diffusion" else "untuned, straight path"
     if not timing.startswith("learned"):
         return "tuned step by step"
     if {"solver": solver, "timing": timing} == LEARNED and path == "diffusion":
-        return "learned end to end, UniPC"
-    return "learned, other solvers" if timing.startswith("learned-grid-timing") else "other methods"
+        return "learned UniPC"
+    return "learned, others"
 
 
 def best(table: pd.DataFrame, short: str) -> pd.DataFrame:
@@ -143,13 +159,66 @@ def converged(table: pd.DataFrame) -> pd.Series:
     return pick(table, solver="dpmpp-2m", grid="karras", nfe=60)
 
 
+def overlapping(table: pd.DataFrame, row: pd.Series, short: str) -> pd.DataFrame:
+    """The samplers of a table whose interval in one kind of features overlaps with a sampler's, or lies below it."""
+    return table[table[f"{short}_low"] <= row[f"{short}_high"]].sort_values(short, kind="stable")
+
+
 def quality(samplers: Iterable[tuple[str, pd.Series]]) -> str:
     """A Markdown table: both distances of each sampler, by any name, each with half of its 95 % interval."""
     lines = ["| sampler | NFE | FD (ImageNet features) | FD (classifier's features) |", "| --- | ---: | ---: | ---: |"]
-    for name, row in samplers:
-        cells = [f"{row[short]:.2f} ± {(row[f'{short}_high'] - row[f'{short}_low']) / 2:.2f}" for short in SHORT]
-        lines.append(f"| {name} | {row['nfe']} | {' | '.join(cells)} |")
+    lines += [f"| {name} | {row['nfe']} | {' | '.join(_both(row, 2))} |" for name, row in samplers]
     return "\n".join(lines)
+
+
+def knobs_table(table: pd.DataFrame, nfe: int = 5) -> str:
+    """A Markdown table: which learned knobs do what for three solvers, as ImageNet distance / classifier's distance.
+
+    Args:
+        table: of :func:`study`.
+        nfe: number of evaluations.
+    """
+    untuned = table[table["group"] == "untuned"]
+    columns = {}
+    for name, solver in TUNED.items():
+        own = table[(table["solver"] == solver) & (table["nfe"] == nfe) & (table["path"] == "diffusion")]
+        start = best(untuned[untuned["solver"] == solver], "imagenet")
+        learned = {knobs: own[own["timing"] == timing] for knobs, timing in KNOBS.items()}
+        columns[name] = {"nothing, on the best grid": start[start["nfe"] == nfe], **learned}
+    return _wide("learned", columns)
+
+
+def ways_table(table: pd.DataFrame) -> str:
+    """A Markdown table: UniPC learned by three ways beside the best untuned sampler, as in :func:`knobs_table`."""
+    untuned = best(table[table["group"].str.startswith("untuned")], "imagenet")
+    own = table[table["solver"] == LEARNED["solver"]]
+    columns = {}
+    for nfe in NFES[1:]:
+        learned = {name: own[(own["nfe"] == nfe) & (own["timing"] == timing)] for name, timing in WAYS.items()}
+        columns[f"{nfe} evaluations"] = {
+            "best untuned, diffusion or straight path": untuned[untuned["nfe"] == nfe],
+            **learned,
+        }
+    return _wide("sampler", columns)
+
+
+def _wide(corner: str, columns: Mapping[str, Mapping[str, pd.DataFrame]]) -> str:
+    """A Markdown table of frames with one row each, or none where nothing was measured."""
+    lines = [f"| {corner} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for name in next(iter(columns.values())):
+        frames = [column[name] for column in columns.values()]
+        cells = [" / ".join(_both(own.iloc[0], 1)) if len(own) else "not measured" for own in frames]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _both(row: pd.Series, digits: int) -> list[str]:
+    """Both distances with half of their intervals; the classifier's are smaller and keep two digits."""
+    cells = []
+    for short, places in zip(SHORT, (digits, 2), strict=True):
+        half = (row[f"{short}_high"] - row[f"{short}_low"]) / 2
+        cells.append(f"{row[short]:.{places}f} ± {half:.{places}f}")
+    return cells
 
 
 @style()
@@ -163,15 +232,15 @@ def headline_figure(table: pd.DataFrame) -> Figure:
         "DDIM, best grid": (untuned[untuned["solver"] == "ddim"], VERMILLION, "o"),
         "best untuned, diffusion's path": (untuned, BLACK, "s"),
         "best on the straight path": (table[table["group"] == "untuned, straight path"], GREEN, "^"),
-        "learned end to end": (table[table["group"] == "learned end to end, UniPC"], BLUE, "D"),
+        "learned end to end": (table[table["group"] == "learned UniPC"], BLUE, "D"),
     }
     figure = Figure(figsize=(9.5, 4))
     for axes, short in zip(figure.subplots(1, 2), SHORT, strict=True):
         values = []
         for name, (own, color, marker) in lines.items():
             points = best(own, short)
-            axes.plot(points.index, points[short], color=color, marker=marker, label=name)
-            axes.vlines(points.index, points[f"{short}_low"], points[f"{short}_high"], color)
+            axes.plot(points.index, points[short], color=color, marker=marker, markersize=4, linewidth=1.2, label=name)
+            axes.vlines(points.index, points[f"{short}_low"], points[f"{short}_high"], color, linewidth=2.5)
             values += [*points[short]]
         six, ceiling = points.loc[6, short], converged(table)[short]
         axes.plot([6, 10.4], [six, six], color=BLUE, linewidth=1, linestyle="--")
@@ -185,12 +254,13 @@ def headline_figure(table: pd.DataFrame) -> Figure:
 def draw_field(axes: Axes, nfe: int) -> None:
     """Every sampler of one NFE by both distances, and the converged solution."""
     table = study()
+    end = converged(table)
+    options: dict[str, Any] = {"markersize": 15, "fillstyle": "none", "label": "converged solution"}
+    axes.plot(end["imagenet"], end["classifier"], "*", color=BLACK, **options)
     for name, (color, marker) in GROUPS.items():
         own = table[(table["nfe"] == nfe) & (table["group"] == name)]
-        wide = 2 if marker == "+" else 0
-        axes.plot(own["imagenet"], own["classifier"], marker, color=color, alpha=0.7, markeredgewidth=wide, label=name)
-    end = converged(table)
-    axes.plot(end["imagenet"], end["classifier"], "*", color=BLACK, markersize=13, label="converged solution")
+        options = {"markersize": 6 if name.startswith("learned") else 4, "markeredgewidth": 0, "label": name}
+        axes.plot(own["imagenet"], own["classifier"], marker, color=color, alpha=0.8, **options)
     few = table[table["nfe"].isin(NFES) & table["group"].isin(GROUPS)]
     for which, short in zip("xy", SHORT, strict=True):
         log_axis(axes, which, [end[short], few[short].max()])
@@ -200,7 +270,7 @@ def draw_field(axes: Axes, nfe: int) -> None:
 @style()
 def untuned_figure(table: pd.DataFrame) -> Figure:
     """Untuned solvers: a column for each grid, a row for each kind of features."""
-    table = table[table["group"] == "untuned"]
+    table = table[(table["group"] == "untuned") & (table["eta"] == 0)]
     figure = Figure(figsize=(9.5, 6.2))
     panels = figure.subplots(2, len(GRIDS), sharex=True, sharey="row")
     for row, short in zip(panels, SHORT, strict=True):
@@ -224,30 +294,55 @@ def untuned_figure(table: pd.DataFrame) -> Figure:
 def step_by_step_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
     """What tuning step by step changed, in per cent: a panel for each timing and kind of features.
 
+    A cell whose intervals overlap is hatched.
+
     Raises:
         BadValue: a timing has no row with an untuned one beside it in both features.
     """
-    gains = changes_in_both(rows, FEATURES, N, MODEL).sort_values(["grid", "solver"], kind="stable")
+    gains = _stepwise(rows).sort_values(["grid", "solver"], kind="stable")
     gains = gains.assign(sampler=gains["solver"].map(_plain) + ", " + gains["grid"])
     panels = [(timing, short) for timing in timings for short in ("first", "second")]
-    figure = Figure(figsize=(10, 4))
+    figure = Figure(figsize=(10.5, 4))
     for axes, (timing, side) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
-        own = gains[(gains["timing"] == timing) & gains["nfe"].isin((5, 10))]
+        own = gains[gains["timing"] == timing]
         if own.empty:
             raise BadValue(f"no {timing} was measured in both {' and '.join(FEATURES)}; measure some with `tt table`")
-        table = 100 * own.pivot_table(index="sampler", columns="nfe", values=f"change_{side}")
-        table = table.loc[own["sampler"].unique()]
-        image = heat_map(axes, table, table.map("{:+.0f}".format), SATURATED)
+        index = {"index": "sampler", "columns": "nfe"}
+        table = 100 * own.pivot(values=f"change_{side}", **index).loc[own["sampler"].unique()]
+        image = heat_map(axes, table, table.map("{:+.0f}".format), SATURATED, 8)
+        same = own.pivot(values=f"verdict_{side}", **index).loc[table.index] == SAME
+        for place, column in zip(*same.to_numpy().nonzero(), strict=True):
+            options: dict[str, Any] = {"fill": False, "hatch": "////", "edgecolor": GREY, "linewidth": 0, "alpha": 0.5}
+            axes.add_patch(Rectangle((column, place), 1, 1, **options))
         features = LABELS[SHORT[side == "second"]].partition(" ")[2].strip("()")
         axes.set(title=f"{timing.split('-')[0]}\n{features}", xlabel="NFE", ylabel="")
     figure.colorbar(image, ax=figure.axes, label="change of the distance", format="{x:+.0f} %")
     return figure
 
 
-def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
-    """How many samplers tuned step by step are better, worse, or not told apart, in one feature against the other."""
-    gains = changes_in_both(rows, FEATURES, N, MODEL)
-    gains = gains[~gains["timing"].str.startswith("learned")]
+def changes_table(rows: pd.DataFrame, timings: Mapping[str, str], grid: str = "uniform") -> str:
+    """A Markdown table: what timings changed for the multistep solvers on a grid, ImageNet / classifier's features.
+
+    Args:
+        rows: of ``fd.csv``.
+        timings: names of timings, by the head of their column.
+        grid: of the samplers.
+    """
+    gains = _stepwise(rows)
+    gains = gains[(gains["grid"] == grid) & (gains["solver"] != "ddim")].sort_values(["nfe", "solver"], kind="stable")
+    lines = [f"| sampler | NFE | {' | '.join(timings)} |", "| --- | ---: |" + " ---: |" * len(timings)]
+    for (nfe, solver), own in gains.groupby(["nfe", "solver"]):
+        changes = own.set_index("timing")
+        if set(timings.values()) <= set(changes.index):
+            cells = [" / ".join(map(_change, *_sides_of(changes.loc[timing]))) for timing in timings.values()]
+            lines.append(f"| {_plain(solver)}, {grid} | {nfe} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verdicts(rows: pd.DataFrame, timings: Sequence[str]) -> pd.DataFrame:
+    """How many samplers are better, worse, or not told apart by some timings, in one feature against the other."""
+    gains = _stepwise(rows)
+    gains = gains[gains["timing"].isin(timings)]
     counts = pd.crosstab(gains["verdict_first"], gains["verdict_second"])
     counts = counts.reindex(index=_VERDICTS, columns=_VERDICTS, fill_value=0)
     counts = counts.rename(index="ImageNet: {}".format, columns="classifier: {}".format)
@@ -258,5 +353,19 @@ _VERDICTS = [BETTER, WORSE, SAME]
 _SIDES = dict(zip(("first", "second"), SHORT, strict=True))
 
 
+def _stepwise(rows: pd.DataFrame) -> pd.DataFrame:
+    """:func:`tt_lib.study.compare.changes_in_both` of the samplers of the study that are tuned step by step."""
+    gains = changes_in_both(rows, FEATURES, N, MODEL)
+    return gains[~gains["timing"].str.startswith("learned")]
+
+
+def _sides_of(row: pd.Series) -> tuple[list[float], list[str]]:
+    return [row[f"change_{side}"] for side in _SIDES], [row[f"verdict_{side}"] for side in _SIDES]
+
+
+def _change(change: float, verdict: str) -> str:
+    return f"{100 * change:+.0f} %" + (" (overlap)" if verdict == SAME else "")
+
+
 def _plain(solver: str) -> str:
-    return solver.removesuffix(",final=lower")
+    return next((name for name, each in TUNED.items() if each == solver), solver)

@@ -119,9 +119,9 @@ A column for each number of evaluations. A name says what is learned: grid, cond
 the recipe of LD3 with our distance in place of LPIPS, *gits* the shortest path of GITS.
 
 {learned}
-At five evaluations each further knob helps each solver, and all three are best. Grid, timing and gain also have the
-lowest loss on held-out noise. The sampler of the first table has no gain: with gain it is measured at five evaluations
-alone so far. At five evaluations GITS goes from noise almost to the data in one jump. Its criterion, the sum of the
+At five evaluations a second knob helps each solver, and all three are lowest. Where grid and timing do most, as for
+UniPC, gain adds little. Grid, timing and gain also have the lowest loss on held-out noise. The sampler of the first table
+has no gain: with gain it is measured at five evaluations alone so far. At five evaluations GITS goes from noise almost to the data in one jump. Its criterion, the sum of the
 jumps' errors, is nearly the same for that path and for an even one.
 
 ## TimeTuner, step by step
@@ -142,8 +142,8 @@ The same network sampled as a flow, x = (1 - t) x0 + t eps. The ODE is the same,
 `uniform-trailing` in flow time. Learned are grid and conditioning times.
 
 {straight}
-What was learned here for Euler and Heun is worse than untuned in ImageNet features. So few scalars cannot bend a
-first-order step: judged by the end of each trajectory, Euler learns to blur.
+What was learned here for Euler and Heun is worse than untuned in ImageNet features, although each sample ends nearer to
+its converged solution. The loss compares pairs, a Fréchet distance compares sets.
 
 ## Is the metric worth believing
 
