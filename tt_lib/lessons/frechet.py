@@ -59,8 +59,8 @@ ALT = {
     "player": "The distance of n draws from their own Gaussian against n, with the predicted line; the slider sets the "
     "dimension from 2 to 128.",
     "intervals": "Twenty intervals side by side, of sets of samples from one distribution. Nearly all contain the "
-    "dashed line of their mean. Most lie above the dotted line, the distance of infinitely many samples. The lowest of the "
-    "twenty is marked with a star.",
+    "dashed line of their mean. Most lie above the dotted line, the distance of infinitely many samples. The lowest of "
+    "the twenty is marked with a star.",
     "changes": "Six changes of the same photographs on a logarithmic axis of distances. Cutting off decimals costs "
     "least by far, then mirroring. Shrinking without smoothing, JPEG, turning upside down and exchanging red and blue "
     "cost much more.",
