@@ -424,8 +424,10 @@ def test_in_five_quadratic_steps_the_objectives_choose_opposite_sides_and_in_ten
 def test_a_scan_shows_each_image_and_the_mean_as_shares_of_untuned():
     losses = {"truncation": torch.tensor([[1.0, 8.0], [2.0, 4.0]]), "consistency": torch.ones(2, 2)}
     left, right = cifar10.scan_figure(torch.tensor([0.9, 1.0]), losses).axes
-    lines = [line.get_ydata().tolist() for line in left.lines[1:]]
+    lines = [line.get_ydata().tolist() for line in left.lines[1:6]]
     assert lines == [[0.5, 1], [2, 1], [1.5, 1], [1], [1]]
+    marked = [line.get_xdata()[0] for line in left.lines[6:]]
+    assert marked == [cifar10.shipped("ddim quadratic 5", each).ratios[0] for each in losses]
     assert right.lines[3].get_ydata().tolist() == [1, 1]
 
 
@@ -433,7 +435,7 @@ def test_a_scan_shows_each_image_and_the_mean_as_shares_of_untuned():
 
 
 def test_the_marked_tunings_agree_and_disagree_as_they_are_called():
-    distances = frechet.study().set_index(["solver", "grid", "nfe", "timing"])
+    distances = frechet.study().query("eta == 0").set_index(["solver", "grid", "nfe", "timing"])
     signs = {}
     for name, (tuned, _) in frechet.MARKED.items():
         before, after = (distances.loc[(*tuned[:3], timing)] for timing in ("untuned", tuned[3]))

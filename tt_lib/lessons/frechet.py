@@ -46,21 +46,21 @@ MARKED = {
 ALT = {
     "both": "A cloud of grey points on logarithmic axes, a point for each sampler: the distance by the classifier's "
     "features across, by ImageNet features upwards. It rises along the diagonal. A green arrow, DDIM with ten "
-    "quadratic steps before and after tuning, points down and to the left. A red one, five uniform steps, points left "
-    "and a little up. A star at the lower left is the converged solution.",
+    "quadratic steps before and after tuning, points down and to the left. An orange one, five uniform steps, points "
+    "left and a little up. A blue star at the lower left is the converged solution: no point lies below it, a few left "
+    "of it.",
     "clouds": "Three clouds of points with the same mean and covariance: a round Gaussian, one that is crowded in a "
     "corner with tails to the right and to the top, and eight spots on a ring.",
     "bias": "Two panels, ImageNet features and the classifier's, on logarithmic axes. The distance of n draws from "
-    "their own Gaussian falls as 1 / n along the predicted line. By ImageNet features it reaches the distance of the "
-    "test images at about 10,000 draws. By the classifier's it lies below theirs throughout.",
-    "strip": "Five panels for 2, 8, 32, 64 and 128 dimensions, on logarithmic axes: the distance of n draws from their "
-    "own Gaussian falls along a line as 1 / n. The line lies higher with more dimensions. With 128 the points for few "
-    "draws lie above it.",
+    "their own Gaussian falls about as 1 / n, near the predicted line. By ImageNet features it comes down to the "
+    "distance of the test images at about 10,000 draws. By the classifier's it lies far below theirs throughout.",
+    "strip": "Three panels for 2, 16 and 128 dimensions, on logarithmic axes: the distance of n draws from their own "
+    "Gaussian falls along a line as 1 / n. The line lies higher with more dimensions.",
     "player": "The distance of n draws from their own Gaussian against n, with the predicted line; the slider sets the "
     "dimension from 2 to 128.",
-    "intervals": "Twenty intervals side by side, of samples from one distribution. Nearly all contain the dashed "
-    "line of their mean. Most lie above the dotted line, the distance of infinitely many samples. The lowest of the "
-    "twenty is marked with a star.",
+    "intervals": "Twenty intervals side by side, of sets of samples from one distribution. Nearly all contain the "
+    "dashed line of their mean. Most lie above the dotted line, the distance of infinitely many samples. The lowest of "
+    "the twenty is marked with a star.",
     "changes": "Six changes of the same photographs on a logarithmic axis of distances. Cutting off decimals costs "
     "least by far, then mirroring. Shrinking without smoothing, JPEG, turning upside down and exchanging red and blue "
     "cost much more.",
@@ -82,19 +82,20 @@ def both_figure() -> Figure:
     Samplers far from the data, and the test images, lie outside the axes.
     """
     frame = study()
-    points = frame.set_index(["solver", "grid", "nfe", "timing"])[["classifier", "imagenet"]].sort_index()
+    names = ["solver", "grid", "nfe", "timing", "eta"]
+    points = frame.set_index(names)[["classifier", "imagenet"]].sort_index()
     figure = Figure(figsize=(6.8, 5))
     axes = figure.subplots()
     axes.plot(*points.to_numpy().T, "o", color=GREY, alpha=0.4, markersize=5, markeredgewidth=0, label="a sampler")
     for name, (tuned, colour) in MARKED.items():
-        ends = [points.loc[(*tuned[:3], timing)].to_numpy().ravel() for timing in ("untuned", tuned[3])]
+        ends = [points.loc[(*tuned[:3], timing, 0)].to_numpy().ravel() for timing in ("untuned", tuned[3])]
         arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 3, "mutation_scale": 20}
         axes.annotate("", ends[1], ends[0], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
         axes.plot(*ends[0], "o", color=colour, markersize=9)
         axes.plot([], [], color=colour, linewidth=3, label=f"tuned: {name}")
     converged = frame[(frame["grid"] == "karras") & (frame["nfe"] == 60)].iloc[0]
     axes.plot(converged["classifier"], converged["imagenet"], "*", color=BLUE, markersize=15, label="converged")
-    log_axis(axes, "x", [2.3, 20])
+    log_axis(axes, "x", [2.2, 20])
     log_axis(axes, "y", [5.3, 100])
     axes.set(xlabel=metric_of(CLASSIFIER), ylabel=metric_of(IMAGENET))
     legend_below(figure, *axes.get_legend_handles_labels())
@@ -177,7 +178,7 @@ def draw_bias(axes: Axes, dimension: int) -> None:
 
 
 def twenty_intervals(n: int, factor: float, count: int = 20) -> list[tuple[float, float, float]]:
-    """Distances with intervals of ``count`` samples of one distribution: the classifier's Gaussian, spread out."""
+    """Distances with intervals of ``count`` sets of samples: draws from the classifier's Gaussian, spread out."""
     like = shipped_statistics(CLASSIFIER)
     return [jackknife_interval(drawn_sets(like, SETS, n // SETS, seed, factor), like) for seed in range(count)]
 
@@ -200,7 +201,7 @@ def intervals_figure(intervals: Sequence[tuple[float, float, float]], truth: flo
     axes.plot(best + 1, values[best], "*", color=VERMILLION, markersize=15, label="the lowest")
     axes.axhline(values.mean(), color=BLACK, linestyle="--", linewidth=1.2, label="mean")
     axes.axhline(truth, color=GREY, linestyle=(0, (1.5, 2)), label="infinitely many samples")
-    axes.set(xlabel="sample", ylabel="Fréchet distance", xticks=[1, 5, 10, 15, 20], ylim=(0, None))
+    axes.set(xlabel="set", ylabel="Fréchet distance", xticks=[1, 5, 10, 15, 20], ylim=(0, None))
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
