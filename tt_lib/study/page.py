@@ -120,9 +120,10 @@ the recipe of LD3 with our distance in place of LPIPS, *gits* the shortest path 
 
 {learned}
 At five evaluations a second knob helps each solver, and all three are lowest. Where grid and timing do most, as for
-UniPC, gain adds little. Grid, timing and gain also have the lowest loss on held-out noise. The sampler of the first table
-has no gain: with gain it is measured at five evaluations alone so far. At five evaluations GITS goes from noise almost to the data in one jump. Its criterion, the sum of the
-jumps' errors, is nearly the same for that path and for an even one.
+UniPC, gain adds little. Grid, timing and gain also have the lowest loss on held-out noise. The sampler of the first
+table has no gain: with gain it is measured at five evaluations alone so far. At five evaluations GITS goes from noise
+almost to the data in one jump. Its criterion, the sum of the jumps' errors, is nearly the same for that path and for
+an even one.
 
 ## TimeTuner, step by step
 
