@@ -106,6 +106,8 @@ def test_what_the_pages_say_in_words_is_so():
         if solver in ("euler", "heun") and timing != "untuned":
             assert straight[timing, solver, nfe] > straight["untuned", solver, nfe]
     own = page.beside(frame)
+    ddim = own[(own["solver"] == "ddim") & (own["timing"] == "untuned")].groupby("nfe")["value_1"].min()
+    assert (straight["untuned", "euler"] < ddim[list(page.FEW)]).all()
     five = own[own["nfe"] == 5].set_index(["timing", "solver"])
     for solver in five.loc["learned-grid-timing-gain"].index:
         names = [f"learned-{'-'.join(knobs)}" for knobs in (["grid"], ["grid", "gain"], ["grid", "timing", "gain"])]
