@@ -42,6 +42,7 @@ include_patterns = [
 exclude_patterns = [".venv*", "build", "runs", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # plain CommonMark has no tables
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 4
 
