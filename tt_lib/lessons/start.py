@@ -86,6 +86,7 @@ def draw_step(axes: Axes, ratio: float = 1.0) -> None:
 def draw_end(axes: Axes, ratio: float = 1.0) -> None:
     """:func:`draw_step`, its end only."""
     draw_step(axes, ratio)
+    next(line for line in axes.lines if line.get_label() == "start").remove()
     axes.set(xlim=(1.5, 0.1))
 
 
