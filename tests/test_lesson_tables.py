@@ -112,8 +112,10 @@ def test_overlapping_are_those_whose_interval_does_not_lie_above(table):
 def test_what_is_learned_stands_beside_untuned_in_both_features(table):
     lines = tables.knobs_table(table).splitlines()
     assert lines[0] == "| learned | DDIM | 2M | UniPC |"
-    assert lines[2] == "| nothing, on the best grid | 20.0 ± 0.1 / 2.00 ± 0.01 | not measured | not measured |"
-    assert lines[5] == "| grid and timing | not measured | not measured | 4.0 ± 0.1 / 0.40 ± 0.01 |"
+    diffusion, straight = "nothing, on the best of the diffusion's grids", "nothing, on the straight path's nodes"
+    assert lines[2] == f"| {diffusion} | 20.0 ± 0.1 / 2.00 ± 0.01 | not measured | not measured |"
+    assert lines[3] == f"| {straight} | 16.0 ± 0.1 / 1.60 ± 0.01 | not measured | not measured |", "Euler is DDIM"
+    assert lines[6] == "| grid and timing | not measured | not measured | 4.0 ± 0.1 / 0.40 ± 0.01 |"
     lines = tables.ways_table(table).splitlines()
     assert lines[0] == "| sampler | 5 evaluations | 6 evaluations | 8 evaluations | 10 evaluations |"
     assert lines[2].startswith("| best untuned, diffusion or straight path | 16.0 ± 0.1 / 1.60 ± 0.01 |"), "straight"
@@ -124,7 +126,7 @@ def test_the_headline_draws_the_best_of_each_kind(table):
     for axes, scale in zip(tables.headline_figure(table).axes, (1, 0.1), strict=True):
         drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
         for name, total in {
-            "DDIM, best grid": 100,
+            "DDIM, best of the diffusion's grids": 100,
             "best untuned, diffusion's path": 90,
             "best on the straight path": 80,
         }.items():
@@ -214,6 +216,39 @@ def test_what_the_lessons_say_of_knobs_and_ways_holds():
         low, high = five[f"{short}_low"], five[f"{short}_high"]
         assert high["ddim", gain] < low["ddim", timing] and high[LOWER, timing] < low[LOWER, gain]
         assert high[LOWER, timing] < low[LOWER, "learned-ld3"]
+
+
+def test_what_the_lessons_say_of_the_straight_paths_nodes_holds():
+    """Of the shipped rows, in ImageNet features: claims of notebooks 05 and 07."""
+    table = tables.study()
+    five = table[table["nfe"] == 5]
+    learned = five[five["path"] == "diffusion"].set_index(["solver", "timing"])
+    straight = five[five["group"] == "untuned, straight path"].set_index("solver")
+    ahead = {
+        name: straight.loc[solver, "imagenet_high"] < learned.loc[(tables.TUNED[name], "learned-grid"), "imagenet_low"]
+        for name, solver in tables.ON_STRAIGHT.items()
+    }
+    assert ahead == {"DDIM": True, "2M": True, "UniPC": False}
+    euler = straight.loc["euler"]
+    for pair in ("learned-grid-gain", "learned-grid-timing"):
+        assert euler["imagenet_high"] < learned.loc[("ddim", pair), "imagenet_low"]
+        assert euler["classifier_low"] < learned.loc[("ddim", pair), "classifier_high"], "level"
+    four = table[(table["nfe"] == 4) & (table["group"] == "untuned")]
+    assert tables.overlapping(four, tables.pick(table, solver="euler", nfe=4, timing="untuned"), "imagenet").empty
+
+
+def test_what_the_lessons_say_of_the_best_by_the_classifier_holds():
+    """Of the shipped rows: at ten evaluations level with the learned sampler, at fewer behind it."""
+    table = tables.study()
+    own = tables.best(table[table["group"].str.startswith("untuned")], "classifier")
+    assert own["classifier"].round(1).loc[[5, 10]].tolist() == [4.3, 2.9]
+    for nfe in tables.NFES:
+        learned = tables.pick(table, **tables.LEARNED, nfe=nfe)
+        assert (own.loc[nfe, "classifier_low"] > learned["classifier_high"]) == (nfe < 10)
+    (uniform,) = table[(table["solver"] == LOWER) & (table["grid"] == "uniform") & (table["nfe"] == 5)].query(
+        "timing == 'untuned'"
+    )["classifier"]
+    assert uniform < tables.pick(table, solver=LOWER, nfe=5, timing="learned-grid")["classifier"]
 
 
 def test_what_the_lesson_counts_in_the_map_holds():
