@@ -164,7 +164,7 @@ def test_a_table_takes_no_timing_of_other_images(features, monkeypatch, tmp_path
     monkeypatch.setenv("TT_DATA", str(shutil.copytree(data_folder(), tmp_path / "data")))
     (tmp_path / "own.toml").write_text(
         f"[table]\ndataset = '{tmp_path}/own.npz'\nmodel = 'tiny'\nfeatures = 'digits-resnet'\nn = 20\nseed = 0\n"
-        "[tuning]\nimages = 4\n"
+        "[tuning]\nimages = 4\noptimiser = 'search'\n"
         "[[cells]]\nsolver = 'ddim'\ngrid = 'uniform'\nnfe = 2\ntiming = 'consistency-parallel'\n"
     )
     table = ("table", "--config", tmp_path / "own.toml", "--work", tmp_path / "work", "--device", "cpu", "--results")
