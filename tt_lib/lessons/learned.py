@@ -274,7 +274,7 @@ def shared_figure() -> Figure:
     figure = Figure(figsize=(9.5, 3.6))
     left, right = figure.subplots(1, 2)
     right.axvspan(-5.2, -1.5, color=GREY, alpha=0.15, linewidth=0)
-    right.text(-3.35, 0.33, "here τ = 0.8 t\nchanges an answer\nby less than 3 %", ha="center", color=GREY)
+    right.text(-3.35, 0.33, "here τ = 0.8 t\nchanges the median\nanswer by < 3 %", ha="center", color=GREY)
     right.axhline(1, color=BLACK, linewidth=1)
     names: list[str] = []
     for name, (solver, budgets, colour) in SHARED.items():
