@@ -168,9 +168,9 @@ def overlapping(table: pd.DataFrame, row: pd.Series, short: str) -> pd.DataFrame
 
 def quality(samplers: Iterable[tuple[str, pd.Series]]) -> str:
     """A Markdown table: both distances of each sampler, by any name, each with half of its 95 % interval."""
-    lines = ["| sampler | NFE | FD (ImageNet features) | FD (classifier's features) |", "| --- | ---: | ---: | ---: |"]
-    lines += [f"| {name} | {row['nfe']} | {' | '.join(_both(row, 2))} |" for name, row in samplers]
-    return "\n".join(lines)
+    return _markdown(
+        ["sampler", "NFE", *LABELS.values()], [[name, row["nfe"], *_both(row, 2)] for name, row in samplers]
+    )
 
 
 def knobs_table(table: pd.DataFrame, nfe: int = 5) -> str:
@@ -211,12 +211,18 @@ def ways_table(table: pd.DataFrame) -> str:
 
 def _wide(corner: str, columns: Mapping[str, Mapping[str, pd.DataFrame]]) -> str:
     """A Markdown table of frames with one row each, or none where nothing was measured."""
-    lines = [f"| {corner} | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    lines = []
     for name in next(iter(columns.values())):
         frames = [column[name] for column in columns.values()]
         cells = [" / ".join(_both(own.iloc[0], 1)) if len(own) else "not measured" for own in frames]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    return _markdown([corner, *columns], lines)
+
+
+def _markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """A table whose first column is of words, and the others of numbers."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, rule, *lines))
 
 
 def _both(row: pd.Series, digits: int) -> list[str]:
@@ -308,7 +314,7 @@ def step_by_step_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
     """
     gains = _stepwise(rows).sort_values(["grid", "solver"], kind="stable")
     gains = gains.assign(sampler=gains["solver"].map(_plain) + ", " + gains["grid"])
-    panels = [(timing, short) for timing in timings for short in ("first", "second")]
+    panels = [(timing, side) for timing in timings for side in _SIDES]
     figure = Figure(figsize=(10.5, 4))
     for axes, (timing, side) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
         own = gains[gains["timing"] == timing]
@@ -321,7 +327,7 @@ def step_by_step_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
         for place, column in zip(*same.to_numpy().nonzero(), strict=True):
             options: dict[str, Any] = {"fill": False, "hatch": "////", "edgecolor": GREY, "linewidth": 0, "alpha": 0.5}
             axes.add_patch(Rectangle((column, place), 1, 1, **options))
-        features = LABELS[SHORT[side == "second"]].partition(" ")[2].strip("()")
+        features = LABELS[_SIDES[side]].partition(" ")[2].strip("()")
         axes.set(title=f"{timing.split('-')[0]}\n{features}", xlabel="NFE", ylabel="")
     figure.colorbar(image, ax=figure.axes, label="change of the distance", format="{x:+.0f} %")
     return figure
@@ -337,13 +343,13 @@ def changes_table(rows: pd.DataFrame, timings: Mapping[str, str], grid: str = "u
     """
     gains = _stepwise(rows)
     gains = gains[(gains["grid"] == grid) & (gains["solver"] != "ddim")].sort_values(["nfe", "solver"], kind="stable")
-    lines = [f"| sampler | NFE | {' | '.join(timings)} |", "| --- | ---: |" + " ---: |" * len(timings)]
+    lines = []
     for (nfe, solver), own in gains.groupby(["nfe", "solver"]):
         changes = own.set_index("timing")
         if set(timings.values()) <= set(changes.index):
             cells = [" / ".join(map(_change, *_sides_of(changes.loc[timing]))) for timing in timings.values()]
-            lines.append(f"| {_plain(solver)}, {grid} | {nfe} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([f"{_plain(solver)}, {grid}", nfe, *cells])
+    return _markdown(["sampler", "NFE", *timings], lines)
 
 
 def verdicts(rows: pd.DataFrame, timings: Sequence[str]) -> pd.DataFrame:

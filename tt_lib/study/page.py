@@ -6,7 +6,7 @@ figure, and ``data/MANIFEST.csv``. ``tt card --samples`` also draws README's pic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +199,16 @@ def of_headline(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.Ser
     straight = straight.assign(name=straight["solver"] + _where(straight["grid"], STRAIGHT_GRID) + " · straight path")
     plain = pd.concat([rows[(rows["timing"] == UNTUNED) & rows["nfe"].isin(FEW)] for rows in (own, straight)])
     plain = plain.sort_values("value_1", kind="stable").drop_duplicates("nfe").set_index("nfe").sort_index()
-    learned = own[(own["solver"] == BEST["solver"]) & (own["timing"] == BEST["timing"])].set_index("nfe").sort_index()
+    learned, end = learned_and_end(own)
     both = plain.index.intersection(learned.index)
+    return plain.loc[both], learned.loc[both], end
+
+
+def learned_and_end(own: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series | None]:
+    """Of rows of :func:`beside`: the learned sampler of the headline by NFE, and the converged solution."""
+    learned = own[(own["solver"] == BEST["solver"]) & (own["timing"] == BEST["timing"])].set_index("nfe").sort_index()
     ends = own[(own["nfe"] == CONVERGED) & (own["timing"] == UNTUNED)]
-    return plain.loc[both], learned.loc[both], ends.iloc[0] if len(ends) else None
+    return learned, ends.iloc[0] if len(ends) else None
 
 
 # Tables
@@ -292,9 +298,7 @@ def claim(frame: pd.DataFrame) -> str:
     _, learned, _ = of_headline(frame)
     every = pd.concat([beside(frame, model) for model in (MODEL, STRAIGHT)])
     every = every[every["timing"] == UNTUNED]
-    plain = every[every["nfe"].isin(FEW)]
-
-    ddim = every[every["solver"] == "ddim"]
+    plain, ddim = every[every["nfe"].isin(FEW)], every[every["solver"] == "ddim"]
 
     def first(rows: pd.DataFrame, row: pd.Series) -> str:
         reached = rows[rows["value_1"] <= row["value_1"]]["nfe"]
@@ -316,21 +320,19 @@ def claim(frame: pd.DataFrame) -> str:
 
 def many_samples(frame: pd.DataFrame) -> str:
     """What the headline's rows of :data:`MANY` samples say: the learned distances as multiples of the ceiling's."""
-    rows = beside(frame, n=MANY)
-    learned = rows[(rows["solver"] == BEST["solver"]) & (rows["timing"] == BEST["timing"])].sort_values("nfe")
-    ends = rows[(rows["nfe"] == CONVERGED) & (rows["timing"] == UNTUNED)]
-    if not (len(learned) and len(ends)):
+    learned, end = learned_and_end(beside(frame, n=MANY))
+    if learned.empty or end is None:
         return ""
 
-    def listed(values: pd.Series) -> str:
+    def listed(values: Iterable[str]) -> str:
         *most, last = values
         return f"{', '.join(most)} and {last}" if most else last
 
-    end = ends.iloc[0]["value_1"]
+    values, ceiling = learned["value_1"], end["value_1"]
     return (
         f"A distance of {MANY:,} samples has less bias. In ImageNet features the learned sampler then has "
-        f"{listed(learned['value_1'].map(number))} in {listed(learned['nfe'].map(str))} evaluations, the ceiling "
-        f"{number(end)}: {listed((learned['value_1'] / end).map('{:.2f}'.format))} times as much.\n"
+        f"{listed(values.map(number))} in {listed(values.index.map(str))} evaluations, the ceiling "
+        f"{number(ceiling)}: {listed((values / ceiling).map('{:.2f}'.format))} times as much.\n"
     )
 
 
@@ -353,11 +355,11 @@ def untuned_table(frame: pd.DataFrame) -> str:
     rows = beside(frame)
     rows = rows[(rows["timing"] == UNTUNED) & rows["nfe"].isin(SHOWN)].sort_values(["grid", "solver", "eta", "nfe"])
     # Where falling orders change nothing in any cell, the solver's own name stands for both.
-    plain, cell = rows.assign(solver=rows["solver"].str.replace(",final=lower", "")), ["solver", "grid", "nfe", "eta"]
-    both, same = plain.duplicated(cell), plain.duplicated([*cell, "value_1", "value_2"])
+    plain = rows.assign(solver=rows["solver"].str.replace(",final=lower", ""))
+    both, same = plain.duplicated(SAMPLER), plain.duplicated([*SAMPLER, "value_1", "value_2"])
     own = [plain["solver"], plain["grid"]]
     merge = both.groupby(own).transform("any") & ~(both & ~same).groupby(own).transform("any")
-    rows = rows.assign(solver=rows["solver"].where(~merge, plain["solver"])).drop_duplicates(cell)
+    rows = rows.assign(solver=rows["solver"].where(~merge, plain["solver"])).drop_duplicates(SAMPLER)
     return against_nfe(rows, named(rows), "sampler", best=True)
 
 
