@@ -14,7 +14,7 @@ from tt_lib.errors import BadValue
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.metrics.evaluate import fingerprint
 from tt_lib.rows import read_rows
-from tt_lib.study.cells import Cell, Recipe, brings_grid, parse_timing, spell_timing
+from tt_lib.study.cells import Cell, Origin, Recipe, brings_grid, parse_timing, spell_timing
 from tt_lib.study.workbench import make_bench
 from tt_lib.timing import load_timing
 from tt_lib.tuning.learn import LearnConfig
@@ -33,6 +33,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ),
         ("learned-gits", Recipe("gits")),
         ("learned-ld3,loss=pixels", Recipe("ld3", loss="pixels")),
+        (
+            "learned-grid,of_nfe=5,of_solver=unipc+final=lower,start=logsnr",
+            Recipe(
+                LearnConfig(("grid",)),
+                start="logsnr",
+                origin=Origin("learned-grid,start=logsnr", "unipc,final=lower", 5),
+            ),
+        ),
+        ("learned-gits,of_model=other", Recipe("gits", origin=Origin("learned-gits", model="other"))),
     ],
 )
 def test_a_name_is_a_recipe(name, recipe):
@@ -51,6 +60,9 @@ def test_a_name_is_a_recipe(name, recipe):
         ("learned-grid,images=16", "'images=16' is no option"),
         ("learned-grid,start=spiral", "unknown start grid 'spiral'"),
         ("learned-grid,loss=taste", "unknown loss 'taste'"),
+        ("learned-grid,of_nfe=0", "of_nfe must be at least 1, got 0"),
+        ("learned-grid,of_solver=magic", "unknown solver 'magic'"),
+        ("truncation-parallel,of_nfe=5", "'of_nfe=5' is no option"),
         ("learned-grid,noises=0", "noises of learning must be at least 1"),
     ],
 )
@@ -109,6 +121,24 @@ def test_learned_and_used_by_its_name(project):  # noqa: F811
         assert "learned for 4 evaluations in 4 steps and is used with 5 in 5" in error
     assert "unknown timing 'learned-grid-tau'" in fails("learn", *TINY, "--knobs", "grid,tau")
     assert "ddpm: it draws noise" in fails("learn", "--model", "tiny", "--solver", "ddpm")
+
+
+def test_learned_once_and_used_with_another_sampler(project):  # noqa: F811
+    options = "iterations=6,loss=pixels,noises=127"
+    learned = f"learned-grid-timing,{options},validation=32"
+    other = f"learned-grid-timing,{options},of_nfe=4,of_solver=ddim,validation=32"
+    unipc = ("--model", "tiny", "--nfe", "6", "--solver", "unipc")
+    assert f"ddim-learned-4-{learned}.json; make it with" in fails("tune", *unipc, "--timing", other)
+    succeeds("tune", *TINY, "--timing", learned)
+    succeeds("tune", *unipc, "--timing", other)
+    own, read = (
+        load_timing(f"data/timings/tiny/{cell}.json")
+        for cell in (f"ddim-learned-4-{learned}", f"unipc-learned-6-{other}")
+    )
+    assert (read.name, read.solver, read.nfe) == (other, "unipc", 6)
+    assert (read.grid_times[0], read.taus[-1]) == pytest.approx((own.grid_times[0], own.taus[-1]))
+    replace(own, weights="0" * 64).save(f"data/timings/tiny/ddim-learned-4-{learned}.json")
+    assert "learned for other weights of tiny" in fails("tune", *unipc, "--timing", other, "--force")
 
 
 def test_gains_are_part_of_what_is_measured(project):  # noqa: F811

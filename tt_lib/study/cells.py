@@ -8,7 +8,8 @@ has a spelling of its own, ``consistency-parallel-freeze2``, which ``freeze_last
 
 What is learned end to end is named by its knobs, ``learned-grid-timing``, or by its method, ``learned-gits`` and
 ``learned-ld3``. Where the grid is learned, the cell's grid is ``learned``, and ``start=logsnr`` names the one that
-learning begins from.
+learning begins from. ``learned-grid-timing,of_solver=unipc+final=lower`` learns nothing: it is what was learned for
+that solver, read for the cell's. ``of_nfe=10`` and ``of_model=NAME`` name another number of evaluations or network.
 """
 
 from __future__ import annotations
@@ -45,6 +46,21 @@ NAMES = [
 FIELDS = {"learning_rate": "lr"}
 """The field of the configuration that an option sets, where that is spelled otherwise."""
 SWITCH = {"true": True, "false": False}
+COMMA = "+"
+"""Stands for the comma of a solver's name inside the name of a timing."""
+
+
+class Origin(NamedTuple):
+    """Where a timing was learned that is read for another sampler; what is empty is as in that sampler.
+
+    Attributes:
+        timing: its name.
+    """
+
+    timing: str
+    solver: str = ""
+    nfe: int = 0
+    model: str = ""
 
 
 class Recipe(NamedTuple):
@@ -54,6 +70,7 @@ class Recipe(NamedTuple):
         config: the configuration of a tuning step by step or of learning, or one of :data:`METHODS`.
         images, source: of a tuning step by step: how many images, and whether they are ``real`` or ``generated``.
         loss, start: of learning: what distances are taken in, and the name of the grid that it begins from.
+        origin: of what was learned elsewhere.
     """
 
     config: TuneConfig | LearnConfig | str
@@ -61,6 +78,7 @@ class Recipe(NamedTuple):
     source: str = IMAGE_SOURCES[0]
     loss: str = LOSSES[0]
     start: str = STARTS
+    origin: Origin | None = None
 
     @property
     def learned(self) -> bool:
@@ -87,7 +105,9 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
     try:
         if options["objective"] == LEARNED:
             del options["objective"]
-            return _learn_recipe(options.pop("strategy"), options)
+            origin = {key: options.pop(f"of_{key}") for key in Origin._fields[1:] if f"of_{key}" in options}
+            recipe = _learn_recipe(options.pop("strategy"), options)
+            return recipe._replace(origin=_origin(name, origin)) if origin else recipe
         options = {**given, **options}
         images = {key: options.pop(key) for key in ("images", "source") if key in options}
         recipe = Recipe(TuneConfig(**options), **images)
@@ -97,6 +117,12 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
         return recipe
     except BadValue as error:
         raise BadValue(f"timing {name!r}: {error}") from error
+
+
+def _origin(name: str, named: dict[str, Any]) -> Origin:
+    check_range("of_nfe", named.get("nfe", 1), 1)
+    named = {**named, "solver": named.get("solver", "").replace(COMMA, ",")}
+    return Origin(",".join(word for word in name.split(",") if not word.startswith("of_")), **named)
 
 
 def _learn_recipe(knobs: str, options: dict[str, Any]) -> Recipe:
@@ -156,7 +182,8 @@ def _options_of(config: type) -> dict[str, type]:
 
 
 OPTIONS = dict(sorted({**_options_of(TuneConfig), "images": int, "source": str}.items()))
-LEARN_OPTIONS = dict(sorted({**_options_of(LearnConfig), "loss": str, "start": str}.items()))
+WORDS = dict.fromkeys(("loss", "start", "of_model", "of_solver"), str)
+LEARN_OPTIONS: dict[str, type] = dict(sorted({**_options_of(LearnConfig), **WORDS, "of_nfe": int}.items()))
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -188,6 +215,9 @@ def _read(name: str) -> dict[str, Any]:
             values[FIELDS.get(key, key)] = SWITCH[text] if kind is bool else kind(text)
         except (ValueError, KeyError) as error:
             raise BadValue(f"timing {name!r}: {key} must be {IN_WORDS[kind]}, got {text!r}") from error
+    if "of_solver" in values:
+        # One solver, one spelling: rows and files are found by it.
+        values["of_solver"] = make_solver(values["of_solver"].replace(COMMA, ",")).spelling.replace(",", COMMA)
     return values
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tt_lib.baselines import CONSTANT, read_correction
 from tt_lib.datasets import NAMED, load_dataset, to_float
-from tt_lib.errors import BadValue, check_range, choose
+from tt_lib.errors import BadValue, TimingMismatch, check_range, choose
 from tt_lib.files import check_writable, data_folder, file_name, spell
 from tt_lib.metrics.reference import reference_path
 from tt_lib.metrics.statistics import FeatureStatistics
@@ -23,13 +23,14 @@ from tt_lib.noise import GENERATED_FIRST_SEED, HELD_OUT_FIRST_SEED, check_seeds
 from tt_lib.predictors import Chunked, Predictor
 from tt_lib.rows import provenance, short_hash
 from tt_lib.sampling import Progress, Sampler, make_sampler
-from tt_lib.study.cells import IMAGE_SOURCES, Cell, Recipe
+from tt_lib.study.cells import IMAGE_SOURCES, Cell, Origin, Recipe, require_timing, timing_path
 from tt_lib.timing import Timing
 from tt_lib.tuning import TuneConfig, TuneResult, tune
 from tt_lib.tuning.gamma import estimate_gamma, gamma_path, load_gamma
 from tt_lib.tuning.gits import learn_gits
 from tt_lib.tuning.ld3 import learn_ld3
 from tt_lib.tuning.learn import PIXELS, LearnConfig, converged_sampler, feature_distance, learn
+from tt_lib.tuning.transfer import transfer
 
 HELD_OUT = 256
 """Images of a gate."""
@@ -231,6 +232,8 @@ class Bench:
             state: file for the state of unfinished learning.
         """
         config, fast = recipe.config, self.sampler(cell)
+        if recipe.origin:
+            return transfer(self._learned_at(recipe.origin, cell), fast)
         if config == "gits":
             # In float32: near t = 1 what bfloat16 rounds off eps, times sigma / alpha = 157, exceeds a step's error.
             return learn_gits(replace(fast, predictor=self.tuner_predictor))
@@ -252,6 +255,18 @@ class Bench:
         slow, ends = replace(fast, predictor=self.learner), converged_sampler(fast)
         known = self.converged
         return learn(slow, distance, config, converged=ends, known=known, state=state, progress=progress).timing
+
+    def _learned_at(self, origin: Origin, cell: Cell) -> Timing:
+        """The stored timing that was learned for another sampler than the cell's."""
+        other = replace(cell, solver=origin.solver or cell.solver, nfe=origin.nfe or cell.nfe, timing=origin.timing)
+        timing = require_timing(origin.model or self.model.name, other)
+        assert timing is not None
+        if not origin.model and timing.weights != self.model.digest:
+            raise TimingMismatch(
+                f"{timing_path(self.model.name, other)} was learned for other weights of {self.model.name}; name the "
+                "network that it was learned for with of_model=NAME, or learn it again"
+            )
+        return timing
 
     def _check_images(self, network: FeatureNet, dataset: str, name: str) -> None:
         """Raise :class:`BadValue` if features are of other images than the model's: their distance says little."""
