@@ -32,9 +32,8 @@ TIME = "time t at which the step begins  (1 = noise, 0 = data)"
 ALT = {
     "hook": "Two panels in the plane of y, the whole ring of eight clusters and one step enlarged. From the start, "
     "between two clusters, the true path goes towards the middle of the ring, then turns sharply into the nearer "
-    "cluster. The direction that is used goes straight on and lands far inside the ring. The right direction points "
-    "from the start to the end of the path, about 19 degrees away and shorter. The area between path and step is "
-    "shaded.",
+    "cluster. The direction used goes straight on and ends far inside the ring. The right direction points from the "
+    "start to the end of the path, about 19 degrees away and shorter. The area between path and step is shaded.",
     "errors": "Two panels for five DDIM steps against time, both on logarithmic axes. The direction error rises from "
     "about 0.0002 in the first step to 0.28 in the last, the truncation error from about 0.0005 to 0.12.",
     "strip": "The direction error of each step with 3, 5, 8, 12 and 20 steps. In each panel it rises towards the data. "
@@ -44,16 +43,16 @@ ALT = {
     "change": "Three panels over time for ten steps on the ring. Top: the direction error rises from 0.0001 in the "
     "noise to 0.4 near the data; tuned, it lies below, far below on the left, hardly on the right. Middle: the share "
     "that tuning removes falls from nine tenths to a fifth half way, rises to two fifths at t = 0.2 and ends at a "
-    "tenth; the share that the fit predicts runs above it and has the same shape. Bottom: tau is moved down by 13 to "
+    "tenth; the predicted share lies above most bars and has the same shape. Bottom: tau is moved down by 13 to "
     "25 per cent, in the first five steps beyond the end of the step.",
-    "shared": "Two scatter plots of the error of the direction against how the answer moves with tau, a point for each "
-    "coordinate of each sample. In the first step, in the noise, all points lie on one straight line through 0. In the "
-    "last step they form a wide cloud with little slope.",
+    "shared": "Two scatter plots of the error of the direction against the change of the answer with tau, a point for "
+    "each coordinate of each sample. In the first step, in the noise, all points lie on one straight line through 0. "
+    "In the last step they form a wide cloud with little slope.",
     "cifar": "Three panels over time for ten uniform DDIM steps on CIFAR-10. Top: the direction error rises from 0.001 "
     "to above 0.1 near the data. Middle: tuning removes half of it in the steps from t = 0.8 and 0.7, a fifth in those "
     "from 0.9 and 0.6, and at most a seventh in the later ones; in the last step, which is not tuned, the error falls. "
     "Bottom: tau is moved down by up to 3 per cent, and up by 1 in the ninth step.",
-    "doubt": "Truncation error of each of five steps as it was measured, divided by the exact one. With 16 substeps "
+    "doubt": "Measured truncation error of each of five steps, divided by the exact one. With 16 substeps "
     "all bars reach 1. With 4 substeps they stop a little below, and with 2 at about 0.7 in the first four steps.",
 }
 """What the figures show, in words."""
@@ -145,13 +144,13 @@ def hook_figure() -> Figure:
         axes.plot(*ring.sample(800, torch.Generator().manual_seed(0)).T, ".", color=GREY, alpha=0.3, markersize=4)
         # The sliver between path and step: along the one and back along the other.
         axes.fill(
-            *torch.cat([path, landed[None]]).T, color=ORANGE, alpha=0.35, linewidth=0, label="truncation error, in y"
+            *torch.cat([path, landed[None]]).T, color=ORANGE, alpha=0.35, linewidth=0, label="gap between step and path"
         )
         # Dashed and above the arrow that it leaves only late.
-        axes.plot(*path.T, color=BLACK, linestyle=(0, (2, 1.5)), zorder=5, label="the true path")
+        axes.plot(*path.T, color=BLACK, linestyle=(0, (2, 1.5)), zorder=5, label="true path")
         for end, colour, marker, name in (
-            (landed, VERMILLION, "X", "direction used, and where it lands"),
-            (path[-1], BLUE, "D", "right direction, and where the path leads"),
+            (landed, VERMILLION, "X", "direction used, and its end"),
+            (path[-1], BLUE, "D", "right direction, and the end of the path"),
         ):
             axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
             axes.plot(*end, color=colour, marker=marker, markersize=9, linestyle="none", label=name)
@@ -202,7 +201,7 @@ def change_figure(frame: pd.DataFrame) -> Figure:
     error.legend()
     width = 0.35 * frame["t"].diff().abs().min()
     removed.bar(frame["t"], 1 - frame["tuned"] / frame["untuned"], width, color=GREEN)
-    removed.set(ylabel="share of it that\ntuning removes")
+    removed.set(ylabel="share of it\nremoved by tuning")
     if "fit" in frame:
         removed.plot(frame["t"], frame["fit"], "o", color=BLACK, label="predicted: 1 − √(1 − r²)")
         removed.legend()
@@ -215,13 +214,13 @@ def change_figure(frame: pd.DataFrame) -> Figure:
         color=BLACK,
         markersize=16,
         markeredgewidth=2,
-        label="end of the step (where none: below)",
+        label="end of the step (missing: below the axis)",
     )
     moved.legend(loc="lower right")
     # Near the data s / t is far below: the first ends set the frame.
     deepest = 1.3 * min(shift.min(), ends[:3].min())
     moved.set(
-        ylabel="how far tau moves\nτ/t − 1",
+        ylabel="move of τ\nτ/t − 1",
         xlabel=TIME,
         xlim=(0.95, -0.03),
         ylim=(deepest, max(0.01, 1.3 * shift.max())),
@@ -247,9 +246,9 @@ def shared_figure(steps: int = 10, end: float = 0.02, samples: int = 128) -> Fig
         ends = torch.tensor([-2.5, 2.5], dtype=torch.float64)
         axes.plot(ends, slope * ends, color=BLUE, label="least-squares line: what one τ can remove")
         axes.set(
-            xlim=(-2.6, 2.6), ylim=(-3, 3), title=f"{name}, from t = {t:.2f}", xlabel="how the answer moves with τ"
+            xlim=(-2.6, 2.6), ylim=(-3, 3), title=f"{name}, from t = {t:.2f}", xlabel="change of the answer with τ, m"
         )
-    figure.axes[0].set_ylabel("error of the direction")
+    figure.axes[0].set_ylabel("error of the direction, e")
     legend_below(figure, *figure.axes[0].get_legend_handles_labels())
     return figure
 
@@ -274,7 +273,7 @@ def doubt_figure(exact: pd.Series, local: pd.DataFrame) -> Figure:
     shares = local.div(exact, axis=0)
     shares.index = pd.RangeIndex(1, len(shares) + 1)
     shares.plot.bar(ax=axes, rot=0, width=0.8, color=[BLUE, ORANGE, VERMILLION], legend=False)
-    axes.axhline(1, color=BLACK, linewidth=1.4, label="right")
+    axes.axhline(1, color=BLACK, linewidth=1.4, label="exact")
     axes.set(xlabel="step", ylabel="truncation error, measured / exact", ylim=(0, 1.15))
     axes.grid(visible=False, axis="x")
     legend_below(figure, *axes.get_legend_handles_labels())
