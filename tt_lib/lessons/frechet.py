@@ -152,7 +152,7 @@ def bias_figure(sizes: Sequence[int]) -> Figure:
         like, floor = shipped_statistics(name), floor_of(name)
         found, predicted = own_distances(like, sizes), [leading_bias(like.covariance, n) for n in sizes]
         axes.plot(sizes, predicted, color=ORANGE, linestyle="--", label="predicted, c / n")
-        axes.plot(sizes, found, "o", color=BLUE, label="n draws from the Gaussian itself")
+        axes.plot(sizes, found, "o", color=BLUE, label="n draws from their own Gaussian")
         axes.axhline(floor, color=GREY, linestyle=(0, (1.5, 2)), label="10,000 test images: the floor")
         log_axis(axes, "x", sizes)
         log_axis(axes, "y", [*found, *predicted, floor])
@@ -171,7 +171,7 @@ def _toy_bias(dimension: int) -> list[float]:
 def draw_bias(axes: Axes, dimension: int) -> None:
     """:func:`own_distances` of the standard Gaussian, mean of four seeds, and what is predicted."""
     predicted = [leading_bias(exact_gaussian(dimension).covariance, n) for n in SIZES]
-    axes.plot(SIZES, predicted, color=ORANGE, linestyle="--", label="c / n")
+    axes.plot(SIZES, predicted, color=ORANGE, linestyle="--", label="predicted, c / n")
     axes.plot(SIZES, _toy_bias(dimension), "o", color=BLUE, label="n draws from their own Gaussian")
     axes.set(xscale="log", yscale="log", ylim=(5e-4, 200), xlabel="n", ylabel="Fréchet distance")
     axes.set_title(f"D = {dimension}")
@@ -201,7 +201,7 @@ def intervals_figure(intervals: Sequence[tuple[float, float, float]], truth: flo
     axes.plot(best + 1, values[best], "*", color=VERMILLION, markersize=15, label="the lowest")
     axes.axhline(values.mean(), color=BLACK, linestyle="--", linewidth=1.2, label="mean")
     axes.axhline(truth, color=GREY, linestyle=(0, (1.5, 2)), label="infinitely many samples")
-    axes.set(xlabel="set", ylabel="Fréchet distance", xticks=[1, 5, 10, 15, 20], ylim=(0, None))
+    axes.set(xlabel="set of samples", ylabel="Fréchet distance", xticks=[1, 5, 10, 15, 20], ylim=(0, None))
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
