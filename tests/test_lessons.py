@@ -205,8 +205,8 @@ def test_the_hook_lands_where_one_ddim_step_lands():
     whole = integral.hook_figure().axes[0]
     ends = {line.get_label(): line.get_ydata()[0] for line in whole.lines if len(line.get_xdata()) == 1}
     _, exact, _, coarse = integral.paths(1)  # the second of its five starts is the hook's
-    assert ends["where the step lands"] == pytest.approx(coarse[1, 1].item())
-    assert ends["where the path leads"] == pytest.approx(exact[-1, 1].item())
+    assert ends["end of the step"] == pytest.approx(coarse[1, 1].item())
+    assert ends["end of the path"] == pytest.approx(exact[-1, 1].item())
 
 
 def test_at_one_state_some_tau_gives_the_right_direction():
