@@ -215,20 +215,20 @@ def change_figure(frame: pd.DataFrame) -> Figure:
         color=BLACK,
         markersize=16,
         markeredgewidth=2,
-        label="end of the step (where none: below)",
+        label="end of the step, s/t − 1 (where none, it lies below the frame)",
     )
-    moved.legend(loc="lower right")
     # Near the data s / t is far below: the first ends set the frame.
     deepest = 1.3 * min(shift.min(), ends[:3].min())
     moved.set(
-        ylabel="how far tau moves\nτ/t − 1",
+        ylabel="how far τ moves:\nτ/t − 1",
         xlabel=TIME,
         xlim=(0.95, -0.03),
         ylim=(deepest, max(0.01, 1.3 * shift.max())),
     )
     for axes in (removed, moved):
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.axhline(0, color=GREY, linewidth=0.8)
+    legend_below(figure, *moved.get_legend_handles_labels())  # within the panel its dash looks like one of the marks
     return figure
 
 
