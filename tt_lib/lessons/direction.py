@@ -244,10 +244,10 @@ def shared_figure(steps: int = 10, end: float = 0.02, samples: int = 128) -> Fig
         moves, error = (moves / _rms(moves)).flatten(), (error / _rms(error)).flatten()
         axes.plot(moves, error, ".", color=VERMILLION, markersize=4, label="one coordinate of one sample")
         slope = (moves * error).mean() / moves.square().mean()
-        ends = torch.tensor([-2.5, 2.5], dtype=torch.float64)
+        ends = torch.tensor([-4.0, 4.0], dtype=torch.float64)
         axes.plot(ends, slope * ends, color=BLUE, label="least-squares line: what one τ can remove")
         axes.set(
-            xlim=(-2.6, 2.6), ylim=(-3, 3), title=f"{name}, from t = {t:.2f}", xlabel="how the answer moves with τ"
+            xlim=(-4.5, 4.5), ylim=(-4.5, 4.5), title=f"{name}, from t = {t:.2f}", xlabel="how the answer moves with τ"
         )
     figure.axes[0].set_ylabel("error of the direction")
     legend_below(figure, *figure.axes[0].get_legend_handles_labels())

@@ -32,13 +32,13 @@ ALT = {
     "around the two centres of the data, 1 and -1. One is black, and an arrow marks the tangent at its start. Right: "
     "the end of the step, enlarged. The black path bends down towards -1; the tangent goes straight on and lands near "
     "0, between the centres. The wedge between them is shaded.",
-    "paths": "Five true trajectories over rho, from the noise on the left to the data on the right, and four straight "
+    "paths": "Five true paths over rho, from the noise on the left to the data on the right, and four straight "
     "DDIM steps for each. Curve and steps lie together on the left. Near the data, in the enlarged panel on the right, "
     "the curves bend towards 1 or -1, and the straight steps leave them. The areas between them are shaded.",
-    "strip": "The same five trajectories with 1, 2, 4, 8 and 16 DDIM steps. The shaded area between steps and curves "
+    "strip": "The same five paths with 1, 2, 4, 8 and 16 DDIM steps. The shaded area between steps and curves "
     "shrinks from panel to panel; with 16 steps it can hardly be seen.",
-    "player": "Five true trajectories and DDIM steps that follow them; the slider sets the number of steps from 1 to "
-    "16, and the shaded area between steps and curves shrinks as it grows.",
+    "player": "Five true paths and DDIM steps that follow them; the slider sets the number of steps from 1 to 16, and "
+    "the shaded area between steps and curves shrinks as it grows.",
     "integrand": "eps along one long step over rho, from 0.30 at the beginning down to about -0.1 at the end. A level "
     "line at the value of the beginning is what DDIM takes. A level line at 0.21 is the mean. The area between the "
     "two lines is shaded: it is the truncation error in y.",
@@ -141,13 +141,13 @@ def draw_paths(axes: Axes, steps: int) -> None:
             color=ORANGE,
             alpha=0.35,
             linewidth=0,
-            label="" if k else "truncation error, in y",
+            label="" if k else "distance from the path",
         )
     (true, *_), (ddim, *_) = (
         axes.plot(rho, exact, color=BLACK, linewidth=1.4),
         axes.plot(stops, coarse, color=VERMILLION, linestyle="--", marker="o", markersize=4, linewidth=1.4),
     )
-    true.set_label("true trajectory")
+    true.set_label("true path")
     ddim.set_label("DDIM")
     axes.set(xlabel=RHO, ylabel=Y, xlim=(1.6, 0), ylim=(-2.4, 2.4), title=f"{steps} step{'s' * (steps > 1)}")
 
@@ -173,7 +173,7 @@ def integrand_figure(t: float, s: float, start: float) -> Figure:
     figure = Figure(figsize=(7, 3.8))
     axes = figure.subplots()
     axes.fill_between(rho, mean, left, color=ORANGE, alpha=0.3, linewidth=0, label="truncation error, in y")
-    axes.plot(rho, eps, color=BLACK, label="ε along the true trajectory")
+    axes.plot(rho, eps, color=BLACK, label="ε along the true path")
     axes.axhline(left, color=VERMILLION, linestyle="--", label="value at the beginning: DDIM's direction")
     axes.axhline(mean, color=BLUE, linestyle=(0, (9, 1.5)), label="mean over the step: the right direction")
     axes.plot(rho[0], left, "o", color=BLACK, markersize=9)
