@@ -30,11 +30,11 @@ HEAD = f"""\
 
 # The notebooks
 
-Each can be read as it stands, outputs included, run on a laptop, or opened on Colab with its badge. Stored outputs are
-those of `TT_SCALE=ci`, which is the default (cell by cell in [budgets.toml](budgets.toml)), and the lab's those of
-`TT_SCALE=laptop`; this and `TT_SCALE=full` (a GPU) change sizes only. *Needs* names the notebooks to read first.
-Exercises check themselves, and their solutions lie beside them. Whoever teaches with them finds plans, slides and
-typical misunderstandings in [TEACHING.md](TEACHING.md).
+Read them as they stand, outputs included, run them on a laptop, or open them on Colab. Stored outputs are
+those of `TT_SCALE=ci`, the default (seconds of each cell: [budgets.toml](budgets.toml)), and the lab's those of
+`TT_SCALE=laptop`. This and `TT_SCALE=full` (a GPU) change sizes only. *Needs* names the notebooks to read first.
+Exercises check themselves, and their solutions lie beside them. [TEACHING.md](TEACHING.md) has plans, slides and
+typical misunderstandings for teachers.
 """
 INSTALL_MARK = 'find_spec("tt_lib") is None'
 """What tells an install cell from others."""

@@ -216,7 +216,6 @@ def change_figure(frame: pd.DataFrame) -> Figure:
         markeredgewidth=2,
         label="end of the step (missing: below the axis)",
     )
-    moved.legend(loc="lower right")
     # Near the data s / t is far below: the first ends set the frame.
     deepest = 1.3 * min(shift.min(), ends[:3].min())
     moved.set(
@@ -226,8 +225,9 @@ def change_figure(frame: pd.DataFrame) -> Figure:
         ylim=(deepest, max(0.01, 1.3 * shift.max())),
     )
     for axes in (removed, moved):
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.axhline(0, color=GREY, linewidth=0.8)
+    legend_below(figure, *moved.get_legend_handles_labels())  # within the panel its dash looks like one of the marks
     return figure
 
 
@@ -243,10 +243,13 @@ def shared_figure(steps: int = 10, end: float = 0.02, samples: int = 128) -> Fig
         moves, error = (moves / _rms(moves)).flatten(), (error / _rms(error)).flatten()
         axes.plot(moves, error, ".", color=VERMILLION, markersize=4, label="one coordinate of one sample")
         slope = (moves * error).mean() / moves.square().mean()
-        ends = torch.tensor([-2.5, 2.5], dtype=torch.float64)
+        ends = torch.tensor([-4.0, 4.0], dtype=torch.float64)
         axes.plot(ends, slope * ends, color=BLUE, label="least-squares line: what one τ can remove")
         axes.set(
-            xlim=(-2.6, 2.6), ylim=(-3, 3), title=f"{name}, from t = {t:.2f}", xlabel="change of the answer with τ, m"
+            xlim=(-4.5, 4.5),
+            ylim=(-4.5, 4.5),
+            title=f"{name}, from t = {t:.2f}",
+            xlabel="change of the answer with τ, m",
         )
     figure.axes[0].set_ylabel("error of the direction, e")
     legend_below(figure, *figure.axes[0].get_legend_handles_labels())

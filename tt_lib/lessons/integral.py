@@ -179,7 +179,7 @@ def integrand_figure(t: float, s: float, start: float) -> Figure:
     axes.axhline(left, color=VERMILLION, linestyle="--", label="value at the beginning: DDIM's direction")
     axes.axhline(mean, color=BLUE, linestyle=(0, (9, 1.5)), label="mean over the step: the right direction")
     axes.plot(rho[0], left, "o", color=BLACK, markersize=9)
-    axes.set(xlabel=f"ρ  (the step runs from t = {t:g} on the left to s = {s:g} on the right)", ylabel="ε")
+    axes.set(xlabel=f"ρ  (the step runs from t = {t:g} on the left to s = {s:g} on the right)", ylabel="direction ε")
     axes.set_xlim(1.03 * rho[0].item(), 0.8 * rho[-1].item())
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
@@ -201,7 +201,7 @@ def answers_figure(t: float, s: float, start: float) -> Figure:
     axes.axhline(right, color=BLUE, linestyle=(0, (9, 1.5)), label="the right direction")
     axes.plot(t, answers[0], "o", color=VERMILLION, markersize=9, label=f"τ = t = {t:g}: DDIM")
     axes.plot(taus[best], answers[best], "D", color=BLUE, markersize=9, label=f"τ = {taus[best]:.2f}: right")
-    axes.set(xlabel="time on the path, or τ", ylabel="ε", xlim=(1.02 * t, s))
+    axes.set(xlabel="time on the path, or τ", ylabel="direction ε", xlim=(1.02 * t, s))
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 

@@ -49,8 +49,8 @@ ALT = {
     "weights": "Three heat maps of weights, a row for each step and a column for each evaluation. Midpoint: 0 for the "
     "first and 1 for the second evaluation of each step. DPM-Solver++(2M): above 1 on the diagonal, negative left of "
     "it. UniPC: larger weights of both signs, up to 2.55 and down to -2.84.",
-    "x0": "Three heat maps of weights of data predictions. 2M has at most two in a row, side by side. UniPC has at "
-    "most four. PLMS has an entry in every earlier column, with signs in turn.",
+    "x0": "Three heat maps of weights of data predictions. DPM-Solver++(2M) has at most two weights in a row, side by "
+    "side. UniPC has up to four. PLMS has one in every earlier column, with alternating signs.",
     "player": "Heat maps of the weights of nine solvers, one after another, over four steps of a grid even in t.",
     "strip": "Heat maps of the weights of five multistep solvers over four steps. All begin with 1 in the first row. "
     "All have more than 1 on the diagonal from the second row on, and negative weights left of it. UniPC's last row "
