@@ -41,14 +41,14 @@ DataOption = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Where the images of --dataset are, if that is a name and they are not in data/: for cifar10 the official "
-        "files, pictures by class, train.npz or train-*.parquet (else $TT_CIFAR10).",
+        help="Where the images of --dataset lie, if it is a name. For cifar10: the official files, pictures by class, "
+        "train.npz or train-*.parquet [default: $TT_CIFAR10, else data/cifar10].",
     ),
 ]
 DatasetOption = Annotated[
     str,
     typer.Option(
-        help="The real images: cifar10, digits, a folder of your own (its pictures, or train/ and test/), or an .npz."
+        help="Real images: cifar10, digits, an .npz file, or a folder of pictures (directly, or in train/ and test/)."
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda or cuda:1.")]
@@ -56,8 +56,8 @@ FastFeaturesOption = Annotated[
     bool,
     typer.Option(
         "--fast-features",
-        help="Features of enlarged images faster on a GPU, and compiled with --compile: inception-2015 in float16, "
-        "so that its distance is a little different, imagenet-efficientnet-lite0 in float32.",
+        help="Run the feature networks that enlarge images faster on a GPU; --compile compiles them. inception-2015 "
+        "runs in float16, which changes its distance a little; imagenet-efficientnet-lite0 stays in float32.",
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a finished result.")]
@@ -71,7 +71,7 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-SeedOption = Annotated[int, typer.Option(help="Everything drawn at random follows from it.", callback=check_seed)]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything that is drawn at random.", callback=check_seed)]
 
 
 def place(suffix: str) -> Callable[[Path | None], Path | None]:
@@ -88,7 +88,7 @@ def place(suffix: str) -> Callable[[Path | None], Path | None]:
 
 def rows_option(name: str) -> Any:
     """The option of the file that a command adds its rows to."""
-    return typer.Option(help=f"File to add the rows to [default: data/results/{name}].", callback=place(".csv"))
+    return typer.Option(help=f"CSV file to add the rows to [default: data/results/{name}].", callback=place(".csv"))
 
 
 def work_place(folder: Path) -> Path:

@@ -28,7 +28,7 @@ from tt_lib.files import data_folder, read_json, refuse_overwrite
 from tt_lib.networks.config import DEFAULTS, FEATURE_DEFAULTS, Config
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
-TrainedOnOption = Annotated[str, typer.Option(help="cifar10 or digits: those with settings for training.")]
+TrainedOnOption = Annotated[str, typer.Option(help="cifar10 or digits.")]
 LogOption = Annotated[Path | None, rows_option("training.csv")]
 
 
@@ -52,41 +52,42 @@ def train(
     out: Annotated[Path, typer.Option(help="Model folder to write; its name becomes the model's name.")],
     dataset: DatasetOption = "cifar10",
     data: DataOption = None,
-    images: Annotated[int | None, setting("Images to see in all", "images")] = None,
+    images: Annotated[int | None, setting("Number of training images to see, with repetition", "images")] = None,
     width: Annotated[int | None, setting("Channels of the UNet's first level", "width")] = None,
-    batch: Annotated[int | None, setting("Global batch, shared by the processes", "batch")] = None,
+    batch: Annotated[int | None, setting("Images in a batch, of all processes together", "batch")] = None,
     lr: Annotated[float | None, setting("Peak learning rate", "lr")] = None,
     dropout: Annotated[float | None, setting("Dropout in the residual blocks", "dropout")] = None,
     attention: Annotated[
-        str | None, setting("Sides, in pixels, of the levels with attention, such as 16,8", "attention")
+        str | None, setting("Levels with attention, by their side in pixels, such as 16,8", "attention")
     ] = None,
     min_snr: Annotated[
-        float | None, setting("Weight the loss by min(SNR, this) / SNR; 0: all levels alike", "min_snr")
+        float | None, setting("Weight the loss by min(SNR, this) / SNR; 0 weights all noise levels alike", "min_snr")
     ] = None,
     # Not --start: torchrun takes what begins like its own --start-method for that.
     start: Annotated[
-        str | None, typer.Option("--from", help="Model folder of the same architecture, to start from its weights.")
+        str | None, typer.Option("--from", help="Model folder of the same architecture whose weights are the start.")
     ] = None,
     target: Annotated[
-        str, typer.Option(help="eps: the noise, on linear betas; flow: the velocity, on the straight path.")
+        str,
+        typer.Option(
+            help="What the network predicts: eps, the noise on linear betas; flow, the velocity on the straight path."
+        ),
     ] = "eps",
     seed: SeedOption = 0,
     compile: Annotated[
-        bool, typer.Option("--compile", help="torch.compile: slow to start, then about twice as fast.")
+        bool, typer.Option("--compile", help="torch.compile the network: slow to start, then about twice as fast.")
     ] = False,
-    graphs: Annotated[bool, typer.Option(help="With --compile on a GPU: replay each step as CUDA graphs.")] = True,
+    graphs: Annotated[bool, typer.Option(help="With --compile on a GPU: run each step as CUDA graphs.")] = True,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
     results: LogOption = None,
-    stop_after: Annotated[
-        int | None, typer.Option(help="Stop after this many steps, with a checkpoint to go on from.")
-    ] = None,
+    stop_after: Annotated[int | None, typer.Option(help="Stop after this many steps and write a checkpoint.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Train a network: an eps prediction on the linear-beta schedule, or a flow.
+    """Train a network to predict the noise on the linear-beta schedule, or the velocity of a flow.
 
-    Images of your own have a side that 8 divides, and the defaults of cifar10: give --attention for other sides. Killed
-    and started again with the same options, it goes on from its last checkpoint and sees the
-    same data as an uninterrupted run. On several GPUs, start it with
+    Images of your own must be square, with a side that 8 divides. They get the defaults of cifar10; give --attention
+    where the side is not 32. If it is interrupted, start it again with the same options: it resumes from its last
+    checkpoint and sees the same data as an uninterrupted run. On several GPUs, start it with
     `torchrun --nproc_per_node 2 -m tt_lib train --out ...` (or `accelerate launch`).
 
     Example: `tt train --dataset digits --out runs/digits` (a little more than a minute on two CPU cores).
@@ -137,10 +138,10 @@ def features(
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:
-    """Train the classifier whose features Fréchet distances are taken in.
+    """Train the classifier in whose features Fréchet distances are measured.
 
-    Distances are called after the features, `FD (cifar10-resnet)`, never FID. Killed and started again
-    with the same options, it goes on from its last checkpoint.
+    Distances are named after the features, `FD (cifar10-resnet)`, and never FID. If it is interrupted, start it again
+    with the same options: it resumes from its last checkpoint.
 
     Example: `tt features --dataset digits --out runs/digits-resnet`
     """
@@ -171,7 +172,8 @@ def stats(
 ) -> None:
     """Compute mean and covariance of a data set's features (10 minutes on 2 CPU cores, seconds on a GPU).
 
-    Killed and started again, it goes on where it was. `tt evaluate` makes those of your own images by itself.
+    If it is interrupted, start the same command again: it resumes. For images of your own, `tt evaluate` does this
+    itself.
     """
     from tt_lib.datasets import NAMED, load_dataset
     from tt_lib.metrics.features import load_features
@@ -195,9 +197,14 @@ def stats(
 
 
 def info(
-    path: Annotated[Path | None, typer.Argument(help="A model folder or a timing; without, what is here.")] = None,
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A model, by its folder or name, or a timing's JSON file [default: list this installation]."
+        ),
+    ] = None,
 ) -> None:
-    """Show a model's card or a timing, or what this installation has: versions, devices, models, data."""
+    """Show a model's card or a timing; or list versions, devices, models, solvers and data of this installation."""
     from tt_lib.networks.unet import CARD, find_model
     from tt_lib.timing import load_timing
 

@@ -38,34 +38,43 @@ if TYPE_CHECKING:
 GAMMA_IMAGES = 64
 """Images that a network makes for itself to measure gamma on, where an analytic solver has none yet."""
 
-ModelOption = Annotated[str, typer.Option(help="A model folder, a shipped model, its data set, or a Hub repository.")]
+ModelOption = Annotated[
+    str, typer.Option(help="A model folder, a Hub repository (owner/name), or cifar10, the shipped model.")
+]
 SolverOption = Annotated[
-    str, typer.Option(help="ddim, dpmpp-2m, ...: `tt info` lists all; with options as in unipc,order=2,variant=bh1.")
+    str,
+    typer.Option(
+        help="Update rule, such as ddim or dpmpp-2m; `tt info` lists all. Options: unipc,order=2,variant=bh1."
+    ),
 ]
 GridOption = Annotated[
     str | None,
     typer.Option(
-        help="uniform, uniform-trailing, quadratic, logsnr or karras [default: uniform, and that of a learned timing]."
+        help="Nominal times: uniform, uniform-trailing, quadratic, logsnr or karras [default: uniform; a timing "
+        "that was learned with its grid brings its own]."
     ),
 ]
-NfeOption = Annotated[int, typer.Option(help="Network evaluations for an image.")]
-EtaOption = Annotated[float, typer.Option(help="Share of ancestral noise (ddim): 0 is deterministic.")]
-BatchOption = Annotated[int, typer.Option(help="Images at a time.")]
+NfeOption = Annotated[int, typer.Option(help="Number of network evaluations for each image (NFE).")]
+EtaOption = Annotated[float, typer.Option(help="Share of ancestral noise, for ddim: from 0 (deterministic) to 1.")]
+BatchOption = Annotated[int, typer.Option(help="Images in a batch.")]
 # torchrun takes --n for the beginning of an option of its own, wherever it stands: hence the second name.
 SamplesOption = Annotated[
-    int, typer.Option("--n", "--samples", help="Samples, a multiple of 10: 50000 for a number to compare with.")
+    int, typer.Option("--n", "--samples", help="Number of samples, a multiple of 10; published numbers take 50000.")
 ]
 TimingOption = Annotated[
     str,
     typer.Option(
-        help="The file of a timing (JSON), or a name as tables have it: untuned, truncation-parallel, constant-0.95, "
-        "epsilon-1.005, time-shift, ... (of tuned ones the shipped file)."
+        help="Conditioning times: a timing's JSON file, or a name such as untuned, truncation-parallel, constant-0.95, "
+        "epsilon-1.005 or time-shift. A tuned or learned name stands for its file in data/timings/."
     ),
 ]
 TimingPlaceOption = Annotated[
-    Path | None, typer.Option(help="Timing to write [default: data/timings/MODEL/CELL.json].", callback=place(".json"))
+    Path | None,
+    typer.Option(help="JSON file to write [default: data/timings/MODEL/CELL.json].", callback=place(".json")),
 ]
-CompileOption = Annotated[bool, typer.Option("--compile", help="torch.compile the network: for many images on a GPU.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="torch.compile the network; pays for many images on a GPU.")
+]
 
 
 def tune(
@@ -75,7 +84,7 @@ def tune(
     nfe: NfeOption = 10,
     eta: EtaOption = 0.0,
     timing: Annotated[
-        str, typer.Option(help="Objective, strategy and options, as tables name them: see below.")
+        str, typer.Option(help="Objective, strategy and options of tuning, as described above.")
     ] = "truncation-parallel",
     dataset: DatasetOption = "cifar10",
     data: DataOption = None,
@@ -87,11 +96,15 @@ def tune(
 ) -> None:
     """Tune the conditioning times of one sampler, with the network frozen.
 
-    Killed and started again, it goes on where it was. --timing names what is tuned: the objective `consistency` (the
-    paper's) or `truncation`, each `-sequential` (the paper's strategy) or `-parallel` (all steps in one batch).
-    Options follow behind commas: `images=16`, `source=generated` (the network's own images, no data set),
-    `optimiser=adam` (the authors'; else a search without gradients), `iterations`, `learning_rate`, `batch`,
-    `value=offset`, `substeps`, `seed`, `gate=true`. `-freeze2` before them leaves the last two steps alone.
+    --timing names the objective and the strategy. The objective is `consistency` (the paper's) or `truncation` (the
+    distance to a converged solution). The strategy is `-sequential` (the paper's) or `-parallel` (all steps in one
+    batch). `-freeze2` after them leaves the last two steps untuned.
+
+    Options follow after commas: `images=16`, `source=generated` (the network's own images; no data set is needed),
+    `optimiser=adam` (as the authors do; the default is a search without gradients), `iterations`, `learning_rate`,
+    `batch`, `value=offset`, `substeps`, `seed`, `gate=true`.
+
+    If it is interrupted, start the same command again: it resumes.
 
     Example: `tt tune --nfe 5 --timing truncation-parallel,images=8,source=generated --out runs/five.json`
     """
@@ -127,28 +140,37 @@ def learn(
     model: ModelOption = "cifar10",
     solver: SolverOption = "unipc,final=lower",
     nfe: NfeOption = 6,
-    knobs: Annotated[str, typer.Option(help="What moves: grid, timing and gain, with commas between.")] = "grid,timing",
+    knobs: Annotated[
+        str, typer.Option(help="What is learned: grid, timing or gain, or several with commas between.")
+    ] = "grid,timing",
     start: Annotated[
-        str, typer.Option(help="The grid that learning begins from; of a pipeline, its own by default.")
+        str, typer.Option(help="The grid that learning starts from; with --pipeline, by default the pipeline's own.")
     ] = "uniform",
     loss: Annotated[
-        str, typer.Option(help="features (of the data set's classifier) or pixels: what distances are taken in.")
+        str,
+        typer.Option(
+            help="Distance to the converged solution: in features (of the data set's classifier) or in pixels."
+        ),
     ] = "features",
-    noises: Annotated[int, typer.Option(help="Start noises to learn from; of a pipeline, 256 by default.")] = 4096,
-    iterations: Annotated[int, typer.Option(help="Steps of Adam; for a pipeline, 150 by default.")] = 300,
-    seed: Annotated[int, typer.Option(help="Of the noises and their order, 0 to 999.")] = 0,
+    noises: Annotated[int, typer.Option(help="Start noises to learn from; with --pipeline, by default 256.")] = 4096,
+    iterations: Annotated[int, typer.Option(help="Steps of Adam; with --pipeline, by default 150.")] = 300,
+    seed: Annotated[int, typer.Option(help="Seed of the noises and of their order, 0 to 999.")] = 0,
     dataset: DatasetOption = "cifar10",
     pipeline: Annotated[
-        str, typer.Option(help="In place of --model: a text-to-image pipeline of diffusers, its folder or on the Hub.")
+        str,
+        typer.Option(
+            help="In place of --model: a text-to-image pipeline of diffusers, as a folder or a Hub repository."
+        ),
     ] = "",
     prompts: Annotated[
-        Path | None, typer.Option(help="Of a pipeline: a file in UTF-8, a prompt a line. Every fourth is held out.")
+        Path | None,
+        typer.Option(help="With --pipeline: a UTF-8 file, one prompt a line. Every fourth prompt is held out."),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="Of a pipeline: its guidance_scale [default: the pipeline's].")
+        float | None, typer.Option(help="With --pipeline: its guidance_scale [default: the pipeline's].")
     ] = None,
     size: Annotated[
-        str, typer.Option(help="Of a pipeline: HEIGHTxWIDTH in pixels, or one side [default: the pipeline's].")
+        str, typer.Option(help="With --pipeline: HEIGHTxWIDTH in pixels, or one side [default: the pipeline's].")
     ] = "",
     out: TimingPlaceOption = None,
     batch: BatchOption = 64,
@@ -156,14 +178,14 @@ def learn(
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:
-    """Learn a whole sampler end to end: its grid, its conditioning times, a gain on each answer.
+    """Learn a whole sampler end to end: its grid, its conditioning times, a gain on each network output.
 
-    They are moved by gradients, so that samples end where a converged solution of 60 evaluations ends. Killed and
-    started again, it goes on where it was. What is no better than the start on other noises is not written.
+    Gradients move them until samples end close to a converged solution of 60 evaluations. The result is written only
+    if it is better than the start on held-out noises. If it is interrupted, start the same command again: it resumes.
 
-    With --pipeline, one sampler is learned for all prompts, in latents: the loss is their mean squared distance from
-    those of the pipeline's own scheduler in 60 steps. --batch is then the number of latents that the network sees at a
-    time, 4 by default, which bounds the memory and changes nothing else.
+    With --pipeline, one sampler is learned for all prompts. The loss is the mean squared distance between its latents
+    and those of the pipeline's own scheduler in 60 steps. --batch is then the number of latents in one call of the
+    network, by default 4; it changes nothing but the memory that is needed.
 
     Example: `tt learn --solver unipc,final=lower --nfe 6 --knobs grid,timing`
 
@@ -359,16 +381,16 @@ def evaluate(
         typer.Option(
             "--dataset",
             "--reference",
-            help="Whose training images are the reference: cifar10, digits, a folder or .npz of your own; or an .npz "
-            "with the mu and sigma of pytorch-fid.",
+            help="The reference: the training images of cifar10, of digits, or of a folder or .npz file of yours; or "
+            "an .npz file with the mu and sigma of pytorch-fid.",
         ),
     ] = "cifar10",
     data: DataOption = None,
     features: Annotated[
         list[str] | None,
         typer.Option(
-            help="cifar10-resnet, digits-resnet, imagenet-efficientnet-lite0 or inception-2015 (that is FID); may "
-            "be repeated: all are taken from the same samples [default: cifar10-resnet]."
+            help="cifar10-resnet, digits-resnet, imagenet-efficientnet-lite0 or inception-2015 (which gives FID). "
+            "Repeat it for more features of the same samples [default: cifar10-resnet]."
         ),
     ] = None,
     n: SamplesOption = 50_000,
@@ -382,11 +404,13 @@ def evaluate(
     fast_features: FastFeaturesOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure the Fréchet distance of a sampler, with a 95 % interval, and write it as a row for each of the features.
+    """Measure the Fréchet distance of a sampler with a 95 % interval, and write a row for each kind of features.
 
-    The interval comes from 10 disjoint sets of samples (delete-one jackknife). A killed run goes on
-    with the next set. Several GPUs share the batches: `torchrun --nproc_per_node 2 -m tt_lib
+    The interval comes from 10 disjoint sets of samples (delete-one jackknife). If the command is interrupted, start it
+    again: it resumes with the next set. Several GPUs share the batches: `torchrun --nproc_per_node 2 -m tt_lib
     evaluate ...` (under torchrun, write --samples for --n).
+
+    Example: `tt evaluate --nfe 10 --n 100 --results runs/fd.csv`
     """
     from tt_lib.errors import all_there
     from tt_lib.metrics.evaluate import fd_row, forget_sets, measure_all
@@ -436,18 +460,21 @@ def direction(
     nfe: NfeOption = 10,
     timing: Annotated[
         list[str] | None,
-        typer.Option(help="As of `tt evaluate`; may be repeated, for a sampler each [default: untuned]."),
+        typer.Option(help="As in `tt evaluate`; repeat it to measure several samplers [default: untuned]."),
     ] = None,
-    n: Annotated[int, typer.Option(help="Samples, each its own trajectory.")] = 64,
-    substeps: Annotated[int, typer.Option(help="Steps of the converged solution in each interval; even.")] = 16,
+    n: Annotated[int, typer.Option(help="Number of samples; each follows a trajectory of its own.")] = 64,
+    substeps: Annotated[
+        int, typer.Option(help="Steps of the converged solution in each interval; an even number.")
+    ] = 16,
     batch: BatchOption = 64,
     compile: CompileOption = False,
     results: Annotated[Path | None, rows_option("direction.csv")] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure the direction error of each step of a sampler: angle, relative, local and accumulated, a row a step.
+    """Measure the direction error of a sampler, and write a row for each step.
 
-    The right direction is the mean of eps along a converged solution.
+    The direction used is compared with the mean of eps along a converged solution, by its angle and its relative
+    distance. The local and the accumulated truncation error stand beside them.
 
     Example: `tt direction --nfe 5 --timing untuned --timing truncation-parallel --n 4 --results runs/direction.csv`
     """

@@ -19,27 +19,30 @@ def speed(
     against: Annotated[
         str,
         typer.Option(
-            help="diffusers: sampling, against its DDIMPipeline. pytorch-fid: an evaluation, against PNG files and its "
-            "command."
+            help="diffusers: sampling is compared with its DDIMPipeline. pytorch-fid: an evaluation is compared with "
+            "its command on PNG files."
         ),
     ],
-    model: Annotated[str, typer.Option(help="A model folder, a shipped model or its data set.")] = "cifar10",
-    nfe: Annotated[int, typer.Option(help="Network evaluations for an image.")] = 10,
-    images: Annotated[int, typer.Option(help="Images of pytorch-fid's reference.")] = 10_000,
-    source: Annotated[str, typer.Option(help="real (training images) or generated (by the network itself).")] = "real",
+    model: Annotated[str, typer.Option(help="A model folder, or cifar10, the shipped model.")] = "cifar10",
+    nfe: Annotated[int, typer.Option(help="Number of network evaluations for each image (NFE).")] = 10,
+    images: Annotated[int, typer.Option(help="Number of images in pytorch-fid's reference.")] = 10_000,
+    source: Annotated[
+        str, typer.Option(help="Images of that reference: real (training images) or generated (by the network itself).")
+    ] = "real",
     dataset: DatasetOption = "cifar10",
     data: DataOption = None,
     n: Annotated[
-        int | None, typer.Option("--n", "--samples", help="Samples to time [default: 1024; pytorch-fid: 50000].")
+        int | None,
+        typer.Option("--n", "--samples", help="Number of samples to time [default: 1024; pytorch-fid: 50000]."),
     ] = None,
     batch: BatchOption = 500,
     compile: CompileOption = False,
     results: Annotated[Path | None, rows_option("speed.csv")] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure images a second of sampling or of evaluating beside a peer, as rows.
+    """Measure the speed of sampling or of evaluating, in images a second, beside another program's.
 
-    On a CPU ask for little: `tt speed --against diffusers --n 20 --batch 20 --nfe 2`.
+    A CPU needs small numbers: `tt speed --against diffusers --n 20 --batch 20 --nfe 2`.
     """
     from tt_lib.errors import check_range, choose
     from tt_lib.metrics.evaluate import MOST

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the table, the timing and the figures.")] = Path("runs/demo"),
-    model: Annotated[str, typer.Option(help="A shipped model or a model folder.")] = "cifar10",
-    n: Annotated[int, typer.Option(help="Images for each sampler, a multiple of 10.")] = 100,
+    model: Annotated[str, typer.Option(help="A model folder, or cifar10, the shipped model.")] = "cifar10",
+    n: Annotated[int, typer.Option(help="Number of images for each sampler, a multiple of 10.")] = 100,
     device: DeviceOption = "auto",
 ) -> None:
-    """Sample CIFAR-10 images in 10 steps, tune the timing, sample again from the same noise, measure both.
+    """Sample images in 10 steps, tune the timing, sample again from the same noise, and compare both.
 
     Writes `demo.csv`, `timing.json` and two figures to `--out`, and shows the table.
     """
@@ -88,29 +88,36 @@ def _show(result: Demo, metric: str, n: int) -> None:
 
 def table(
     config: Annotated[
-        Path, typer.Option(help="TOML file with the cells, or the name of a shipped one: study, flow, paper, bedroom.")
+        Path,
+        typer.Option(help="A TOML file with the cells, or the name of a shipped one: study, flow, paper, bedroom."),
     ],
     data: DataOption = None,
     results: Annotated[Path | None, rows_option("fd.csv")] = None,
     work: Annotated[Path, typer.Option(help="Folder for the state of unfinished cells.")] = Path("runs/table"),
     batch: BatchOption = 500,
     n: Annotated[
-        int | None, typer.Option("--n", "--samples", help="Samples for each cell, in place of the file's.")
+        int | None, typer.Option("--n", "--samples", help="Number of samples for each cell, in place of the file's.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the cells, which are done, and the evaluations of the others.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Only list the cells: which are done, and how many evaluations the others need."
+        ),
     ] = False,
     compile: CompileOption = False,
     fast_features: FastFeaturesOption = False,
     device: DeviceOption = "auto",
     force: ForceOption = False,
 ) -> None:
-    """Tune and measure every cell of a table.
+    """Tune and measure every cell of a table: a cell is one sampler at one number of evaluations.
 
-    Cells that have their rows are skipped, so a killed table goes on when it is started again. Rows have the
-    hash of the model's weights: a network that was trained anew is measured anew. On several GPUs either start it once
-    for each, with `--device cuda:0`, `--device cuda:1`, ...: they share the cells; or once with `torchrun
-    --nproc_per_node 2 -m tt_lib table ...`: they share the samples of each cell.
+    Cells that have their rows are skipped, so an interrupted table resumes when it is started again. Rows hold the
+    hash of the model's weights: a network that was trained again is measured again.
+
+    To share the cells among GPUs, start the command once for each: `--device cuda:0`, `--device cuda:1`, ... To share
+    the samples of each cell, start it once: `torchrun --nproc_per_node 2 -m tt_lib table ...`
+
+    Example: `tt table --config study --dry-run`
     """
     from dataclasses import replace
 
@@ -160,14 +167,16 @@ def table(
 
 def floor(
     dataset: DatasetOption = "cifar10",
-    features: Annotated[str, typer.Option(help="Features of the distance.")] = "cifar10-resnet",
+    features: Annotated[
+        str, typer.Option(help="cifar10-resnet, digits-resnet, imagenet-efficientnet-lite0 or inception-2015.")
+    ] = "cifar10-resnet",
     data: DataOption = None,
     results: Annotated[Path | None, rows_option("fd.csv")] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure the floor: real test images against the training images' statistics, as a row.
+    """Measure the floor, the Fréchet distance of real test images from the training images, and write it as a row.
 
-    Images of your own lie in `train/` and `test/` for it.
+    Images of your own must lie in `train/` and `test/`.
     """
     from tt_lib.datasets import NAMED, load_dataset
     from tt_lib.metrics.evaluate import SETS, floor_row
@@ -189,12 +198,12 @@ def floor(
 
 def card(
     samples: Annotated[
-        bool, typer.Option("--samples", help="Also draw README's picture of samples again; minutes on a CPU.")
+        bool, typer.Option("--samples", help="Also draw README's picture of samples again (minutes on a CPU).")
     ] = False,
 ) -> None:
-    """Write the pages of results from their rows, and the list of shipped files: hashes, sizes and commands.
+    """For maintainers: write the pages of results from their rows, and the list of shipped files.
 
-    That is `data/results/README.md`, the results in the project's README with their figure, and `data/MANIFEST.csv`.
+    These are `data/results/README.md`, the results and their figure in the project's README, and `data/MANIFEST.csv`.
     """
     from tt_lib.errors import MissingFile
     from tt_lib.files import PACKAGE_ROOT, data_folder, write_text
