@@ -31,9 +31,9 @@ SPELLINGS = {
 }
 WRONG = {
     "truncatoin-parallel": "choose one of: untuned.*truncation-parallel",
-    "truncation-parallel,colour=3": "'colour=3' is no option.*images.*seed",
-    "truncation-parallel,images": "'images' is no option; write name=value",
-    "truncation-parallel,": "'' is no option",
+    "truncation-parallel,colour=3": "'colour=3' is not an option.*images.*seed",
+    "truncation-parallel,images": "'images' is not an option; write name=value",
+    "truncation-parallel,": "'' is not an option",
     "truncation-parallel,images=0": "images must be at least 1, got 0",
     "truncation-parallel,images=few": "images must be a whole number, got 'few'",
     "truncation-parallel,learning_rate=slow": "learning_rate must be a number, got 'slow'",
@@ -51,7 +51,7 @@ WRONG = {
     "frechet-joint": "unknown timing 'frechet-joint'",
     "epsilon": "write what eps is divided by.*epsilon-1.005",
     "epsilon-0": "positive number a little above 1, got 0",
-    "time-shift,width=3": "'width=3' is no option",
+    "time-shift,width=3": "'width=3' is not an option",
     "time-shift,window=1": "window of at least 2 levels",
     "time-shift,window=wide": "window must be a number.*got 'wide'",
     "time-shifted": "unknown timing 'time-shifted'",
@@ -142,5 +142,5 @@ def test_a_start_that_nothing_would_begin_from(name):
 
 
 def test_one_choice_by_two_names():
-    with pytest.raises(BadValue, match="lr and learning_rate are one choice"):
+    with pytest.raises(BadValue, match="lr and learning_rate are the same option"):
         parse_timing("truncation-parallel", {"lr": 0.01, "learning_rate": 0.5})

@@ -303,7 +303,7 @@ ERRORS = {
         "fewer",
     ),
     "no step": ((*SAMPLE, "--nfe", 0), "at least 1", "got 0"),
-    "no image": ((*SAMPLE, "--n", 0), "at least one", "0"),
+    "no image": ((*SAMPLE, "--n", 0), "n must be at least 1", "got 0"),
     "batch of none": ((*SAMPLE, "--batch", 0), "batch", "0"),
     "samples that do not divide": ((*EVALUATE, "--n", 25), "multiple of 10", "25"),
     "timing of another solver": (
@@ -417,7 +417,7 @@ def test_tunings_whose_names_differ_after_a_dot(pipeline):
 def test_a_gate_that_refuses_all_is_a_result(pipeline, monkeypatch):
     monkeypatch.setattr(tuner, "LEVEL", 0.0)
     words = (*TINY, "--timing", "consistency-parallel,gate=true,images=2,source=generated")
-    assert "no time has moved" in succeeds("tune", *words, "--out", "runs/refused.json")
+    assert "no conditioning time has changed" in succeeds("tune", *words, "--out", "runs/refused.json")
     timing = load_timing("runs/refused.json")
     assert timing.taus == timing.times and [each["kept"] for each in timing.tuning["gated"]] == [False, False]
 
@@ -602,7 +602,9 @@ def test_ctrl_c_is_one_line(project, monkeypatch, swallow):
     monkeypatch.setattr("tt_lib.study.workbench.make_bench", stopped)
     result = tt(*SAMPLE)
     assert result.exit_code == 130 and signal.getsignal(signal.SIGINT) is before
-    assert result.stderr.splitlines() == ["error: stopped; the same command goes on from what it has kept"]
+    assert result.stderr.splitlines() == [
+        "error: stopped; start the same command again, and it resumes from what it has stored"
+    ]
 
 
 HUGE = 10**12
@@ -651,7 +653,7 @@ def test_a_terminal_without_the_letters(project):
     }
     for env, part in (
         (os.environ | {"PYTHONPATH": str(PACKAGE_ROOT), "PYTHONIOENCODING": "ascii"}, r"got \xe9.gif"),
-        (plain, r"'\udcc3\udca9.gif' is no text in this locale; set PYTHONUTF8=1"),
+        (plain, r"'\udcc3\udca9.gif' is not valid text in this locale; set PYTHONUTF8=1"),
     ):
         words = [sys.executable, "-m", "tt_lib", "sample", "--out", "é.gif"]  # refused before PyTorch is imported
         ended = subprocess.run(words, env=env, capture_output=True, timeout=300)

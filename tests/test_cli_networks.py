@@ -130,7 +130,7 @@ def test_images_of_ones_own(pictures, monkeypatch):
         succeeds(*evaluate, "--dataset", "pictures")
     tune = ("tune", "--model", "runs/first", "--nfe", 2, "--timing", "consistency-parallel,images=2")
     succeeds(*tune, "--dataset", "pictures", "--out", "runs/mine.json")
-    assert "is none of cifar10, digits" in fails(*tune, "--dataset", "my-digits", "--out", "runs/never.json")
+    assert "it is none of cifar10, digits" in fails(*tune, "--dataset", "my-digits", "--out", "runs/never.json")
     assert "holds the arrays images; accepted: " in fails("stats", *features, "--data", "pictures"), (
         "CIFAR-10 has labels"
     )
@@ -186,7 +186,7 @@ def test_sizes_and_channels_are_compared_before_any_work(pictures, monkeypatch):
         ("statistics", "mu and sigma of pytorch-fid, which are of Inception's features: no reference in digits-resnet"),
         ("mixed", "mixed/1.png is 9x8 with 1 channels, the first picture 8x8 with 1"),
         ("empty", "empty is empty; put the images there"),
-        ("gone", "'gone' is none of cifar10, digits, and there is no such folder or .npz file"),
+        ("gone", "no data set 'gone': it is none of cifar10, digits, and there is no such folder or .npz file"),
     ],
 )
 def test_images_of_ones_own_that_are_wrong(pictures, name, message):

@@ -124,7 +124,7 @@ DEMO = ("demo", "--model", "tiny", "--out", "runs/refused")
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("table", "--config", "no.toml"), ("no.toml", "data/tables")),
+        (("table", "--config", "no.toml"), ("no.toml", "give a TOML file")),
         (("table", "--config", "table.toml", "--n", 0), ("multiple of 10", "0")),
         (("table", "--config", "table.toml", "--work", "a-file/w", "--force"), ("a-file/w",)),
         ((*DEMO, "--n", 10), ("multiple of 10 and at least 20", "got 10")),

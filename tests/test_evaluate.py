@@ -284,7 +284,7 @@ def test_a_set_that_was_damaged_is_no_part_of_a_distance(sampler, metric, tmp_pa
     content = bytearray(path.read_bytes())
     content[-3] ^= 1  # the last number becomes another one
     path.write_bytes(content)
-    with pytest.raises(CorruptFile, match=r"is no finished set of samples \(.*digest.*\); delete it"):
+    with pytest.raises(CorruptFile, match=r"is not a finished set of samples \(.*digest.*\); delete it"):
         measure(sampler, metric, N, work=tmp_path)
     path.unlink()
     assert measure(sampler, metric, N, work=tmp_path) == measure(sampler, metric, N)

@@ -192,7 +192,7 @@ def test_damaged_files(tmp_path):
         with pytest.raises(CorruptFile, match=r"g\.json.*tt sample"):
             load_gamma(path)
     path.write_text(json.dumps({**content, "values": [math.nan] * 3}))
-    with pytest.raises(CorruptFile, match="NaN is no finite number"):
+    with pytest.raises(CorruptFile, match="NaN is not a finite number"):
         load_gamma(path)
 
 

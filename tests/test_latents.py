@@ -208,7 +208,7 @@ def test_prompts_of_a_file(tmp_path):
         (b"", "at least 4 are needed, got 0"),
         (b" \n\n", "at least 4 are needed, got 0"),
         (b"one\ntwo\nthree\n", "at least 4 are needed, got 3"),
-        ("one\ntwo\nBr\xfccke\nfour".encode("latin-1"), r"no text in UTF-8 \(byte 10\); save it in UTF-8"),
+        ("one\ntwo\nBr\xfccke\nfour".encode("latin-1"), r"not text in UTF-8 \(byte 10\); save it in UTF-8"),
         ("one\ntwo\nthree\nfour".encode("utf-16-le"), "control character"),
         (b"A  cat\ntwo\nthree\na CAT\n", "prompt 4, 'a CAT', is prompt 1 once more"),
         ("caf\u00e9\ntwo\nthree\nCAFE\u0301".encode(), "prompt 4, .* is prompt 1 once more"),
@@ -532,7 +532,7 @@ def test_pipelines_without_prompts_are_refused():
 def test_folders_that_are_no_pipeline(tmp_path, folder):
     with pytest.raises(MissingFile, match="holds no model_index"):
         load_pipeline(tmp_path)
-    with pytest.raises(MissingFile, match="no folder, and no Hub repository"):
+    with pytest.raises(MissingFile, match="neither a folder nor a Hub repository"):
         load_pipeline(tmp_path / "nothing")
     (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())
     with pytest.raises(CorruptFile, match="cannot be loaded as a pipeline"):
@@ -549,10 +549,10 @@ def test_folders_that_are_no_pipeline(tmp_path, folder):
     ("words", "message"),
     [
         (("--pipeline", "here"), "--pipeline needs --prompts"),
-        (("--prompts", "p.txt"), "--prompts is not for a --model"),
-        (("--guidance", "3"), "--guidance is not for a --model"),
-        (("--pipeline", "here", "--prompts", "p.txt", "--loss", "features"), "--loss is not for a --pipeline"),
-        (("--pipeline", "here", "--prompts", "p.txt", "--model", "cifar10"), "--model is not for a --pipeline"),
+        (("--prompts", "p.txt"), "--prompts needs --pipeline"),
+        (("--guidance", "3"), "--guidance needs --pipeline"),
+        (("--pipeline", "here", "--prompts", "p.txt", "--loss", "features"), "--loss cannot be used with --pipeline"),
+        (("--pipeline", "here", "--prompts", "p.txt", "--model", "cifar10"), "--model cannot be used with --pipeline"),
         (("--pipeline", "here", "--prompts", "p.txt", "--size", "8x8x8"), "HEIGHTxWIDTH .* got '8x8x8'"),
         (("--pipeline", "here", "--prompts", "p.txt", "--knobs", "tau"), "knobs must be one or more of"),
         (("--pipeline", "here", "--prompts", "missing.txt"), "no file of prompts at missing.txt"),

@@ -57,7 +57,7 @@ def test_a_name_is_a_recipe(name, recipe):
         ("learned-grid-freeze2", "leave -freeze2 out"),
         ("learned-gits,start=logsnr", "learned-gits takes no option"),
         ("learned-ld3,noises=7", "takes no option but loss"),
-        ("learned-grid,images=16", "'images=16' is no option"),
+        ("learned-grid,images=16", "'images=16' is not an option"),
         ("learned-grid,start=spiral", "unknown start grid 'spiral'"),
         ("learned-grid,loss=taste", "unknown loss 'taste'"),
         ("learned-grid,of_nfe=0", "of_nfe must be at least 1, got 0"),
@@ -118,8 +118,8 @@ def test_learned_and_used_by_its_name(project):  # noqa: F811
     # Its grid would be run all the same, under the name of another number.
     for words in (("sample", "--out", "runs/no.png"), ("evaluate", *digits, "--results", "runs/no.csv")):
         error = fails(*words, "--model", "tiny", "--timing", path, "--nfe", 5)
-        assert "learned for 4 evaluations in 4 steps and is used with 5 in 5" in error
-    assert "unknown timing 'learned-grid-tau'" in fails("learn", *TINY, "--knobs", "grid,tau")
+        assert "learned for 4 evaluations in 4 steps and is used with 5 evaluations in 5" in error
+    assert "knobs must be one or more of grid, timing, gain" in fails("learn", *TINY, "--knobs", "grid,tau")
     assert "ddpm: it draws noise" in fails("learn", "--model", "tiny", "--solver", "ddpm")
 
 

@@ -188,7 +188,11 @@ def test_the_headline_without_its_images(offline, monkeypatch):
     plant_network(offline, "ddpm-bedroom-256")
     code, said = tt("table", "--config", "bedroom")
     message = " ".join(said.split())
-    assert code == 2 and inception.FILE in message and "'lsun-bedroom' is none of cifar10, digits" in message
+    assert (
+        code == 2
+        and inception.FILE in message
+        and "no data set 'lsun-bedroom': it is none of cifar10, digits" in message
+    )
 
 
 def test_all_that_is_missing_is_named_at_once(offline):

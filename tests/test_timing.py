@@ -46,7 +46,7 @@ def timing(**changes) -> Timing:
 @pytest.mark.parametrize("name", ["", "untuned"])
 def test_tuned_times_are_not_called_untuned(name):
     """Their row would take the place of the untuned one."""
-    with pytest.raises(BadValue, match=f"a timing is not called '{name}'"):
+    with pytest.raises(BadValue, match=f"a timing cannot be called '{name}'"):
         timing(name=name)
 
 
@@ -145,7 +145,7 @@ def test_no_file_and_half_a_file(tmp_path):
     whole = path.read_bytes()
     for value in (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"9" * 400):
         path.write_bytes(whole.replace(b'"images": 64', b'"images": ' + value))
-        with pytest.raises(CorruptFile, match=r"timing\.json is not JSON \(.* no finite number"):
+        with pytest.raises(CorruptFile, match=r"timing\.json is not JSON \(.* not a finite number"):
             load_timing(path)
     for content in (whole[:100], b"\xff\xfe\x00", b"[" * 100_000):
         path.write_bytes(content)

@@ -288,7 +288,7 @@ def test_a_tuning_in_which_no_time_may_move_is_none(strategy, tmp_path):
         with pytest.raises(BadValue, match=f"the grid has 4 steps and freeze_last = {freeze_last} .*take more steps"):
             run_tune(strategy=strategy, freeze_last=freeze_last, predictor=never, state=tmp_path / "state")
     # The only step begins at t = 1, and its tau may only rise.
-    with pytest.raises(BadValue, match=r"no tau may differ from its t, of \[1.0\], within bounds = \(1.0, 1.2\)"):
+    with pytest.raises(BadValue, match=r"no tau can differ from its t, of \[1.0\], within bounds = \(1.0, 1.2\)"):
         grid = make_grid("uniform", 1, LINEAR)
         run_tune(grid=grid, strategy=strategy, freeze_last=0, bounds=(1.0, 1.2), predictor=never)
     assert not list(tmp_path.iterdir())
@@ -535,7 +535,7 @@ def test_a_damaged_state_is_one_error(tmp_path, damage):
     with pytest.raises(KeyboardInterrupt):
         run_tune(state=state, save_seconds=0, progress=Interruption(7))
     torch.save(damage(torch.load(state, weights_only=True)), state)
-    with pytest.raises(CorruptFile, match=r"run\.state is no state of a tuning; delete it"):
+    with pytest.raises(CorruptFile, match=r"run\.state is not the state of a tuning; delete it"):
         run_tune(state=state)
 
 

@@ -151,12 +151,14 @@ def read_correction(name: str) -> EpsilonScaling | TimeShift | None:
         key, _, value = option.partition("=")
         if key not in kinds or key in values:
             raise BadValue(
-                f"timing {name!r}: {option!r} is no option or one twice; it takes {', '.join(kinds)}, once each"
+                f"timing {name!r}: {option!r} is not an option, or is given twice; it takes {', '.join(kinds)}"
             )
         try:
             values[key] = kinds[key](value)
         except ValueError as error:
-            raise BadValue(f"timing {name!r}: {key} must be a number (whole but for data), got {value!r}") from error
+            raise BadValue(
+                f"timing {name!r}: {key} must be a number, and whole unless it is data, got {value!r}"
+            ) from error
     return TimeShift(**values)  # type: ignore[arg-type]
 
 

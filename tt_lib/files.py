@@ -111,7 +111,7 @@ def read_json(path: Path | str, remedy: str = "") -> Any:
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is no finite number")
+        raise ValueError(f"{text[:20]} is not a finite number")
     return value
 
 
@@ -231,7 +231,7 @@ def check_writable(path: Path | str) -> None:
         if path.is_dir():
             raise BadValue(f"cannot write {path}: it is a folder; give the path of a file")
         if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-            raise BadValue(f"cannot write {path}: it is read-only or no plain file; choose another output")
+            raise BadValue(f"cannot write {path}: it is read-only or not a plain file; choose another output")
         folder = next(parent for parent in path.parents if os.path.lexists(parent))
         for part in (path, *path.parents):
             if part == folder:

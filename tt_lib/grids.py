@@ -96,7 +96,7 @@ def make_grid(name: str, steps: SupportsIndex, schedule: Schedule, *, start: flo
         start: the first time, in place of the rule's own.
 
     Raises:
-        BadValue: naming the value and the remedy.
+        BadValue: an unknown name, or steps or a start that this grid cannot have.
     """
     if name == LEARNED:
         raise BadValue(f"the grid {LEARNED!r} comes with its timing; give a timing that was learned with its grid")

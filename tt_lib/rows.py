@@ -217,7 +217,7 @@ def _fault(row: Mapping[str, str]) -> str:
     for name, text in row.items():
         if name not in _NUMBERS:
             if not _is_text(text):
-                return f"{name} is {text[:40]!r}, which is no text that a row may hold"
+                return f"{name} is {text[:40]!r}, which a row cannot hold"
             if name == "weights" and not _WEIGHTS.fullmatch(text):
                 return f"{name} is {text!r} and must be 16 hex digits of a hash, or nothing where there is no network"
         elif not (_NUMBER.fullmatch(text) or (text == "" and name in _OR_EMPTY)):

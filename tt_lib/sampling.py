@@ -48,7 +48,7 @@ class Sampler:
         model: the model's name, which a timing is checked against.
         device: where to run.
         weights: sha256 of the model's weights, if they come from a file.
-        correction: what is done to the network's inputs or answers while sampling; it takes the place of a timing.
+        correction: a change of the network's inputs or outputs while sampling, in place of a timing.
 
     Raises:
         BadValue: a timing and a correction, or a solver that cannot run on the schedule from the grid's first time.
@@ -157,8 +157,8 @@ def make_sampler(
     brought = Grid(LEARNED, timing.grid_times) if grid == LEARNED and timing and timing.grid == LEARNED else None
     if brought and timing and brought.steps != steps:
         raise TimingMismatch(
-            f"the timing was learned for {timing.nfe} evaluations in {brought.steps} steps and is used with {nfe} in "
-            f"{steps}; ask for {timing.nfe}, or learn one with `tt learn`"
+            f"the timing was learned for {timing.nfe} evaluations in {brought.steps} steps and is used with {nfe} "
+            f"evaluations in {steps}; ask for {timing.nfe}, or learn one with `tt learn`"
         )
     return Sampler(
         predictor=predictor or make_predictor(model),
@@ -230,9 +230,9 @@ def sample_images(
 
 
 def fine_sampler(sampler: Sampler, steps: int = FINE_STEPS, start: float | None = None) -> Sampler:
-    """An untuned sampler of ``steps`` steps of DPM-Solver++(2M) that starts from the same noise at the same time.
+    """A converged sampler to compare with: DPM-Solver++(2M), untuned, in ``steps`` steps from the same noise.
 
-    ``start`` is another time to start at.
+    It starts at the same time, unless ``start`` is another one.
     """
     grid = make_grid("karras", steps, sampler.schedule, start=sampler.grid.times[0] if start is None else start)
     return replace(sampler, solver=make_solver("dpmpp-2m"), grid=grid, timing=None, correction=None)

@@ -396,7 +396,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def make_schedule(name: str, **options: Any) -> Schedule:
-    """A schedule by name, which may carry options: ``ve,sigma_max=100``; options as the function or class has them.
+    """A schedule by name. The name may carry options, as in ``ve,sigma_max=100``.
 
     Raises:
         BadValue: an unknown name, an option that it does not take, or options out of range.

@@ -44,9 +44,9 @@ class Timing:
         grid_times: the grid's K + 1 nominal times.
         tuning: how they were tuned: objective, strategy, optimiser, images, final losses, seconds, ...
         provenance: versions, date, commit and command.
-        weights: the hash of the model's weights (:class:`tt_lib.networks.unet.Model`), by which two networks of one
-            name are told apart.
-        gains: the factor on each answer of the network, in order; none leaves the answers as they are.
+        weights: the hash of the model's weights (:class:`tt_lib.networks.unet.Model`), which tells two networks of
+            one name apart.
+        gains: the factor on each output of the network, in order; without gains the outputs stay as they are.
 
     Raises:
         BadValue: no name or that of untuned samplers, a tau outside (0, 1], a gain that is not above 0, another number
@@ -70,14 +70,20 @@ class Timing:
     def __post_init__(self) -> None:
         check_types(self)
         if self.name in ("", UNTUNED):
-            raise BadValue(f"a timing is not called {self.name!r}: rows would call its samples so; give another name")
+            raise BadValue(
+                f"a timing cannot be called {self.name!r}, the name of samples without one; give another name"
+            )
         if len(self.taus) != len(self.times):
-            raise BadValue(f"a timing needs one tau an evaluation: {len(self.taus)} taus, {len(self.times)} times")
+            raise BadValue(
+                f"a timing needs one tau for each evaluation, got {len(self.taus)} taus, {len(self.times)} times"
+            )
         for tau in self.taus:
             if not (math.isfinite(tau) and 0 < tau <= 1):
                 raise BadValue(f"a conditioning time must lie in (0, 1], got {tau}")
         if self.gains and len(self.gains) != len(self.taus):
-            raise BadValue(f"a timing needs one gain an evaluation or none: {len(self.taus)} taus, {self.gains}")
+            raise BadValue(
+                f"a timing needs one gain for each evaluation or none, got {len(self.taus)} taus, {self.gains}"
+            )
         for gain in self.gains:
             if not (math.isfinite(gain) and gain > 0):
                 raise BadValue(f"a gain must be above 0, got {gain}")
@@ -102,7 +108,7 @@ class Timing:
     def check(self, *, model: str, schedule: str, solver: Solver, grid: Grid, weights: str = "") -> None:
         """Raise unless the timing was tuned for just this sampler.
 
-        A timing that names no weights is refused where weights are named, and the other way round.
+        A timing without a hash of weights is refused for a model that has one, and the other way round.
 
         Raises:
             TimingMismatch: naming what the timing has and what it is used with.

@@ -83,7 +83,7 @@ def html(toy: Toy) -> str:
         "taus": [f"{BEGIN * ratio:.3f}" for ratio in RATIOS.tolist()],
         "errors": [f"{error:.2f}" for error in toy.errors.tolist()],
     }
-    says = f"τ = {data['taus'][untuned]} = t: plain DDIM. The ends are {data['errors'][untuned]} off."
+    says = f"τ = {data['taus'][untuned]} = t: plain DDIM. The ends miss by {data['errors'][untuned]}."
     label = "A plane with three clusters of data. Straight blue steps end between them; a dashed curve leads into one."
     return f"""<figure class="tt-toy" id="tt-toy">
 <svg viewBox="0 0 {SIDE} {SIDE}" role="img" aria-label="{label}">
@@ -116,7 +116,7 @@ def html(toy: Toy) -> str:
     step.setAttribute("x2", x); step.setAttribute("y2", y);
     const as = (word) => ": the network takes its input to be " + word + " than it is.";
     const what = k === untuned ? " = t: plain DDIM." : as(k < untuned ? "cleaner" : "noisier");
-    here.querySelector("p").textContent = "τ = " + toy.taus[k] + what + " The ends are " + toy.errors[k] + " off.";
+    here.querySelector("p").textContent = "τ = " + toy.taus[k] + what + " The ends miss by " + toy.errors[k] + ".";
   }});
 }})();
 </script>

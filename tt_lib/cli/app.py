@@ -142,7 +142,7 @@ class OneLineErrors(TyperGroup):
         except (KeyboardInterrupt, Exception) as error:
             # Stopped within an import, NumPy and torch turn Ctrl-C into errors of their own.
             if stops or isinstance(error, KeyboardInterrupt):
-                say_error("stopped; the same command goes on from what it has kept")
+                say_error("stopped; start the same command again, and it resumes from what it has stored")
                 raise typer.Exit(130) from error
             text = describe(error)
             if text is None:
@@ -157,7 +157,7 @@ def check_words(words: Sequence[str]) -> None:
     """Raise BadValue for a word that is no text in this locale: it could be neither shown nor written into a row."""
     for word in words:
         if any("\ud800" <= letter <= "\udfff" for letter in word):
-            raise BadValue(f"{word!a} is no text in this locale; set PYTHONUTF8=1, or choose a name in UTF-8")
+            raise BadValue(f"{word!a} is not valid text in this locale; set PYTHONUTF8=1, or choose a name in UTF-8")
 
 
 def describe(error: Exception) -> str | None:
@@ -167,7 +167,9 @@ def describe(error: Exception) -> str | None:
     if isinstance(error, TTError):
         return str(error)
     if isinstance(error, UsageError):
-        return f"{error.format_message()}; --help lists the options"
+        text = error.format_message().rstrip(".")
+        given = value_of(getattr(error, "param", None))
+        return f"{text}{'' if given is None else f', got {given!r}'}{'' if text[-1] == '?' else ';'} see --help"
     if isinstance(error, OSError):
         return f"{error}; mend that and start the same command again"
     # torch has a type of its own for a GPU's memory, and for a CPU's only words.
@@ -177,6 +179,16 @@ def describe(error: Exception) -> str | None:
     ):
         first = (str(error).splitlines() or [""])[0]
         return f"not enough memory ({first}); give a smaller --batch, or fewer samples or images"
+    return None
+
+
+def value_of(option: Any) -> str | None:
+    """The word that was typed behind an option; None if it was not given."""
+    names, words = getattr(option, "opts", ()), sys.argv[1:]
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name in names:
+            return value if equals else following
     return None
 
 
@@ -210,10 +222,10 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if name.partition(":")[0] not in ("cpu", "cuda"):  # others lack float64 or memory of their own
+            raise RuntimeError("it is neither cpu nor cuda")
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-        if device.type not in ("cpu", "cuda"):  # others lack float64 or memory of their own
-            raise RuntimeError("it is neither cpu nor cuda")
     except (RuntimeError, AssertionError, ImportError) as error:
         raise BadValue(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"

@@ -124,7 +124,7 @@ def read_sides(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise BadValue(f"--attention is a list of sides such as 16,8, got {text!r}") from None
+        raise BadValue(f"--attention must be a list of sides such as 16,8, got {text!r}") from None
 
 
 def features(

@@ -114,7 +114,9 @@ def tune(
 
     cell = Cell(solver, grid or usual_grid(timing), nfe, timing, eta)
     if not is_tuned(cell.timing):
-        raise BadValue(f"there is nothing to tune in {timing!r}; name objective and strategy, as truncation-parallel")
+        raise BadValue(
+            f"there is nothing to tune in {timing!r}; name objective and strategy, as in truncation-parallel"
+        )
     recipe = parse_timing(cell.timing, {"optimiser": "search"})
     check_recipe(cell, recipe)
     bench = make_bench(model, pick_device(device), batch=batch, compile=compile)
@@ -132,7 +134,7 @@ def tune(
         bench.ensure_gamma(cell, tuned, images, recipe.source, report)
     _keep(tuned, path, state)
     if tuned.taus == tuned.times and not recipe.learned:
-        say("no time has moved: nothing that was tried is better than tau = t, or the gate refused it")
+        say("no conditioning time has changed: none that was tried is better than tau = t, or the gate refused it")
 
 
 def learn(
@@ -197,7 +199,8 @@ def learn(
     given = {name for name, source in sources.items() if source == "COMMANDLINE"}
     for name in ("model", "dataset", "loss", "compile") if pipeline else ("prompts", "guidance", "size"):
         if name in given:
-            raise BadValue(f"--{name} is not for {'a --pipeline' if pipeline else 'a --model'}; leave it out")
+            why = "cannot be used with --pipeline; leave it out" if pipeline else "needs --pipeline; give both"
+            raise BadValue(f"--{name} {why}")
     if pipeline:
         if prompts is None:
             raise BadValue("--pipeline needs --prompts, a file in UTF-8 with a prompt a line")
@@ -220,9 +223,10 @@ def learn(
     from tt_lib.study.cells import Recipe
     from tt_lib.tuning.learn import LearnConfig
 
+    moved = LearnConfig(tuple(knobs.split(","))).knobs
     usual = {**asdict(LearnConfig()), **Recipe(LearnConfig())._asdict()}
     chosen: dict[str, Any] = {"loss": loss, "noises": noises, "iterations": iterations, "seed": seed}
-    brings = "grid" in knobs.split(",")
+    brings = "grid" in moved
     if brings:
         chosen["start"] = start
     words = [f"{name}={value}" for name, value in chosen.items() if value != usual[name]]
@@ -231,7 +235,7 @@ def learn(
         solver=solver,
         grid=None if brings else start,
         nfe=nfe,
-        timing=",".join([f"learned-{knobs.replace(',', '-')}", *words]),
+        timing=",".join([f"learned-{'-'.join(moved)}", *words]),
         dataset=dataset,
         out=out,
         batch=batch,
@@ -268,7 +272,7 @@ def _learn_pipeline(
     cell = Cell(solver, LEARNED if "grid" in config.knobs else start or "own", nfe, config.name)
     sides = size.split("x") if size else []
     if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= 100_000 for side in sides):
-        raise BadValue(f"--size is HEIGHTxWIDTH in pixels or one side, as 512x768 or 512, got {size!r}")
+        raise BadValue(f"--size must be HEIGHTxWIDTH in pixels or one side, such as 512x768 or 512, got {size!r}")
     read_prompts(prompts)
     path = out or timing_path(pipeline_name(source), cell)
     refuse_overwrite(path, force)
@@ -349,7 +353,7 @@ def sample(
     Example: `tt sample --nfe 10 --out samples.png`
     """
     from tt_lib.datasets import to_uint8
-    from tt_lib.errors import BadValue
+    from tt_lib.errors import BadValue, check_range
     from tt_lib.figures.pictures import image_grid
     from tt_lib.figures.style import save_figure
     from tt_lib.noise import check_seeds
@@ -357,6 +361,7 @@ def sample(
     from tt_lib.study.workbench import make_bench
 
     refuse_overwrite(out, force)
+    check_range("n", n, 1)
     check_seeds(seed, n)
     if n > 10_000:
         raise BadValue(f"a picture shows at most 10,000 images, got --n {n:,}; sample them in parts, by --seed")

@@ -39,17 +39,19 @@ def find_images(name: str, root: str | Path | None = None) -> tuple[str, Path]:
         raise BadValue(f"a data set is one of {', '.join(NAMED)}, a folder or an .npz file, got {name!r}")
     given = Path(os.path.expanduser(root or name))
     if root and (os.sep in name or name.endswith(".npz")) and os.path.lexists(os.path.expanduser(name)):
-        raise BadValue(f"{name} is there, and so may be {root} (--data): which is meant? Leave one of them out")
+        raise BadValue(f"{name} exists, and --data names another place, {root}; leave one of them out")
     place = next((path for path in (given, data_folder() / name) if root or os.path.lexists(path)), None)
     if place is None:
         raise MissingFile(
-            f"{name!r} is none of {', '.join(NAMED)}, and there is no such folder or .npz file; give its path, or "
-            f"where {name!r} lies (--data)"
+            f"no data set {name!r}: it is none of {', '.join(NAMED)}, and there is no such folder or .npz file; check "
+            "the path, or give its place with --data"
         )
     path = Path(os.path.abspath(os.path.expanduser(name)))
     called = path.stem if path.suffix == ".npz" else path.name
     if not (called and called.isprintable()):
-        raise BadValue(f"the images of {str(path)!a} have no name that a row could hold; rename their folder")
+        raise BadValue(
+            f"the name of the images {str(path)!a} is empty or not printable, and rows need it; rename their folder"
+        )
     return called, place
 
 

@@ -123,7 +123,7 @@ def _read(path: Path, split: str) -> tuple[Tensor, Tensor]:
         return _read(path / ARCHIVE, split)
     images = read_split(path, split)
     if images is None:
-        raise MissingFile(f"{path} holds no CIFAR-10 {split} images but {inside(path)}; expected {accepted}")
+        raise MissingFile(f"no CIFAR-10 {split} images in {path}, which holds {inside(path)}; expected {accepted}")
     return images[:], images.labels()
 
 
@@ -147,7 +147,7 @@ def _archive_contents(path: Path, split: str) -> dict[str, bytes]:
                 if stream:
                     contents[paths[member.name]] = stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise CorruptFile(f"{path} is no readable archive ({error}); {remedy}") from error
+        raise CorruptFile(f"{path} is not a readable archive ({error}); {remedy}") from error
     missing = sorted(set(paths.values()) - set(contents))
     if missing:
         raise CorruptFile(f"{path} lacks {', '.join(missing)}; {remedy}")

@@ -149,7 +149,7 @@ def open_images(name: str, split: str, root: Path) -> Stored:
                 images = read_split(root, split)
                 if images is None:
                     raise MissingFile(
-                        f"{root} holds no {split} images of {name} but {inside(root)}; expected {forms(split)}"
+                        f"no {split} images of {name} in {root}, which holds {inside(root)}; expected {forms(split)}"
                     )
                 return images
             stored = _pictures(root, root, ONE_SPLIT)
@@ -175,7 +175,7 @@ def holds_statistics(path: Path) -> bool:
     if names & {"images", "arr_0"}:
         raise CorruptFile(
             f"{path} holds both images and the statistics mu and sigma ({', '.join(sorted(names))}); "
-            "save the ones that are meant in a file of their own"
+            "save the images or the statistics in a file of their own"
         )
     return True
 
@@ -203,7 +203,7 @@ def read_moments(path: Path) -> tuple[np.ndarray, np.ndarray]:
     variances = np.linalg.eigvalsh(covariance)
     if asymmetric or variances[0] < -1e-4 * variances[-1]:
         raise CorruptFile(
-            f"sigma in {path} is no covariance (symmetric, no variance below 0 in any direction); make the file again"
+            f"sigma in {path} is not a covariance (symmetric, and no variance below 0); make the file again"
         )
     return mean, covariance
 
@@ -228,7 +228,7 @@ def read_split(root: Path, split: str) -> Stored | None:
     """
     found = _forms_in(root, split)
     if len(found) > 1:
-        raise CorruptFile(f"{root} holds the {split} images twice, {' and '.join(found)}; leave one of them there")
+        raise CorruptFile(f"{root} holds the {split} images twice, {' and '.join(found)}; keep one of them")
     return next(iter(found.values()))() if found else None
 
 
@@ -321,7 +321,7 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
             yield entry.path
         else:
             raise CorruptFile(
-                f"{entry.path} is no picture ({', '.join(ENDINGS)}); a folder of images holds nothing else: move it "
+                f"{entry.path} is not a picture ({', '.join(ENDINGS)}); a folder of images holds nothing else: move it "
                 "away, or give a file .npz itself"
             )
 
@@ -347,7 +347,7 @@ def _npz_file(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
             raise
         if "allow_pickle" in str(error):
             raise CorruptFile(f"{path} holds Python objects; accepted: {ARRAYS}") from error
-        raise CorruptFile(f"{path} is no readable npz file ({error}); accepted: {ARRAYS}") from error
+        raise CorruptFile(f"{path} is not a readable npz file ({error}); accepted: {ARRAYS}") from error
 
 
 def _npz(path: Path, split: str) -> Stored:
@@ -490,7 +490,7 @@ def _parquet(path: Path) -> Iterator:
     except TTError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        raise CorruptFile(f"{path} is no readable parquet file ({error}); restore it") from error
+        raise CorruptFile(f"{path} is not a readable parquet file ({error}); restore it") from error
 
 
 def decode(content: bytes, place: str) -> np.ndarray:

@@ -94,21 +94,23 @@ def measure_directions(
     """Compare each step of a sampler with the true flow.
 
     Args:
-        predictor: ``(x, t, tau) -> direction``. A :class:`~tt_lib.toy.MixturePredictor` has an exact flow. That of a
-            network is taken in ``substeps`` steps of DPM-Solver++(2M) for each interval, and its error is estimated.
+        predictor: ``(x, t, tau) -> direction``. A :class:`~tt_lib.toy.MixturePredictor` has an exact flow. The flow of
+            a network is computed in ``substeps`` steps of DPM-Solver++(2M) for each interval, and its error estimated.
         solver: deterministic.
         x: the start [B, ...] at ``grid.times[0]``.
         taus: the conditioning times, untuned if None.
-        gains: the factor on each of the sampler's answers; the flow has none.
+        gains: the factor on each network output of the sampler; the flow has none.
         substeps: steps of the flow in each interval; even, at least 2.
         progress: called with (intervals done, of all, message).
 
     Raises:
         BadValue: a solver that draws noise, or an odd number of substeps.
-        NotFinite: the network answered NaN or infinity, or a measure came out so.
+        NotFinite: the network returned NaN or infinity, or a measure is not finite.
     """
     if solver.stochastic:
-        raise BadValue(f"{solver.name} draws noise and follows no trajectory; its direction error is not defined")
+        raise BadValue(
+            f"{solver.name} draws noise, so it has no direction error; take a deterministic solver, such as ddim"
+        )
     flow, coarse = _flows(predictor, schedule, substeps)
     run = drive(solver(x, grid, schedule), predictor, taus, gains=gains, keep=True)
     # The K + 1 states where the sampler begins a step, and where it ends.
@@ -165,7 +167,7 @@ def direction_rows(
     check_range("substeps of directions", substeps, 1, 1000)
     check_seeds(seed, n)
     if sampler.correction is not None:
-        raise BadValue(f"{timing} corrects the network while it samples; its direction errors are not defined")
+        raise BadValue(f"{timing} corrects the network while it samples, so it has no direction errors; leave it out")
     x = SampleNoise(range(seed, seed + n)).start(sampler.shape).to(sampler.device)
     frame = measure_directions(
         sampler.predictor,

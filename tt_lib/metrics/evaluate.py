@@ -53,7 +53,7 @@ def sample_statistics(sampler: Sampler, features: Features, seeds: range, *, bat
 
 
 def measure(sampler: Sampler, metric: Metric, n: int, **options: Any) -> Measured:
-    """The Fréchet distance of ``n`` samples: :func:`measure_all` by one metric, with the same options."""
+    """The Fréchet distance of ``n`` samples with its interval: :func:`measure_all` of one metric, with its options."""
     return measure_all(sampler, [metric], n, **options)[0]
 
 
@@ -179,7 +179,7 @@ def _load(path: Path | None) -> FeatureStatistics | None:
     try:
         return FeatureStatistics.load(path)
     except CorruptFile as error:
-        raise CorruptFile(f"{path} is no finished set of samples ({error.__cause__}); delete it") from error
+        raise CorruptFile(f"{path} is not a finished set of samples ({error.__cause__}); delete it") from error
 
 
 def check_n(n: int) -> None:

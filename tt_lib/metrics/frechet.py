@@ -115,7 +115,9 @@ def jackknife_interval(
     error = math.sqrt((count - 1) / count * sum((one - mean) ** 2 for one in left_out))
     margin = float(student.ppf(0.975, count - 1)) * error
     if not (math.isfinite(value) and math.isfinite(margin)):
-        raise NotFinite(f"a distance comes out as {value} ± {margin}; its samples' statistics are out of range")
+        raise NotFinite(
+            f"a distance is {value} ± {margin}: the statistics are out of range; look at the samples they are of"
+        )
     return value, max(0.0, value - margin), value + margin
 
 

@@ -63,8 +63,8 @@ def require_shape(own: Sequence[int], shape: Sequence[int], what: str, reference
     """Raise :class:`BadValue` unless the images of a reference are of the shape (C, H, W) of those of ``what``."""
     if tuple(own) != tuple(shape):
         raise BadValue(
-            f"{what} has images of {list(shape)}, {reference} is of images of {list(own)}: their distance says "
-            "nothing; choose a data set of its own shape"
+            f"{what} has images of {list(shape)}, {reference} is of images of {list(own)}, and they cannot be "
+            "compared; choose a data set of the same shape"
         )
 
 
@@ -79,7 +79,7 @@ def load_metric(
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> Metric:
-    """Features with the statistics of a data set's images.
+    """What a Fréchet distance needs: features, and the statistics of a data set's images in them.
 
     Statistics of ``cifar10`` and ``digits`` are shipped, or made by ``tt stats``. Those of a user's own images are made
     here where they are missing. The mu and sigma of pytorch-fid are taken as they are, for Inception's features.
@@ -87,8 +87,8 @@ def load_metric(
     Args:
         name, device: see :func:`tt_lib.metrics.features.load_features`; or features that are loaded.
         dataset, data: see :func:`tt_lib.datasets.load_dataset`; or an npz file with ``mu`` and ``sigma``.
-        split: whose images are the reference.
-        model: whose samples will be compared: before anything is made, the images' shapes are.
+        split: the split whose images are the reference.
+        model: whose samples will be compared; that their shapes agree is checked first.
         world: the processes of which the main one makes what is missing.
         progress: called with (images done, all, message).
 

@@ -80,7 +80,9 @@ class FeatureNet(nn.Module):
             BadValue: other channels, or pixels that are not uint8.
         """
         if pixels.ndim != 4 or pixels.shape[1] != self.in_channels:
-            raise BadValue(f"pixels must be [B, {self.in_channels}, H, W], got {list(pixels.shape)}")
+            raise BadValue(
+                f"pixels must be [B, {self.in_channels}, H, W], got {list(pixels.shape)}; choose other features"
+            )
         x = self.norm(self.maps(to_float(pixels))[-1]).relu()
         # In float32 also under autocast: a mean of 16 values in bfloat16 would lose digits for nothing.
         return x.float().mean((2, 3))

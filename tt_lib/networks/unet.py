@@ -60,19 +60,18 @@ OTHER_OPTIONS = {
 
 @dataclass
 class Model:
-    """A frozen network with all that is needed to sample from it.
+    """A frozen network, with its schedule and the shape of its images.
 
     Attributes:
         network: called as ``network(x, c).sample`` with ``x`` [B, C, H, W] and ``c`` [B], the schedule's
             :meth:`~tt_lib.schedules.Schedule.network_time`.
         schedule: the noise schedule it is sampled on: the one that it was trained on, or that of another path.
         shape: (C, H, W) of one sample, in [-1, 1].
-        name: what results rows and timings call it.
-        digest: which network it is: the sha256 that ``tt_model.json`` names, that of the weights' file; where there is
-            none, :func:`weights_hash`.
+        name: its name in rows and timings.
+        digest: the sha256 of the weights' file, as ``tt_model.json`` gives it; without that file, :func:`weights_hash`.
         card: the content of ``tt_model.json``.
         kind: what it predicts, one of :data:`tt_lib.predictors.KINDS`.
-        own: the schedule that it was trained on, where it is sampled on another one.
+        own: the schedule that it was trained on, if it is sampled on another one.
     """
 
     network: nn.Module
@@ -227,17 +226,17 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
     """Load a frozen network, in float32 and evaluation mode.
 
     Args:
-        name: a model folder, the name of a folder in ``data/pretrained/`` (or of its data set), or a
-            repository on the Hub such as ``google/ddpm-cifar10-32``. ``cifar10-ddpm-w96,path=flow`` is the network on
-            another path, here the straight one, at the same signal-to-noise ratios: see
+        name: a model folder; the name of a folder in ``data/pretrained/``, for which its data set's name may stand; or
+            a repository on the Hub, such as ``google/ddpm-cifar10-32``. With ``,path=flow`` behind its name a network
+            is sampled on another path, here the straight one, at the same signal-to-noise ratios: see
             :class:`tt_lib.predictors.OnPath`.
 
     Raises:
-        MissingFile: there is no such folder, and the Hub cannot be reached or has no such repository; or the noise
-            schedule is nowhere said.
+        MissingFile: there is no such folder, and the Hub cannot be reached or has no such repository; or no file
+            names the noise schedule.
         CorruptFile: the weights' hash is not the one in ``tt_model.json``, or they do not fit the network.
-        BadValue: the network needs more than a noisy image and a time, it is of another kind of diffusion, or what it
-            predicts means nothing on its schedule.
+        BadValue: the network needs more than a noisy image and a time, its kind of diffusion is not supported, or its
+            prediction is not defined on its schedule.
     """
     plain, on_path, path = name.partition(",path=")
     if on_path and find_model(name) is None:
@@ -252,8 +251,8 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
             raise MissingFile(f"no network of {name} at {pretrained / PRETRAINED[name]}; {remedy}")
         models = ", ".join(sorted(card.parent.name for card in pretrained.glob(f"*/{CARD}"))) or "none"
         raise MissingFile(
-            f"no model {name!r}: it is no folder, no network in {pretrained} (there: {models}), and no Hub repository "
-            "(those read owner/name)"
+            f"no model {name!r}: it is neither a folder, nor a network in {pretrained} (there: {models}), nor a Hub "
+            "repository (owner/name)"
         )
     source = str(folder or name)
     card = read_json(folder / CARD) if folder and (folder / CARD).exists() else {}
@@ -308,7 +307,7 @@ def weights_options(folder: Path) -> dict[str, Any]:
             layouts.add((middle[0] if middle else "", kind))
     variants = sorted({variant for variant, _ in layouts})
     if len(variants) > 1 and "" not in variants:
-        raise BadValue(f"{folder} has weights in the variants {', '.join(variants)}; leave one of them there")
+        raise BadValue(f"{folder} has weights in the variants {', '.join(variants)}; keep one of them")
     if not layouts:
         return {}
     variant, kind = min(layouts, key=lambda layout: (layout[0], layout[1] == "bin"))
@@ -387,9 +386,10 @@ def _not_loaded(source: str, error: Exception) -> CorruptFile | MissingFile:
     if Path(source).is_dir():
         remedy = "give one, or restore its files (git checkout, git lfs pull)"
         return CorruptFile(f"{source} is not a model folder of diffusers: {what}; {remedy}")
+    reason = (str(error).splitlines() or [what])[0].rstrip(".")
     return MissingFile(
-        f"cannot load {source!r} from the Hub ({(str(error).splitlines() or [what])[0]}); check the name and the "
-        "network, or download the repository and give its folder"
+        f"there is no folder {source!r}, and the Hub gives no such model ({reason}); check the name and the internet "
+        "connection, or download the repository and give its folder"
     )
 
 

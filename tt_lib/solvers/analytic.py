@@ -63,7 +63,7 @@ def analytic_ddim(
 
     Args:
         gamma: ``E || eps(x_t) ||^2 / d`` at the time of each step, one for each.
-        pixels: ``y``, the most that the last noise may be on average, in levels of 255 (None: :data:`PIXELS`).
+        pixels: ``y``, the upper bound of the last noise on average, in levels of 255 (None: :data:`PIXELS`).
 
     Raises:
         BadValue: no gamma, one of another length or not finite, or a negative bound.

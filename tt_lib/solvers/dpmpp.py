@@ -98,10 +98,10 @@ def dpmpp_3m(
     ``phi_1 = e^{-h} - 1``, ``phi_2 = phi_1 / h + 1``, ``phi_3 = phi_2 / h - 1 / 2``,
     ``x_s = (sigma_s / sigma_t) x_t - alpha_s phi_1 x0_0 + alpha_s phi_2 D1 - alpha_s phi_3 D2``.
 
-    The paper has no algorithm for it; this is the multistep third-order update of its authors' code, and the
-    same in k-diffusion (``dpmpp_3m_sde`` without noise) and diffusers. ``D1`` is ``h x0'`` and ``D2`` is
-    ``h^2 x0'' / 2``, but the exact integral has ``-2 phi_3`` before ``h^2 x0'' / 2``: the published formula counts
-    the curvature half and is of second order. With many steps its error is a third of 2M's. ``variant="exact"`` has
+    The paper has no algorithm for it. This is the multistep third-order update of the authors' code, as also in
+    k-diffusion (``dpmpp_3m_sde`` without noise) and diffusers. ``D1`` is ``h x0'`` and ``D2`` is
+    ``h^2 x0'' / 2``, but the exact integral has ``-2 phi_3`` before ``h^2 x0'' / 2``: the published formula takes
+    half of the curvature and is of second order. With many steps its error is a third of 2M's. ``variant="exact"`` has
     the 2 and is of third order; it is UniP-3 (see ``unipc``).
 
     The first step takes ``D1 = D2 = 0``, the second ``D1 = D1_0`` and ``D2 = 0`` (as k-diffusion, and diffusers with

@@ -6,7 +6,7 @@ PNDM and PLMS are of Liu, Ren, Lin & Zhao 2022, *Pseudo Numerical Methods for Di
 
 In ``y = x / c`` and w the probability-flow ODE is ``dy = d dw``: with eps as the direction d these are ``x / alpha``
 and ``rho = sigma / alpha``, and on the straight path, with the velocity, x and t. A linear multistep solver puts a
-mixture of the last answers in place of the integral: with the newest answer ``d_0``,
+mixture of the last evaluations in place of the integral: with the newest one ``d_0``,
 
 ``x_s = c_s (x_t / c_t + sum_j C_j d_j)``,  ``sum_j C_j = w_s - w_t``.
 
@@ -43,7 +43,7 @@ ADAMS_BASHFORTH = {
 def plms(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 4) -> Solution:
     """PLMS, the pseudo linear multistep method, warmed up by growing order; also iPNDM.
 
-    The gradient part, linear multi-step, mixes the last answers by the weights of Adams and Bashforth,
+    The gradient part, linear multi-step, mixes the last evaluations by the weights of Adams and Bashforth,
 
     ``eps' = (55 eps_0 - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24``,
 
@@ -54,14 +54,14 @@ def plms(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 4)
     lower orders: ``ipndm`` is another name for it. Some public PLMS samplers differ in their first step, an improved
     Euler step with one evaluation more.
 
-    The weights are those of even steps. On an uneven grid (and even in t is uneven in rho) the method is of
-    second order whatever ``order`` above 1: "pseudo". See ``ipndm-v`` for weights that follow the grid.
+    The weights are those of even steps in rho, and a grid that is even in t is not. On an uneven grid the method is of
+    second order for every ``order`` above 1, hence "pseudo". The weights of ``ipndm-v`` follow the grid.
     """
     return _linear_multistep(x, times, schedule, order, _even_weights)
 
 
 def ipndm_v(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 4) -> Solution:
-    """iPNDM with variable steps: the polynomial in rho through the last answers is integrated exactly,
+    """iPNDM with variable steps: the polynomial in rho through the last evaluations is integrated exactly,
 
     ``C_j = integral from rho_t to rho_s of prod_{k != j} (rho - rho_k) / (rho_j - rho_k) d rho``.
 
@@ -74,14 +74,14 @@ def ipndm_v(x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int =
 def deis_tab(
     x: Tensor, times: Tensor, schedule: Schedule, noise, *, order: int = 3, final: str | int = "full"
 ) -> Solution:
-    """tAB-DEIS: eps is a polynomial in t through the last answers, the rest of the ODE is integrated exactly.
+    """tAB-DEIS: eps is a polynomial in t through the last evaluations, and the rest of the ODE is integrated exactly.
 
     ``x_s = Psi(s, t) x_t + sum_j C_j eps_j``, with the paper's coefficients ``C_ij`` (eq. 15), here for VP,
 
     ``C_j = integral from t to s of Psi(s, u) g(u)^2 / (2 sigma(u)) prod_{k != j} (u - t_k) / (t_j - t_k) du``,
 
     where ``Psi(s, u) = alpha_s / alpha_u`` and ``g^2 / (2 sigma) du = alpha d rho``: in ``y = x / alpha``
-    the weight is ``d rho`` alone. The ``order`` last answers are used, so order p is the paper's tAB(p - 1)
+    the weight is ``d rho`` alone. The ``order`` last evaluations are used, so order p is the paper's tAB(p - 1)
     and order 1 is DDIM; growing order at the start, and with ``final="lower"`` falling at the end
     (see ``orders_of_steps``).
 
@@ -102,9 +102,9 @@ def pndm(x: Tensor, times: Tensor, schedule: Schedule, noise) -> Solution:
 
     and ``e1`` enters the history. K steps cost K + 9 evaluations.
 
-    A step to clean data, ``s = 0``, would have to ask for ``e4`` at t = 0, where no network is trained and eps
-    means nothing. It is of first order: it takes ``e1`` alone, for one evaluation, and returns ``x0``.
-    (In a batch where only some samples end at 0, these ask for their first state again and ignore the answers.)
+    A step to clean data, ``s = 0``, would evaluate ``e4`` at t = 0, where no network is trained and eps is not
+    defined. It is of first order: it takes ``e1`` alone, for one evaluation, and returns ``x0``. In a batch where only
+    some samples end at 0, these evaluate their first state again and ignore the results.
     """
 
     def phi(x: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Tensor:

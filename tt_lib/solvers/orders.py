@@ -25,7 +25,8 @@ FINAL = ("full", "lower")
 def check_nfe(nfe: int, smallest: int, solver: str = "a sampler") -> None:
     """Raise :class:`BadValue` unless ``nfe`` is at least ``smallest``."""
     if nfe < smallest:
-        raise BadValue(f"{solver} needs at least {smallest} network evaluations, got {nfe}; ask for {smallest} or more")
+        many = "network evaluation" if smallest == 1 else "network evaluations"
+        raise BadValue(f"{solver} needs at least {smallest} {many}, got {nfe}; ask for {smallest} or more")
 
 
 def one_each(nfe: int) -> tuple[int, dict[str, Any]]:
@@ -51,8 +52,8 @@ def only_third(nfe: int) -> tuple[int, dict[str, Any]]:
     """Steps of order 3 alone, and one of order 1 into clean data: 4, 7, 10, ... evaluations."""
     if nfe < 4 or nfe % 3 != 1:
         raise BadValue(
-            f"dpm-solver-3 makes 3 evaluations a step and 1 into clean data: 4, 7, 10, ..., not {nfe}; "
-            "ask for one of these, or take dpm-solver-fast, which makes any number"
+            f"dpm-solver-3 makes 3 evaluations in each step and 1 in the last, so 4, 7, 10, ... in all, got {nfe}; "
+            "ask for one of these numbers, or take dpm-solver-fast, which makes any number"
         )
     return highest_first(nfe, 3)
 

@@ -191,12 +191,11 @@ def make_solver(name: str, **options: Any) -> Solver:
     """A solver by name, with options.
 
     Args:
-        name: a name of the registry, which may carry options, as a command or a table spells them:
-            ``unipc,order=2,variant=bh1``.
+        name: a name of the registry, which may carry options, as in ``unipc,order=2,variant=bh1``.
         options: more options.
 
     Raises:
-        BadValue: unknown name, an option that the solver does not take, or a value that it may not have.
+        BadValue: an unknown name, or an option or a value that the solver does not take.
     """
     text = name
     name, spelled = read_spelling("solver", text, "unipc,order=2,variant=bh1")
@@ -211,7 +210,9 @@ def make_solver(name: str, **options: Any) -> Solver:
     defaults = solver.defaults
     for option, value in options.items():
         if option not in defaults:
-            raise BadValue(f"solver {name!r} takes no option {option!r}; it takes {sorted(defaults) or 'none'}")
+            raise BadValue(
+                f"solver {name!r} takes no option {option!r}; it takes {', '.join(sorted(defaults)) or 'none'}"
+            )
         allowed = solver.choices.get(option, (value,))
         if value not in allowed:
             raise BadValue(f"{option} of solver {name!r} must be one of {', '.join(map(str, allowed))}; got {value!r}")

@@ -43,8 +43,8 @@ def unipc(
     variants differ: a solution of all conditions is proportional to 1 / B(h), which cancels.
 
     UniP-p has the p - 1 evaluations before t as its ``m_i``. The evaluation at the predicted ``x_s`` is then the
-    additional ``m_i`` of UniC-p, with ``r = 1``, which replaces ``x_s``; the evaluation is not repeated at the
-    corrected state but kept as the history of the next step. So every step but the last is corrected, for one
+    additional ``m_i`` of UniC-p, with ``r = 1``, and UniC-p's result replaces ``x_s``. The evaluation is not repeated
+    at the corrected state; it becomes the history of the next step. So every step but the last is corrected, with one
     evaluation a step, as in the authors' code. Orders grow 1, 2, .. p at the start. UniPC-p is of order p + 1
     where the start is fine enough.
 

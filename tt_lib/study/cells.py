@@ -101,7 +101,7 @@ def parse_timing(name: str, defaults: Mapping[str, Any] | None = None) -> Recipe
     options = _read(name)
     given = {FIELDS.get(key, key): value for key, value in (defaults or {}).items()}
     if len(given) < len(defaults or {}):
-        raise BadValue("lr and learning_rate are one choice; give one of them")
+        raise BadValue("lr and learning_rate are the same option; give one of them")
     try:
         if options["objective"] == LEARNED:
             del options["objective"]
@@ -131,7 +131,7 @@ def _learn_recipe(knobs: str, options: dict[str, Any]) -> Recipe:
     choose("start grid", words.get("start", STARTS), GRIDS)
     if knobs not in METHODS:
         if "start" in words and not brings_grid(f"{LEARNED}-{knobs}"):
-            raise BadValue("it keeps its grid, where learning begins: name that as the grid and leave start out")
+            raise BadValue("its grid is not learned: name the start as its grid, and leave start out")
         return Recipe(LearnConfig(tuple(knobs.split("-")), **options), **words)
     if options or "start" in words or (knobs == "gits" and words):
         raise BadValue(f"{LEARNED}-{knobs} takes {'no option' if knobs == 'gits' else 'no option but loss'}")
@@ -206,7 +206,7 @@ def _read(name: str) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if key not in options or not equals:
             raise BadValue(
-                f"timing {name!r}: {word!r} is no option; write name=value with one of: {', '.join(options)}"
+                f"timing {name!r}: {word!r} is not an option; write name=value with one of: {', '.join(options)}"
             )
         if FIELDS.get(key, key) in values:
             raise BadValue(f"timing {name!r}: {key} is given twice; give it once")
@@ -254,10 +254,11 @@ class Cell:
             object.__setattr__(self, "grid", spell_grid(self.grid))
         object.__setattr__(self, "timing", spell_timing(self.timing))
         if brings_grid(self.timing) != (self.grid == LEARNED):
-            raise BadValue(
-                f"the timing {self.timing} and the grid {self.grid!r} do not go together: the grid {LEARNED!r} is that "
-                f"of timings that bring theirs, such as {LEARNED}-grid-timing"
-            )
+            if self.grid == LEARNED:
+                why = f"only a timing that was learned with its grid, such as {LEARNED}-grid-timing, has it"
+            else:
+                why = f"this timing was learned with its own grid; leave --grid out, or write {LEARNED!r} in a table"
+            raise BadValue(f"the timing {self.timing} and the grid {self.grid!r} do not go together: {why}")
 
     @property
     def start(self) -> str:
@@ -311,6 +312,13 @@ def find_timing(model: str, cell: Cell) -> Timing | None:
     return load_timing(path) if cell.timing != UNTUNED and path.exists() else None
 
 
+def _numbers_beside(path: Path, cell: Cell) -> list[int]:
+    """The numbers of evaluations for which the same sampler has a timing."""
+    before, after = cell.label.rsplit(f"-{cell.nfe}-", 1)
+    form = re.compile(rf"{re.escape(before)}-(\d+)-{re.escape(after)}")
+    return sorted(int(match[1]) for file in path.parent.glob("*.json") if (match := form.fullmatch(file.stem)))
+
+
 def require_timing(model: str, cell: Cell) -> Timing | None:
     """The shipped timing of a cell; None for an untuned cell, and for one that names a correction.
 
@@ -319,5 +327,10 @@ def require_timing(model: str, cell: Cell) -> Timing | None:
     """
     timing = find_timing(model, cell)
     if timing is None and cell.timing != UNTUNED and read_correction(cell.timing) is None:
-        raise MissingFile(f"no timing at {timing_path(model, cell)}; make it with `tt tune` or `tt table` first")
+        path, plain = timing_path(model, cell), cell.timing.split(",")[0]
+        by_gradient = plain.startswith(LEARNED) and plain.removeprefix(f"{LEARNED}-") not in METHODS
+        command = "tt learn" if by_gradient else "tt tune"
+        there = _numbers_beside(path, cell)
+        more = f", or ask for {' or '.join(map(str, there))} evaluations, which have one" if there else ""
+        raise MissingFile(f"no timing at {path}; make it with `{command}`{more}")
     return timing

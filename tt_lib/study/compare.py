@@ -114,4 +114,4 @@ def beside_each_other(frame: pd.DataFrame, first: str, second: str, model: str, 
 
 def _check_different(features: tuple[str, str]) -> None:
     if features[0] == features[1]:
-        raise BadValue(f"two different features are compared, got {features[0]!r} twice")
+        raise BadValue(f"two different kinds of features are needed, got {features[0]!r} twice")

@@ -542,7 +542,7 @@ def made_by(path: Path) -> str:
             with safe_open(path, framework="pt") as file:
                 command = (file.metadata() or {}).get("command", "")
         except SafetensorError as error:
-            raise CorruptFile(f"{path} is no safetensors file ({error}); restore it from git") from error
+            raise CorruptFile(f"{path} is not a safetensors file ({error}); restore it from git") from error
         if command:
             return command
     for card in (path, path.parent / "tt_model.json", path.parent / "config.json"):

@@ -116,7 +116,10 @@ def read_tables(path: Path | str) -> tuple[Table, ...]:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFile(f"no table file at {path}; the shipped ones are in data/tables/")
+        shipped = sorted(file.stem for file in (data_folder() / "tables").glob("*.toml"))
+        raise MissingFile(
+            f"no table file at {path}; give a TOML file, or the name of a shipped one: {', '.join(shipped) or 'none'}"
+        )
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # TOMLDecodeError, or UnicodeDecodeError of a file that is no text
@@ -154,7 +157,7 @@ def _make_tables(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict
             Cell(**dict(zip(lists, values, strict=True))) for values in product(*lists.values())
         )
     if not cells:
-        raise BadValue("there are no [[cells]]")
+        raise BadValue("there are no [[cells]]; add one or more")
     names = head["features"] if isinstance(head["features"], list) else [head["features"]]
     for name in names:
         check_type("each of features", name, str)

@@ -15,7 +15,9 @@ VALUES = ("ratio", "offset")
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """The defaults are those of the authors' code (Xia et al. 2024); the batch there is that of its data loader.
+    """The options of a tuning step by step.
+
+    The defaults are those of the authors' code (Xia et al. 2024), where the batch is that of the data loader.
 
     Attributes:
         objective: ``consistency``, the paper's, or ``truncation``, the distance to a converged solution.
@@ -25,7 +27,7 @@ class TuneConfig:
         iterations: Adam's iterations, for each step.
         batch: images in one of Adam's iterations.
         lr: Adam's learning rate.
-        value: what is learnt, ``ratio`` (tau / t, from 1) or ``offset`` (tau - t, from 0).
+        value: what is tuned, ``ratio`` (tau / t, from 1) or ``offset`` (tau - t, from 0).
         bounds: smallest and largest tau / t. None leaves Adam the network's own range of times; a search scans
             :data:`tt_lib.tuning.optimisers.SEARCH_RANGE`.
         freeze_last: how many of the last steps keep tau = t: 1 in the authors' code, 0 to tune all.
@@ -35,7 +37,7 @@ class TuneConfig:
             :mod:`tt_lib.tuning.tuner`.
 
     Raises:
-        BadValue: naming the choice and the value.
+        BadValue: an option that is unknown or out of range.
     """
 
     objective: str = "consistency"
@@ -76,5 +78,5 @@ class TuneConfig:
 
     @property
     def name(self) -> str:
-        """Objective and strategy, as timings are called by."""
+        """Objective and strategy, the name of its timings."""
         return f"{self.objective}-{self.strategy}"

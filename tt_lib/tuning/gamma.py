@@ -90,7 +90,7 @@ class Gamma:
             for value in getattr(self, name):
                 check_type(f"each of {name}", value, float)
         if min(self.errors + self.residuals) < 0 or not all(0 < tau <= 1 for tau in self.taus):
-            raise BadValue(f"errors and residuals are no less than 0, and taus lie in (0, 1], got {self}")
+            raise BadValue(f"errors and residuals must not be below 0, and taus must lie in (0, 1], got {self}")
         check_run(self.times, Grid(self.grid, self.grid_times), "ddim")
 
     def check(self, sampler: Sampler) -> None:

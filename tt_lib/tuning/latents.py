@@ -67,7 +67,7 @@ def read_prompts(path: Path | str) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadValue(f"{path} is no text in UTF-8 (byte {error.start}); save it in UTF-8") from error
+        raise BadValue(f"{path} is not text in UTF-8 (byte {error.start}); save it in UTF-8") from error
     # Some of these end a line for Python and for no editor; the last two are what a damaged text has.
     if bad := re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffd]", text):
         raise BadValue(f"{path} holds {bad[0]!a}, a control character or a mark of damage; save it as plain UTF-8")
@@ -95,8 +95,8 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise BadValue(f"prompt {number} is empty; leave it out")
         if key in first:
             raise BadValue(
-                f"prompt {number}, {prompt[:60]!r}, is prompt {first[key]} once more: one of them might be held out, "
-                "and the other learned from; leave one out"
+                f"prompt {number}, {prompt[:60]!r}, is prompt {first[key]} once more, and one of them may be held "
+                "out; remove one"
             )
         first[key] = number
     if len(prompts) < HELD_OUT:
@@ -121,9 +121,11 @@ def load_pipeline(source: Path | str, device: torch.device | str = "cpu") -> tup
 
     source, device = str(source), torch.device(device)
     if Path(source).is_dir() and not Path(source, "model_index.json").is_file():
-        raise MissingFile(f"{source} holds no model_index.json, so it is no pipeline; give what save_pretrained wrote")
+        raise MissingFile(
+            f"{source} holds no model_index.json, so it is not a pipeline; give a folder that save_pretrained wrote"
+        )
     if not Path(source).is_dir() and source.count("/") != 1:
-        raise MissingFile(f"no pipeline at {source}: it is no folder, and no Hub repository (those read owner/name)")
+        raise MissingFile(f"no pipeline at {source}: it is neither a folder nor a Hub repository (owner/name)")
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32)
         weights = weights_hash(_network_of(pipeline))
@@ -346,7 +348,9 @@ def adapt_pipeline(
     if guidance is not None:
         check_type("guidance", guidance, float)  # a finite one
         if guidance < 0:
-            raise BadValue(f"guidance must be at least 0 (pipelines take what is below for none), got {guidance:g}")
+            raise BadValue(
+                f"guidance must be at least 0 (pipelines take a smaller one for no guidance), got {guidance:g}"
+            )
         options["guidance_scale"] = guidance
     if size is not None:
         if len(size) != 2 or min(size) < 1:
@@ -575,7 +579,7 @@ def learn_pipeline(
         solver: a deterministic one, see :func:`tt_lib.solvers.registry.make_solver`.
         start: the grid where learning begins, by default that of the pipeline's own scheduler.
         config: as for :func:`tt_lib.tuning.learn.learn`. Gains are for networks that predict eps.
-        at_once: latents that the network sees at a time, which bounds the memory.
+        at_once: latents in one call of the network, to save memory.
         state, progress: see :func:`tt_lib.tuning.learn.learn`.
 
     Raises:

@@ -102,10 +102,10 @@ def feature_distance(network: FeatureNet, name: str) -> Distance:
 
 @dataclass(frozen=True)
 class LearnConfig:
-    """The choices of learning a sampler.
+    """The options of learning a sampler.
 
     Attributes:
-        knobs: which of :data:`KNOBS` move.
+        knobs: what is learned, of :data:`KNOBS`.
         noises: start noises to learn from, each with its converged solution.
         validation: other start noises, which decide which of the learned samplers is kept.
         batch: noises of one iteration; all of them where there are fewer.
@@ -114,7 +114,7 @@ class LearnConfig:
         seed: of the noises, and of the order in which they come.
 
     Raises:
-        BadValue: naming the choice and the value.
+        BadValue: an option that is unknown or out of range.
     """
 
     knobs: tuple[str, ...] = ("grid", "timing")
@@ -140,7 +140,7 @@ class LearnConfig:
 
     @property
     def name(self) -> str:
-        """What the timing is called: ``learned-grid-timing``."""
+        """The name of the timing, such as ``learned-grid-timing``."""
         return "-".join([LEARNED, *self.knobs])
 
 
@@ -267,18 +267,19 @@ def learn(
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> LearnResult:
-    """Learn the knobs of a sampler, with the network frozen.
+    """Learn a sampler end to end by gradient, with the network frozen: its grid, its timing, its gains.
 
     Args:
         sampler: untuned, deterministic, with a predictor that gradients pass through.
         distance: between a sample and its converged solution.
-        converged: what makes these; by default :func:`converged_sampler` of the same predictor.
-        known: what ``converged`` has made for other samplers, by the first seed; what it makes now is added.
-        at_once: noises that the network sees at a time, which bounds the memory: the gradients of an iteration are
-            summed over the parts of its batch. 0 is the whole batch.
-        facts: what else the result depends on, for the timing's ``tuning``: another run has other ones.
-        state: file for the state of an unfinished run, which goes on from it exactly. Whoever has stored the result
-            removes it.
+        converged: the sampler of the converged solutions; by default :func:`converged_sampler` of the same predictor.
+        known: converged solutions that were made earlier, by their first seed; new ones are added.
+        at_once: noises in one call of the network, to save memory: the gradients of an iteration are summed over the
+            parts of its batch. 0 is the whole batch.
+        facts: what else the result depends on. It is stored in the timing's ``tuning``, and only a run with the same
+            facts resumes from ``state``.
+        state: file for the state of an unfinished run, which resumes from it exactly. Remove it once the result is
+            stored.
         progress: called with (iterations done, of all, message).
 
     Raises:
@@ -467,7 +468,9 @@ class _Learning:
             content = torch.load(self.state, weights_only=True)
             fingerprint = content["fingerprint"]
         except (*_DAMAGE, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise CorruptFile(f"{self.state} is no state of learning ({error}); delete it and begin again") from error
+            raise CorruptFile(
+                f"{self.state} is not the state of learning ({error}); delete it and begin again"
+            ) from error
         if fingerprint != self.fingerprint:
             raise BadValue(f"{self.state} is the state of another run (sampler, network or choices differ); delete it")
         try:

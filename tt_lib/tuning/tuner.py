@@ -70,13 +70,12 @@ def tune(
     """Tune the conditioning times of a few-step sampler, with the network frozen.
 
     Args:
-        sampler: any, untuned; a solver that draws noise draws the same for every tau.
+        sampler: untuned; a solver that draws noise draws the same noise for every tau.
         images: x0 [P, ...] in [-1, 1] on the sampler's device: real images, or the network's own.
-        config: the choices; by default the authors'.
+        config: the options; by default those of the authors.
         source: where the images come from, for the timing: ``real`` or ``generated``.
         held_out: other images, at least two, for the gate; needed with ``config.gate``.
-        state: a file to keep the state of the run in; if it is there, the run goes on from it. Whoever has saved the
-            timing removes it.
+        state: a file for the state of an unfinished run, which resumes from it. Remove it once the timing is saved.
         save_seconds: seconds between two writes of ``state``.
         progress: called with (done, total, message).
 
@@ -168,7 +167,7 @@ class _Tuning:
         room = Bounds(t, self.sampler.schedule.t_min, self.config.bounds)
         if not (room.low < room.high).any():
             raise BadValue(
-                f"there is nothing to tune: no tau may differ from its t, of {t.tolist()}, within bounds = "
+                f"there is nothing to tune: no tau can differ from its t, of {t.tolist()}, within bounds = "
                 f"{self.config.bounds}; widen them"
             )
 
@@ -259,7 +258,7 @@ class _Tuning:
             if place and not self._is_possible(place):
                 raise ValueError("it is damaged")
         except Exception as error:  # zip, pickle and torch name no single type
-            raise CorruptFile(f"{self.state} is no state of a tuning; delete it to begin again") from error
+            raise CorruptFile(f"{self.state} is not the state of a tuning; delete it to begin again") from error
         if place is None:
             raise BadValue(
                 f"{self.state} is the state of another tuning (other model, solver, grid, images or options); delete it"
