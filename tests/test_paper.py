@@ -203,7 +203,7 @@ def test_all_that_is_missing_is_named_at_once(offline):
         inception.FILE,
         inception.URL,
         "TT_INCEPTION",
-        "'google/ddpm-cifar10-32' from the Hub",
+        "cannot load 'google/ddpm-cifar10-32'",
         "give its folder",
         "tt stats --dataset cifar10 --split train --features inception-2015",
     ):

@@ -152,7 +152,7 @@ class _Watch:
             return
         evaluation, t, tau = where[finite.index(False)]
         raise NotFinite(
-            f"the network answered NaN or infinity at evaluation {evaluation + 1}, "
+            f"the network returned NaN or infinity at evaluation {evaluation + 1}, "
             f"t = {_brief(t)}, tau = {_brief(tau)}; "
             "check its weights and its input range, and run it in float32 if it is run in float16"
         )

@@ -32,7 +32,7 @@ class TimingMismatch(TTError, ValueError):
 
 
 class NotFinite(TTError, ArithmeticError):
-    """The network answered NaN or infinity, or what was measured comes out so; the message says where."""
+    """The network returned NaN or infinity, or a measure is not finite; the message says where."""
 
 
 class NothingLearned(TTError):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -136,6 +137,8 @@ class OneLineErrors(TyperGroup):
             signal.default_int_handler(number, frame)
 
         before = signal.signal(signal.SIGINT, stop)
+        # diffusers passes it to the Hub; a user can mend nothing there.
+        warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
         try:
             check_words(sys.argv[1:])
             return super().invoke(ctx)
@@ -291,6 +294,7 @@ def _plain_lines(title: str, every: float = 10.0) -> Progress:
             last = now
             speed = (done - first[0]) / max(now - first[1], 1e-9)
             left = f"{(total - done) / speed:.0f} s left" if speed > 0 else "time left unknown"
+            left = "done" if done == total else left
             print(f"{title}: {done}/{total}, {now - begun:.0f} s, {left}  {message}", flush=True)
 
     return report

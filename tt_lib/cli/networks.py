@@ -230,7 +230,7 @@ def info(
     say(f"solvers: {', '.join(SOLVERS)}")
     for name, solver in SOLVERS.items():
         for option, values in solver.choices.items():
-            say(f"  {name},{option}={' or '.join(map(str, values))} (else {solver.defaults[option]})")
+            say(f"  {name},{option}={' or '.join(map(str, values))} (default {solver.defaults[option]})")
     say(f"timings: {len(list((data_folder() / 'timings').glob('*/*.json')))}")
     try:
         say(f"CIFAR-10: {len(load_cifar10('test'))} test images")

@@ -15,7 +15,6 @@ from tt_lib.cli.app import (
     FastFeaturesOption,
     ForceOption,
     SeedOption,
-    console,
     faster,
     pick_device,
     pick_devices,
@@ -453,8 +452,9 @@ def evaluate(
     for metric in metrics:
         forget_sets(sampler, metric.features, n, seed, work)
     for row in rows:
-        shown = {key: row[key] for key in ("solver", "grid", "nfe", "timing", "metric", "n", "value", "low", "high")}
-        console.print(shown, highlight=False)
+        value = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        say(f"{row['solver']} {row['grid']} {row['nfe']} {row['timing']}: {row['metric']} {value}, n {row['n']}")
+    say(f"{'1 row' if len(rows) == 1 else f'{len(rows)} rows'} written to {path}")
     world.wait()
 
 

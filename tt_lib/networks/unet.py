@@ -388,8 +388,8 @@ def _not_loaded(source: str, error: Exception) -> CorruptFile | MissingFile:
         return CorruptFile(f"{source} is not a model folder of diffusers: {what}; {remedy}")
     reason = (str(error).splitlines() or [what])[0].rstrip(".")
     return MissingFile(
-        f"there is no folder {source!r}, and the Hub gives no such model ({reason}); check the name and the internet "
-        "connection, or download the repository and give its folder"
+        f"cannot load {source!r}: it is not a folder here, and the Hub does not give it ({reason}); check the "
+        "name and the internet connection, or download the repository and give its folder"
     )
 
 

@@ -331,6 +331,6 @@ def require_timing(model: str, cell: Cell) -> Timing | None:
         by_gradient = plain.startswith(LEARNED) and plain.removeprefix(f"{LEARNED}-") not in METHODS
         command = "tt learn" if by_gradient else "tt tune"
         there = _numbers_beside(path, cell)
-        more = f", or ask for {' or '.join(map(str, there))} evaluations, which have one" if there else ""
+        more = f", or take a number of evaluations that has one: {', '.join(map(str, there))}" if there else ""
         raise MissingFile(f"no timing at {path}; make it with `{command}`{more}")
     return timing

@@ -168,7 +168,7 @@ def estimate_gamma(
 
     Raises:
         BadValue: fewer than three images, or a batch below 1.
-        NotFinite: the network answered NaN or infinity.
+        NotFinite: the network returned NaN or infinity.
     """
     check_seeds(seed, len(images), LEARN_FIRST_SEED - GAMMA_FIRST_SEED)
     if len(images) < LEAST_IMAGES or batch < 1:

@@ -83,7 +83,7 @@ def tune(
         BadValue: ``truncation`` or the gate for a solver that draws noise, a gate without held-out images, no step that
             may move, or ``state`` belongs to another tuning.
         CorruptFile: ``state`` is damaged.
-        NotFinite: the network answered NaN or infinity.
+        NotFinite: the network returned NaN or infinity.
     """
     return _Tuning(sampler, images, config or TuneConfig(), source, held_out, state, save_seconds, progress).run()
 
