@@ -570,7 +570,7 @@ def test_other_errors_keep_their_traceback(project, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "part"),
     [
-        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device; mend that"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device; remove the cause"),
         (PermissionError(13, "Permission denied", "x.bin"), "PermissionError: [Errno 13] Permission denied: 'x.bin'"),
         (MemoryError(), "MemoryError: not enough memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes\nmore"), "give a smaller --batch"),

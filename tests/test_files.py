@@ -188,9 +188,9 @@ def test_places_are_looked_at_before_the_work(tmp_path):
         (tmp_path / "plain" / "out.csv", "Not a directory; choose another output folder"),
         (tmp_path / "plain" / "new" / "out.csv", "Not a directory"),
         (tmp_path / "loop" / "out.csv", "loop"),
-        (tmp_path / "pipe", "no plain file"),
+        (tmp_path / "pipe", "not a plain file"),
         # As an administrator one may write there, and would put a file in its place.
-        (Path("/dev/full"), "no plain file"),
+        (Path("/dev/full"), "not a plain file"),
         (Path("/proc/out.csv"), "No such file"),
         (tmp_path / ("n" * 250), "File name too long"),
         (tmp_path / "new" / ("n" * 250) / "out.csv", "File name too long"),
@@ -281,7 +281,9 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
-    assert len(lines) == 6 and all(f"cannot write {path}: " in line and "make room" in line for line in lines), lines
+    assert len(lines) == 6 and all(f"cannot write {path}: " in line and "free some space" in line for line in lines), (
+        lines
+    )
     assert path.read_text() == "old" and names(tmp_path) == ["file"]
 
 

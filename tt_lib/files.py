@@ -75,7 +75,9 @@ def _is_failed_write(error: Exception) -> bool:
 
 
 def _unwritable(path: Path, reason: str | None) -> BadValue:
-    return BadValue(f"cannot write {path}: {reason}; choose another output folder, make room or mend its permissions")
+    return BadValue(
+        f"cannot write {path}: {reason}; choose another output folder, free some space or change its permissions"
+    )
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -46,7 +46,7 @@ class GaussianMixture:
         if self.means.ndim != 2 or 0 in self.means.shape or not bool(self.means.isfinite().all()):
             raise BadValue(f"means must be finite, [M, D], got {means}")
         if self.weights.shape != self.means.shape[:1] or not _positive(self.weights):
-            raise BadValue(f"weights must be {len(self.means)} positive numbers, one a mean, got {weights}")
+            raise BadValue(f"weights must be {len(self.means)} positive numbers, one for each mean, got {weights}")
         self.weights = self.weights / self.weights.sum()
         if (scales is None) == (covariances is None):
             raise BadValue("give either scales or covariances")
@@ -55,7 +55,7 @@ class GaussianMixture:
         if covariances is None:
             values = float64(scales)
             if values.shape != self.weights.shape or not _positive(values):
-                raise BadValue(f"scales must be {len(self.weights)} positive numbers, one a mean, got {scales}")
+                raise BadValue(f"scales must be {len(self.weights)} positive numbers, one for each mean, got {scales}")
             self._variances, self._axes = values.square()[:, None].expand_as(self.means), identity
         else:
             values = float64(covariances)
@@ -107,7 +107,7 @@ class GaussianMixture:
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise BadValue(f"x must be [B, {self.dim}] for this mixture, got the shape {list(x.shape)}")
         if alpha.ndim > 1 or (alpha.ndim == 1 and len(alpha) != len(x)):
-            raise BadValue(f"times must be a scalar or [{len(x)}], one a row of x, got {list(alpha.shape)}")
+            raise BadValue(f"times must be a scalar or [{len(x)}], one for each row of x, got {list(alpha.shape)}")
         alpha, sigma = (value.to(x.device).reshape(-1, 1, 1) for value in (alpha, sigma))
         weights, means, variances, axes = self._on(x.device)
         z = torch.einsum("mde,bmd->bme", axes, x.double()[:, None] - alpha * means)

@@ -174,7 +174,7 @@ def describe(error: Exception) -> str | None:
         given = value_of(getattr(error, "param", None))
         return f"{text}{'' if given is None else f', got {given!r}'}{'' if text[-1] == '?' else ';'} see --help"
     if isinstance(error, OSError):
-        return f"{error}; mend that and start the same command again"
+        return f"{error}; remove the cause and start the same command again"
     # torch has a type of its own for a GPU's memory, and for a CPU's only words.
     words = ("out of memory", "can't allocate memory")
     if isinstance(error, MemoryError) or (

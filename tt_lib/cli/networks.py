@@ -86,8 +86,10 @@ def train(
     """Train a network to predict the noise on the linear-beta schedule, or the velocity of a flow.
 
     Images of your own must be square, with a side that 8 divides. They get the defaults of cifar10; give --attention
-    where the side is not 32. If it is interrupted, start it again with the same options: it resumes from its last
-    checkpoint and sees the same data as an uninterrupted run. On several GPUs, start it with
+    if their network has no level of side 16.
+
+    If it is interrupted, start it again with the same options: it resumes from its last checkpoint and sees the same
+    data as an uninterrupted run. On several GPUs, start it with
     `torchrun --nproc_per_node 2 -m tt_lib train --out ...` (or `accelerate launch`).
 
     Example: `tt train --dataset digits --out runs/digits` (a little more than a minute on two CPU cores).

@@ -55,7 +55,7 @@ GridOption = Annotated[
 ]
 NfeOption = Annotated[int, typer.Option(help="Number of network evaluations for each image (NFE).")]
 EtaOption = Annotated[float, typer.Option(help="Share of ancestral noise, for ddim: from 0 (deterministic) to 1.")]
-BatchOption = Annotated[int, typer.Option(help="Images in a batch.")]
+BatchOption = Annotated[int, typer.Option(help="Images in one call of the network.")]
 # torchrun takes --n for the beginning of an option of its own, wherever it stands: hence the second name.
 SamplesOption = Annotated[
     int, typer.Option("--n", "--samples", help="Number of samples, a multiple of 10; published numbers take 50000.")

@@ -39,7 +39,7 @@ ARCHIVE = "cifar-10-python.tar.gz"
 ARCHIVE_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 ENVIRONMENT = "TT_CIFAR10"
 REMEDIES = (
-    f"give the folder (--data, root=), set {ENVIRONMENT} to it, put {ARCHIVE_URL} there, or fetch it with "
+    f"give its folder by --data, root= or ${ENVIRONMENT}, put the archive {ARCHIVE_URL} there, or fetch it with "
     "torchvision.datasets.CIFAR10('data/cifar10', download=True)"
 )
 BATCH_MD5 = {

@@ -217,7 +217,7 @@ def reading(root: Path) -> Iterator[None]:
         raise
     except OSError as error:
         place, reason = error.filename or root, error.strerror or error
-        raise CorruptFile(f"cannot read {place}: {reason}; restore it or mend its permissions") from error
+        raise CorruptFile(f"cannot read {place}: {reason}; restore it or change its permissions") from error
 
 
 def read_split(root: Path, split: str) -> Stored | None:
@@ -543,5 +543,7 @@ def _labels(labels: np.ndarray, place: str) -> Tensor:
         raise CorruptFile(f"labels in {place} are {labels.dtype}, such as {labels[0]!r}; accepted: integers from 0 on")
     bad = labels[(labels < 0) | (labels >= 2**31)]
     if len(bad):
-        raise CorruptFile(f"labels in {place} are outside 0..{2**31 - 1}: {sorted(set(bad.tolist()))[:5]}; mend them")
+        raise CorruptFile(
+            f"labels in {place} are outside 0..{2**31 - 1}: {sorted(set(bad.tolist()))[:5]}; correct them"
+        )
     return torch.from_numpy(labels.astype(np.int64))

@@ -92,13 +92,13 @@ STAGES: dict[str, Callable[[Any], int]] = {
 _DRAWS = "it draws noise that no generator for each sample can give"
 REFUSED = {
     "it runs from data to noise": ("Inverse",),
-    "its network is told two times, where a step begins and where it ends": ("FlowMap",),
+    "its network is conditioned on two times, where a step begins and where it ends": ("FlowMap",),
     "its steps are those of the class without Parallel in its name": ("DDIMParallel",),
     f"{_DRAWS} (DDIMScheduler with eta = 1 is its like)": ("DDPM",),
     "its steps and its noise levels are those of one video model": ("Helios", "CogVideoX"),
     "its times run the other way, t = 1 for data": ("MiniMax",),
     "it samples molecules": ("RFD4",),
-    "its network answers with a policy and no direction": ("Piflow",),
+    "its network predicts a policy and not a direction": ("Piflow",),
     "its noise levels are its own, whatever the network was trained on (this library's ipndm is its like)": ("IPNDM",),
     "it samples tokens": ("VQDiffusion", "Amused", "Block", "Entropy", "DiscreteDDIM"),
     _DRAWS: (
@@ -118,7 +118,7 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     # The fixed ones are DDPMScheduler's; from_config brings them along to schedulers that do not look at them.
     "variance_type": ((None, "fixed_small", "fixed_large"), "predictors drop the variance themselves; set it to None"),
-    "timestep_type": (("discrete",), "its times are no levels; set it to 'discrete'"),
+    "timestep_type": (("discrete",), "its times are not levels; set it to 'discrete'"),
     "interpolation_type": (("linear",), "its states have other noise levels than its timesteps; set it to 'linear'"),
     "solver_p": ((None,), "another scheduler makes a part of its steps; set it to None"),
 }
@@ -314,7 +314,7 @@ def _adapted(scheduler: Any, by_rule: bool, eta: float, left_out: int, how: str)
         _check_in_step(scheduler)
     schedule, run = _schedule_of(scheduler), replace(_run_of(scheduler, eta), first=left_out)
     # A dry run says what it evaluates: no formula of ours counts it.
-    with _refused(f"{name} fails {how}", "ask for another number or mend its configuration"):
+    with _refused(f"{name} fails {how}", "ask for another number or change its configuration"):
         evaluations = layout(Solver(name, run), _UNKNOWN, schedule)
     nominal = tuple(each.t for each in evaluations)
     solver = Solver(name, run, draws=run.draws, options=_options_of(scheduler, eta))

@@ -130,7 +130,8 @@ def ddim_pipeline(bench: Bench, steps: int) -> Callable[..., Any]:
     network = bench.model.network
     if not isinstance(network, UNet2DModel):
         raise BadValue(
-            f"diffusers' DDIMPipeline samples a UNet2DModel, {bench.model.name} is a {type(network).__name__}"
+            f"diffusers' DDIMPipeline samples a UNet2DModel, {bench.model.name} is a {type(network).__name__}; choose "
+            "another model"
         )
     scheduler = DDIMScheduler(num_train_timesteps=bench.model.schedule.levels, clip_sample=False)
     pipeline: Any = DDIMPipeline(network, scheduler)

@@ -434,7 +434,7 @@ def _call(pipeline: Any, prompts: Sequence[str], options: dict[str, Any], steps:
     except (TypeError, ValueError) as error:
         what = " ".join(str(error).split())
         raise BadValue(
-            f"{type(pipeline).__name__} refuses {', '.join(own)} ({what}); mend them, or give a text-to-image pipeline"
+            f"{type(pipeline).__name__} refuses {', '.join(own)} ({what}); change them, or give another pipeline"
         ) from error
     finally:
         pipeline.set_progress_bar_config(**bar)
