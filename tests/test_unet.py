@@ -311,6 +311,9 @@ def test_hub_name_without_a_network(monkeypatch):
         MissingFile, match=r"cannot load 'tt-lib/no-such-network': .*the Hub.*download.*give its folder"
     ):
         load_model("tt-lib/no-such-network")
+    for name in ("runs/misspelled", "./misspelled", "data/misspelled"):  # no owner: nothing is asked of the network
+        with pytest.raises(MissingFile, match=f"no model '{name}': it is neither a folder"):
+            load_model(name)
 
 
 # Networks of others

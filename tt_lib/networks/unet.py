@@ -244,7 +244,8 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         schedule = path_of(path, model.schedule)  # one path, one spelling: rows and timings are found by it
         return replace(model, name=f"{model.name},path={schedule.name}", schedule=schedule, own=model.schedule)
     folder = find_model(name)
-    if folder is None and name.count("/") != 1:
+    # Where commands write is no owner on the Hub: a name misspelled there is not looked for on the network.
+    if folder is None and (name.count("/") != 1 or name.startswith(("./", "runs/", "data/"))):
         pretrained = data_folder() / "pretrained"
         if name in PRETRAINED:
             remedy = f"train it: tt train --dataset {name} --out {pretrained / PRETRAINED[name]}"
@@ -252,7 +253,7 @@ def load_model(name: str, device: torch.device | str = "cpu") -> Model:
         models = ", ".join(sorted(card.parent.name for card in pretrained.glob(f"*/{CARD}"))) or "none"
         raise MissingFile(
             f"no model {name!r}: it is neither a folder, nor a network in {pretrained} (there: {models}), nor a Hub "
-            "repository (owner/name)"
+            "repository (owner/name); check the name"
         )
     source = str(folder or name)
     card = read_json(folder / CARD) if folder and (folder / CARD).exists() else {}
