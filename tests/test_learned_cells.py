@@ -62,7 +62,7 @@ def test_a_name_is_a_recipe(name, recipe):
         ("learned-grid,loss=taste", "unknown loss 'taste'"),
         ("learned-grid,of_nfe=0", "of_nfe must be at least 1, got 0"),
         ("learned-grid,of_solver=magic", "unknown solver 'magic'"),
-        ("truncation-parallel,of_nfe=5", "'of_nfe=5' is no option"),
+        ("truncation-parallel,of_nfe=5", "'of_nfe=5' is not an option"),
         ("learned-grid,noises=0", "noises of learning must be at least 1"),
     ],
 )

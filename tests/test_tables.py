@@ -186,7 +186,7 @@ def test_seeds_of_a_table_whose_n_is_replaced(write):
 
 
 def test_files_that_are_no_tables(tmp_path, write):
-    with pytest.raises(MissingFile, match=r"nothing\.toml; give a TOML file, .*: bedroom, flow, paper, study"):
+    with pytest.raises(MissingFile, match=r"nothing\.toml; give a TOML file, .*: bedroom, flow, network, paper, study"):
         read_tables(tmp_path / "nothing.toml")
     with pytest.raises(CorruptFile, match=r"table\.toml is not TOML"):
         read_tables(write("[table\n"))
