@@ -329,6 +329,7 @@ def require_timing(model: str, cell: Cell) -> Timing | None:
     if timing is None and cell.timing != UNTUNED and read_correction(cell.timing) is None:
         path, plain = timing_path(model, cell), cell.timing.split(",")[0]
         by_gradient = plain.startswith(LEARNED) and plain.removeprefix(f"{LEARNED}-") not in METHODS
+        by_gradient = by_gradient and ",of_" not in cell.timing
         command = "tt learn" if by_gradient else "tt tune"
         there = _numbers_beside(path, cell)
         more = f", or take a number of evaluations that has one: {', '.join(map(str, there))}" if there else ""
