@@ -36,9 +36,9 @@ def test_page_and_table_say_what_each_notebook_is(folder):
     page = index.page(folder)
     for words in (
         "## [01 Second](01_b.ipynb)\n\n" + colab_badge("01_b.ipynb") + "\n\nAnother.\n",
-        "- Needs: [00](00_a.ipynb)\n- Time: `TT_SCALE=ci` 2 min on 2 CPU cores.\n",
+        "- Needs: [00](00_a.ipynb)\n- Time: About 5 minutes to read. Its cells run in 2 min on 2 CPU cores.\n",
         "- Practice: [exercises](exercises/01_b.ipynb), [solutions](exercises/01_b_solutions.ipynb)",
-        "- Needs: nothing before it\n- Time: `TT_SCALE=ci` 20 s on 2 CPU cores.\n",
+        "- Needs: nothing before it\n- Time: About 5 minutes to read. Its cells run in 20 s on 2 CPU cores.\n",
     ):
         assert words in page
     links = "[exercises](notebooks/exercises/01_b.ipynb), [solutions](notebooks/exercises/01_b_solutions.ipynb)"
@@ -55,7 +55,9 @@ def test_tops_of_notebooks_are_written_from_one_address_and_the_budgets(folder, 
     assert index.stale(folder) == []
     lesson, exercise = (nbformat.read(folder / name, 4).cells for name in ("00_a.ipynb", "exercises/01_b.ipynb"))
     assert colab_badge("exercises/01_b.ipynb") in exercise[0].source and exercise[1].source == install_cell()
-    assert lesson[0].source.endswith(f"\n\n{index.TIME} `TT_SCALE=ci` 20 s on 2 CPU cores. <!-- constant -->\nMore.")
+    assert lesson[0].source.endswith(
+        f"\n\n{index.TIME} About 5 minutes to read. Its cells run in 20 s on 2 CPU cores. <!-- constant -->\nMore."
+    )
     assert exercise[0].source.endswith(f"{index.TIME} Long.\nMore."), "an exercise takes as long as its reader"
     monkeypatch.setattr(index, "REPOSITORY", "some/where")
     files = {path.relative_to(folder.parent).as_posix(): content for path, content in index.stale(folder)}

@@ -32,6 +32,11 @@ def test_all_notebooks_together_take_less_than_twelve_minutes():
     assert sum(map(sum, times.load().values())) + 5 * len(PATHS) < 12 * 60
 
 
+@pytest.mark.parametrize("path", lessons(), ids=lambda path: path.stem)
+def test_a_lesson_is_read_in_one_sitting(path):
+    assert times.reading(read(path)) <= 30
+
+
 # ---- each guard fails
 
 

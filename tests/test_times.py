@@ -1,12 +1,9 @@
-"""Notebooks are run and stored, the seconds of their cells kept; larger scales give rows."""
+"""Notebooks are run and stored, the seconds of their cells kept; what they take is a sentence."""
 
 import nbformat
 import pytest
 import times
 from books import read, write
-
-from tt_lib.errors import BadValue
-from tt_lib.rows import SPEED_COLUMNS, SPEED_KEY, read_rows, write_rows
 
 SLEEP = "import os, time; time.sleep(0.6); print(os.environ['TT_SCALE'])"
 
@@ -16,12 +13,6 @@ def make(folder, *sources):
     book.cells = [nbformat.v4.new_markdown_cell("# 01 A"), *map(nbformat.v4.new_code_cell, sources)]
     nbformat.write(book, folder / "01_a.ipynb")
     return folder / "01_a.ipynb"
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    monkeypatch.setenv("TT_DATA", str(tmp_path))
-    return tmp_path / "results" / "speed.csv"
 
 
 def test_a_run_is_stored_with_the_seconds_of_each_code_cell(tmp_path, monkeypatch):
@@ -48,40 +39,18 @@ def test_a_notebook_may_be_stored_as_it_is_at_a_larger_scale(tmp_path, monkeypat
     assert len(times.load(tmp_path)["01_a.ipynb"]) == 1
 
 
-def test_a_lesson_is_run_at_a_larger_scale_and_has_a_row(tmp_path, results):
-    path = make(tmp_path, SLEEP)
-    before = path.read_bytes()
-    times.measure_scale([path], "laptop", results)
-    rows = read_rows(results, SPEED_COLUMNS)
-    assert list(rows["what"]) == ["notebook 01_a, TT_SCALE=laptop"] and float(rows["ours"][0]) >= 0.6
-    assert rows["command"][0] == "python notebooks/tools/times.py laptop" and path.read_bytes() == before
-    with pytest.raises(BadValue, match="ends in an error"):
-        times.measure_scale([make(tmp_path, "1 / 0")], "laptop", results)
-
-
-def test_what_was_measured_is_a_sentence(tmp_path, results):
-    path = make(tmp_path, SLEEP)
+def test_what_was_measured_is_a_sentence(tmp_path):
+    path = make(tmp_path, "x = 1\n" * 30, "import pip\n" * 100)
     times.save({"01_a.ipynb": [20.0, 12.0]}, tmp_path)
-    seconds = {"full": (31.4, "NVIDIA H100 80GB HBM3"), "laptop": (250.0, "cpu (2 threads)")}
-    rows = [
-        dict.fromkeys(SPEED_COLUMNS, "")
-        | {"what": times.label("01_a", scale), "ours": ours, "unit": "s", "device": device}
-        for scale, (ours, device) in seconds.items()
-    ]
-    write_rows(results, [*rows, rows[0] | {"what": times.label("02_b", "full")}], SPEED_COLUMNS, SPEED_KEY)
-    assert times.measured(path) == (
-        "`TT_SCALE=ci` 30 s on 2 CPU cores, `TT_SCALE=laptop` 4 min on 2 CPU cores, "
-        "`TT_SCALE=full` 30 s on a machine with an NVIDIA H100 80GB HBM3."
-    )
-    results.unlink()
-    assert times.measured(path) == "`TT_SCALE=ci` 30 s on 2 CPU cores."
     book = read(path)
-    book.metadata["tt"] = {"minutes": 25}
+    book.cells[0].source = "word " * 900
+    book.cells[1].outputs = [nbformat.v4.new_output("display_data", data={"image/png": ""})] * 6
+    assert times.reading(book) == 15, "6 minutes of words, 2 of code and 3 of figures, to the next five"
     write(path, book)
-    assert times.measured(path) == "About 25 minutes to read. Its cells run in 30 s on 2 CPU cores."
+    assert times.measured(path) == "About 15 minutes to read. Its cells run in 30 s on 2 CPU cores."
 
 
-@pytest.mark.parametrize("words", [("huge",), ("laptop", "nowhere.ipynb")])
+@pytest.mark.parametrize("words", [("huge",), ("notebooks/00_start_here.ipynb", "nowhere.ipynb")])
 def test_the_command_names_what_is_wrong(words, capsys):
     assert times.main(list(words)) == 1
     assert f"no notebook {words[-1]!r}; usage: " in capsys.readouterr().err

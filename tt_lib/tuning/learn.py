@@ -1,4 +1,4 @@
-"""Learning a whole sampler end to end: its grid, its conditioning times and a gain on each answer.
+"""Learning a whole sampler end to end: its grid, its conditioning times and a gain on each network output.
 
 The scalars are moved by the gradient of one loss, the distance between a finished sample and the end of the converged
 solution from the same noise. (Watson et al. 2022, arXiv 2202.05830, learn samplers by differentiating through them.
@@ -10,7 +10,7 @@ grid   the nodes t_0 > ... > t_(K-1), by the shares of their distances in lambda
        The first and the last node move, too. x starts as the solver's start noise, whatever t_0 becomes. (Where
        alpha(1) = 0 lambda is infinite at t = 1: there a first node at 1 stays, and knobs begin from ``t_max``.)
 timing the conditioning time of each evaluation, ``lambda(tau) = lambda(t) + 1.5 tanh(offset)``
-gain   one factor on each answer of the network, ``1 + 0.2 tanh(offset)``
+gain   one factor on each network output, ``1 + 0.2 tanh(offset)``
 ====== ============================================================================================
 """
 
