@@ -61,7 +61,7 @@ KNOBS = {
     "grid, timing and gain": "learned-grid-timing-gain",
 }
 """What :func:`knobs_table` shows."""
-WAYS = {"GITS": "learned-gits", "LD3's recipe": "learned-ld3", "grid and timing, as here": LEARNED["timing"]}
+WAYS = {"GITS": "learned-gits", "LD3's recipe": "learned-ld3", "grid, timing and gain, as here": LEARNED["timing"]}
 """What :func:`ways_table` shows."""
 SATURATED = 40
 """Changes in per cent beyond this have a map's last colour: one ruined sampler must not hide the others."""
