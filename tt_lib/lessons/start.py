@@ -25,7 +25,7 @@ ALT = {
     "is pale and blurred. The tuned row has the same motifs and more contrast. The learned row shows the motifs of the "
     "converged row, two cars among them, as crisp and with a little more contrast.",
     "differences": "Three rows of grey difference pictures, black where a sample equals the converged one. The untuned "
-    "row is brightest, the tuned row darker. The learned row is darkest, with thin outlines.",
+    "row is brightest, the tuned row darker. The learned row is darkest, with some grey in its second picture.",
     "step": "A curved black path over rho, from noise on the left to nearly clean data on the right. A straight dashed "
     "line leaves it at its start, as its tangent, and lands far below the end of the path. An upright bar beside the "
     "two ends marks the gap between them.",
