@@ -290,7 +290,8 @@ def shared_figure() -> Figure:
     figure = Figure(figsize=(9.5, 4))
     left, right = figure.subplots(1, 2)
     right.axhline(1, color=BLACK, linewidth=1)
-    names, drawn = [], set()
+    names: list[str] = []
+    drawn: set[str] = set()
     for (name, nfe), timing in shipped().items():
         lam = SCHEDULE.lam(torch.tensor(timing.times, dtype=torch.float64))
         colour, marker = COLOURS[name]
