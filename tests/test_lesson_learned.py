@@ -6,6 +6,8 @@ import torch
 from tt_lib.errors import BadValue
 from tt_lib.figures.frames import picture
 from tt_lib.lessons import learned
+from tt_lib.lessons.tables import SHORT, knob_rows, study
+from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
 from tt_lib.tuning.learn import KNOBS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,3 +120,43 @@ def test_panels_of_few_noises_join_ends_with_their_right_ends():
     (axes,) = learned.few_figure({1: (learned._start()[1], own, right)}).axes
     assert axes.get_title() == "1 noise"
     assert any(line.get_xydata().tolist() == [[0, 0], [1, 0.5]] for line in axes.lines)
+
+
+def test_what_the_text_says_of_shipped_ratios_holds():
+    timings = learned.shipped()
+    assert {name for name, _ in timings} == {"DDIM", "2M", "UniPC"} and len(timings) == 9
+    assert all(0.85 < timing.ratios[0] < 0.96 for timing in timings.values())
+    inner = {name: [] for name in learned.COLOURS}
+    for (name, _), timing in timings.items():
+        inner[name] += timing.ratios[1:-1]
+    assert max(inner["DDIM"]) < 1
+    assert all(sum(ratio > 1 for ratio in inner[name]) > 0.7 * len(inner[name]) for name in ("2M", "UniPC"))
+    assert len(learned.shared_figure().axes) == 2
+
+
+def test_what_the_text_says_of_knobs_and_of_what_carries_over_holds():
+    table, rows = study(), read_rows(results_folder() / "fd.csv", FD_COLUMNS)
+    for nfe in (5, 10):
+        own = {name: row.iloc[0] for name, row in knob_rows(table, "DDIM", nfe).items()}
+        for short in SHORT:
+            for pair in ("grid and gain", "grid and timing"):
+                assert own["grid"][f"{short}_low"] > own[pair][f"{short}_high"]
+                assert own[pair][f"{short}_low"] > own["grid, timing and gain"][f"{short}_high"]
+        assert own["grid"]["imagenet_low"] > own["nothing, on the straight path's nodes"]["imagenet_high"]
+    for name in ("2M", "UniPC"):
+        five, ten = knob_rows(table, name, 5), knob_rows(table, name, 10)
+        for short in SHORT:
+            assert five["grid and timing"].iloc[0][f"{short}_high"] < five["grid and gain"].iloc[0][f"{short}_low"]
+            both = (ten[knobs].iloc[0] for knobs in ("grid and timing", "grid, timing and gain"))
+            pair, three = both
+            assert three[f"{short}_low"] < pair[short] < three[f"{short}_high"]
+    assert len(learned.knobs_figure(table).axes) == 4
+    lines = [line.strip("| ").split(" | ") for line in learned.carry_table(rows).splitlines()[2:]]
+    values = {name: [tuple(map(float, cell.split(" ± "))) for cell in cells] for name, *cells in lines}
+    full = values["UniPC, NFE 6: 4,096 noises"]
+    for name in ("16 noises", "100 iterations"):
+        assert all(a[0] - a[1] < b[0] + b[1] for a, b in zip(values[name], full, strict=True))
+    lent, gains = values["learned for UniPC"], values["learned for UniPC, with gain"]
+    untuned = knob_rows(table, "DDIM", 5)["nothing, on the best of the diffusion's grids"].iloc[0]
+    assert lent[0][0] > untuned["imagenet"] and lent[1][0] < untuned["classifier"]
+    assert gains[0][0] > 2 * untuned["imagenet"] and gains[1][0] > untuned["classifier"]

@@ -20,12 +20,16 @@ from torch import Tensor
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, choose
 from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_below, log_axis, style
+from tt_lib.files import data_folder
 from tt_lib.grids import Grid, make_grid
+from tt_lib.lessons.tables import KNOBS as LEARNED
+from tt_lib.lessons.tables import LABELS, SHORT, TUNED, knob_rows, pick
 from tt_lib.noise import SampleNoise
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import make_solver
-from tt_lib.timing import Timing
+from tt_lib.study.compare import BEST, FEATURES, FEW, MODEL, N, beside_each_other
+from tt_lib.timing import Timing, load_timing
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow
 from tt_lib.tuning.learn import KNOBS, LearnConfig, LearnResult, learn
 
@@ -33,12 +37,10 @@ NFE, NOISES, HELD_OUT, ITERATIONS, RATE = 4, 128, 512, 60, 0.1
 SAMPLES = 400
 """Samples of a figure. Their seeds, from 0 on, have no part in learning."""
 SCHEDULE = linear_betas()
-SHARED = {
-    "DDIM": ("ddim", (NFE, 6), VERMILLION),
-    "2M": ("dpmpp-2m", (NFE,), BLACK),
-    "UniPC": ("unipc,final=lower", (6,), BLUE),
-}
-"""Solvers with their numbers of evaluations and colours in :func:`shared_figure`."""
+COLOURS = {"DDIM": (VERMILLION, "o"), "2M": (BLACK, "s"), "UniPC": (BLUE, "D")}
+"""Colours and marks of the solvers of :data:`tt_lib.lessons.tables.TUNED`."""
+SMALL = "cifar10-ddpm-w64"
+"""The network of 9 million parameters of the rows."""
 MOVES = ["conditioning time", "gain", "node"]
 """What :func:`draw_move` may multiply by a factor."""
 ALT = {
@@ -58,9 +60,12 @@ ALT = {
     "between the answers at tau and at t. It is 0 at the first two evaluations; at the last two it spreads to 80 "
     "degrees and more. Right, on a logarithmic axis: the length of the one over that of the other. It is 1 at the "
     "first two; at the last two it differs from sample to sample, from 0.2 to more than 3.",
-    "shared": "Two panels over lambda, for DDIM with 4 and 6 evaluations, 2M with 4 and UniPC with 6. Left: a row of "
-    "nodes for each, sparse below -1 and dense above. Right: tau / t. Below -1.5 the ground is grey. Above it the "
-    "ratios are below 1, except for three of UniPC.",
+    "shared": "Two panels over lambda, for DDIM with 5 and 10 evaluations, 2M with 5 and 10, and UniPC with 4 to 10. "
+    "Left: a row of nodes for each, from about -3.5 to 4.6. Right: tau / t, between 0.88 and 0.95 at every first node. "
+    "At inner nodes DDIM's are below 1, most of the others' above. The last ones of UniPC reach 2 with 4 and 5.",
+    "knobs": "Four panels, NFE 5 and 10 by ImageNet features and the classifier's, with points for DDIM, 2M and UniPC: "
+    "the best untuned grid, the straight path, and four sets of learned knobs. DDIM falls with each added knob. The "
+    "others at 10 stay level once the grid and another knob are learned.",
     "few": "Four panels, learned from 1, 4, 16 and 128 noises. Rings mark where those should end, and a line leads to "
     "where they do. With 1 noise its ring is met, and all other samples are a blurred ball. With 4 most of them crowd "
     "at the start of the spiral, others lie on spots. With 16 and 128 they follow the spiral.",
@@ -268,30 +273,91 @@ def acting_figure() -> Figure:
     return figure
 
 
+def shipped() -> dict[tuple[str, int], Timing]:
+    """The shipped timings with all three knobs for CIFAR-10, by solver and NFE."""
+    found = {}
+    for name, solver in TUNED.items():
+        for nfe in FEW:
+            file = data_folder() / "timings" / MODEL / f"{solver}-learned-{nfe}-{BEST['timing']}.json"
+            if file.exists():
+                found[name, nfe] = load_timing(file)
+    return found
+
+
 @style()
 def shared_figure() -> Figure:
-    """Learned grids and ratios tau / t against lambda, for several solvers and numbers of evaluations."""
-    figure = Figure(figsize=(9.5, 3.6))
+    """Learned grids and ratios tau / t of :func:`shipped` against lambda."""
+    figure = Figure(figsize=(9.5, 4))
     left, right = figure.subplots(1, 2)
-    right.axvspan(-5.2, -1.5, color=GREY, alpha=0.15, linewidth=0)
-    right.text(-3.35, 0.33, "here τ = 0.8 t\nchanges the median\nanswer by < 3 %", ha="center", color=GREY)
     right.axhline(1, color=BLACK, linewidth=1)
     names: list[str] = []
-    for name, (solver, budgets, colour) in SHARED.items():
-        for nfe in budgets:
-            line, marker = ("-", "o") if nfe == NFE else ("--", "D")
-            timing = toy_learn(solver=solver, nfe=nfe).timing
-            lam = SCHEDULE.lam(torch.tensor(timing.times, dtype=torch.float64))
-            options = {"color": colour, "linestyle": line, "marker": marker, "linewidth": 1.2}
-            left.plot(lam, [len(names)] * nfe, **options)
-            right.plot(lam, timing.ratios, **options)
-            names.append(f"{name}, {nfe} evaluations")
+    drawn: set[str] = set()
+    for (name, nfe), timing in shipped().items():
+        lam = SCHEDULE.lam(torch.tensor(timing.times, dtype=torch.float64))
+        colour, marker = COLOURS[name]
+        for axes, values in ((left, [len(names)] * nfe), (right, timing.ratios)):
+            label = name if name not in drawn else None
+            axes.plot(lam, values, color=colour, marker=marker, markersize=4, linewidth=1, label=label)
+        drawn.add(name)
+        names.append(f"{name}, NFE {nfe}")
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     for axes, label in ((left, ""), (right, "τ / t")):
-        axes.set(xlabel="λ of the node (noise left, data right)", ylabel=label, xlim=(-5.2, 3.2))
-    log_axis(right, "y", [0.3, 1.6])
+        axes.set(xlabel="λ of the node (noise left, data right)", ylabel=label)
+    log_axis(right, "y", [0.8, 2.2])
+    legend_below(figure, *right.get_legend_handles_labels())
     return figure
+
+
+@style()
+def knobs_figure(table: pd.DataFrame) -> Figure:
+    """Which knobs do what: rows of :func:`tt_lib.lessons.tables.study` at NFE 5 and 10, in both features."""
+    figure = Figure(figsize=(9.5, 6.4))
+    labels = ["untuned,\nbest grid", "untuned,\nstraight path", *(name.replace("grid,", "grid,\n") for name in LEARNED)]
+    for row, short in zip(figure.subplots(2, 2, sharex=True), SHORT, strict=True):
+        for axes, nfe in zip(row, (5, 10), strict=True):
+            drawn = []
+            for shift, (name, (colour, marker)) in enumerate(COLOURS.items()):
+                for place, own in enumerate(knob_rows(table, name, nfe).values()):
+                    if own.empty:
+                        continue
+                    value, low, high = (own.iloc[0][f"{short}{end}"] for end in ("", "_low", "_high"))
+                    x = place + 0.15 * (shift - 1)
+                    axes.plot(x, value, marker, color=colour, markersize=6, label=name if not place else None)
+                    axes.vlines(x, low, high, colour, linewidth=2)
+                    drawn += [low, high]
+            axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+            axes.set(title=f"NFE {nfe}" if short == SHORT[0] else "", ylabel=LABELS[short] if nfe == 5 else "")
+            log_axis(axes, "y", drawn)
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def carry_table(rows: pd.DataFrame) -> str:
+    """A Markdown table: learned from little, and used elsewhere, as ImageNet distance / classifier's distance."""
+    small = SMALL
+    unipc, of = TUNED["UniPC"], "of_solver=unipc+final=lower"
+    lines = {
+        "UniPC, NFE 6: 4,096 noises": (MODEL, unipc, 6, "learned-grid-timing"),
+        "seed 1": (MODEL, unipc, 6, "learned-grid-timing,seed=1"),
+        "seed 2": (MODEL, unipc, 6, "learned-grid-timing,seed=2"),
+        "1,024 noises": (MODEL, unipc, 6, "learned-grid-timing,noises=1024"),
+        "128 noises": (MODEL, unipc, 6, "learned-grid-timing,noises=128"),
+        "16 noises": (MODEL, unipc, 6, "learned-grid-timing,noises=16"),
+        "100 iterations": (MODEL, unipc, 6, "learned-grid-timing,iterations=100"),
+        "small network, UniPC, NFE 5: its own": (small, unipc, 5, "learned-grid-timing"),
+        "learned for the shipped network": (small, unipc, 5, f"learned-grid-timing,of_model={MODEL}"),
+        "DDIM, NFE 5, grid and timing: its own": (MODEL, "ddim", 5, "learned-grid-timing"),
+        "learned for UniPC": (MODEL, "ddim", 5, f"learned-grid-timing,{of}"),
+        "learned for UniPC, with gain": (MODEL, "ddim", 5, f"learned-grid-timing-gain,{of}"),
+    }
+    text = ["| what | ImageNet features | classifier's features |", "| --- | ---: | ---: |"]
+    for name, (model, solver, nfe, timing) in lines.items():
+        both = beside_each_other(rows, *FEATURES, model, N)
+        own = pick(both, solver=solver, nfe=nfe, timing=timing)
+        cells = [f"{own[k]:.2f} ± {(own[f'{k}_high'] - own[f'{k}_low']) / 2:.2f}" for k in ("first", "second")]
+        text.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(text)
 
 
 @style()

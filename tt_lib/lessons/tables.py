@@ -62,7 +62,7 @@ KNOBS = {
     "grid and timing": "learned-grid-timing",
     "grid, timing and gain": "learned-grid-timing-gain",
 }
-"""What :func:`knobs_table` shows."""
+"""What :func:`knob_rows` has."""
 WAYS = {"GITS": "learned-gits", "LD3's recipe": "learned-ld3", "grid, timing and gain, as here": LEARNED["timing"]}
 """What :func:`ways_table` shows."""
 SATURATED = 40
@@ -180,30 +180,24 @@ def quality(samplers: Iterable[tuple[str, pd.Series]]) -> str:
     )
 
 
-def knobs_table(table: pd.DataFrame, nfe: int = 5) -> str:
-    """A Markdown table: which learned knobs do what for three solvers, as ImageNet distance / classifier's distance.
-
-    Args:
-        table: of :func:`study`.
-        nfe: number of evaluations.
+def knob_rows(table: pd.DataFrame, name: str, nfe: int) -> dict[str, pd.DataFrame]:
+    """One row of :func:`study`, or none, for each set of learned knobs of a solver of :data:`TUNED`, and untuned.
 
     The best of the diffusion's grids is chosen by ImageNet features.
     """
     untuned, flow = table[table["group"] == "untuned"], table[table["group"] == "untuned, straight path"]
-    columns = {}
-    for name, solver in TUNED.items():
-        own = table[(table["solver"] == solver) & (table["nfe"] == nfe) & (table["path"] == "diffusion")]
-        start = best(untuned[untuned["solver"] == solver], "imagenet")
-        columns[name] = {
-            "nothing, on the best of the diffusion's grids": start[start["nfe"] == nfe],
-            "nothing, on the straight path's nodes": flow[(flow["solver"] == ON_STRAIGHT[name]) & (flow["nfe"] == nfe)],
-            **{knobs: own[own["timing"] == timing] for knobs, timing in KNOBS.items()},
-        }
-    return _wide("learned", columns)
+    solver = TUNED[name]
+    own = table[(table["solver"] == solver) & (table["nfe"] == nfe) & (table["path"] == "diffusion")]
+    start = best(untuned[untuned["solver"] == solver], "imagenet")
+    return {
+        "nothing, on the best of the diffusion's grids": start[start["nfe"] == nfe],
+        "nothing, on the straight path's nodes": flow[(flow["solver"] == ON_STRAIGHT[name]) & (flow["nfe"] == nfe)],
+        **{knobs: own[own["timing"] == timing] for knobs, timing in KNOBS.items()},
+    }
 
 
 def ways_table(table: pd.DataFrame) -> str:
-    """A Markdown table: UniPC learned by three ways beside the best untuned sampler, as in :func:`knobs_table`."""
+    """A Markdown table: UniPC learned by three ways beside the best untuned sampler, ImageNet / classifier's."""
     untuned = best(table[table["group"].str.startswith("untuned")], "imagenet")
     own = table[table["solver"] == LEARNED["solver"]]
     columns = {}

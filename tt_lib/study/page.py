@@ -126,10 +126,10 @@ has 9 million parameters.
 {learned}
 At five evaluations a second knob helps each solver, and all three are lowest. At ten, gain helps DDIM alone. Sixteen
 noises or 100 iterations cost a few per cent. What was learned for the shipped network gives the small one more than
-three quarters of what learning for it gives. What was learned for a multistep solver does not serve DDIM: at ten
-evaluations it is about as good as DDIM's best untuned grid, at five no better, and with gains far worse. At five
-evaluations GITS goes from noise almost to the data in one jump. Its criterion, the sum of the jumps' errors, is nearly
-the same for that path and for an even one.
+three quarters of what learning for it gives. In ImageNet features what was learned for a multistep solver does not
+serve DDIM: at ten evaluations it is about as good as DDIM's best untuned grid, at five no better, and with gains far
+worse. At five evaluations GITS goes from noise almost to the data in one jump. Its criterion, the sum of the jumps'
+errors, is nearly the same for that path and for an even one.
 
 ## TimeTuner, step by step
 
