@@ -80,7 +80,7 @@ first value of a pair is in the features of EfficientNet-lite0, which was traine
 is the primary metric. The second is in the features of a CIFAR-10 classifier that was trained in this project. Behind ±
 stands half of the 95 % interval, from ten disjoint sets of samples. All samplers start from the same noise.
 
-`tt table --config study --dry-run` lists what is measured and what is still to do; `--config flow` does so for the
+`tt table --config study --dry-run` lists what is measured and what is to do; `--config flow` does so for the
 straight path.
 
 ## What these numbers may not be compared with
