@@ -193,6 +193,9 @@ def test_loading_by_name(saved, tmp_path, monkeypatch):
     # A path goes before a name.
     (tmp_path / "small").mkdir()
     assert find_model("small") == Path("small")
+    # But not before that of a network that belongs to a data set: it would be taken for it without a word.
+    (tmp_path / PRETRAINED["digits"]).mkdir()
+    assert find_model("digits") == tmp_path / "pretrained" / PRETRAINED["digits"]
 
 
 # What is damaged or not there

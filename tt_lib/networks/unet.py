@@ -216,10 +216,10 @@ def _config_hash(folder: Path) -> str:
 def find_model(name: str) -> Path | None:
     """The folder of a model given as a path, a name in ``data/pretrained/`` or a data set's name; else None."""
     name = PRETRAINED.get(name, name)
-    for folder in (Path(name), data_folder() / "pretrained" / name):
-        if folder.is_dir():
-            return folder
-    return None
+    shipped = data_folder() / "pretrained" / name
+    # A folder called like a shipped network, wherever the command runs, does not take its place.
+    folders = (shipped, Path(name)) if name in PRETRAINED.values() else (Path(name), shipped)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def load_model(name: str, device: torch.device | str = "cpu") -> Model:
