@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 import times
-from books import read, write
+from books import INSTALL_MARK, read, write
 
 SLEEP = "import os, time; time.sleep(0.6); print(os.environ['TT_SCALE'])"
 
@@ -40,7 +40,7 @@ def test_a_notebook_may_be_stored_as_it_is_at_a_larger_scale(tmp_path, monkeypat
 
 
 def test_what_was_measured_is_a_sentence(tmp_path):
-    path = make(tmp_path, "x = 1\n" * 30, "import pip\n" * 100)
+    path = make(tmp_path, "x = 1\n" * 30, f"{INSTALL_MARK}\n" * 100)
     times.save({"01_a.ipynb": [20.0, 12.0]}, tmp_path)
     book = read(path)
     book.cells[0].source = "word " * 900

@@ -21,6 +21,8 @@ NOTEBOOKS = PACKAGE_ROOT / "notebooks"
 """Where the lessons lie, ``NN_name.ipynb``, and the exercises, ``exercises/NN_name.ipynb`` beside their solutions."""
 NAME = re.compile(r"\d\d_\w+\.ipynb")
 SOLVED = "_solutions"
+INSTALL_MARK = 'find_spec("tt_lib") is None'
+"""What tells an install cell from others."""
 TIMEOUT = 600
 """Seconds that one cell may take at the smallest scale."""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from books import NOTEBOOKS, SOLVED, code, command, exercises, lessons, read, text
+from books import INSTALL_MARK, NOTEBOOKS, SOLVED, code, command, exercises, lessons, read, text
 from times import measured
 
 from tt_lib.errors import BadValue
@@ -36,8 +36,6 @@ those of `TT_SCALE=ci`, the default (seconds of each cell: [budgets.toml](budget
 Exercises check themselves, and their solutions lie beside them. [TEACHING.md](TEACHING.md) has plans, slides and
 typical misunderstandings for teachers.
 """
-INSTALL_MARK = 'find_spec("tt_lib") is None'
-"""What tells an install cell from others."""
 INSTALL = f"""\
 import importlib.metadata
 import importlib.util

@@ -16,7 +16,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from books import NOTEBOOKS, command, exercises, lessons, read, run, write
+from books import INSTALL_MARK, NOTEBOOKS, command, exercises, lessons, read, run, write
 from nbformat import NotebookNode
 
 from tt_lib.errors import BadValue
@@ -71,7 +71,7 @@ def duration(seconds: float) -> str:
 def reading(book: NotebookNode) -> int:
     """Minutes to read a notebook, to the next five: text, code but for what installs the library, figures."""
     words = sum(len(cell.source.split()) for cell in book.cells if cell.cell_type == "markdown")
-    code = [cell for cell in book.cells if cell.cell_type == "code" and "pip" not in cell.source]
+    code = [cell for cell in book.cells if cell.cell_type == "code" and INSTALL_MARK not in cell.source]
     lines = sum(len(cell.source.splitlines()) for cell in code)
     figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
     return 5 * math.ceil((words / WORDS + lines / LINES + figures / FIGURES) / 5)

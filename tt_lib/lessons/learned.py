@@ -20,16 +20,17 @@ from torch import Tensor
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, choose
 from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_below, log_axis, style
-from tt_lib.files import data_folder
+from tt_lib.grids import LEARNED as LEARNED_GRID
 from tt_lib.grids import Grid, make_grid
 from tt_lib.lessons.tables import KNOBS as LEARNED
-from tt_lib.lessons.tables import LABELS, SHORT, TUNED, knob_rows, pick
+from tt_lib.lessons.tables import LABELS, SHORT, TUNED, knob_rows, markdown, pick, with_halves
 from tt_lib.noise import SampleNoise
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import make_solver
-from tt_lib.study.compare import BEST, FEATURES, FEW, MODEL, N, beside_each_other
-from tt_lib.timing import Timing, load_timing
+from tt_lib.study.cells import Cell, find_timing
+from tt_lib.study.compare import BEST, FEATURES, FEW, MODEL, SMALL, N, beside_each_other
+from tt_lib.timing import Timing
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow
 from tt_lib.tuning.learn import KNOBS, LearnConfig, LearnResult, learn
 
@@ -39,8 +40,6 @@ SAMPLES = 400
 SCHEDULE = linear_betas()
 COLOURS = {"DDIM": (VERMILLION, "o"), "2M": (BLACK, "s"), "UniPC": (BLUE, "D")}
 """Colours and marks of the solvers of :data:`tt_lib.lessons.tables.TUNED`."""
-SMALL = "cifar10-ddpm-w64"
-"""The network of 9 million parameters of the rows."""
 MOVES = ["conditioning time", "gain", "node"]
 """What :func:`draw_move` may multiply by a factor."""
 ALT = {
@@ -275,13 +274,10 @@ def acting_figure() -> Figure:
 
 def shipped() -> dict[tuple[str, int], Timing]:
     """The shipped timings with all three knobs for CIFAR-10, by solver and NFE."""
-    found = {}
-    for name, solver in TUNED.items():
-        for nfe in FEW:
-            file = data_folder() / "timings" / MODEL / f"{solver}-learned-{nfe}-{BEST['timing']}.json"
-            if file.exists():
-                found[name, nfe] = load_timing(file)
-    return found
+    cells = {
+        (name, nfe): Cell(solver, LEARNED_GRID, nfe, BEST["timing"]) for name, solver in TUNED.items() for nfe in FEW
+    }
+    return {key: timing for key, cell in cells.items() if (timing := find_timing(MODEL, cell))}
 
 
 @style()
@@ -335,7 +331,6 @@ def knobs_figure(table: pd.DataFrame) -> Figure:
 
 def carry_table(rows: pd.DataFrame) -> str:
     """A Markdown table: learned from little, and used elsewhere, as ImageNet distance / classifier's distance."""
-    small = SMALL
     unipc, of = TUNED["UniPC"], "of_solver=unipc+final=lower"
     lines = {
         "UniPC, NFE 6: 4,096 noises": (MODEL, unipc, 6, "learned-grid-timing"),
@@ -345,19 +340,18 @@ def carry_table(rows: pd.DataFrame) -> str:
         "128 noises": (MODEL, unipc, 6, "learned-grid-timing,noises=128"),
         "16 noises": (MODEL, unipc, 6, "learned-grid-timing,noises=16"),
         "100 iterations": (MODEL, unipc, 6, "learned-grid-timing,iterations=100"),
-        "small network, UniPC, NFE 5: its own": (small, unipc, 5, "learned-grid-timing"),
-        "learned for the shipped network": (small, unipc, 5, f"learned-grid-timing,of_model={MODEL}"),
+        "small network, UniPC, NFE 5: its own": (SMALL, unipc, 5, "learned-grid-timing"),
+        "learned for the shipped network": (SMALL, unipc, 5, f"learned-grid-timing,of_model={MODEL}"),
         "DDIM, NFE 5, grid and timing: its own": (MODEL, "ddim", 5, "learned-grid-timing"),
         "learned for UniPC": (MODEL, "ddim", 5, f"learned-grid-timing,{of}"),
         "learned for UniPC, with gain": (MODEL, "ddim", 5, f"learned-grid-timing-gain,{of}"),
     }
-    text = ["| what | ImageNet features | classifier's features |", "| --- | ---: | ---: |"]
+    both = {model: beside_each_other(rows, *FEATURES, model, N) for model in (MODEL, SMALL)}
+    text = []
     for name, (model, solver, nfe, timing) in lines.items():
-        both = beside_each_other(rows, *FEATURES, model, N)
-        own = pick(both, solver=solver, nfe=nfe, timing=timing)
-        cells = [f"{own[k]:.2f} ± {(own[f'{k}_high'] - own[f'{k}_low']) / 2:.2f}" for k in ("first", "second")]
-        text.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(text)
+        own = pick(both[model], solver=solver, nfe=nfe, timing=timing)
+        text.append([name, *with_halves(own, 2, ("first", "second"))])
+    return markdown(["what", "ImageNet features", "classifier's features"], text)
 
 
 @style()

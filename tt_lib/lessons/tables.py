@@ -175,8 +175,8 @@ def overlapping(table: pd.DataFrame, row: pd.Series, short: str) -> pd.DataFrame
 
 def quality(samplers: Iterable[tuple[str, pd.Series]]) -> str:
     """A Markdown table: both distances of each sampler, by any name, each with half of its 95 % interval."""
-    return _markdown(
-        ["sampler", "NFE", *LABELS.values()], [[name, row["nfe"], *_both(row, 2)] for name, row in samplers]
+    return markdown(
+        ["sampler", "NFE", *LABELS.values()], [[name, row["nfe"], *with_halves(row, 2)] for name, row in samplers]
     )
 
 
@@ -215,21 +215,21 @@ def _wide(corner: str, columns: Mapping[str, Mapping[str, pd.DataFrame]]) -> str
     lines = []
     for name in next(iter(columns.values())):
         frames = [column[name] for column in columns.values()]
-        cells = [" / ".join(_both(own.iloc[0], 1)) if len(own) else "not measured" for own in frames]
+        cells = [" / ".join(with_halves(own.iloc[0], 1)) if len(own) else "not measured" for own in frames]
         lines.append([name, *cells])
-    return _markdown([corner, *columns], lines)
+    return markdown([corner, *columns], lines)
 
 
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """A table whose first column is of words, and the others of numbers."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, rule, *lines))
 
 
-def _both(row: pd.Series, digits: int) -> list[str]:
+def with_halves(row: pd.Series, digits: int, names: Sequence[str] = SHORT) -> list[str]:
     """Both distances with half of their intervals; the classifier's are smaller and keep two digits."""
     cells = []
-    for short, places in zip(SHORT, (digits, 2), strict=True):
+    for short, places in zip(names, (digits, 2), strict=True):
         half = (row[f"{short}_high"] - row[f"{short}_low"]) / 2
         cells.append(f"{row[short]:.{places}f} ± {half:.{places}f}")
     return cells
@@ -384,11 +384,11 @@ def changes_table(rows: pd.DataFrame, timings: Mapping[str, str], grid: str = "u
         if set(timings.values()) <= set(changes.index):
             cells = [" / ".join(map(_change, *_sides_of(changes.loc[timing]))) for timing in timings.values()]
             lines.append([f"{_plain(solver)}, {grid}", nfe, *cells])
-    return _markdown(["sampler", "NFE", *timings], lines)
+    return markdown(["sampler", "NFE", *timings], lines)
 
 
 def verdicts(rows: pd.DataFrame, timings: Sequence[str]) -> pd.DataFrame:
-    """How many samplers are better, worse, or not told apart by some timings, in one feature against the other."""
+    """How many samplers get better, worse, or neither by some timings, in one feature against the other."""
     gains = _stepwise(rows)
     gains = gains[gains["timing"].isin(timings)]
     counts = pd.crosstab(gains["verdict_first"], gains["verdict_second"])

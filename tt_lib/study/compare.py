@@ -13,6 +13,8 @@ from tt_lib.timing import UNTUNED
 MODEL = PRETRAINED["cifar10"]
 STRAIGHT = f"{MODEL},path=flow"
 """The same network on the straight path of flow matching."""
+SMALL = "cifar10-ddpm-w64"
+"""The network of ``network.toml``, of 9 million parameters: what was learned for the shipped one is used on it."""
 FEATURES = (IMAGENET, "cifar10-resnet")
 """The primary metric's features, then the second's."""
 N, FEW = 10_000, (4, 5, 6, 8, 10)

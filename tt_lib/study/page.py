@@ -18,7 +18,7 @@ from tt_lib.errors import CorruptFile
 from tt_lib.files import file_hash, read_json, write_text
 from tt_lib.grids import LEARNED
 from tt_lib.study.cells import Cell, require_timing
-from tt_lib.study.compare import BEST, FEATURES, FEW, MODEL, SAMPLER, STRAIGHT, N, beside_each_other
+from tt_lib.study.compare import BEST, FEATURES, FEW, MODEL, SAMPLER, SMALL, STRAIGHT, N, beside_each_other
 from tt_lib.study.tables import published_rows
 from tt_lib.study.workbench import Bench
 from tt_lib.timing import UNTUNED
@@ -46,8 +46,6 @@ ALT = (
     "Three falling curves over 4 to 10 evaluations: DDIM highest, the best untuned sampler in the middle, the learned "
     "sampler lowest and close to the dashed line of the ceiling."
 )
-SMALL = "cifar10-ddpm-w64"
-"""The network of ``network.toml``."""
 SAMPLES_CAPTION = (
     "The same noise, seeds 0 to 3 and not chosen, through four samplers of one network. `tt card --samples`."
 )

@@ -60,8 +60,10 @@ def transfer(timing: Timing, sampler: Sampler) -> Timing:
         "learned": timing.name,
         "solver": timing.solver,
         "options": timing.options,
+        "nfe": timing.nfe,
+        "model": timing.model,
+        "weights": timing.weights,
     }
-    tuning |= {"nfe": timing.nfe, "model": timing.model, "weights": timing.weights}
     return sampler.make_timing(timing.name, taus, tuning=tuning, provenance=provenance(), gains=gains)
 
 
