@@ -1,11 +1,14 @@
 """Exercises are what their solutions give."""
 
+import ast
+
 import nbformat
 import pytest
 from books import NOTEBOOKS, code, read, run, solutions
 from exercises import exercise, exercise_path, generate, main, stale, unsolved
 
 from tt_lib.errors import BadValue
+from tt_lib.lessons import check
 
 SOLVED = '''def double(x: float) -> float:
     """Twice x."""
@@ -132,3 +135,56 @@ def test_a_solution_that_misses_its_check_is_seen(tmp_path):
     book.cells[2].source = book.cells[2].source.replace("x + x", "x")
     run(book, tmp_path)
     assert missed(book) == [CHECK]
+
+
+def checked(book):
+    """The functions that a notebook hands to `check`, by name, as syntax trees."""
+    trees = [ast.parse(cell.source) for cell in code(book) if "check(" in cell.source]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = {call.args[1].id for call in calls if isinstance(call.func, ast.Name) and call.func.id == "check"}
+    return {node.name: node for tree in trees for node in tree.body if getattr(node, "name", None) in names}
+
+
+@pytest.mark.parametrize("path", solutions(), ids=lambda path: path.stem)
+def test_every_check_can_fail(path):
+    """One without an assert says "well done" to any answer; a picture is for the eye."""
+    tests = checked(read(path))
+    assert tests
+    for name, test in tests.items():
+        assert name == "picture" or any(isinstance(node, ast.Assert) for node in ast.walk(test)), (
+            f"{name} asserts nothing"
+        )
+
+
+@pytest.fixture(scope="module")
+def guess():
+    """The cells of the last exercise of 07, with changes of two pairs instead of images and rows."""
+    (path,) = (path for path in solutions() if path.name.startswith("07_"))
+    sources = [cell.source for cell in code(read(path))]
+    solution, checked = (next(each for each in sources if start in each) for start in ("def fits", "def test_guess"))
+    pairs = {"one": ((0.9, 0.8), (20.0, 25.0)), "two": ((0.8, 0.9), (20.0, 25.0))}
+    return {"solution": solution, "check": checked, "pairs": pairs}
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (None, "the guess: well done"),
+        ("return {'one': True, 'two': False}", "the guess: well done"),
+        ("return {'one': True, 'two': True}", "the guess: not yet. two: share 0.80 -> 0.90, ImageNet distance 20.0"),
+        ("return {'one': False, 'two': False}", "the guess: not yet. one: share 0.90 -> 0.80"),
+        ("return {'one': True}", "the guess: not yet. say True or False for two"),
+        ("return {'one': True, 'two': None}", "the guess: not yet. say True or False for two"),
+        ("return None", "the guess: not yet. return a dictionary"),
+        ("raise NotImplementedError('your code here')", "the guess: not written yet"),
+    ],
+)
+def test_a_wrong_guess_fails(guess, capsys, answer, said):
+    """In exercise 4 of 07, as the solution passes and who left the placeholder is told so."""
+    names = {"pairs": guess["pairs"], "check": check}
+    exec(guess["solution"], names)
+    names["before_and_after"] = guess["pairs"].get
+    if answer is not None:
+        exec(f"def fits():\n    {answer}", names)
+    exec(guess["check"], names)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(said)

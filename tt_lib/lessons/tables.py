@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
+from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue
 from tt_lib.figures.style import (
     BLACK,
@@ -25,6 +27,7 @@ from tt_lib.figures.style import (
     style,
 )
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
+from tt_lib.study.cells import Cell, find_timing
 from tt_lib.study.compare import BEST as LEARNED
 from tt_lib.study.compare import BETTER, FEATURES, MODEL, SAME, SAMPLER, WORSE, N, beside_each_other, changes_in_both
 from tt_lib.study.compare import FEW as NFES
@@ -65,6 +68,9 @@ KNOBS = {
 """What :func:`knob_rows` has."""
 WAYS = {"GITS": "learned-gits", "LD3's recipe": "learned-ld3", "grid, timing and gain, as here": LEARNED["timing"]}
 """What :func:`ways_table` shows."""
+PARTS = {1: (11, 7), 2: (14, 3)}
+"""What :func:`zoom_figure` enlarges: the upper left pixel (row, column) of a square, by the seed of its image."""
+SQUARE = 16
 SATURATED = 40
 """Changes in per cent beyond this have a map's last colour: one ruined sampler must not hide the others."""
 ALT = {
@@ -77,17 +83,20 @@ ALT = {
     "player": "Every sampler of the study at one number of evaluations: its distance in ImageNet features to the right "
     "and in the classifier's upwards. The slider goes from 4 to 10 evaluations. The cloud moves down to the left, "
     "towards the star of the converged solution. The learned UniPC, a diamond, comes close to it at 6.",
-    "strip": "Five panels, for 4, 5, 6, 8 and 10 evaluations. The points lie along a rising band. The learned UniPC, a "
-    "blue diamond, lies at its lower left end, near the star of the converged solution. Crosses, the other learned "
-    "samplers, lie anywhere between. At 8 and 10 some lie nearer to the star. A few samplers tuned step by step, and "
-    "one cross, lie far up at the right.",
+    "strip": "Three panels, for 4, 6 and 10 evaluations. The points lie along a rising band. The learned UniPC, a blue "
+    "diamond, lies at its lower left end, near the star of the converged solution.",
+    "near": "The corner around the converged solution, with 10 evaluations and 95 % intervals as crosses. Learned "
+    "samplers lie close to its star, among them UniPC's blue diamond. At its height lie a few others, twice as far to "
+    "the right.",
     "straight": "Two heat maps of changes in per cent, for Euler, Heun, 2M and UniPC by 4 to 10 evaluations. In "
     "ImageNet features the left is orange, worse: all of Euler's row, and ever less of the rows below. The right is "
-    "purple, better. In the classifier's features only Euler at 4 and Heun up to 6 are worse. UniPC at 10 is empty.",
+    "purple, better. In the classifier's features only Euler at 4 and Heun up to 6 are worse.",
     "untuned": "Six panels of distance against the number of evaluations: three grids from left to right, ImageNet "
     "features above and the classifier's below, for DDIM, DPM-Solver++(2M), UniPC and UniPC with falling orders.",
     "puzzle": "Three rows of four pictures from the same noise. Uniform grid: strong contrast, flat surfaces. "
     "Quadratic grid: paler, with another motif in the first column. Converged: strong contrast and fine texture.",
+    "zoom": "Two parts of 16 by 16 pixels, enlarged, three times each. Uniform grid: smooth, even surfaces. Quadratic "
+    "grid: paler, with more speckles. Converged: speckles and strong contrast.",
     "map": "Four heat maps of changes in per cent, six samplers by 5, 10 and 20 evaluations: the consistency objective "
     "and the truncation objective, each in ImageNet features and in the classifier's. Cells whose intervals overlap "
     "are hatched.",
@@ -265,8 +274,12 @@ def headline_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_field(axes: Axes, nfe: int) -> None:
-    """Every sampler of one NFE by both distances, and the converged solution."""
+def draw_field(axes: Axes, nfe: int, near: tuple[float, float] | None = None) -> None:
+    """Every sampler of one NFE by both distances, and the converged solution.
+
+    Args:
+        near: the axes end at these multiples of its distances, and intervals are drawn; all samplers, if None.
+    """
     table = study()
     end = converged(table)
     options: dict[str, Any] = {"markersize": 15, "fillstyle": "none", "label": "converged solution"}
@@ -275,10 +288,32 @@ def draw_field(axes: Axes, nfe: int) -> None:
         own = table[(table["nfe"] == nfe) & (table["group"] == name)]
         options = {"markersize": 6 if name.startswith("learned") else 4, "markeredgewidth": 0, "label": name}
         axes.plot(own["imagenet"], own["classifier"], marker, color=color, alpha=0.8, **options)
+        if near:
+            axes.hlines(own["classifier"], own["imagenet_low"], own["imagenet_high"], color, linewidth=1)
+            axes.vlines(own["imagenet"], own["classifier_low"], own["classifier_high"], color, linewidth=1)
     few = table[table["nfe"].isin(NFES) & table["group"].isin(GROUPS)]
-    for which, short in zip("xy", SHORT, strict=True):
-        log_axis(axes, which, [end[short], few[short].max()])
+    far = [few[short].max() for short in SHORT] if near is None else near * end[list(SHORT)].astype(float)
+    for which, short, last in zip("xy", SHORT, far, strict=True):
+        log_axis(axes, which, [end[short], last])
     axes.set(xlabel=LABELS["imagenet"], ylabel=LABELS["classifier"], title=f"NFE {nfe}")
+
+
+@style()
+def zoom_figure(rows: Mapping[str, Tensor]) -> Figure:
+    """The squares of :data:`PARTS`, enlarged: a row for each, a column for each name.
+
+    Args:
+        rows: samples [N, 3, H, W] in [-1, 1] of the seeds from 0 on, by name.
+    """
+    figure = Figure(figsize=(2.4 * len(rows), 2.5 * len(PARTS)))
+    panels = figure.subplots(len(PARTS), len(rows), squeeze=False)
+    for column, (name, samples) in zip(panels.T, rows.items(), strict=True):
+        for axes, (seed, (top, left)) in zip(column, PARTS.items(), strict=True):
+            part = to_uint8(samples)[seed, :, top : top + SQUARE, left : left + SQUARE]
+            axes.imshow(part.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set_axis_off()
+        column[0].set_title(name)
+    return figure
 
 
 @style()
@@ -351,6 +386,19 @@ def straight_map(table: pd.DataFrame) -> Figure:
         axes.set(title=_features(short), xlabel="NFE", ylabel="")
     figure.colorbar(image, ax=figure.axes, label="change of the distance", format="{x:+.0f} %")
     return figure
+
+
+def losses_table(table: pd.DataFrame) -> str:
+    """A Markdown table: what learning left of the held-out loss in the cells of :func:`straight_map`, in per cent."""
+    flow = table[(table["path"] == "flow") & (table["timing"] != UNTUNED)]
+    cells = dict.fromkeys(((solver, nfe) for solver in STRAIGHT_SOLVERS for nfe in NFES), "")
+    for solver, grid, nfe, name in zip(flow["solver"], flow["grid"], flow["nfe"], flow["timing"], strict=True):
+        timing = find_timing(FLOW, Cell(solver, grid, nfe, name))
+        if timing is not None:
+            left = timing.tuning["validation_learned"] / timing.tuning["validation_start"]
+            cells[solver, nfe] = f"{100 * left:.0f} %"
+    lines = [[name, *(cells[solver, nfe] for nfe in NFES)] for solver, name in STRAIGHT_SOLVERS.items()]
+    return markdown(["solver", *(f"{nfe} evaluations" for nfe in NFES)], lines)
 
 
 def _features(short: str) -> str:
