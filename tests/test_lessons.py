@@ -305,6 +305,15 @@ def test_whole_runs_converge_by_truncation_and_not_by_consistency():
     assert errors.loc[20, "consistency"] > 2 * errors.loc[20, "untuned"]
 
 
+def test_the_last_of_five_steps_makes_most_of_the_error_and_consistency_lowers_it():
+    errors = tuner.step_errors(5, samples=64)
+    assert errors.loc["untuned", "step 5"] > 1.5 * errors.loc["untuned"].iloc[:-1].sum()
+    assert errors.loc["truncation", "step 5"] < errors.loc["consistency", "step 5"] < errors.loc["untuned", "step 5"]
+    # The first step begins where the whole run begins: with one step the two are the same.
+    one, whole = tuner.step_errors(1, samples=64), tuner.run_errors((1,), samples=64)
+    assert one["step 1"].tolist() == pytest.approx(whole.loc[1].tolist())
+
+
 def test_consistencys_ratio_goes_to_the_derived_limit_and_truncations_to_1():
     """The least squares of the lesson for h to 0: tau - t is 0 by truncation, E<eps_dot, v> / E|v|^2 by consistency."""
     t, d = torch.tensor(0.5, dtype=torch.float64), 1e-3

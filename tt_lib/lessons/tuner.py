@@ -125,7 +125,8 @@ def draw_scan(axes: Axes, ratios: Tensor, losses: Mapping[str, Tensor], end: flo
         colour, line, marker = COLOURS[name]
         lowest = int(share.argmin())
         axes.plot(ratios, share, color=colour, linestyle=line, marker=points, label=f"{name} loss")
-        axes.plot(ratios[lowest], share[lowest], color=colour, marker=marker, markersize=9)
+        (mark,) = axes.plot(ratios[lowest], share[lowest], marker, color=colour, label=f"{name}'s minimum")
+        mark.set(markersize=9)
     asked = int(shares["consistency"].argmin())
     (hollow,) = axes.plot(ratios[asked], shares["truncation"][asked], "D", color=BLUE, markersize=8)
     hollow.set(markerfacecolor="white", label="truncation at consistency's τ")
@@ -190,10 +191,9 @@ def descent_figure(ways: Mapping[str, Sequence[float]], minima: Mapping[str, flo
     figure = Figure(figsize=(7, 3.2))
     axes = figure.subplots()
     for name, ratios in ways.items():
-        colour, line, marker = COLOURS[name]
-        axes.axhline(minima[name], color=colour, linewidth=0.8)
-        axes.plot(ratios, color=colour, linestyle=line, label=f"{name} loss")
-        axes.plot(len(ratios) - 1, ratios[-1], color=colour, marker=marker, markersize=9, clip_on=False)
+        colour, line, _ = COLOURS[name]
+        axes.plot(ratios, color=colour, linestyle=line, label=f"{name}: Adam")
+        axes.axhline(minima[name], color=colour, linewidth=0.8, label=f"{name}: minimum of the scan")
     axes.plot(0, 1, "o", color=BLACK, markersize=7, label="start: τ = t", clip_on=False)
     axes.set(xlabel="iteration of Adam", ylabel="ratio τ / t", xlim=(0, None))
     legend_below(figure, *axes.get_legend_handles_labels())
@@ -222,20 +222,35 @@ def run_errors(steps: Sequence[int], samples: int = SAMPLES) -> pd.DataFrame:
         steps: numbers of even steps from t = 0.9 to 0.1, a row for each.
         samples: that each timing is tuned on, by search, and as many others that it is measured on.
     """
-    ring, schedule = TOYS["ring of eight"], linear_betas()
-    predictor = MixturePredictor(ring, schedule)
-    x = _states(ring, torch.tensor(0.9, dtype=torch.float64), samples)
-    true, rows = exact_flow(ring, x, 0.9, 0.1, schedule), []
+    x, schedule = _start(samples), linear_betas()
+    true, rows = exact_flow(TOYS["ring of eight"], x, 0.9, 0.1, schedule), []
     for count in steps:
-        grid = Grid("even", tuple(torch.linspace(0.9, 0.1, count + 1, dtype=torch.float64).tolist()))
-        sampler = Sampler(predictor, schedule, make_solver("ddim"), grid, (ring.dim,))
-        taus: dict[str, Sequence[float] | None] = {"untuned": None}
-        for name in COLOURS:
-            config = TuneConfig(name, "parallel", "search", bounds=(0.3, 1.5), freeze_last=0)
-            taus[name] = tune(sampler, ring.sample(samples, torch.Generator().manual_seed(1)), config).timing.taus
-        ends = {name: drive(sampler.solver(x, grid, schedule), predictor, own).x for name, own in taus.items()}
+        sampler, taus = _tuned_on_ring(count, samples)
+        ends = {
+            name: drive(sampler.solver(x, sampler.grid, schedule), sampler.predictor, own).x
+            for name, own in taus.items()
+        }
         rows.append({name: (end - true).square().mean().sqrt().item() for name, end in ends.items()})
     return pd.DataFrame(rows, index=pd.Index(steps, name="steps"))
+
+
+def step_errors(count: int, samples: int = SAMPLES) -> pd.DataFrame:
+    """The error of each step of the runs of :func:`run_errors` if it begins on the exact path: a row for each timing.
+
+    Args:
+        count: number of steps.
+        samples: as in :func:`run_errors`.
+    """
+    (sampler, taus), x, schedule = _tuned_on_ring(count, samples), _start(samples), linear_betas()
+    times, errors = sampler.grid.tensor(), pd.DataFrame(index=list(taus))
+    for k in range(count):
+        true = exact_flow(TOYS["ring of eight"], x, times[k], times[k + 1], schedule)
+        for name, own in taus.items():
+            tau = None if own is None else own[k : k + 1]
+            end = drive(ddim(x, times[k : k + 2], schedule, None), sampler.predictor, tau).x
+            errors.loc[name, f"step {k + 1}"] = (end - true).square().mean().sqrt().item()
+        x = true
+    return errors
 
 
 @style()
@@ -264,6 +279,23 @@ def left_figure(left: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.set(ylabel="error that is left (1 = untuned)")
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
+
+
+def _start(count: int) -> Tensor:
+    """States at the start of the whole runs on the ring: [count, 2]."""
+    return _states(TOYS["ring of eight"], torch.tensor(0.9, dtype=torch.float64), count)
+
+
+def _tuned_on_ring(count: int, samples: int) -> tuple[Sampler, dict[str, Sequence[float] | None]]:
+    """DDIM in even steps from t = 0.9 to 0.1, and its conditioning times: None untuned, and found by each loss."""
+    ring, schedule = TOYS["ring of eight"], linear_betas()
+    grid = Grid("even", tuple(torch.linspace(0.9, 0.1, count + 1, dtype=torch.float64).tolist()))
+    sampler = Sampler(MixturePredictor(ring, schedule), schedule, make_solver("ddim"), grid, (ring.dim,))
+    taus: dict[str, Sequence[float] | None] = {"untuned": None}
+    for name in COLOURS:
+        config = TuneConfig(name, "parallel", "search", bounds=(0.3, 1.5), freeze_last=0)
+        taus[name] = tune(sampler, ring.sample(samples, torch.Generator().manual_seed(1)), config).timing.taus
+    return sampler, taus
 
 
 def _states(mixture: GaussianMixture, t: Tensor, count: int) -> Tensor:
