@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 from types import SimpleNamespace
 
 import pandas as pd
@@ -18,6 +19,8 @@ from tt_lib.rows import FD_COLUMNS, read_rows
 from tt_lib.study import page
 from tt_lib.study.compare import BEST
 from tt_lib.study.page import FEATURES, FIGURE, MARK, MODEL, SAMPLES, STRAIGHT
+from tt_lib.timing import load_timing
+from tt_lib.tuning.learn import KNOBS
 
 DATA = PACKAGE_ROOT / "data"
 LEARNED = BEST["timing"]
@@ -101,29 +104,38 @@ def test_what_the_pages_say_in_words_is_so():
     plain, learned, end = page.of_headline(frame)
     assert list(learned.index) == list(page.FEW) and (learned["value_1"] < plain["value_1"]).all()
     assert (learned["value_2"] < plain["value_2"]).all() and (learned["value_1"] > end["value_1"]).all()
+    learnt = [load_timing(path) for path in (DATA / "timings" / MODEL).glob("*-learned-grid-*.json")]
+    losses = pd.DataFrame(
+        [(x.solver, str(x.options), x.name, len(x.taus), x.tuning.get("validation_learned")) for x in learnt]
+    ).dropna()
+    losses = losses.pivot(index=[0, 1, 2], columns=3, values=4)[list(page.FEW)].dropna()
+    assert len(losses) > 1 and set(losses.idxmin().map(lambda key: key[2])) == {LEARNED}
     assert page.claim(frame), "the sentence in bold that README begins with"
     straight = page.beside(frame, STRAIGHT).set_index([page.beside(frame, STRAIGHT)["timing"].str[:7], "solver", "nfe"])
     last = {"euler": 10, "heun": 6, "dpmpp-2m": 5, "unipc": 4}
     for solver, nfe in straight.loc["learned"].index:
         mine, plain_one = (straight.loc[(timing, solver, nfe)] for timing in ("learned", "untuned"))
         assert page.less(plain_one, mine, 1) == (nfe <= last[solver]), (solver, nfe)
-    assert page.less(straight.loc[("learned", "unipc", 8)], learned.loc[8], 1)
+    flow, best = straight.loc[("learned", "unipc", 8)], learned.loc[8]
+    assert not page.less(flow, best, 1) and not page.less(best, flow, 1)
     straight = straight["value_1"]
     own = page.beside(frame)
     ddim = own[(own["solver"] == "ddim") & (own["timing"] == "untuned")].groupby("nfe")["value_1"].min()
     assert all(straight["untuned", "euler", nfe] < ddim[nfe] for nfe in page.FEW)
-    five = own[own["nfe"] == 5].set_index(["timing", "solver"])
-    for solver in five.loc["learned-grid-timing-gain"].index:
-        names = [f"learned-{'-'.join(knobs)}" for knobs in (["grid"], ["grid", "gain"], ["grid", "timing", "gain"])]
-        one, two, three = (five.loc[name].loc[solver] for name in names)
-        assert page.better(two, one) and page.better(three, two)
-    ten = own[own["nfe"] == 10].set_index(["solver", "timing"])
-    helped = [
-        solver
-        for solver in ("ddim", "dpmpp-2m,final=lower", "unipc,final=lower")
-        if page.less(ten.loc[(solver, LEARNED)], ten.loc[(solver, "learned-grid-timing")], 1)
-    ]
-    assert helped == ["ddim"]
+    solvers = ("ddim", "dpmpp-2m,final=lower", "unipc,final=lower")
+    at = own.set_index(["nfe", "solver", "timing"]).sort_index()
+    every = [knobs for count in (1, 2, 3) for knobs in combinations(KNOBS, count)]
+    for solver in solvers:
+        five, ten = (
+            {knobs: at.loc[[(nfe, solver, f"learned-{'-'.join(knobs)}")]].iloc[0] for knobs in every} for nfe in (5, 10)
+        )
+        assert all(page.less(five[two], five[one], 1) for one in every for two in every if set(one) < set(two))
+        single = min((knobs for knobs in every if len(knobs) == 1), key=lambda knobs: five[knobs]["value_1"])
+        assert single == (("grid",) if "unipc" in solver else ("gain",))
+        for found in (five, ten):
+            timing, gain = (found["grid", knob]["value_1"] for knob in ("timing", "gain"))
+            assert (timing < gain) == (solver != "ddim")
+        assert page.less(ten[KNOBS], ten[KNOBS[:2]], 1) == (solver == "ddim")
     six = own[own["nfe"] == 6].set_index("timing")["value_1"]
     for choice in ("noises=16", "iterations=100"):
         assert 1 < six[f"learned-grid-timing,{choice}"] / six["learned-grid-timing"] < 1.05
@@ -134,16 +146,50 @@ def test_what_the_pages_say_in_words_is_so():
             for timing in (f"learned-grid-timing,of_model={MODEL}", "learned-grid-timing", "untuned")
         )
         assert plain_one - lent > 0.75 * (plain_one - learned_for)
-    for row in own[own["timing"].str.contains("of_solver")].to_dict("records"):
-        assert row["solver"] == "ddim"
-        if row["nfe"] == 10:
-            assert 0.9 < row["value_1"] / ddim[10] < 1.1
+    value = at["value_1"].groupby(level=[0, 1, 2]).first()
+    untuned = own[own["timing"] == "untuned"].groupby(["nfe", "solver"])["value_1"].min()
+    two_m, unipc = solvers[1:]
+    for nfe in (5, 10):
+
+        def lent(to: str, of: str, knobs: str, nfe: int = nfe) -> float:
+            return value[nfe, to, f"learned-{knobs},of_solver={of.replace(',', '+')}"]
+
+        assert all(lent(two_m, of, "grid") < 1.1 * value[nfe, two_m, "learned-grid"] for of in ("ddim", unipc))
+        near = [lent(unipc, of, "grid") < 1.1 * value[nfe, unipc, "learned-grid"] for of in ("ddim", two_m)]
+        assert near == [nfe == 5] * 2
+        assert all(lent("ddim", of, "grid") > 0.99 * untuned[nfe, "ddim"] for of in (two_m, unipc))
+        assert lent(two_m, unipc, "grid-timing") < 0.9 * untuned[nfe, two_m]
+        assert all(lent(to, "ddim", "grid-timing") > 1.4 * untuned[nfe, to] for to in (two_m, unipc))
+        assert all(lent("ddim", of, "grid-timing") > 0.9 * untuned[nfe, "ddim"] for of in (two_m, unipc))
+    of_nfe = own[own["timing"].str.contains("of_nfe")]
+    assert all(
+        page.less(at.loc[[(row["nfe"], unipc, "learned-grid-timing")]].iloc[0], row, 1) for _, row in of_nfe.iterrows()
+    )
+    assert 2 * (of_nfe["value_1"] > plain["value_1"][of_nfe["nfe"]].to_numpy()).sum() > len(of_nfe) == 12
+    quadratic = own.query("solver == 'ddim' and grid == 'quadratic' and eta == 0").set_index(["nfe", "timing"])[
+        "value_1"
+    ]
+    for (nfe, timing), found in quadratic.items():
+        objective = timing.split(",")[0].removesuffix("-freeze0")
+        if objective not in page.STEPWISE or timing == objective or "gate" in timing:
+            continue
+        if timing in ("consistency-parallel,images=16", "consistency-sequential,optimiser=adam") and nfe == 5:
+            assert found < 0.9 * quadratic[nfe, objective]
+            assert (found < quadratic[nfe, "untuned"]) == ("images" in timing)
         else:
-            assert row["value_1"] / ddim[5] > (1.5 if "gain" in row["timing"] else 0.9)
-    *_, taus, plain, _ = cells(page.published_table(frame))
-    assert float(plain[2]) > 0.9
-    assert all(float(one) < float(two) for one, two in zip(taus[2:], plain[2:], strict=True))
-    assert five.loc["learned-gits"]["value_1"].min() > 300
+            assert abs(found / quadratic[nfe, objective] - 1) < 0.05
+    gated = [quadratic[nfe, "consistency-parallel,gate=true"] for nfe in (5, 10)]
+    assert abs(gated[0] / quadratic[5, "untuned"] - 1) < 0.01
+    assert quadratic[10, "untuned"] - gated[1] < 0.5 * (
+        quadratic[10, "untuned"] - quadratic[10, "consistency-parallel"]
+    )
+    assert abs(quadratic[10, "epsilon-1.005"] / quadratic[10, "truncation-parallel"] - 1) < 0.02
+    analytic = own[own["solver"].str.startswith("analytic-ddim") & (own["nfe"] == 10)]
+    for row in analytic.to_dict("records"):
+        assert all(page.number(row[f"value_{which}"]) in page.PAGE for which in (1, 2))
+    *_, taus, _ = cells(page.published_table(frame))
+    assert float(taus[2]) > 0.85 > float(taus[3])
+    assert value[5, unipc, "learned-gits"] > 300
     rows = own.query("grid == 'uniform' and solver != 'ddim' and nfe < 20")
     values = rows.set_index(["timing", "solver", "nfe"])["value_1"]
     for key in values["consistency-sequential"].index:
@@ -229,16 +275,30 @@ def test_the_tables():
     assert cells(page.untuned_table(FRAME)) == [
         ["sampler", "5", "10"],
         ["dpmpp-2m · quadratic", "", "**8.00 / 3.20**"],
-        ["unipc,final=lower · quadratic", "**18.0 / 7.00**", ""],
+        ["unipc,final=lower · quadratic", "18.0 / 7.00", ""],
+        ["euler · straight path", "22.8 / 7.20", ""],
+        ["unipc · straight path", "**12.0 / 8.00**", ""],
         ["ddim · uniform", "60.0 / 15.0", ""],
     ], "the converged solution has too many evaluations"
-    assert cells(page.learned_table(FRAME))[1:] == [[f"unipc,final=lower · {LEARNED}", "9.00 / 3.25", "6.00 / 2.80"]]
+    assert cells(page.learned_table(FRAME))[1:] == [
+        [f"unipc,final=lower · {LEARNED}", "9.00 / 3.25", "6.00 / 2.80"],
+        [f"euler · {LEARNED},start=uniform-trailing · straight path", "34.5 / 7.30", ""],
+    ]
     lent = both(("ddim", "learned", 5, f"{LEARNED},of_model={MODEL}", 70.0, 20.0), model=page.SMALL)
-    last = cells(page.learned_table(pd.concat([FRAME, lent])))[-1]
-    assert last == [f"ddim · {LEARNED},of_model={MODEL} · small network", "70.0 / 20.0", ""]
-    _, line = cells(page.step_table(FRAME))
+    _, last = cells(page.learned_table(pd.concat([FRAME, lent]), elsewhere=True))
+    assert last == [f"ddim · {LEARNED},of_model={MODEL} · small network", "70.0 / 20.0"]
+    other = both(
+        ("ddim", "uniform", 5, "truncation-parallel,images=16", 50.0, 12.0),
+        ("ddim", "uniform", 5, "consistency-parallel-freeze0", 66.0, 15.0),
+        ("ddim", "uniform", 5, "epsilon-1.005", 50.0, 16.0),
+    )
+    _, line, *lines = cells(page.step_table(pd.concat([FRAME, other])))
+    assert lines == [
+        ["ddim · uniform · epsilon-1.005", "5", "50.0 / 16.0", "", "", "", ""],
+        ["ddim · uniform · freeze0", "5", "", "", "66.0 / 15.0", "", ""],
+        ["ddim · uniform · images=16", "5", "", "", "", "", "**50.0 / 12.0**"],
+    ]
     assert line == ["ddim · uniform", "5", "60.0 / 15.0", "**54.0 / 13.0**", "", "", "68.0 / 12.0"], "bold is for both"
-    assert [row[1] for row in cells(page.straight_table(FRAME))[1:]] == ["22.8 / 7.20", "34.5 / 7.30", "12.0 / 8.00"]
     floors = [
         fd_rows(("floor", "", 0, "floor", value), features=name, model="test images", n=10_000)
         for name, value in zip(FEATURES, (2.4, 0.27), strict=True)
@@ -262,9 +322,9 @@ def test_published_fids_stand_beside_our_distances_with_the_agreement_of_their_o
         ("quadratic", 10, 4.0, 3.0),
     ]
     frame = both(*(("ddim", grid, nfe, "untuned", one, two) for grid, nfe, one, two in ours))
-    _, *lines, taus, plain, pairs = cells(page.published_table(frame))
+    _, *lines, taus, pairs = cells(page.published_table(frame))
     assert lines[0] == ["ddim · quadratic, 50", "4.67", "1.00", "1.00"] and len(lines) == 4
-    assert taus[2:] == plain[2:] == ["1.00", "0.67"], "(5 - 1) / 6"
+    assert taus[2:] == ["1.00", "0.67"], "(5 - 1) / 6"
     assert pairs == ["pairs in another order, of 6", "", "0", "1"]
 
 

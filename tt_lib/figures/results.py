@@ -56,8 +56,10 @@ def distance_curves(curves: Mapping[str, pd.DataFrame], lines: Mapping[str, floa
     count_axis(axes, points.index)
     log_axis(axes, "y", [*points["value"], *points["low"], *points["high"], *lines.values()])
     for name, value in lines.items():
-        axes.axhline(value, color=GREY, linestyle=(0, (6, 3)), linewidth=1.4, zorder=1)
-        place = (axes.get_xlim()[0], value)
+        # It ends with the curves, whose names stand behind.
+        begin, end = axes.get_xlim()[0], points.index.max()
+        axes.plot([begin, end], [value, value], color=GREY, linestyle=(0, (6, 3)), linewidth=1.4, zorder=1)
+        place = (begin, value)
         axes.annotate(name, place, (4, 4), textcoords="offset points", va="bottom", color=GREY)
     axes.set(xlabel="network evaluations for an image", ylabel="Fréchet distance\n(ImageNet features, logarithmic)")
     axes.set_xlim(axes.get_xlim()[0], axes.get_xlim()[1] * 1.35)

@@ -62,35 +62,31 @@ ROWS = {
 """The rows of the picture of samples."""
 PAGE = """# Results
 
-`tt card` writes this page from the rows of `fd.csv` beside it, and a test compares the two. Each row names the command,
-the commit and the device that made it.
+`tt card` writes this page from `fd.csv` beside it. Each row names the command, the commit and the device that
+made it.
 
 - [What these numbers may not be compared with](#what-these-numbers-may-not-be-compared-with)
 - [Learned and untuned](#learned-and-untuned): how good is a sampler of few evaluations?
 - [Untuned samplers](#untuned-samplers): which solver and grid in how many evaluations?
 - [Learned end to end](#learned-end-to-end): what else was learned by finished samples?
-- [Learned elsewhere](#learned-elsewhere): can it be used with another solver, number of evaluations or network?
+- [Learned elsewhere](#learned-elsewhere): used with another solver, number of evaluations or network.
 - [TimeTuner, step by step](#timetuner-step-by-step): when do tuned conditioning times help?
 - [Is the metric worth believing](#is-the-metric-worth-believing): published FIDs beside our distances.
 
 A value is the Fréchet distance of {n:,} samples from the 50,000 training images of CIFAR-10; smaller is better. The
-first value of a pair is in the features of EfficientNet-lite0, which was trained on ImageNet and by nobody here. This
-is the primary metric. The second is in the features of a CIFAR-10 classifier that was trained in this project. Behind ±
-stands half of the 95 % interval, from ten disjoint sets of samples. All samplers start from the same noise.
-
-`tt table --config study --dry-run` lists what is measured and what is to do; `--config flow` does so for the
-straight path.
+first value of a pair, the primary metric, is in the features of EfficientNet-lite0, which was trained on ImageNet and
+by nobody here. The second is in the features of a CIFAR-10 classifier of this project. Behind ± stands half of the 95 %
+interval, from ten disjoint sets of samples. All samplers start from the same noise.
 
 ## What these numbers may not be compared with
 
-- **FIDs.** Only Inception-2015's features make a FID. Neither network here is Inception.
-- **Each other's features.** The two have scales of their own. Compare within one.
-- **Other numbers of samples.** A Fréchet distance of few samples is too large, the more so the fewer there are. Most
-  of the floor of {n:,} test images is this bias.
-- **Other networks.** All samples are of `{model}` where nothing else is said. A better network has a lower ceiling.
-- **The classifier's features where a sampler is learned end to end.** Its loss compares the classifier's inner
-  activations. There the ImageNet features decide. The classifier has also seen the training images, which are the
-  reference.
+- **FIDs.** Only Inception-2015's features make one.
+- **Each other's features.** The two have scales of their own.
+- **Other numbers of samples.** The fewer samples, the larger the distance. Most of the floor of {n:,} test images is
+  this bias.
+- **Other networks.** All samples are of `{model}` where nothing else is said.
+- **The classifier's features where a sampler is learned end to end.** The classifier is part of the loss. It has also
+  seen the training images.
 
 ## Learned and untuned
 
@@ -104,77 +100,68 @@ distance as a multiple of the ceiling's. *Gain* is what the learned sampler take
 
 {headline}
 {many}
-Learned are grid, conditioning times and gains of UniPC with falling orders, in 1,000 iterations. One recipe serves every
-number of evaluations. It was chosen by its loss on held-out noise, never by a distance of this page: at each number no
-other recipe that was learned at all of them has so small a loss.
+Learned are grid, conditioning times and gains of UniPC with falling orders, in 1,000 iterations. It was chosen by its
+loss on held-out noise, the smallest at each number, never by a distance.
 
 ## Untuned samplers
 
-A column for each number of evaluations. In bold: the smallest value of a column in ImageNet features. The intervals of
-others may overlap with its. `final=lower` lets the orders fall at the end; where that changes nothing there is one row.
-On the *straight path* the same network is sampled as a flow, x = (1 - t) x0 + t eps. The ODE is the same, its nodes are
-others: `uniform-trailing` in flow time. Euler's method there is DDIM on these nodes.
+In bold: the smallest value of a column in ImageNet features; the intervals of others may overlap with its.
+`final=lower` lets the orders fall at the end; where that changes nothing there is one row. On the *straight path* the
+same network is sampled as a flow, x = (1 - t) x0 + t eps, on the grid `uniform-trailing` of flow time. The ODE is the
+same, its nodes are others. Euler's method there is DDIM on these nodes.
 
 {untuned}
 ## Learned end to end
 
 A name says what is learned: grid, conditioning times (timing), gain. *ld3* is the recipe of LD3 with our distance in
-place of LPIPS, *gits* the shortest path of GITS. Other choices of learning than 4,096 start noises, 300 iterations,
-seed 0 and the uniform grid to start from stand behind the name. The small network has 9 million parameters.
+place of LPIPS, *gits* the shortest path of GITS. Other choices than 4,096 start noises, 300 iterations, seed 0 and the
+uniform grid to start from stand behind the name. The small network has 9 million parameters.
 
 {learned}
 At five evaluations each knob more helps each solver, and all three are lowest. Of single knobs the grid is best for
 UniPC, the gain for DDIM and DPM-Solver++(2M). Beside a learned grid the multistep solvers take more from conditioning
-times than from gains, DDIM the reverse. At ten, gains beside both help DDIM alone. Sixteen noises or 100 iterations cost a few per cent; 1,000
-iterations help most at four, six and eight evaluations. A start from the logSNR grid ends badly.
+times than from gains, DDIM the reverse. At ten, gains beside both help DDIM alone. Sixteen noises or 100 iterations
+cost a few per cent. At five GITS goes from noise almost to the data in one jump.
 
-In few evaluations what was learned on the straight path is worse than untuned in ImageNet features: Euler's method at
-each number, Heun's up to six, DPM-Solver++(2M) up to five, UniPC at four. Yet each sample ends nearer to its converged
-solution. The loss compares pairs, a Fréchet distance compares sets. In more evaluations learning helps there: UniPC in
-eight is as good as the learned sampler of the first table. The first node stays at pure noise on the straight path. On
-the diffusion's path it moves.
-
-At five evaluations GITS goes from noise almost to the data in one jump. Its criterion, the sum of the jumps' errors, is
-nearly the same for that path and for an even one.
+In few evaluations what was learned on the straight path is worse than untuned in ImageNet features, with Euler's
+method in any. Yet each sample ends nearer to its converged solution: the loss compares pairs, a Fréchet distance
+compares sets. In more evaluations learning helps there, and UniPC in eight is as good as the first table's.
 
 ## Learned elsewhere
 
-`of_` stands before what the sampler was learned for: another solver, number of evaluations or network.
+`of_` stands before what the sampler was learned for.
 
 {elsewhere}
-Grids carry over best. DPM-Solver++(2M) does nearly as well on grids of the two others as on its own, UniPC at five
-evaluations, DDIM never. Conditioning times belong to their solver, with one exception: UniPC's serve DPM-Solver++(2M).
-Those of DDIM ruin both, and theirs do not serve DDIM. At another number of evaluations a learned sampler is never as
-good as one that was learned for it, and often worse than untuned. From eight to six it keeps most of its gain.
-What was learned for the shipped network gives the small one more than three
-quarters of what learning for it gives.
+Grids carry over best. DPM-Solver++(2M) does nearly as well on grids of the two others as on its own, UniPC does at five
+evaluations, DDIM does no better than untuned. Conditioning times belong to their solver, but UniPC's serve
+DPM-Solver++(2M). Those of DDIM, without gains, make both others worse than untuned; theirs do little for DDIM. At
+another number of evaluations a learned sampler is often worse than untuned. On the small network what was learned for
+the shipped one gains more than three quarters of what learning gains.
 
 ## TimeTuner, step by step
 
-Each conditioning time is tuned by the step that it belongs to. *Consistency* is the paper's objective, on the tuned
-sampler's own states (sequential) or on noised images (parallel). *freeze2* leaves the last two steps untuned.
-*Truncation* compares with the converged solution of the interval. In bold: better than untuned in both features, by
-more than half of the difference's 95 % interval. Tuned are ratios tau / t, by a search, on 256 real images and with the
-last step left alone, where a line says nothing else.
+Each conditioning time is tuned by the step that it belongs to: a ratio tau / t, by a search on 256 real images, the
+last step left alone, where a line says nothing else. *Consistency* is the paper's objective, on the tuned sampler's own
+states (sequential) or on noised images (parallel). *freeze2* leaves the last two steps untuned. *Truncation* compares
+with the converged solution of the interval. In bold: better than untuned in both features, by more than half of the
+difference's 95 % interval.
 
 {steps}
-No objective helps everywhere. On the uniform grid consistency ruins the multistep solvers. Most of the harm is done in
-the last two steps: left alone, they give back most of what was lost. At ten evaluations the rest is still worse than
-untuned.
+No objective helps everywhere. On the uniform grid consistency ruins the multistep solvers, mostly in the last two
+steps. At ten evaluations the rest is still worse than untuned.
 
-With DDIM on the quadratic grid little depends on the images, their number and source, the seed, ratio or offset, or the
-last step. The exception is consistency in five steps, where 16 images or Adam find other times that harm less. A *gate*
-keeps a tuned time only where it lowers the truncation error on held-out images: it stops the harm at five, and most of
-the good at ten. One factor of 1.005 on eps, which nothing was tuned for, does in ten evaluations as much as truncation.
+With DDIM on the quadratic grid little depends on the images, the seed, ratio or offset, or the last step. The exception
+is consistency in five steps: Adam finds times that harm less, 16 images times that help. A *gate* keeps a tuned time
+only where it lowers the truncation error on held-out images: it stops the harm at five, and most of the good at ten.
+One factor of 1.005 on eps, tuned by nobody, does in ten evaluations as much as truncation.
 
 ## Is the metric worth believing
 
 {floor}
-Below are the samplers whose FID is published, with networks and grids of their authors. If the features are worth
-something, they put the samplers in nearly the same order. Kendall's tau is 1 for the same order and -1 for the reverse.
-`pixels=1.0` is the authors' bound on Analytic-DDIM's last noise. With twice that bound it has 33.8 in place of 20.7 in
-ten evaluations, and 5.04 in place of 4.79 in the classifier's features: the ImageNet features weigh a little noise on a
-finished image far more.
+Below are the samplers whose FID is published, with networks and grids of their authors. Kendall's tau is 1 where our
+distances put them in the same order, and -1 in the reverse. `pixels=1.0` is the authors' bound on Analytic-DDIM's last
+noise. Twice that bound takes it from 20.7 to 33.8 in ten evaluations, and from 4.79 to 5.04 in the classifier's
+features, which weigh noise far less.
 
 {published}"""
 
