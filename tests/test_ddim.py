@@ -12,7 +12,6 @@ from solver_helpers import (
     LINEAR,
     MEAN,
     SCALE,
-    SCHEDULES,
     UNEVEN,
     coefficient_table,
     draw,
@@ -30,9 +29,7 @@ from solver_helpers import (
 
 from tt_lib.engine import drive
 from tt_lib.grids import make_grid
-from tt_lib.guidance import Clipped
 from tt_lib.solvers.registry import make_solver
-from tt_lib.toy import MixturePredictor, gaussian_ddim, single_gaussian
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,15 +38,6 @@ def alpha_bar(t: float) -> float:
     """The product of (1 - beta) of DDPM's linear schedule up to time t, log-linear between its levels."""
     betas = np.linspace(1e-4, 0.02, 1000)
     return float(np.exp(np.interp(t * 1000, np.arange(1001), np.concatenate([[0], np.log1p(-betas).cumsum()]))))
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("name, steps", [("uniform", 4), ("quadratic", 7), ("logsnr", 10)])
-def test_ddim_on_one_gaussian_is_its_closed_form(schedule, name, steps):
-    grid, x = make_grid(name, steps, schedule), points(50, 2)
-    predictor = MixturePredictor(single_gaussian([0.5, -0.2], 0.3), schedule)
-    expected = gaussian_ddim(x, grid.times, [0.5, -0.2], 0.3, schedule)
-    assert (drive(make_solver("ddim")(x, grid, schedule), predictor).x - expected).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("end", [0.06, 0.0])
@@ -120,22 +108,6 @@ def test_diffusers_ddim_steps_to_another_time_than_it_asks_at_next():
 
     assert torch.allclose(theirs, to(857), rtol=1e-5)
     assert (theirs - to(856)).abs().max() > 1e-3 * theirs.abs().max()
-
-
-def test_diffusers_ddim_clips_x0_and_keeps_the_eps_that_no_longer_belongs_to_it():
-    scheduler = scheduler_of("DDIMScheduler", 10, clip_sample=True)
-    x, times = 3 * points(4, 3), float64([0.501, 0.401])
-    eps = points(4, 3).flip(0)
-    alpha, sigma = LINEAR.alpha(times), LINEAR.sigma(times)
-    clipped = ((x - sigma[0] * eps) / alpha[0]).clamp(-1, 1)
-    ours = drive(make_solver("ddim")(x, times, LINEAR), Clipped(lambda x, t, tau: eps, LINEAR)).x
-    again = (x - alpha[0] * clipped) / sigma[0]
-    assert torch.allclose(ours, alpha[1] * clipped + sigma[1] * again)
-    assert torch.allclose(
-        scheduler.step(eps, 500, x).prev_sample, alpha[1] * clipped + sigma[1] * eps, rtol=1e-5, atol=1e-6
-    )
-    rederived = scheduler.step(eps, 500, x, use_clipped_model_output=True).prev_sample
-    assert torch.allclose(rederived, ours, rtol=1e-5, atol=1e-6) and not torch.allclose(eps, again, atol=0.1)
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])

@@ -111,11 +111,7 @@ REFUSED = {
 REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "invert_sigmas": ((False,), "its times run the other way, 0 for noise; set it to False"),
     "stochastic_sampling": ((False,), f"{_DRAWS}; set it to False"),
-    "thresholding": (
-        (False,),
-        "it takes quantiles of whole images; set it to False, a predictor does it: "
-        "tt_lib.guidance.Clipped(..., percentile=0.995)",
-    ),
+    "thresholding": ((False,), "it takes quantiles of whole images; set it to False"),
     # The fixed ones are DDPMScheduler's; from_config brings them along to schedulers that do not look at them.
     "variance_type": ((None, "fixed_small", "fixed_large"), "predictors drop the variance themselves; set it to None"),
     "timestep_type": (("discrete",), "its times are not levels; set it to 'discrete'"),

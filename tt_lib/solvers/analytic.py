@@ -32,7 +32,7 @@ Analytic-DDPM. ``gamma = 1`` gives DDIM, and DDPM with its small variance.
   the lowest level. ``uniform-trailing`` has not.)
 - The step into clean data, ``s = 0``, adds no noise.
 
-The authors also clip the predicted x_0 to [-1, 1] inside the mean; here that is a predictor, :mod:`tt_lib.guidance`.
+The authors also clip the predicted x_0 to [-1, 1] inside the mean; here nothing does.
 """
 
 from __future__ import annotations
