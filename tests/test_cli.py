@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import csv
 import io
 import os
 import shutil
@@ -292,7 +291,6 @@ ERRORS = {
     "missing model": (("sample", "--model", "nothing", "--out", "runs/never.png"), "'nothing'", "data/pretrained"),
     "damaged weights": ((*SAMPLE, "--model", "damaged"), WEIGHTS, "expected", "restore"),
     "folder that is no model": ((*SAMPLE, "--model", "pictures"), "pictures", "model folder", "give one"),
-    "features for a model": ((*SAMPLE, "--model", "data/pretrained/digits-resnet"), "digits-resnet"),
     "no CIFAR-10": ((*TUNE, "--dataset", "cifar10"), "CIFAR-10 not found", "--data", "TT_CIFAR10"),
     "wrong image folder": ((*TUNE, "--data", "pictures"), "pictures", "cat.png", "cifar-10-python.tar.gz"),
     "unknown data set": ((*TUNE, "--dataset", "mnist"), "'mnist'", "cifar10, digits", "--data"),
@@ -303,7 +301,6 @@ ERRORS = {
         "fewer",
     ),
     "no step": ((*SAMPLE, "--nfe", 0), "at least 1", "got 0"),
-    "no image": ((*SAMPLE, "--n", 0), "n must be at least 1", "got 0"),
     "batch of none": ((*SAMPLE, "--batch", 0), "batch", "0"),
     "samples that do not divide": ((*EVALUATE, "--n", 25), "multiple of 10", "25"),
     "timing of another solver": (
@@ -314,7 +311,6 @@ ERRORS = {
     ),
     "timing of other weights": ((*SAMPLE, "--model", "retrained", "--timing", TIMING), "weights of the model"),
     "timing that is none": ((*SAMPLE, "--timing", "data/pretrained/tiny/config.json"), "config.json", "tt tune"),
-    "timing by its name alone": ((*SAMPLE, "--timing", "truncation-parallel"), "truncation-parallel", "tt tune"),
     "nothing to tune": (
         (*TUNE, "--timing", "constant-0.9"),
         "nothing to tune in 'constant-0.9'",
@@ -326,7 +322,6 @@ ERRORS = {
         "leave gate=true out",
     ),
     "unknown device": ((*SAMPLE, "--device", "gpu"), "'gpu'", "auto or cpu"),
-    "device without memory": ((*SAMPLE, "--device", "meta"), "'meta'", "auto or cpu"),
     "unknown solver": ((*SAMPLE, "--solver", "eular"), "'eular'", "ddim, "),
     "eta of a solver without": ((*SAMPLE, "--solver", "dpmpp-2m", "--eta", 0.5), "dpmpp-2m", "'eta'"),
     "unknown features": ((*EVALUATE, "--features", "vgg"), "'vgg'", "digits-resnet"),
@@ -338,7 +333,6 @@ ERRORS = {
     ),
     "seed beyond 64 bits": ((*SAMPLE, "--seed", 2**64), "from 0 to 999,999,999", str(2**64), "give a seed"),
     "last seed of the project's own": ((*SAMPLE, "--seed", 999_999_999, "--n", 2), "to 1000000000 of 2 samples"),
-    "last seed of an evaluation": ((*EVALUATE, "--seed", 999_999_981), "999999981 to 1000000000 of 20 samples"),
     "seed of a training": (("train", "--seed", 10**9, "--out", "runs/never"), "999,999,999", "the seed 1000000000"),
 }
 """One case of each kind: what else cannot be is refused below the commands, and tested there."""
@@ -364,12 +358,6 @@ def test_network_that_answers_nan(pipeline, damaged):
         message = fails(*words)
         assert message.startswith("NotFinite: ") and "evaluation 1, t = " in message and "tau = " in message
     assert "t = 0.667, tau = 0.667" in message  # the first time of the uniform grid of 3
-
-
-def test_cuda_where_there_is_none(project):
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    assert "'cuda'" in fails(*SAMPLE, "--device", "cuda")
 
 
 def test_statistics_of_other_features(pipeline):
@@ -405,13 +393,6 @@ def test_the_state_of_a_tuning_stays_until_its_timing_is_written(pipeline, monke
         patch.setitem(optimisers.OPTIMISER_FUNCTIONS, "search", fail)
         succeeds(*words)
     assert load_timing("runs/kept.0.1.json").taus == saves[0].taus and not state.exists()
-
-
-def test_tunings_whose_names_differ_after_a_dot(pipeline):
-    """Each has a state of its own: that of the other one is neither used nor refused nor deleted."""
-    Path("runs/lr0.01.json.state").write_bytes(b"of another tuning")
-    succeeds("tune", *PARALLEL, "--out", "runs/lr0.02.json")
-    assert Path("runs/lr0.01.json.state").read_bytes() == b"of another tuning"
 
 
 def test_a_gate_that_refuses_all_is_a_result(pipeline, monkeypatch):
@@ -502,38 +483,6 @@ def test_every_usual_place_is_looked_at_before_the_work(no_work, monkeypatch, tm
     assert message.startswith("CorruptFile: ") and place in message, "rows that cannot be read"
 
 
-@pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        (("evaluate",), "fd"),
-        (("table", "--config", "data/table.toml"), "fd"),
-        (("floor",), "fd"),
-        (("direction",), "direction"),
-        (("train", "--out", "runs/never"), "training"),
-        (("features", "--out", "runs/never"), "training"),
-        (("speed", "--against", "diffusers"), "speed"),
-    ],
-)
-def test_rows_are_read_before_the_work(no_work, monkeypatch, tmp_path, words, name):
-    """Damage in the middle, which the rows behind it hide, is named, and the file stays as it is."""
-    monkeypatch.setenv("TT_DATA", str(tmp_path))
-    path = tmp_path / "results" / f"{name}.csv"
-    path.parent.mkdir()
-    with open(PACKAGE_ROOT / "data" / "results" / path.name, encoding="utf-8", newline="") as stream:
-        lines = stream.readlines()[:6]
-    head, cell = lines[0].strip().split(","), {"fd": "value", "direction": "doubt", "training": "loss", "speed": "ours"}
-    *cells, command = next(csv.reader([lines[3]]))
-    cells[head.index(cell[name])] = "1.2.3"
-    with open(path, "w", encoding="utf-8", newline="") as stream:
-        stream.writelines(lines[:3])
-        csv.writer(stream, lineterminator="\n").writerow([*cells, command])
-        stream.writelines(lines[4:])
-    before = path.read_bytes()
-    message = fails(*words)
-    assert f"{path}, line 4: {cell[name]} is '1.2.3' and must be a number" in message, message
-    assert path.read_bytes() == before and not Path("runs/never").exists()
-
-
 def test_published_rows_are_read_before_the_work(no_work, monkeypatch, tmp_path):
     monkeypatch.setenv("TT_DATA", str(tmp_path))
     path = tmp_path / "tables" / "published.csv"
@@ -622,14 +571,11 @@ SAMPLERS = (SAMPLE, EVALUATE, DIRECTION, SPEED, DEMO)
         ((*EVALUATE, "--n", 10**7 + 10), "at most 10,000,000, got 10,000,010"),
         *(((*words, "--batch", 10**6), "batch must be at most 100,000") for words in SAMPLERS if words != DEMO),
         ((*DIRECTION, "--substeps", HUGE), "substeps of directions must be at most 1,000"),
-        *(((*TUNE, "--timing", f"truncation-parallel,{name}={10**20}"), f"{name} must be at most")
-          for name in ("iterations", "batch", "substeps")),
         ((*SPEED, "--against", "pytorch-fid", "--source", "generated", "--images", 0), "images must be at least 1"),
-        *(((*TRAIN, f"--{name}", n), f"{n}") for name in ("images", "batch", "width") for n in (0, 10**20)),
-        *(((*TRAIN, "--lr", value), "lr must be a number above 0") for value in ("nan", "inf", 0)),
-        *(((*TRAIN, "--stop-after", value), f"at least 1 step, got {value}") for value in (0, -5)),
+        *(((*TRAIN, f"--{name}", n), f"{n}") for name in ("images", "width") for n in (0, 10**20)),
+        *(((*TRAIN, "--stop-after", value), f"at least 1 step, got {value}") for value in (0,)),
         *(((*TRAIN, "--checkpoint-seconds", value), f"or above, got {value}") for value in ("nan", -1.0)),
-        *(((*SAMPLE, "--device", name), f"'{name}' cannot be used here") for name in ("cuda:99", "mps", "")),
+        *(((*SAMPLE, "--device", name), f"'{name}' cannot be used here") for name in ("cuda:99", "")),
         ((*EVALUATE, "--features", "digits-resnet"), "different names, got ['digits-resnet', 'digits-resnet']"),
         ((*SAMPLE, "--nosuch"), "NoSuchOption: No such option: --nosuch"),
         (("sample",), "Missing option '--out'"),
@@ -727,29 +673,3 @@ def run_until_killed(*words, module: str, owner: str, save: str, times: int) -> 
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PACKAGE_ROOT)}
     ended = subprocess.run([sys.executable, "-c", program, *map(str, words)], env=env, capture_output=True, timeout=300)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-
-
-def test_tune_stopped_and_started_again(project, monkeypatch):
-    words = ["tune", *TINY, "--timing", "consistency-sequential,images=2,source=generated", "--out"]
-    save = tuner._Tuning._save
-
-    def save_and_stop(tuning):
-        save(tuning)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tuner._Tuning, "_save", save_and_stop)
-        assert tt(*words, "runs/stopped.json").exit_code == 130
-    assert Path("runs/stopped.json.state").exists() and not Path("runs/stopped.json").exists()
-    stages, search = [], tuner.OPTIMISER_FUNCTIONS["search"]
-    monkeypatch.setitem(
-        tuner.OPTIMISER_FUNCTIONS,
-        "search",
-        lambda problem, *a, **k: stages.append(problem.evaluations) or search(problem, *a, **k),
-    )
-    succeeds(*words, "runs/stopped.json")
-    assert stages == [[1]], "the first of two steps was tuned already"
-    assert not Path("runs/stopped.json.state").exists()
-    succeeds(*words, "runs/whole.json")
-    assert stages[1:] == [[0], [1]]
-    assert load_timing("runs/stopped.json").taus == pytest.approx(load_timing("runs/whole.json").taus, rel=1e-6)

@@ -212,24 +212,6 @@ def test_info(project):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (TRAIN, "runs/first"),
-        (("features", "--out", "data/pretrained/digits-resnet"), "data/pretrained/digits-resnet/config.json"),
-        (
-            ("stats", "--dataset", "digits", "--features", "digits-resnet"),
-            "data/stats/digits-train-digits-resnet.safetensors",
-        ),
-    ],
-)
-def test_refuses_to_overwrite(words, part):
-    before = {file: file.read_bytes() for file in Path().rglob("*") if file.is_file()}
-    message = fails(*words)
-    assert part in message and "--force" in message and message.startswith("AlreadyDone: ")
-    assert {file: file.read_bytes() for file in Path().rglob("*") if file.is_file()} == before
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
         ((*TRAIN, "--attention", "many"), "a list of sides such as 16,8, got 'many'"),
         (("train", "--dataset", "mnist", "--out", "runs/never"), "cifar10, digits"),
         (("train", "--out", "runs/never"), "CIFAR-10 not found"),
