@@ -179,28 +179,6 @@ def test_sizes_and_channels_are_compared_before_any_work(pictures, monkeypatch):
         assert f"first takes images of [1, 8, 8], those of {name}.npz are {shape}" in message
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("float", "images in float.npz are float64 [4, 8, 8, 1]"),
-        ("statistics", "mu and sigma of pytorch-fid, which are of Inception's features: no reference in digits-resnet"),
-        ("mixed", "mixed/1.png is 9x8 with 1 channels, the first picture 8x8 with 1"),
-        ("empty", "empty is empty; put the images there"),
-        ("gone", "no data set 'gone': it is none of cifar10, digits, and there is no such folder or .npz file"),
-    ],
-)
-def test_images_of_ones_own_that_are_wrong(pictures, name, message):
-    np.savez("float.npz", images=np.zeros((4, 8, 8, 1)))
-    np.savez("statistics.npz", mu=np.zeros(4), sigma=np.eye(4))
-    for i in range(2):
-        Path("mixed").mkdir(exist_ok=True)
-        Image.fromarray(np.full((8, 8 + i), 9, np.uint8)).save(f"mixed/{i}.png")
-    Path("empty").mkdir(exist_ok=True)
-    path = f"{name}.npz" if name in ("float", "statistics") else name
-    words = ("--nfe", 2, "--n", 20, "--features", "digits-resnet", "--dataset", path)
-    assert message in fails("evaluate", "--model", "runs/first", *words)
-
-
 def test_info(project):
     card = succeeds("info", "runs/first")
     assert "'schedule': 'linear'" in card and "'dataset': 'digits'" in card

@@ -7,10 +7,8 @@ import io
 import os
 import pickle
 import shutil
-import struct
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -271,17 +269,6 @@ def test_npz(tmp_path, name, layout):
             assert_own(images, "synthetic", split)
 
 
-def test_the_digest_of_own_images_does_not_depend_on_form_or_order(tmp_path):
-    pixels, labels = made("train")
-    write_npz(tmp_path / "a")
-    write_parquet(tmp_path / "b", "WEBP")
-    write_classes(tmp_path / "c")
-    shuffled = np.random.default_rng(3).permutation(20)
-    write_shard(tmp_path / "d" / "data" / "train-1.parquet", [encode(pixels[i]) for i in shuffled], labels[shuffled])
-    for name in "abcd":
-        assert_own(load_dataset("synthetic", "train", tmp_path / name), "synthetic", "train")
-
-
 def test_parquet_in_row_groups_and_without_labels(tmp_path):
     write_parquet(tmp_path)
     for path in tmp_path.glob("*.parquet"):
@@ -387,9 +374,8 @@ def test_missing_or_damaged_batch_file(batches):
     assert_made(load_cifar10("test", batches), "test")
 
 
-@pytest.mark.parametrize("cut", [1000, 30_000])
-def test_truncated_archive(archive, cut):
-    archive.write_bytes(archive.read_bytes()[:-cut])
+def test_truncated_archive(archive):
+    archive.write_bytes(archive.read_bytes()[:-1000])
     with pytest.raises(CorruptFile, match="truncated: delete it and fetch"):
         load_cifar10("train", archive)
 
@@ -447,8 +433,6 @@ def test_truncated_or_missing_parquet(tmp_path):
     [
         "train-00000-of-00002 (1).parquet",
         "train-00000-of-00002-b.parquet",
-        "train-b.parquet",
-        "train-00002-of-00002.parquet",
         "train-00001-of-00003.parquet",
     ],
 )
@@ -479,32 +463,6 @@ def test_two_columns_of_images(tmp_path):
         load_dataset("synthetic", "test", tmp_path)
 
 
-@pytest.mark.parametrize(("flag", "method"), [(1, 0), (0, 99)])
-def test_an_npz_that_python_cannot_unpack(tmp_path, flag, method):
-    """Encrypted, or compressed in another way."""
-    write_npz(tmp_path)
-    path = tmp_path / "train.npz"
-    content = bytearray(path.read_bytes())
-    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
-        at = content.find(mark)
-        while at >= 0:
-            content[at + place] |= flag
-            content[at + place + 2] = method
-            at = content.find(mark, at + 1)
-    path.write_bytes(content)
-    with pytest.raises(CorruptFile, match="is not a readable npz file"):
-        load_dataset("synthetic", "train", tmp_path)
-
-
-def test_an_npz_whose_images_are_no_array(tmp_path):
-    write_npz(tmp_path)
-    with zipfile.ZipFile(tmp_path / "train.npz", "w") as archive:
-        archive.writestr("images.npy", b"words")
-        archive.writestr("labels.npy", b"words")
-    with pytest.raises(CorruptFile, match=r"images in .* are .*accepted"):
-        load_dataset("synthetic", "train", tmp_path)
-
-
 def saved(form: str, **options) -> bytes:
     """A picture in another format or of another kind."""
     stream = io.BytesIO()
@@ -512,14 +470,6 @@ def saved(form: str, **options) -> bytes:
     picture = Image.fromarray(made("test")[0][3].transpose(1, 2, 0))
     (Image.new("I;16", (32, 32), 40_000) if mode == "I;16" else picture.convert(mode)).save(stream, form, **options)
     return stream.getvalue()
-
-
-def deep_png() -> bytes:
-    """A PNG of 16 bits a channel, which Pillow reads as one of 8."""
-    rows = b"".join(b"\0" + bytes(range(192)) for _ in range(32))
-    chunks = [b"IHDR" + struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows), b"IEND"]
-    framed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 def animated() -> bytes:
@@ -536,10 +486,7 @@ PICTURES = {
     "another size": (encode(np.zeros((3, 8, 24), np.uint8)), "24x8 with 3 channels, the first picture 32x32"),
     "grey": (saved("PNG", mode="L"), "32x32 with 1 channels, the first picture 32x32 with 3"),
     "RGBA": (saved("PNG", mode="RGBA"), "PNG of 8 bits, mode RGBA"),
-    "palette": (saved("PNG", mode="P"), "mode P"),
-    "one bit": (saved("PNG", mode="1"), "PNG of 1 bits"),
     "16 bits grey": (saved("PNG", mode="I;16"), "PNG of 16 bits"),
-    "16 bits": (deep_png(), "PNG of 16 bits, mode RGB"),
     "transparent": (saved("PNG", transparency=(0, 0, 0)), "transparent"),
     "animated": (animated(), "several frames"),
     "turned": (
@@ -548,7 +495,6 @@ PICTURES = {
     ),
     "truncated": (saved("PNG")[:-400], "a damaged or truncated PNG"),
     "damaged": (saved("PNG")[:900] + b"\0" + saved("PNG")[901:], "a damaged or truncated PNG"),
-    "truncated WebP": (saved("WEBP", lossless=True)[:-400], "no picture or a damaged one"),
     "truncated JPEG": (saved("JPEG")[:-400], "a damaged or truncated JPEG"),
     "CMYK": (saved("JPEG", mode="CMYK"), "mode CMYK"),
 }
@@ -575,10 +521,8 @@ def test_pictures_of_another_kind(tmp_path, kind, name):
         ([0, 1, 2, 3], {"label": "fine_label"}, r"fine_label \(int64\); accepted: .* label"),
         (["cat", "dog", "cat", "frog"], {}, r"labels in .*object, such as 'cat'"),
         ([0.0, 1.0, 2.0, 3.5], {}, r"labels in .*float64"),
-        ([True, False, True, True], {}, r"labels in .*(bool|object)"),
         ([0, 1, 2, None], {}, "without a label"),
         ([0, 1, 2, -1], {}, r"outside 0\.\.\d+: \[-1\]"),
-        ([0, 1, 2, 2**64 - 1], {"kind": pyarrow.uint64()}, r"outside 0\.\.\d+: \[18446744073709551615\]"),
         ([], {}, "no rows"),
     ],
 )
@@ -606,18 +550,14 @@ HWC = made("test")[0].transpose(0, 2, 3, 1)
     ("arrays", "message"),
     [
         ({"images": HWC / 255}, r"float64 \[4, 32, 32, 3\]; accepted: images \(or arr_0\) uint8"),
-        ({"images": HWC.astype(np.uint16)}, "uint16"),
         ({"images": HWC.transpose(0, 3, 1, 2)}, r"uint8 \[4, 3, 32, 32\] \(channels first\?\)"),
         ({"images": HWC, "arr_0": HWC}, "holds the arrays images, .*arr_0; accepted: images"),
-        ({"images": HWC[..., 0]}, r"uint8 \[4, 32, 32\];"),
         ({"images": HWC[..., [0, 1, 2, 2]]}, r"\[4, 32, 32, 4\]"),
         ({"images": HWC[:0], "labels": np.arange(0)}, r"\[0, 32, 32, 3\]"),
         ({"images": np.array([1, "a", None, {}], object)}, "holds Python objects"),
-        ({"labels": np.array(["a", "b", "c", 1], object)}, "holds Python objects"),
         ({"labels": np.array([0, 1, 2, 3.5])}, "float64, such as .*accepted: integers"),
         ({"labels": np.array(["cat"] * 4)}, "<U3, such as .*cat"),
         ({"labels": np.array([0, 1, 2, -3])}, r"outside .*\[-3\]"),
-        ({"labels": np.arange(3)}, r"labels in .* are \[3\] for 4 images"),
         ({"labels": np.eye(4, dtype=int)}, r"labels in .* are \[4, 4\] for 4 images"),
     ],
 )
@@ -632,7 +572,7 @@ def test_npz_with_other_arrays(tmp_path, arrays, message):
         assert_own(load_dataset("synthetic", "test", tmp_path), "synthetic", "test")
 
 
-@pytest.mark.parametrize("content", ["cut", "pickle", "npy", "other names", "attack"])
+@pytest.mark.parametrize("content", ["cut", "npy", "other names", "attack"])
 def test_npz_that_is_none(tmp_path, content):
     path, mark = tmp_path / "test.npz", tmp_path / "attacked"
     write_npz(tmp_path)
@@ -644,7 +584,7 @@ def test_npz_that_is_none(tmp_path, content):
     elif content == "other names":
         np.savez(path, pictures=HWC)
     else:
-        path.write_bytes(pickle.dumps(Attack(mark) if content == "attack" else {"images": HWC}))
+        path.write_bytes(pickle.dumps(Attack(mark)))
     with pytest.raises(
         CorruptFile, match=r"test.npz (holds|is not a readable npz).*accepted: images \(or arr_0\) uint8"
     ):
@@ -711,8 +651,6 @@ def broken(root: Path, kind: str) -> None:
         (train / "cat" / "z.png").symlink_to(root / "gone.png")
     elif kind == "twice":
         write_npz(root)
-    elif kind == "pipe":
-        os.mkfifo(train / "cat" / "pipe.png")
     elif kind == "loose":
         (root / "a.png").write_bytes(saved("PNG"))
     elif kind == "spelled":
@@ -734,7 +672,6 @@ def broken(root: Path, kind: str) -> None:
         "loop": r"loop leads back to .*train, in which it is",
         "dangling": "cannot read .*z.png: No such file",
         "twice": r"the train images twice, train/ and train\.npz",
-        "pipe": r"pipe\.png is not a picture",
         "loose": r"holds test/ beside a\.png: is it a split or a class\?",
         "spelled": r"holds Training/ beside val: is it a split or a class\?",
         "a class": r"holds train/ beside car: is it a split or a class\?",
@@ -785,14 +722,10 @@ def test_statistics_are_told_from_images(tmp_path):
     ("mu", "sigma", "message"),
     [
         (MU * np.nan, SIGMA, "mu in .* holds NaN"),
-        (MU, SIGMA + np.inf, "sigma in .* holds NaN or infinity"),
         (MU, SIGMA[:2], r"sigma float64 \[2, 3\]; accepted: floats of 32 or 64 bits, \[D\]"),
         (MU.astype(int), SIGMA, r"mu in .* is int64 \[3\]"),
         (MU, -SIGMA, "not a covariance"),
         (MU, SIGMA + np.diag([3.0, 0], 1) + np.diag([3.0, 0], -1), "no variance below 0"),
-        (MU, SIGMA.astype(np.float16), "sigma float16"),
-        (MU, SIGMA + np.eye(3, k=1), "not a covariance"),
-        (np.array(["a"], object), SIGMA, "holds Python objects"),
     ],
 )
 def test_statistics_that_are_wrong(tmp_path, mu, sigma, message):
