@@ -51,13 +51,12 @@ def test_atomic_path_replaces_only_at_the_end(tmp_path):
     assert path.read_text() == "new" and names(path.parent) == ["file.txt"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_interrupted_write_leaves_the_old_file(tmp_path, error):
+def test_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(error), atomic_path(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
         temporary.write_text("hal")
-        raise error
+        raise KeyboardInterrupt
     assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
 
 

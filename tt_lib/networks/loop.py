@@ -192,8 +192,7 @@ def _resume(path, config, device, tensors, optimizer) -> dict[str, Any]:
         return {"step": 0, "elapsed_s": 0.0, "rows": [], "running": 0.0, "counted": 0}
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-        # A field that is younger than the checkpoint had its default.
-        then, now = asdict(type(config)()) | state["config"], asdict(config)
+        then, now = state["config"], asdict(config)
     except Exception as error:  # torch names no single type for a damaged file
         raise CorruptFile(f"{path} cannot be read ({error}); delete it to start the run again") from error
     changed = {name: (then.get(name), now.get(name)) for name in then | now if then.get(name) != now.get(name)}

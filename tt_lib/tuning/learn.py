@@ -57,7 +57,7 @@ VALIDATIONS = 12
 """How often the loss on held-out noises is taken while learning."""
 HISTORY = ("iteration", "loss", "validation")
 _DAMAGE = (RuntimeError, AttributeError, KeyError, IndexError, TypeError, ValueError)
-REMEMBERED = ("iteration", "seconds", "history", "best")
+REMEMBERED = ("iteration", "seconds", "history", "best", "lowest", "start")
 
 
 @dataclass(frozen=True)
@@ -446,8 +446,7 @@ class _Learning:
     @property
     def fingerprint(self) -> str:
         own = self.sampler
-        # States from before, when there was a choice `points` and a list of losses, go on.
-        parts: list[Any] = [{**asdict(self.config), "points": 0}, self.distance.name, self.converged.grid.times]
+        parts: list[Any] = [asdict(self.config), self.distance.name, self.converged.grid.times]
         parts += [own.model, own.weights, own.schedule.name, own.solver.name, own.solver.options, own.grid.times]
         parts += [self.facts] if self.facts else []
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -456,7 +455,6 @@ class _Learning:
         if self.state is None:
             return
         content: dict[str, Any] = {"fingerprint": self.fingerprint, "now": self.values()}
-        content |= {"lowest": [self.lowest], "start": [self.start]}
         content |= {name: getattr(self, name) for name in REMEMBERED} | {"optimizer": self.optimizer.state_dict()}
         with atomic_path(self.state) as temporary:
             torch.save(content, temporary)
@@ -480,7 +478,6 @@ class _Learning:
             self.optimizer.load_state_dict(content["optimizer"])
             for name in REMEMBERED:
                 setattr(self, name, content[name])
-            [self.lowest], [self.start] = content["lowest"], content["start"]
             if not len(self.history) == self.iteration <= self.config.iterations:
                 raise ValueError(f"{len(self.history)} of {self.iteration} iterations")
         except _DAMAGE as error:
