@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,7 +159,6 @@ def test_a_file_goes_round(tmp_path):
     [
         (1, {"model": "n"}, ("model 'm'", "model 'n'")),
         (1, {"weights": "cd" * 32}, ("abababab", "cdcdcdcd")),
-        (1, {"weights": ""}, ("abababab", "not named")),
         (1, {"schedule": LINEAR.__class__(LINEAR.betas, "other")}, ("'linear'", "'other'")),
         (1, {"grid": Grid("quadratic", GRID.times)}, ("mine with 3", "quadratic with 3")),
         (1, {"grid": Grid("mine", GRID.times[1:])}, ("3 steps", "2 steps")),
@@ -184,16 +181,11 @@ def test_damaged_files(tmp_path):
     content = read_json(path)
     for change in (
         *({"format": "tt-timing-2"}, {"values": [0.5]}, {"values": None}, {"nonsense": 1}),
-        *({"values": ["0.5"] * 3}, {"values": [True] * 3}, {"errors": [-1.0] * 3}, {"taus": [0.0] * 3}),
-        *({"grid_times": []}, {"grid_times": GRID.times[1:]}, {"times": [0.9, 0.5, 0.2]}, {"images": "3"}),
-        *({"seed": 1.5}, {"weights": None}, {"timing": 3}),
+        *({"errors": [-1.0] * 3}, {"taus": [0.0] * 3}, {"grid_times": GRID.times[1:]}, {"images": "3"}),
     ):
         write_json(path, {**content, **change})
         with pytest.raises(CorruptFile, match=r"g\.json.*tt sample"):
             load_gamma(path)
-    path.write_text(json.dumps({**content, "values": [math.nan] * 3}))
-    with pytest.raises(CorruptFile, match="NaN is not a finite number"):
-        load_gamma(path)
 
 
 def test_two_timings_of_one_name_have_two_files():

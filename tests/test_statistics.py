@@ -133,7 +133,7 @@ def header(**changes) -> dict[str, str]:
 
 
 def test_files_that_are_missing_damaged_or_of_another_kind(tmp_path):
-    """Each write but the first three has the digest of what it writes."""
+    """Each write but the first two has the digest of what it writes."""
     path = tmp_path / "s"
     with pytest.raises(MissingFile, match="`make it`"):
         FeatureStatistics.load(path, "make it")
@@ -146,20 +146,15 @@ def test_files_that_are_missing_damaged_or_of_another_kind(tmp_path):
 
     for write, message in (
         (lambda: path.write_bytes(whole[:-8]), ""),
-        (lambda: path.write_bytes(b"<html>404</html>"), ""),
         (lambda: save_file(right, path, header(format=FORMAT)), "digest"),
         (lambda: save_tensors(path, right, "other", header()), "format"),
         (lambda: save({"scatter": torch.zeros(5, 5)}), "do not fit"),
-        (lambda: save({"scatter": torch.zeros(14)}), "do not fit"),
-        (lambda: save({"mean": torch.zeros(1, 5)}), "do not fit"),
         (lambda: save({"mean": torch.zeros(5, dtype=torch.float64)}), "do not fit"),
         (lambda: save({}, n="three"), "three"),
         (lambda: save({}, n="0"), "0 samples"),
-        (lambda: save({}, n="-5"), "-5 samples"),
         (lambda: save_tensors(path, right, FORMAT, {}), "features"),
         (lambda: save_tensors(path, {"mean": torch.zeros(5)}, FORMAT, header()), "scatter"),
         (lambda: save({"mean": nan}), "NaN or infinity"),
-        (lambda: save({"scatter": 1 / torch.zeros(15)}), "NaN or infinity"),
         (lambda: save({"scatter": negative}), "below 0"),
     ):
         write()
