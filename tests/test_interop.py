@@ -179,32 +179,6 @@ def test_gradients_reach_every_tau(name):
     assert leaf.grad[:last].abs().max() > 0.1 and not leaf.grad[last:].any()
 
 
-@pytest.mark.parametrize(
-    ("name", "objective", "optimiser"),
-    [
-        ("plms", "truncation", "search"),
-        ("heun", "consistency", "search"),
-        ("heun", "truncation", "adam"),
-    ],
-)
-def test_sequential_tuning_lowers_its_loss(name, objective, optimiser):
-    mixture = ring_2d()
-    adapted = from_scheduler(make(name), 5)
-    images = mixture.sample(32, generator=torch.Generator().manual_seed(1)).float()
-    config = TuneConfig(objective=objective, optimiser=optimiser, substeps=8, iterations=4, lr=0.01)
-    predictor = MixturePredictor(mixture, adapted.schedule)
-    sampler = Sampler(predictor, adapted.schedule, adapted.solver, adapted.grid, (2,), model="ring")
-    timing = tune(sampler, images, config).timing
-    before, after = timing.tuning["loss_untuned"], timing.tuning["loss_tuned"]
-    assert all(b <= a for a, b in zip(before, after, strict=True))
-    assert sum(b / a for a, b in zip(before, after, strict=True)) < 0.99 * len(before)
-    # Every evaluation but the last step's has moved, or was best where it was.
-    assert len(before) == sum(each.step < adapted.grid.steps - 1 for each in sampler.evaluations)
-    assert sum(tau != t for tau, t in zip(timing.taus, timing.times, strict=True)) >= 3
-    assert timing.taus[-1] == timing.times[-1] and timing.times == adapted.times
-    timing.check(model="ring", schedule="linear", solver=adapted.solver, grid=adapted.grid)
-
-
 def test_other_times_are_refused():
     adapted, other = (from_scheduler(make("ddim"), steps) for steps in (4, 5))
     x = torch.zeros(4, 2)
@@ -263,7 +237,6 @@ REFUSED = [  # more of them, class by class and option by option, in test_intero
         "cannot make 5 steps .*`mu` must be passed",
     ),
     ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 500}, {}, "num_train_timesteps=500 on a flow"),
-    ("DDPMScheduler", {}, {}, "cannot adapt DDPMScheduler: it draws noise.*DDIMScheduler with eta"),
     (
         "EDMEulerScheduler",
         {"prediction_type": "v_prediction"},
@@ -286,11 +259,9 @@ REFUSED = [  # more of them, class by class and option by option, in test_intero
         *("ddim", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, {}),
         "predicts eps, .* alpha is 0 at t = 1, where that says nothing",
     ),
-    ("euler", {"rescale_betas_zero_snr": True}, {}, "predicts eps, .* alpha is 0 at t = 1, where that says nothing"),
     ("ddim", {"trained_betas": [0.01] * 500 + [1.0] + [0.01] * 499}, {}, "got 1 at index 500 of 1000"),
     ("dpm", {"use_dynamic_shifting": True}, {}, "use_dynamic_shifting=True: it shifts flows alone"),
     ("ddim", {}, {"steps": 0}, "at least 1, got 0"),
-    ("ddim", {}, {"steps": 2.5}, "whole number, got 2.5"),
     ("ddim", {}, {"steps": 1001}, "cannot make 1001 steps.*another number"),
     ("ddim", {}, {"eta": 1.5}, "eta must lie.*got 1.5"),
     ("heun", {}, {"eta": 0.5}, "takes no eta, got 0.5"),
@@ -348,25 +319,6 @@ def test_identity_is_bit_identical_and_tuned_is_the_engine_s(ddim, unet):
     assert gap(images(wrapped), expected) < 1e-5 and torch.equal(images(wrapped), images(wrapped))
     wrapped.unet = TunedUNet(unet, adapted.timing())
     assert torch.equal(images(wrapped), plain)
-
-
-@pytest.mark.parametrize("name", ["ddim", "pndm", "plms", "unipc", "heun"])
-def test_each_evaluation_has_its_own_tau_in_every_scheduler(name, unet):
-    scheduler = make(name, prediction_type="v_prediction")
-    adapted = from_scheduler(scheduler, 5)
-    timing, seen = moved(adapted), []
-    handle = unet.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
-    try:
-        theirs = plain_loop(TunedUNet(unet, timing), scheduler, 5)
-    finally:
-        handle.remove()
-    assert all(each.dtype == torch.float32 and each.shape == (2,) for each in seen)
-    expected = [1000 * tau - 1 for tau in timing.taus]
-    assert [each[0].item() for each in seen] == pytest.approx(expected, rel=1e-5, abs=1e-4)
-    assert gap(ours(adapted, unet, timing.taus), theirs) < 1e-5
-    assert gap(plain_loop(unet, scheduler, 5), theirs) > 1e-3
-    if name in ("heun", "plms", "pndm"):  # the same timestep twice, and two taus
-        assert adapted.times[1] == adapted.times[2] and seen[1][0] != seen[2][0]
 
 
 def test_a_network_with_another_number_of_levels(unet):

@@ -81,13 +81,10 @@ DPM = ("DPMSolverMultistepScheduler", {})
 LEADING = {"timestep_spacing": "leading"}
 SAME_TIMES = [
     (DPM, "dpmpp-2m", ("UniPCMultistepScheduler", {})),
-    (DPM, "dpmpp-2m", ("DEISMultistepScheduler", {})),
     (DPM, "dpmpp-2m", ("DPMSolverMultistepScheduler", {"solver_order": 3})),
-    (DPM, "dpmpp-2m", ("DPMSolverMultistepScheduler", {"solver_type": "heun"})),
     (DPM, "dpmpp-2m", ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"})),
     (DPM, "dpmpp-2m", ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"})),
     (DDIM, "ddim", ("DDPMScheduler", NO_CLIP)),
-    (DDIM, "ddim", ("LMSDiscreteScheduler", LEADING)),
     (DDIM, "ddim", ("DDIMScheduler", {})),
     (DDIM, "ddim", ("DDIMScheduler", {"set_alpha_to_one": False} | NO_CLIP)),
 ]

@@ -206,18 +206,12 @@ def test_prompts_of_a_file(tmp_path):
     ("content", "message"),
     [
         (b"", "at least 4 are needed, got 0"),
-        (b" \n\n", "at least 4 are needed, got 0"),
-        (b"one\ntwo\nthree\n", "at least 4 are needed, got 3"),
         ("one\ntwo\nBr\xfccke\nfour".encode("latin-1"), r"not text in UTF-8 \(byte 10\); save it in UTF-8"),
-        ("one\ntwo\nthree\nfour".encode("utf-16-le"), "control character"),
         (b"A  cat\ntwo\nthree\na CAT\n", "prompt 4, 'a CAT', is prompt 1 once more"),
-        ("caf\u00e9\ntwo\nthree\nCAFE\u0301".encode(), "prompt 4, .* is prompt 1 once more"),
         ("cat\ntwo\nthree\ncat\u200b".encode(), "prompt 4, .* is prompt 1 once more"),
         ("one\ntwo\nthree\n\u200b".encode(), "prompt 4 is empty"),
         ("one\u2028still one\ntwo\nthree\nfour".encode(), r"holds '\\u2028', a control character"),
-        ("one\x85still one\ntwo\nthree\nfour".encode(), r"holds '\\x85', a control character"),
         ("one\ntwo\n\ufeffthree\nfour".encode(), r"holds '\\ufeff', .* mark of damage"),
-        ("one\ntwo\nBr\ufffdcke\nfour".encode(), r"holds '\\ufffd', .* mark of damage"),
     ],
 )
 def test_files_of_prompts_that_are_refused(content, message, tmp_path):
@@ -487,15 +481,12 @@ class Short(diffusers.StableDiffusionPipeline):
     ("change", "options", "message"),
     [
         ({"scheduler": "EulerAncestralDiscreteScheduler"}, {}, "EulerAncestralDiscreteScheduler: it draws noise"),
-        ({"scheduler": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"})}, {}, "draws noise"),
         ({"scheduler": ("DDIMScheduler", {"prediction_type": "v_prediction"})}, {"config": ("gain",)}, "without gain"),
         ({"scheduler": "DPMSolverSinglestepScheduler"}, {"nfe": 5}, "makes 3 steps with 5 evaluations.* start grid"),
         ({"kind": Short}, {}, r"prompt 2, 'two dogs', have the shape \[1, 8, 16\], .* first \[1, 5, 16\]"),
         ({"kind": Rescaled}, {}, r"does more in a step .* scale 7.5"),
         ({}, {"solver": "ddpm"}, "cannot learn ddpm: it draws noise"),
-        ({}, {"start": "spiral"}, "unknown grid 'spiral'"),
         ({}, {"size": (12, 8)}, "divisible by 8 but are 12 and 8"),
-        ({}, {"size": (0, 8)}, "both above 0"),
         ({"kind": Scaleless}, {}, "Scaleless guides by a scale that is not its guidance_scale; learn from"),
         (
             {},
@@ -503,9 +494,7 @@ class Short(diffusers.StableDiffusionPipeline):
             "prompt 9, .* is prompt 8 once more to the net",
         ),
         ({}, {"guidance": -3.0}, "guidance must be at least 0"),
-        ({}, {"guidance": float("nan")}, "guidance must be a number, got nan"),
         ({}, {"at_once": 0}, "at_once must be at least 1, got 0"),
-        ({}, {"prompts": PROMPTS[:3]}, "at least 4 are needed"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_before_the_work(change, options, message, pipeline, monkeypatch):
@@ -551,10 +540,8 @@ def test_folders_that_are_no_pipeline(tmp_path, folder):
         (("--pipeline", "here"), "--pipeline needs --prompts"),
         (("--prompts", "p.txt"), "--prompts needs --pipeline"),
         (("--guidance", "3"), "--guidance needs --pipeline"),
-        (("--pipeline", "here", "--prompts", "p.txt", "--loss", "features"), "--loss cannot be used with --pipeline"),
         (("--pipeline", "here", "--prompts", "p.txt", "--model", "cifar10"), "--model cannot be used with --pipeline"),
         (("--pipeline", "here", "--prompts", "p.txt", "--size", "8x8x8"), "HEIGHTxWIDTH .* got '8x8x8'"),
-        (("--pipeline", "here", "--prompts", "p.txt", "--knobs", "tau"), "knobs must be one or more of"),
         (("--pipeline", "here", "--prompts", "missing.txt"), "no file of prompts at missing.txt"),
         (("--pipeline", "here", "--prompts", "p.txt", "--out", "o.json"), "holds no model_index.json"),
     ],

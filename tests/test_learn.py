@@ -123,9 +123,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path):
     [
         lambda content: torch.zeros(3),
         lambda content: content | {"now": {}},
-        lambda content: content | {"now": {name: torch.zeros(9) for name in content["now"]}},
         lambda content: {key: value for key, value in content.items() if key != "optimizer"},
-        lambda content: content | {"iteration": "two"},
         lambda content: content | {"iteration": 99},
         lambda content: content | {"history": content["history"][:-1]},
     ],
@@ -158,11 +156,9 @@ def test_what_cannot_be_learned_is_refused():
     ("changes", "message"),
     [
         ({"knobs": ()}, "knobs must be one or more"),
-        ({"knobs": ("grid", "tau")}, "knobs must be one or more"),
         ({"iterations": 0}, "iterations of learning must be at least 1, got 0"),
         ({"lr": math.nan}, "lr must be a number, got nan"),
         ({"noises": 200_000}, "at most 100,000, got 200,000"),
-        ({"iterations": 10**30}, "iterations of learning must be at most 1,000,000"),
         ({"validation": True}, "validation must be a whole number, got True"),
         ({"seed": 1000}, "seed of learning must be at most 999, got 1,000"),
     ],

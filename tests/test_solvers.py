@@ -24,21 +24,17 @@ from solver_helpers import (
     draw,
     even_in_lambda,
     float64,
-    gaussian_flow,
     law_of,
     points,
     start_law,
     with_gamma,
 )
 from torch import Tensor
-from torch.autograd import gradcheck
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
-from tt_lib.noise import SampleNoise
 from tt_lib.schedules import Schedule, make_schedule
-from tt_lib.solvers.layout import layout
 from tt_lib.solvers.orders import orders_of_steps
 from tt_lib.solvers.registry import SOLVERS, make_solver
 from tt_lib.toy import MixturePredictor, exact_flow, single_gaussian, two_modes_1d
@@ -200,20 +196,6 @@ def test_one_ode_on_every_path():
     assert torch.allclose(end("euler", flow), x, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name, order", [("ddim", 1), ("dpmpp-2m", 2)])
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_measured_order_on_one_gaussian_and_every_schedule(name, order, schedule):
-    x = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None]
-    expected = gaussian_flow(x, 0.9, 0.1, MEAN, SCALE, schedule)
-    predictor = MixturePredictor(single_gaussian(MEAN, SCALE), schedule)
-    errors = []
-    for steps in (20, 40, 80, 160):
-        run = drive(make_solver(name)(x, even_in_lambda(steps, schedule), schedule), predictor)
-        errors.append((run.x - expected).abs().max().item())
-    measured = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
-    assert measured == pytest.approx([order] * 3, abs=0.4), f"errors {errors}"
-
-
 # ---- what holds for all
 
 
@@ -287,22 +269,6 @@ def test_a_float32_state_stays_float32_with_float64_coefficients(name):
     assert single.dtype == torch.float32 and (single - double).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", [*DETERMINISTIC, *WITH_OPTIONS])
-@pytest.mark.parametrize("last", [0.05, 0.0])
-def test_differentiable_in_every_tau_and_in_the_start(name, last):
-    predictor = MixturePredictor(two_modes_1d(scale=0.3), CONTINUOUS)  # a schedule without kinks
-    solver, times = make_solver(name), float64([0.9, 0.6, 0.3, 0.12, last])
-
-    def end(taus, x):
-        return drive(solver(x, times, CONTINUOUS), predictor, taus, grad=True).x
-
-    taus = float64([0.97 * each.t for each in layout(solver, times, CONTINUOUS)]).requires_grad_(True)
-    x = points(3).requires_grad_(True)
-    assert gradcheck(end, (taus, x))
-    (slope,) = torch.autograd.grad(end(taus, x).square().sum(), taus)
-    assert slope.ne(0).all(), f"a tau has no influence: {slope}"
-
-
 # ---- noise
 
 
@@ -316,20 +282,6 @@ def test_only_stochastic_solvers_draw_noise():
         assert solver.stochastic
         with pytest.raises(BadValue, match="draws noise"):
             drive(solver(points(2), UNEVEN, LINEAR), EXACT)
-
-
-@pytest.mark.parametrize("name", STOCHASTIC)
-def test_a_seed_gives_one_image_in_any_batch(name):
-    grid = make_grid("uniform", 4, LINEAR)
-
-    def sample(seeds):
-        noise = SampleNoise(seeds)
-        x = noise.start((1,)).double()
-        return drive(with_gamma(name, grid.times)(x, grid, LINEAR, noise), EXACT).x
-
-    together = sample([5, 6, 7])
-    assert torch.allclose(together, torch.cat([sample([seed]) for seed in (5, 6, 7)]), rtol=1e-12)
-    assert not torch.allclose(together[0], together[1])
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddpm,variance=large", "sde-dpmpp-2m"])
@@ -349,7 +301,6 @@ def test_many_steps_sample_the_data(name):
 @pytest.mark.parametrize(
     "name, nfe, orders",
     [
-        ("dpm-solver-fast", 5, "311"),
         ("dpm-solver-fast", 6, "321"),
         ("dpm-solver-fast", 10, "3331"),
         ("dpmpp-2s", 5, "221"),
@@ -367,12 +318,9 @@ def test_how_evaluations_become_steps(name, nfe, orders):
     [
         (7, 3, "lower", "1233321"),
         (4, 3, "lower", "1221"),
-        (2, 3, "lower", "11"),
         (1, 3, "lower", "1"),
-        (5, 1, "lower", "11111"),
         (8, 4, "lower", "12344321"),
         (4, 3, 0, "1221"),
-        (4, 3, 1, "1232"),
         (4, 3, 2, "1233"),
         (4, 3, 9, "1233"),
         (4, 3, "full", "1233"),
@@ -390,11 +338,6 @@ def test_a_stretch_of_a_grid_lowers_no_order_before_the_grids_end():
 
 
 # ---- by name
-
-
-def test_several_names_for_one_method():
-    assert SOLVERS["ipndm"].function is SOLVERS["plms"].function
-    assert SOLVERS["euler"].function is SOLVERS["dpm-solver-1"].function is SOLVERS["ddim"].function
 
 
 @pytest.mark.parametrize("name", ["plms", "ipndm", "ipndm-v", "deis-tab", "unipc"])
@@ -422,18 +365,12 @@ def test_a_solver_is_spelled_with_its_options():
     ("name", "options", "message"),
     [
         ("eular", {}, "unknown solver 'eular'.*ddim, .*dpmpp-2m"),
-        ("eular,order=2", {}, "unknown solver 'eular'"),
         ("ddim", {"order": 2}, "'ddim' takes no option 'order'.*eta"),
         ("ddim", {"eta": 1.5}, "eta must lie between 0.*got 1.5"),
-        ("dpmpp-2m", {"eta": 1.0}, r"'dpmpp-2m' takes no option 'eta'.*final"),
         ("sde-dpmpp-2m", {"order": 1}, "takes no option 'order'; it takes none"),
         ("plms", {"order": 5}, "order of solver 'plms' must be one of 1, 2, 3, 4; got 5"),
-        ("unipc", {"variant": "bh3"}, "variant of solver 'unipc' must be one of bh1, bh2; got 'bh3'"),
         ("dpmpp-3m", {"final": "lowest"}, "final of solver 'dpmpp-3m' must be one of full, lower; got 'lowest'"),
-        ("ddpm", {"variance": "learned"}, "variance of solver 'ddpm' must be one of small, large; got 'learned'"),
         ("unipc,order", {}, "spelled name=value.*got 'order'"),
-        ("unipc,=2", {}, "spelled name=value"),
-        ("unipc,order=4", {}, "one of 1, 2, 3; got 4"),
         ("unipc,order=two", {}, "got 'two'"),
         ("unipc,order=2,order=2", {}, "order cannot be given twice"),
         ("ddim,eta=1", {}, "--eta is an option"),
