@@ -41,9 +41,9 @@ class Recorder:
 @pytest.mark.parametrize("name", ONE_EACH)
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_evaluations_are_counted_asked_at_the_grids_times_and_kept(name, steps):
-    grid, recorder, heard, x = make_grid("uniform", steps, LINEAR), Recorder(), [], points(4, 2)
-    run = drive(make_solver(name)(x, grid, LINEAR), recorder, progress=heard.append, keep=True)
-    assert run.nfe == len(recorder.calls) == steps and heard == list(range(1, steps + 1))
+    grid, recorder, x = make_grid("uniform", steps, LINEAR), Recorder(), points(4, 2)
+    run = drive(make_solver(name)(x, grid, LINEAR), recorder, keep=True)
+    assert run.nfe == len(recorder.calls) == steps
     asked = [(t.item(), tau.item()) for _, t, tau in recorder.calls]
     assert asked == [(t, t) for t in grid.times[:-1]], "untuned, every tau is its t"
     assert torch.equal(run.trajectory[0].x, x)

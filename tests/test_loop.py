@@ -193,23 +193,6 @@ def test_stopped_and_resumed(train, whole):
     assert_same_run(train("net"), whole)
 
 
-def test_interrupted_again_and_again(train, whole, tmp_path, fast_clock):
-    """Ctrl-C in the midst of a step loses that step at most."""
-
-    def until(last):
-        def progress(step, steps, message):
-            if step == last:
-                raise KeyboardInterrupt
-
-        return progress
-
-    for step in (2, 5, 9, 12):
-        with pytest.raises(KeyboardInterrupt):
-            train("net", checkpoint_seconds=0, progress=until(step))
-        assert done(tmp_path / "net") == step - 1
-    assert_same_run(train("net", checkpoint_seconds=0), whole)
-
-
 def test_checkpoints_come_when_it_is_time(train, monkeypatch, fast_clock):
     saved, save = [], torch.save
     monkeypatch.setattr(torch, "save", lambda state, path: (saved.append(state.get("step")), save(state, path)))

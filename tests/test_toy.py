@@ -50,22 +50,20 @@ def cdf(mixture: GaussianMixture, x: torch.Tensor, t: float, schedule) -> torch.
     return total
 
 
-# ---- eps, x0 and the density
+# ---- eps and x0
 
 
 @every_mixture
 @pytest.mark.parametrize("t", TIMES)
-def test_eps_is_minus_sigma_times_the_score_and_x_is_alpha_x0_plus_sigma_eps(mixture, t):
+def test_x_is_alpha_x0_plus_sigma_eps(mixture, t):
     for schedule in SCHEDULES.values():
-        x = points(mixture).requires_grad_(True)
-        (score,) = torch.autograd.grad(mixture.log_density(x, t, schedule).sum(), x)
+        x = points(mixture)
         eps, x0 = mixture.eps(x, t, schedule), mixture.x0(x, t, schedule)
-        assert torch.allclose(eps, -schedule.sigma(t) * score, rtol=1e-9, atol=1e-11)
         assert torch.allclose(schedule.alpha(t) * x0 + schedule.sigma(t) * eps, x, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("t", [1.0, 0.5, 0.1])
-def test_density_and_posterior_mean_against_quadrature(t):
+def test_the_posterior_mean_against_quadrature(t):
     mixture = MIXTURES["two"]
     alpha, sigma = LINEAR.alpha(t).item(), LINEAR.sigma(t).item()
 
@@ -80,18 +78,18 @@ def test_density_and_posterior_mean_against_quadrature(t):
         density, _ = quad(joint, -4, 4, args=(x,), **options)
         moment, _ = quad(lambda x0, x: x0 * joint(x0, x), -4, 4, args=(x,), **options)
         state = float64([[x]])
-        assert mixture.log_density(state, t, LINEAR).exp().item() == pytest.approx(density, rel=1e-8)
         assert mixture.x0(state, t, LINEAR).item() == pytest.approx(moment / density, rel=1e-7)
 
 
-def test_covariances_agree_with_torchs_distributions_and_with_scales():
-    t, x = 0.3, points(FULL)
+def test_eps_is_minus_sigma_times_the_score_of_torchs_distributions_and_covariances_agree_with_scales():
+    t, x = 0.3, points(FULL).requires_grad_(True)
     alpha, sigma = LINEAR.alpha(t), LINEAR.sigma(t)
     normals = torch.distributions.MultivariateNormal(
         alpha * FULL.means, alpha**2 * float64(COVARIANCES) + sigma**2 * torch.eye(2, dtype=torch.float64)
     )
     expected = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(FULL.weights), normals)
-    assert torch.allclose(FULL.log_density(x, t, LINEAR), expected.log_prob(x), rtol=1e-12)
+    (score,) = torch.autograd.grad(expected.log_prob(x).sum(), x)
+    assert torch.allclose(FULL.eps(x, t, LINEAR), -sigma * score, rtol=1e-9, atol=1e-11)
     ring = ring_2d(3, scale=0.3)
     same = GaussianMixture(ring.weights, ring.means, covariances=0.09 * torch.eye(2).double().expand(3, 2, 2))
     assert torch.allclose(ring.eps(x, 0.2, LINEAR), same.eps(x, 0.2, LINEAR), rtol=1e-12, atol=1e-14)
@@ -100,7 +98,7 @@ def test_covariances_agree_with_torchs_distributions_and_with_scales():
 @every_mixture
 def test_a_vector_of_times_is_each_time_alone(mixture):
     x, t = points(mixture, 5), float64([1.0, 0.6, 0.301, 0.01, 0.0])
-    for method in (mixture.eps, mixture.x0, mixture.log_density):
+    for method in (mixture.eps, mixture.x0):
         alone = torch.cat([method(x[i : i + 1], t[i], LINEAR) for i in range(5)])
         assert torch.allclose(method(x, t, LINEAR), alone, rtol=1e-13, atol=1e-13)
 
@@ -111,7 +109,7 @@ def test_finite_at_clean_data_and_far_from_all_modes(mixture):
     assert torch.equal(mixture.eps(x, 0.0, LINEAR), torch.zeros_like(x))
     assert torch.allclose(mixture.x0(x, 0.0, LINEAR), x, rtol=1e-12)
     for t in (1e-12, 1e-6, 0.001, 1.0):
-        for value in (mixture.eps(x, t, LINEAR), mixture.x0(x, t, LINEAR), mixture.log_density(x, t, LINEAR)):
+        for value in (mixture.eps(x, t, LINEAR), mixture.x0(x, t, LINEAR)):
             assert value.isfinite().all()
 
 
@@ -261,14 +259,11 @@ def test_presets():
     [
         (([1.0], [0.0, 1.0], [1.0]), "means"),
         (([1.0], [[math.nan]], [1.0]), "means"),
-        (([1.0, 1.0], [[0.0]], [1.0]), "weights"),
         (([-1.0], [[0.0]], [1.0]), "weights"),
         (([1.0], [[0.0]], [0.0]), "scales"),
-        (([1.0], [[0.0]], [1.0, 2.0]), "scales"),
         (([1.0], [[0.0]]), "either"),
         (([1.0], [[0.0]], [1.0], [[[1.0]]]), "either"),
         (([1.0], [[0.0]], None, [[[-1.0]]]), "definite"),
-        (([1.0], [[0.0]], None, [1.0]), "symmetric"),
         (([1.0], [[0.0, 0.0]], None, [[[1.0, 0.5], [0.0, 1.0]]]), "symmetric"),
     ],
 )

@@ -212,12 +212,6 @@ def test_damaged_weights(folder):
         load_model(str(folder))
 
 
-def test_damaged_weights_of_others(google):
-    (google / WEIGHTS).write_bytes((google / WEIGHTS).read_bytes()[:5000])
-    with pytest.raises(CorruptFile, match="ddpm-tiny is not a model folder"):
-        load_model(str(google))
-
-
 @pytest.mark.parametrize("name", [CARD, "config.json"])
 @pytest.mark.parametrize("content", ['{"half": ', None])
 def test_damaged_or_missing_descriptions(folder, name, content):
@@ -367,10 +361,8 @@ def test_networks_that_cannot_be_used(google, change, message):
     ("change", "reason"),
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler: it samples a flow"),
-        ({"_class_name": "LTXEulerAncestralRFScheduler"}, "LTXEulerAncestralRFScheduler: its noise schedule is not"),
         ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler: it scales its states and times as EDM does"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler: .* variance-exploding"),
-        ({"_class_name": "CogVideoXDDIMScheduler"}, "CogVideoXDDIMScheduler: its noise schedule is not known here"),
         ({"_class_name": "NoSuchScheduler"}, "NoSuchScheduler: its noise schedule is not known here"),
         ({"_class_name": None}, "None: its noise schedule is not known here"),
         (
@@ -421,10 +413,8 @@ def test_other_betas_have_another_name(google, own, name):
     ("change", "reason"),
     [
         ({"num_class_embeds": 10}, r"class-conditional \(num_class_embeds=10\), and labels are not supported"),
-        ({"class_embed_type": "timestep"}, r"class-conditional \(class_embed_type='timestep'\)"),
         ({"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel and no UNet2DModel"),
         ({"in_channels": 6}, "makes 3 channels of 6"),
-        ({"in_channels": None}, "makes 3 channels of None"),
         ({"sample_size": None}, "sample_size is None"),
         ({"sample_size": [32]}, r"sample_size is \[32\]"),
     ],
@@ -438,14 +428,11 @@ def test_networks_that_need_more_than_an_image_and_a_time(google, change, reason
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("config.json", [1]),
         ("config.json", None),
         ("config.json", {**GOOGLE_CONFIG, "norm_num_groups": "four"}),
         ("scheduler_config.json", 3),
         ("scheduler_config.json", {**GOOGLE_SCHEDULER, "trained_betas": 3}),
-        ("scheduler_config.json", {**GOOGLE_SCHEDULER, "beta_start": "small"}),
         ("scheduler_config.json", {**GOOGLE_SCHEDULER, "prediction_type": ["epsilon"]}),
-        ("model_index.json", []),
         (CARD, []),
         (CARD, {"schedule": ["linear"]}),
     ],

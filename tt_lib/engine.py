@@ -7,7 +7,7 @@ its grid. It knows nothing of tau, of counting or of gradients; all of that is h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,7 +59,6 @@ def drive(
     gains: Sequence[float] | Tensor | None = None,
     keep: bool = False,
     grad: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> Run:
     """Run a solver to its end.
 
@@ -71,7 +70,6 @@ def drive(
         gains: the factor on each answer, in the form of ``taus``; None leaves the answers as they are.
         keep: keep the trajectory and the answers.
         grad: keep gradients through the whole run: to the taus, the gains, the start and the solver's times.
-        progress: called with the number of evaluations done.
 
     Raises:
         NotFinite: an answer holds NaN or infinity.
@@ -91,8 +89,6 @@ def drive(
                 if keep:
                     run.trajectory.append(request)
                     run.answers.append(answer)
-                if progress:
-                    progress(run.nfe)
                 request = solution.send(answer)
         except StopIteration as stop:
             run.x = stop.value

@@ -99,7 +99,7 @@ class Sampler:
             **more,
         )
 
-    def __call__(self, seeds: Sequence[int], *, start: Tensor | None = None, keep: bool = False, progress=None) -> Run:
+    def __call__(self, seeds: Sequence[int], *, start: Tensor | None = None, keep: bool = False) -> Run:
         """Sample one image for each seed; ``run.x`` is float32 [B, *shape] in about [-1, 1].
 
         Args:
@@ -107,7 +107,6 @@ class Sampler:
             start: the noise [B, *shape] of the start, if it has been drawn from these seeds already (deterministic
                 solvers only); x_T is ``schedule.scale(t_0)`` times it, which is 1 on a variance-preserving schedule.
             keep: keep the trajectory.
-            progress: called with the number of evaluations done.
         """
         noise = None
         if start is None:
@@ -121,7 +120,7 @@ class Sampler:
         if self.correction is not None:
             predictor = self.correction.wrap(predictor, self.schedule, self.grid.times[0])
         solution = self.solver(x, self.grid, self.schedule, noise)
-        return drive(solution, predictor, taus, gains=gains, keep=keep, progress=progress)
+        return drive(solution, predictor, taus, gains=gains, keep=keep)
 
 
 def make_sampler(

@@ -76,10 +76,6 @@ class GaussianMixture:
         z = torch.randn(n, self.dim, dtype=torch.float64, generator=generator) * self._variances[which].sqrt()
         return self.means[which] + torch.einsum("nde,ne->nd", self._axes[which], z)
 
-    def log_density(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
-        """``log p_t(x)``: [B]."""
-        return self._level(x, schedule.alpha(t), schedule.sigma(t))[0].logsumexp(1)
-
     def eps(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
         """``eps(x, t) = E[eps | x_t = x] = -sigma(t) grad log p_t(x)``: [B, D]; 0 at t = 0."""
         return self.eps_x0(x, t, schedule)[0]
