@@ -195,25 +195,23 @@ def _read_number(text: str) -> Any:
     return text
 
 
-def file_hash(path: Path | str, algorithm: str = "sha256") -> str:
-    """Hex digest of a file."""
+def file_hash(path: Path | str) -> str:
+    """The SHA-256 of a file, in hex digits."""
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def check_hash(path: Path | str, expected: str, algorithm: str = "sha256", remedy: str = "restore it") -> None:
-    """Raise unless ``path`` exists and has the digest ``expected``.
+def check_hash(path: Path | str, expected: str, remedy: str = "restore it") -> None:
+    """Raise unless ``path`` exists and has the SHA-256 ``expected``.
 
     Raises:
         MissingFile, CorruptFile
     """
     if not Path(path).is_file():
         raise MissingFile(f"no file at {path}; {remedy}")
-    digest = file_hash(path, algorithm)
+    digest = file_hash(path)
     if digest != expected:
-        raise CorruptFile(
-            f"{path} has {algorithm} {digest}, expected {expected}: it is damaged or another file; {remedy}"
-        )
+        raise CorruptFile(f"{path} has sha256 {digest}, expected {expected}: it is damaged or another file; {remedy}")
 
 
 def check_suffix(path: Path | str, suffix: str) -> None:

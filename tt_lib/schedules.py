@@ -357,14 +357,14 @@ class VE(Schedule):
 
 def linear_betas(levels: int = 1000) -> DiscreteSchedule:
     """DDPM's schedule: betas evenly spaced from 1e-4 to 0.02 (Ho et al. 2020, section 4)."""
-    _check_levels(levels)
+    check_range("levels", levels, 1)
     betas = torch.linspace(1e-4, 0.02, levels, dtype=torch.float64)
     return DiscreteSchedule(betas, _spelled("linear", linear_betas, {"levels": levels}))
 
 
 def cosine_betas(levels: int = 1000) -> DiscreteSchedule:
     """The cosine schedule, betas clipped at 0.999 (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17)."""
-    _check_levels(levels)
+    check_range("levels", levels, 1)
     u = torch.arange(levels + 1, dtype=torch.float64) / levels
     alpha_bar = torch.cos((u + 0.008) / 1.008 * torch.pi / 2) ** 2
     betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
@@ -428,10 +428,6 @@ def _log(value: Tensor) -> Tensor:
     """The logarithm, ``-inf`` at 0, where its slope counts as 0: an infinite one would be NaN in every gradient."""
     above = value > 0
     return torch.where(above, torch.where(above, value, 1.0).log(), -torch.inf)
-
-
-def _check_levels(levels: int) -> None:
-    check_range("levels", levels, 1)
 
 
 def _in_range(t: Times) -> Tensor:

@@ -77,7 +77,6 @@ def train(
     compile: Annotated[
         bool, typer.Option("--compile", help="torch.compile the network: slow to start, then about twice as fast.")
     ] = False,
-    graphs: Annotated[bool, typer.Option(help="With --compile on a GPU: run each step as CUDA graphs.")] = True,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 60.0,
     results: LogOption = None,
     stop_after: Annotated[int | None, typer.Option(help="Stop after this many steps and write a checkpoint.")] = None,
@@ -110,7 +109,6 @@ def train(
             data=data,
             start=start,
             compile=compile,
-            graphs=graphs,
             force=force,
             checkpoint_seconds=checkpoint_seconds,
             results=log,

@@ -73,7 +73,6 @@ def load_metric(
     dataset: str,
     device: torch.device | str = "cpu",
     *,
-    split: str = "train",
     data: Path | str | None = None,
     model: Model | None = None,
     world: World = ALONE,
@@ -87,7 +86,6 @@ def load_metric(
     Args:
         name, device: see :func:`tt_lib.metrics.features.load_features`; or features that are loaded.
         dataset, data: see :func:`tt_lib.datasets.load_dataset`; or an npz file with ``mu`` and ``sigma``.
-        split: the split whose images are the reference.
         model: whose samples will be compared; that their shapes agree is checked first.
         world: the processes of which the main one makes what is missing.
         progress: called with (images done, all, message).
@@ -110,11 +108,11 @@ def load_metric(
     features = load_features(name, device) if isinstance(name, str) else name
     if own and of_pytorch_fid:
         return _pytorch_fid(own, features)
-    command = _command(dataset, split, features.name)
-    images = load_dataset(dataset, split, data) if own else None
+    command = _command(dataset, features.name)
+    images = load_dataset(dataset, "train", data) if own else None
     if images and model:
         require_shape(images.pixels.shape[1:], model.shape, model.name, images.name)
-    path = reference_path(dataset, split, features.name, images=images)
+    path = reference_path(dataset, "train", features.name, images=images)
     if images and not path.exists() and world.main:
         check_writable(path)
         statistics = collect_statistics(images, features, path.with_name(f"{path.name}.state"), progress)
@@ -124,7 +122,7 @@ def load_metric(
     reference = FeatureStatistics.load(path, command)
     stored = images.pixels if images and isinstance(images.pixels, Stored) else None
     facts = {"listing": stored.listing} if stored else {"dataset": dataset}
-    facts["split"] = split = stored.split if stored else split
+    facts["split"] = split = stored.split if stored else "train"
     _require_origin(path, reference.facts, facts, features, command)
     if not reference.shape:
         raise CorruptFile(f"{path} does not say of which shape its images were; make it again with `{command} --force`")
@@ -154,7 +152,7 @@ def require_reference(dataset: str, features: Sequence[str], data: Path | str | 
         return
     for name in features:
         if not (path := reference_path(dataset, "train", name)).is_file():
-            raise MissingFile(f"no feature statistics at {path}; make it with `{_command(dataset, 'train', name)}`")
+            raise MissingFile(f"no feature statistics at {path}; make it with `{_command(dataset, name)}`")
 
 
 def require_unchanged(images: Images, dataset: str, data: Path | str | None = None) -> None:
@@ -168,8 +166,8 @@ def require_unchanged(images: Images, dataset: str, data: Path | str | None = No
         )
 
 
-def _command(dataset: str, split: str, features: str) -> str:
-    return f"tt stats --dataset {shlex.quote(dataset)} --split {split} --features {features}"
+def _command(dataset: str, features: str) -> str:
+    return f"tt stats --dataset {shlex.quote(dataset)} --split train --features {features}"
 
 
 def dataset_label(dataset: str, features: str, data: Path | str | None = None) -> str:

@@ -149,7 +149,6 @@ def train(
     data: Path | str | None = None,
     start: str | None = None,
     compile: bool = False,
-    graphs: bool = True,
     force: bool = False,
     **options: Any,
 ) -> Path:
@@ -163,8 +162,8 @@ def train(
         out: the model folder; the checkpoint lies in it until the run ends.
         data: where the data set is (see :func:`tt_lib.datasets.load_dataset`).
         start: a trained network of the same architecture, whose weights the run starts from with a fresh optimiser.
-        compile: compile loss and network (60-140 s the first time).
-        graphs: with ``compile`` on a GPU, replay CUDA graphs (see :func:`tt_lib.networks.loop.compile_loss`).
+        compile: compile loss and network (60-140 s the first time), on a GPU as CUDA graphs
+            (see :func:`tt_lib.networks.loop.compile_loss`).
         force: start again although ``out`` holds a finished network.
         options: ``checkpoint_seconds``, ``results``, ``stop_after`` and ``progress``, see
             :func:`tt_lib.networks.loop.run_training`.
@@ -204,7 +203,7 @@ def train(
     on_gpu = device.type == "cuda"
     batches = Batches(pixels, config, rank, world)
     loss: nn.Module = PredictionLoss(network, on_gpu, config.predicts)
-    graphs = graphs and compile and on_gpu
+    graphs = compile and on_gpu
     if compile:
         loss = compile_loss(loss, batches(0), graphs)
 
