@@ -124,11 +124,8 @@ DEMO = ("demo", "--model", "tiny", "--out", "runs/refused")
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("table", "--config", "no.toml"), ("no.toml", "give a TOML file")),
         (("table", "--config", "table.toml", "--n", 0), ("multiple of 10", "0")),
-        (("table", "--config", "table.toml", "--work", "a-file/w", "--force"), ("a-file/w",)),
         ((*DEMO, "--n", 10), ("multiple of 10 and at least 20", "got 10")),
-        ((*DEMO, "--n", 20, "--out", "a-file/x"), ("a-file/x", "choose")),
     ],
 )
 def test_errors_are_one_line_that_helps(words, parts):

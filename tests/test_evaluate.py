@@ -284,17 +284,6 @@ def test_progress_counts_samples(sampler, metric):
     assert {(total, message) for _, total, message in seen} == {(N, "ddim, uniform, 3 steps")}
 
 
-@pytest.mark.parametrize(("eta", "kept"), [(0.0, N), (1.0, 0)])
-def test_kept_noise_gives_the_same_numbers(metric, eta, kept):
-    """A stochastic solver draws start and steps from one stream: it takes no kept start."""
-    sampler = make_sampler(eta=eta)
-    start = StartNoise(sampler.shape, "cpu")
-    expected = measure(sampler, metric, N)
-    for _ in range(2):
-        assert measure(sampler, metric, N, start=start) == expected
-    assert sum(map(len, start.kept)) == kept
-
-
 def test_noise_is_drawn_once(monkeypatch):
     drawn = []
     monkeypatch.setattr(tt_lib.noise, "SampleNoise", lambda seeds: drawn.append(seeds) or SampleNoise(seeds))

@@ -120,11 +120,9 @@ def test_grids_of_a_continuous_schedule():
     [
         ("uniform", 0, {}, "steps must be at least 1, got 0"),
         ("uniform", 2.5, {}, "steps must be a whole number, got 2.5"),
-        ("uniform", "10", {}, "steps must be a whole number"),
         ("quadratic", 1001, {}, r"at most 1000, .*'linear', got 1001; ask for fewer.* logsnr"),
         ("cubic", 10, {}, "unknown grid 'cubic'; choose one of: karras, logsnr, quadratic, uniform"),
         ("uniform", 10, {"start": 0.0005}, r"start must lie in \[0.001, 1\], got 0.0005"),
-        ("logsnr", 10, {"start": math.nan}, r"start must lie in \[0.001, 1\], got nan"),
         ("uniform", 10, {"start": 0.7}, r"above the grid's second time, 0\.801"),
         ("logsnr", 2, {"start": 0.001}, r"start must be above 0\.001"),
     ],

@@ -134,11 +134,9 @@ def test_a_path_with_the_first_level_of_the_diffusion_has_its_grids():
     [
         (lambda: make_schedule("flow,shift=3"), "'flow' takes no option 'shift'; it takes none"),
         (lambda: make_schedule("ve,sigma_max=much"), "sigma_max of schedule 've' must be a number, got 'much'"),
-        (lambda: make_schedule("ve,sigma_max"), "schedule 've,sigma_max': an option is spelled name=value"),
         (lambda: VE(80, 0.002), "0 < sigma_min < sigma_max"),
         (lambda: zero_snr_betas(1), "at least 2 to fall to zero SNR, got 1"),
         (lambda: make_grid("uniform,shift=3", 5, LINEAR), "is for the schedule 'flow', got 'linear'"),
-        (lambda: make_grid("uniform,shift=0", 5, FLOW), "must be a number above 0, got 0"),
         (lambda: make_grid("uniform,shift=3,start=1", 5, FLOW), "takes no option but shift, got start"),
         (lambda: make_grid("uniform,shift=0.1", 5, FLOW), "below 0.001, the smallest time"),
         (lambda: make_grid("uniform,shift=3", 5, FLOW, start=0.8), "begins where its shift says, got start 0.8"),

@@ -96,22 +96,6 @@ def loss_by_hand(name: str, objective: str, start: Tensor, times, taus, substeps
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_loss_of_a_sequential_tuning_is_the_formulas(name, objective):
-    x0 = images()
-    result = run_tune(name, objective=objective, optimiser="search", freeze_last=0, substeps=5)
-    times, taus = GRID.times, result.timing.taus
-    start = noised(x0, tuner_noise(x0, 3), times[0])
-    assert set(result.history.evaluation) == {0, 1, 2, 3}
-    for row in result.history.iloc[::3].itertuples():
-        # The states come from the sampler with the steps before already tuned.
-        k = row.evaluation
-        expected = loss_by_hand(name, objective, start, times[: k + 2], [*taus[:k], row.tau], 5)
-        assert row.loss == pytest.approx(expected, rel=1e-8, abs=1e-12), row
-    assert result.history[result.history.iteration == 0].tau.tolist() == list(times[:-1])
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_loss_of_a_parallel_tuning_is_the_formulas(name, objective, monkeypatch):
     x0, options = images(), {"strategy": "parallel", "optimiser": "search", "freeze_last": 0, "substeps": 5}
     noise, times, history = tuner_noise(x0, 3), GRID.times, make_solver(name).history
@@ -190,9 +174,10 @@ def start_at(t: float) -> Tensor:
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_every_loss_of_a_sequential_tuning_is_a_runs(name):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_loss_of_a_sequential_tuning_is_a_runs(name, objective):
     solver, grid = smallest(name)
-    result = run_tune(solver, grid, images(n=6), objective="truncation", optimiser="search", substeps=3)
+    result = run_tune(solver, grid, images(n=6), objective=objective, optimiser="search", substeps=3)
     evaluations = a_sampler(solver, grid).evaluations
     assert result.timing.times == tuple(each.t for each in evaluations)
     tuned = [i for i, each in enumerate(evaluations) if each.step < grid.steps - 1]
@@ -201,7 +186,7 @@ def test_every_loss_of_a_sequential_tuning_is_a_runs(name):
         k = row.evaluation
         taus = [*result.timing.taus[:k], row.tau, *(each.t for each in evaluations[k + 1 :])]
         run = drive(solver(start_at(grid.times[0]), grid, LINEAR), PREDICTOR, taus, keep=True)
-        expected = loss_of_run(run, evaluations, k, grid.times[-1], "truncation")
+        expected = loss_of_run(run, evaluations, k, grid.times[-1], objective)
         assert row.loss == pytest.approx(expected, rel=1e-7, abs=1e-12), row
 
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.grids import make_grid
+from tt_lib.lessons.solvers import with_run_up
 from tt_lib.schedules import Schedule, make_schedule
 from tt_lib.solvers.orders import orders_of_steps
 from tt_lib.solvers.registry import SOLVERS, make_solver
@@ -60,13 +61,6 @@ MODES = two_modes_1d(scale=0.4)
 def exact_end(schedule: Schedule = CONTINUOUS, first: float = 0.9, last: float = 0.1) -> tuple[Tensor, Tensor]:
     x = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None] * schedule.scale(first)
     return x, exact_flow(MODES, x, first, last, schedule, rtol=1e-12)
-
-
-def with_run_up(times: Tensor, schedule: Schedule = CONTINUOUS) -> Tensor:
-    """The first step is cut into ever shorter ones, each half of the next in lambda."""
-    shares = 2.0 ** torch.arange(-2 * math.ceil(math.log2(len(times) - 1)), 0, dtype=torch.float64)
-    first = schedule.time_of_lam(torch.lerp(*schedule.lam(times[:2]), shares))
-    return torch.cat([times[:1], first, times[1:]])
 
 
 def errors_of(name: str, schedule: Schedule, grids: list[Tensor]) -> list[float]:
@@ -115,7 +109,9 @@ def test_every_deterministic_solver_has_an_order():
 @pytest.mark.parametrize("name, order", [(name, order) for order, names in ORDERS.items() for name in names])
 def test_measured_order_of_convergence(name, order):
     grids = [even_in_lambda(steps, CONTINUOUS) for steps in (80, 160, 320)]
-    errors = errors_of(name, CONTINUOUS, [with_run_up(times) if takes_run_up(name) else times for times in grids])
+    errors = errors_of(
+        name, CONTINUOUS, [with_run_up(times, CONTINUOUS) if takes_run_up(name) else times for times in grids]
+    )
     assert measured_orders(errors) == pytest.approx([order, order], abs=0.45), f"errors {errors}"
 
 

@@ -29,7 +29,7 @@ from tt_lib.rows import SPEED_COLUMNS, read_rows
 from tt_lib.schedules import make_schedule
 from tt_lib.study import speed
 from tt_lib.study.cells import Cell
-from tt_lib.study.workbench import Bench, make_bench
+from tt_lib.study.workbench import Bench
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -194,13 +194,6 @@ def test_pytorch_fid_runs_where_sqrtm_has_lost_its_argument(tmp_path, monkeypatc
     exec(compile(speed.RESTORED_SQRTM, "restored", "exec"), {})
     # |mu|^2 + tr(1 + 3 - 2 sqrt 3) of four dimensions.
     assert float(capsys.readouterr().out.split("FID:")[1]) == pytest.approx(16 + 4 * (4 - 2 * 3**0.5), rel=1e-6)
-
-
-def test_grey_images_are_refused(tiny, tmp_path):
-    with pytest.raises(BadValue, match="have 1 channels"):
-        speed.measure_against_pytorch_fid(
-            make_bench("tiny"), torch.zeros(2, 1, 8, 8), tmp_path, cell=CELL, n=20, compiled=False, **QUIET
-        )
 
 
 # The command
