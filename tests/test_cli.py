@@ -37,7 +37,7 @@ from tt_lib.networks.unet import CARD, WEIGHTS
 from tt_lib.rows import FD_COLUMNS, read_rows
 from tt_lib.study.cells import Cell
 from tt_lib.study.tables import PUBLISHED
-from tt_lib.study.workbench import make_bench
+from tt_lib.study.workbench import HELD_OUT, make_bench
 from tt_lib.timing import load_timing
 from tt_lib.tuning import optimisers, tuner
 
@@ -169,8 +169,8 @@ def test_what_the_name_of_a_timing_says_reaches_the_tuner(pipeline):
     assert timing.ratios[-1] != 1, "freeze0 tunes the last one, too"
     gated = "consistency-parallel,gate=true,images=2,source=generated"
     succeeds("tune", *TINY, "--timing", gated)
-    records = load_timing(f"data/timings/tiny/ddim-uniform-3-{gated}.json").tuning["gated"]
-    assert [record["evaluation"] for record in records] == [0, 1]
+    tuning = load_timing(f"data/timings/tiny/ddim-uniform-3-{gated}.json").tuning
+    assert [record["evaluation"] for record in tuning["gated"]] == [0, 1] and tuning["gate_images"] == HELD_OUT
 
 
 def test_sample(pipeline):
@@ -576,7 +576,6 @@ SAMPLERS = (SAMPLE, EVALUATE, DIRECTION, SPEED, DEMO)
         *(((*TRAIN, "--stop-after", value), f"at least 1 step, got {value}") for value in (0,)),
         *(((*TRAIN, "--checkpoint-seconds", value), f"or above, got {value}") for value in ("nan", -1.0)),
         *(((*SAMPLE, "--device", name), f"'{name}' cannot be used here") for name in ("cuda:99", "")),
-        ((*EVALUATE, "--features", "digits-resnet"), "different names, got ['digits-resnet', 'digits-resnet']"),
         ((*SAMPLE, "--nosuch"), "NoSuchOption: No such option: --nosuch"),
         (("sample",), "Missing option '--out'"),
         ((*SAMPLE, "--n", "many"), "Invalid value for '--n'"),

@@ -191,7 +191,6 @@ def test_info(project):
     ("words", "part"),
     [
         ((*TRAIN, "--attention", "many"), "a list of sides such as 16,8, got 'many'"),
-        (("train", "--dataset", "mnist", "--out", "runs/never"), "cifar10, digits"),
         (("train", "--out", "runs/never"), "CIFAR-10 not found"),
         (("sample", "--model", "digits", "--out", "runs/never.png"), "tt train --dataset digits --out data/pretrained"),
         (("info", "nothing"), "give a model's folder"),

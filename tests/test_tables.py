@@ -27,7 +27,7 @@ from tt_lib.schedules import make_schedule
 from tt_lib.solvers.registry import SOLVERS
 from tt_lib.study.cells import Cell, Recipe, find_timing, timing_path
 from tt_lib.study.tables import Table, read_tables, run_table
-from tt_lib.study.workbench import HELD_OUT, Bench
+from tt_lib.study.workbench import Bench
 from tt_lib.timing import Timing, load_timing
 from tt_lib.tuning import TuneConfig
 
@@ -555,28 +555,6 @@ def test_two_runs_share_the_cells(whole, project, tmp_path, parts):
     assert project.predictor.calls == 10 * 2
     assert project.predictor.calls + second.predictor.calls == whole[0].predictor.calls  # each measured once
     pd.testing.assert_frame_equal(project.rows(), whole[0].rows())
-
-
-def test_options_and_gate_as_cells(project):
-    names = [
-        "truncation-parallel",
-        "truncation-parallel,images=4",
-        "consistency-sequential,gate=true",
-        "truncation-parallel,seed=1",
-    ]
-    cells = tuple(Cell("ddim", "uniform", 3, name) for name in names)
-    table = replace(TABLE, cells=cells)
-    assert [row["timing"] for row in project.run(table)] == names
-    timings = [find_timing("tiny", cell) for cell in cells]
-    assert [timing.name for timing in timings] == names
-    assert [timing.tuning["images"] for timing in timings] == [2, 4, 2, 2]
-    assert len({tuple(timing.tuning["loss_untuned"]) for timing in timings}) == 4, "each on images and noise of its own"
-    records = timings[2].tuning["gated"]
-    assert timings[2].tuning["gate_images"] == HELD_OUT and [record["evaluation"] for record in records] == [0, 1]
-    for record in records:
-        index = record["evaluation"]
-        assert timings[2].taus[index] == (record["tau"] if record["kept"] else timings[2].times[index])
-    assert project.run(table) == []
 
 
 # Several features

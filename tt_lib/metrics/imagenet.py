@@ -65,10 +65,8 @@ class ImageNetFeatures(nn.Module):
                 f"ImageNet features are of uint8 pixels [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}"
             )
         parts = pixels.split(CPU_BATCH) if pixels.device.type == "cpu" else (pixels,)
-        return torch.cat([self._pooled(enlarge(part)) for part in parts])
-
-    def _pooled(self, images: Tensor) -> Tensor:
-        return self.network.extract_features(images).mean((2, 3), dtype=torch.float32)
+        maps = (self.network.extract_features(enlarge(part)) for part in parts)
+        return torch.cat([each.mean((2, 3), dtype=torch.float32) for each in maps])
 
 
 def enlarge(pixels: Tensor) -> Tensor:

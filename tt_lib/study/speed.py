@@ -33,7 +33,7 @@ from tt_lib.metrics.inception import DIMENSION, FILE, InceptionFeatures, find_in
 from tt_lib.metrics.reference import Metric
 from tt_lib.noise import StartNoise
 from tt_lib.rows import device_name, provenance
-from tt_lib.sampling import Sampler, batches, sample_images
+from tt_lib.sampling import batches, sample_images
 from tt_lib.study.cells import Cell
 from tt_lib.study.workbench import Bench
 
@@ -197,7 +197,9 @@ def measure_against_pytorch_fid(
     spent, values = {}, {}
     for precision, metric in ours.items():
         tell(f"ours in {precision}: first runs, which are not timed, and {n} samples")
-        warm_up(sampler, metric, bench.batch, n)
+        # All of an evaluation once, with a whole batch and with few samples.
+        sample_statistics(sampler, metric.features, range(n, n + bench.batch), batch=bench.batch)
+        measure(sampler, metric, 2 * SETS, first_seed=n + bench.batch, batch=bench.batch)
         spent[precision], measured = timed(
             partial(measure, sampler, metric, n, batch=bench.batch, work=folder / precision)
         )
@@ -253,12 +255,6 @@ def inception_features(weights: Path, device: torch.device) -> Features:
     """Inception's features with just these weights, official or not."""
     network = InceptionFeatures(weights).to(device)
     return Features(INCEPTION, network, DIMENSION, network.sha256, device)
-
-
-def warm_up(sampler: Sampler, metric: Metric, batch: int, first_seed: int) -> None:
-    """Run all of an evaluation once, with a whole batch and with few samples, from ``first_seed`` on."""
-    sample_statistics(sampler, metric.features, range(first_seed, first_seed + batch), batch=batch)
-    measure(sampler, metric, 2 * SETS, first_seed=first_seed + batch, batch=batch)
 
 
 def write_png(sample: Callable[[range], Iterable[Image.Image]], n: int, batch: int, folder: Path, writers: int) -> None:

@@ -225,14 +225,12 @@ class _Tuning:
 
     def _report(self, stage: int, doing: str) -> None:
         if self.progress:
-            evaluations, each = self.problems.evaluations, self._iterations_of_a_stage()
+            evaluations = self.problems.evaluations
+            each = self.config.iterations if self.config.optimiser == "adam" else SEARCH_TRIES
             first, last = (evaluations[self.stages[stage][end]].step + 1 for end in (0, -1))
             steps = f"step {first}" if first == last else f"steps {first}-{last}"
             done = self.place.stages * each + self.place.iterations
             self.progress(done, len(self.stages) * each, f"{doing}, {steps} of {self.sampler.grid.steps}")
-
-    def _iterations_of_a_stage(self) -> int:
-        return self.config.iterations if self.config.optimiser == "adam" else SEARCH_TRIES
 
     def _fingerprint(self) -> str:
         """What must agree for a state file to be this tuning's."""
