@@ -42,22 +42,20 @@ def with_variance(values: list[float]) -> torch.Tensor:
     return (x * float64(values)[:, None].sqrt()).reshape(-1, 3, 8, 8)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25])
-def test_the_time_whose_variance_fits(share):
+def test_the_time_whose_variance_fits():
     times = float64([0.5, 0.507, 0.493, 0.52, 0.48])
-    variances = LINEAR.sigma(times).square() + share * LINEAR.alpha(times).square()
-    shifted = TimeShift(window=40, data=share).shifted(with_variance(variances.tolist()), float64(0.5), LINEAR)
+    variances = LINEAR.sigma(times).square()
+    shifted = TimeShift().shifted(with_variance(variances.tolist()), float64(0.5), LINEAR)
     assert shifted.tolist() == pytest.approx(times.tolist())
 
 
 def test_bounds_of_the_window():
     x = with_variance([1e-6, 5.0])
 
-    def shifted(t, **options) -> list[float]:
-        return TimeShift(**options).shifted(x, float64(t), LINEAR).tolist()
+    def shifted(t) -> list[float]:
+        return TimeShift().shifted(x, float64(t), LINEAR).tolist()
 
-    assert shifted(0.5) == pytest.approx([0.48, 0.52]) and shifted(0.5, window=80) == pytest.approx([0.46, 0.54])
-    assert shifted(0.995) == pytest.approx([0.975, 1.0]) and min(shifted(0.005, cutoff=0)) == LINEAR.t_min
+    assert shifted(0.5) == pytest.approx([0.48, 0.52]) and shifted(0.995) == pytest.approx([0.975, 1.0])
     assert [shifted(t) == [t, t] for t in (0.299, 0.3, 0.301)] == [True, True, False], "none at the cutoff"
     assert shifted([0.5, 0.2]) == pytest.approx([0.48, 0.2])
 
@@ -95,7 +93,7 @@ def test_batch_and_cost(name, solver):
 
 def test_samples_are_told_apart(sampler):  # noqa: F811
     features = type("Features", (), {"sha256": "ab"})()
-    names = [None, "epsilon-1.005", "epsilon-1.01", "time-shift", "time-shift,window=80"]
+    names = [None, "epsilon-1.005", "epsilon-1.01", "time-shift"]
     corrected = [replace(sampler, correction=read_correction(name) if name else None) for name in names]
     assert len({fingerprint(each, features, range(4)) for each in corrected}) == len(names)
     with pytest.raises(BadValue, match="not both: got truncation-parallel and time-shift"):
@@ -107,7 +105,7 @@ def test_names():
     for wrong in ("constant", "constant-x", "constant-0", "constant--1", "constant-0.9-freeze2"):
         with pytest.raises(BadValue, match=f"unknown timing '{wrong}'.*constant-0.95"):
             read_constant(wrong)
-    for name in ("epsilon-1.005", "time-shift", "time-shift,cutoff=200,data=0.25,window=80"):
+    for name in ("epsilon-1.005", "time-shift"):
         assert read_correction(name).name == name
     assert read_correction("untuned") is None
 

@@ -15,8 +15,8 @@ evaluations are divided, those of multistep and multi-stage solvers, too.
 Time Steps", arXiv 2305.15583): a state that was made for time t may fit another time s better. The variance over the
 pixels of each sample is compared with sigma(s)^2 at all levels s in a window about t, and the nearest one is taken.
 As in the paper: the window [t - w/2, t + w/2] in the network's levels; the unbiased variance of all pixels of a
-sample; sigma^2 as what is expected, which leaves out the image's own share, alpha^2 var(x_0) (``data`` puts it back;
-the paper assumes a large t); no shift of the first evaluation, whose state is true noise, and none at or below the
+sample; sigma^2 as what is expected, which leaves out the image's own share, alpha^2 var(x_0) (the
+paper assumes a large t); no shift of the first evaluation, whose state is true noise, and none at or below the
 cutoff. Our reading: s is only what the network is conditioned on, while the solver's coefficients stay those of t; in
 the authors' code they move, too. The cutoff of 300 levels and a window of 80 are in the authors' command for CIFAR-10
 in 5 DDIM steps with another network and schedule. The narrower window of 40 is our choice; neither was tuned here.
@@ -38,6 +38,8 @@ from tt_lib.predictors import Predictor
 from tt_lib.schedules import Schedule
 
 CONSTANT, EPSILON, SHIFT = "constant", "epsilon", "time-shift"
+WINDOW, CUTOFF = 40, 300
+"""Of the time-shift sampler: w, and where times stay as they are; levels of the network, of 1000 as a rule."""
 NUMBER = r"(\d+(?:\.\d+)?)"
 
 
@@ -83,41 +85,22 @@ class EpsilonScaling:
 
 @dataclass(frozen=True)
 class TimeShift:
-    """The time of each sample from its own variance, see the module's text.
-
-    Attributes:
-        window: w, levels of the network (of 1000, for a network trained on so many).
-        cutoff: at and below this level times stay as they are.
-        data: variance of the pixels of the data, 0 as in the paper; images in [-1, 1] have about 0.25.
-    """
-
-    window: int = 40
-    cutoff: int = 300
-    data: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.window < 2 or self.cutoff < 0 or not 0 <= self.data < 1:
-            raise BadValue(
-                f"{SHIFT} needs a window of at least 2 levels, a cutoff of at least 0 and a variance of the data in "
-                f"[0, 1), got window {self.window}, cutoff {self.cutoff}, data {self.data}"
-            )
+    """The time of each sample from its own variance, see the module's text."""
 
     @property
     def name(self) -> str:
-        changed = {key: value for key, value in vars(self).items() if value != getattr(TimeShift, key)}
-        return ",".join([SHIFT, *(f"{key}={spell(value)}" for key, value in sorted(changed.items()))])
+        return SHIFT
 
     def shifted(self, x: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         """The times [B] that fit the samples ``x`` [B, ...] at nominal ``t`` (scalar or [B]); float64, where x is."""
-        half = self.window // 2
+        half = WINDOW // 2
         # Offsets from the nearest to the farthest, so that of equally good times the one nearest to t wins.
         offsets = torch.tensor(sorted(range(-half, half + 1), key=abs), dtype=torch.float64, device=x.device)
         t = t.to(x.device).expand(len(x))
         times = (t[:, None] + offsets / schedule.levels).clamp(schedule.t_min, 1.0)
-        expected = schedule.sigma(times).square() + self.data * schedule.alpha(times).square()
         variance = x.double().flatten(1).var(1, keepdim=True)
-        best = times.gather(1, (variance - expected).abs().argmin(1, keepdim=True))[:, 0]
-        return torch.where(t * schedule.levels > self.cutoff + 1e-6, best, t)
+        best = times.gather(1, (variance - schedule.sigma(times).square()).abs().argmin(1, keepdim=True))[:, 0]
+        return torch.where(t * schedule.levels > CUTOFF + 1e-6, best, t)
 
     def wrap(self, predictor: Predictor, schedule: Schedule, first: float) -> Predictor:
         def shifting(x: Tensor, t: Tensor, tau: Tensor) -> Tensor:
@@ -130,7 +113,7 @@ class TimeShift:
 
 
 def read_correction(name: str) -> EpsilonScaling | TimeShift | None:
-    """``epsilon-1.005``, ``time-shift`` or ``time-shift,cutoff=300,window=40`` -> the correction; None for other names.
+    """``epsilon-1.005`` or ``time-shift`` -> the correction; None for other names.
 
     Raises:
         BadValue: it begins like one and goes on otherwise.
@@ -142,24 +125,9 @@ def read_correction(name: str) -> EpsilonScaling | TimeShift | None:
         return EpsilonScaling(float(match[1]))
     if not name.startswith(SHIFT):
         return None
-    plain, *options = name.split(",")
-    if plain != SHIFT:
-        raise BadValue(f"unknown timing {name!r}; write {SHIFT} or {SHIFT},cutoff=300,window=40")
-    kinds = {key: type(value) for key, value in vars(TimeShift()).items()}
-    values: dict[str, float] = {}
-    for option in options:
-        key, _, value = option.partition("=")
-        if key not in kinds or key in values:
-            raise BadValue(
-                f"timing {name!r}: {option!r} is not an option, or is given twice; it takes {', '.join(kinds)}"
-            )
-        try:
-            values[key] = kinds[key](value)
-        except ValueError as error:
-            raise BadValue(
-                f"timing {name!r}: {key} must be a number, and whole unless it is data, got {value!r}"
-            ) from error
-    return TimeShift(**values)  # type: ignore[arg-type]
+    if name != SHIFT:
+        raise BadValue(f"unknown timing {name!r}; write {SHIFT}")
+    return TimeShift()
 
 
 def read_constant(name: str) -> float | None:
