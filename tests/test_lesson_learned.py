@@ -142,10 +142,12 @@ def test_what_the_text_says_of_knobs_and_of_what_carries_over_holds():
             for pair in ("grid and gain", "grid and timing"):
                 assert own["grid"][f"{short}_low"] > own[pair][f"{short}_high"]
                 assert own[pair][f"{short}_low"] > own["grid, timing and gain"][f"{short}_high"]
+            assert own["gain"][f"{short}_high"] < own["timing"][f"{short}_low"]
         assert own["grid"]["imagenet_low"] > own["nothing, on the straight path's nodes"]["imagenet_high"]
     for name in ("2M", "UniPC"):
         five, ten = knob_rows(table, name, 5), knob_rows(table, name, 10)
         for short in SHORT:
+            assert ten["timing"].iloc[0][f"{short}_high"] < ten["gain"].iloc[0][f"{short}_low"]
             assert five["grid and timing"].iloc[0][f"{short}_high"] < five["grid and gain"].iloc[0][f"{short}_low"]
             both = (ten[knobs].iloc[0] for knobs in ("grid and timing", "grid, timing and gain"))
             pair, three = both
@@ -159,4 +161,9 @@ def test_what_the_text_says_of_knobs_and_of_what_carries_over_holds():
     lent, gains = values["learned for UniPC"], values["learned for UniPC, with gain"]
     untuned = knob_rows(table, "DDIM", 5)["nothing, on the best of the diffusion's grids"].iloc[0]
     assert lent[0][0] > untuned["imagenet"] and lent[1][0] < untuned["classifier"]
+    own, of_unipc, of_ddim = (values[name] for name in ("2M, NFE 5, grid and timing: its own", "UniPC's", "DDIM's"))
+    eight, best = values["UniPC, NFE 6: what was learned for NFE 8"], values["UniPC, NFE 6: 4,096 noises"]
+    for k in (0, 1):
+        assert of_unipc[k][0] < 1.1 * own[k][0] and of_ddim[k][0] > 1.5 * own[k][0]
+        assert best[k][0] + best[k][1] < eight[k][0] - eight[k][1]
     assert gains[0][0] > 2 * untuned["imagenet"] and gains[1][0] > untuned["classifier"]

@@ -60,13 +60,20 @@ ON_STRAIGHT = {"DDIM": "euler", "2M": "dpmpp-2m", "UniPC": "unipc"}
 STRAIGHT_SOLVERS = {"euler": "Euler", "heun": "Heun", "dpmpp-2m": "2M", "unipc": "UniPC"}
 """Solvers of :func:`straight_map`."""
 KNOBS = {
+    "timing": "learned-timing",
+    "gain": "learned-gain",
+    "timing and gain": "learned-timing-gain",
     "grid": "learned-grid",
     "grid and gain": "learned-grid-gain",
     "grid and timing": "learned-grid-timing",
     "grid, timing and gain": "learned-grid-timing-gain",
 }
-"""What :func:`knob_rows` has."""
-WAYS = {"GITS": "learned-gits", "LD3's recipe": "learned-ld3", "grid, timing and gain, as here": LEARNED["timing"]}
+"""What :func:`knob_rows` has; without the grid it is the uniform one."""
+WAYS = {
+    "GITS": "learned-gits",
+    "LD3's recipe": "learned-ld3",
+    "grid, timing and gain, 1,000 iterations": LEARNED["timing"],
+}
 """What :func:`ways_table` shows."""
 PARTS = {1: (11, 7), 2: (14, 3)}
 """What :func:`zoom_figure` enlarges: the upper left pixel (row, column) of a square, by the seed of its image."""
