@@ -308,7 +308,7 @@ def shared_figure() -> Figure:
 def knobs_figure(table: pd.DataFrame) -> Figure:
     """Which knobs do what: rows of :func:`tt_lib.lessons.tables.study` at NFE 5 and 10, in both features."""
     figure = Figure(figsize=(9.5, 6.4))
-    labels = ["untuned,\nbest grid", "untuned,\nstraight path", *(name.replace("grid,", "grid,\n") for name in LEARNED)]
+    labels = ["untuned", "straight path", *list(LEARNED)[:-1], "all three"]
     for row, short in zip(figure.subplots(2, 2, sharex=True), SHORT, strict=True):
         for axes, nfe in zip(row, (5, 10), strict=True):
             drawn = []
