@@ -6,6 +6,7 @@ The weights are those of the declared package, so nothing is skipped.
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from test_cli import fails, succeeds
 
 from tt_lib.datasets import load_dataset
 from tt_lib.errors import BadValue, CorruptFile, MissingFile
-from tt_lib.metrics.features import FAST, FastFeatures, load_features, make_fast, statistics_of
+from tt_lib.metrics.features import FastFeatures, load_features, make_fast, statistics_of
 from tt_lib.metrics.frechet import frechet_distance
 from tt_lib.metrics.imagenet import CPU_BATCH, ImageNetFeatures, enlarge
 from tt_lib.metrics.reference import load_metric, reference_path
@@ -167,10 +168,12 @@ def test_the_faster_form_is_the_same_in_any_batch():
     features, pixels = load_features(NAME), images(3)
     expected = features(pixels)
     fast = make_fast(features, 2)
-    assert isinstance(fast.network, FastFeatures) and fast.network.dtype == FAST[NAME] == torch.float32
+    assert isinstance(fast.network, FastFeatures) and fast.network.dtype == torch.float32
     vectors = fast(pixels)
     assert vectors.shape == (3, 1280) and torch.allclose(vectors, expected, atol=1e-5)
     assert (fast.metric, fast.sha256) == (features.metric, features.sha256)
+    on_gpu = replace(features, device=torch.device("cuda"))
+    assert make_fast(on_gpu, 2).network.dtype == torch.float16
     half = make_fast(features, 1, dtype=torch.float16)(pixels[:1])
     assert 1e-4 < (half - expected[:1]).norm() / expected[:1].norm() < 0.05
 
