@@ -264,8 +264,8 @@ def test_many_samples_are_said_beside_their_own_ceiling():
         n=50_000,
     )
     said = (
-        "has 7.00 and 4.40 in 5 and 10 evaluations, the best untuned one 14.0 and 9.00. The ceiling is 4.00, so the "
-        "learned sampler has 1.75 and 1.10 times as much."
+        "has 7.00 and 4.40 in 5 and 10 evaluations, the best untuned one 14.0 and 9.00. The learned distances are "
+        "1.75 and 1.10 times the ceiling's 4.00."
     )
     assert said in page.many_samples(pd.concat([FRAME, many]))
     assert page.many_samples(FRAME) == ""

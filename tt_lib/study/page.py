@@ -39,8 +39,8 @@ MARK, END_MARK = "<!-- results: written by `tt card` from data/results/fd.csv --
 SHIPPED = ("gamma", "pretrained", "stats", "timings")
 FIGURE, SAMPLES = "data/results/fd.png", "data/results/samples.png"
 CAPTION = (
-    "Fréchet distance in ImageNet features of 10,000 samples against the number of network evaluations, with 95 % "
-    "intervals. The learned sampler is nearest to the network's ceiling at each number."
+    "Fréchet distance in ImageNet features of 10,000 samples against the number of network evaluations. The learned "
+    "sampler is nearest to the network's ceiling at each number. DDIM is on the best of the diffusion's grids."
 )
 ALT = (
     "Three falling curves over 4 to 10 evaluations: DDIM highest, the best untuned sampler in the middle, the learned "
@@ -66,12 +66,12 @@ PAGE = """# Results
 made it.
 
 - [What these numbers may not be compared with](#what-these-numbers-may-not-be-compared-with)
-- [Learned and untuned](#learned-and-untuned): how good is a sampler of few evaluations?
+- [Learned and untuned](#learned-and-untuned)
 - [Untuned samplers](#untuned-samplers): which solver and grid in how many evaluations?
-- [Learned end to end](#learned-end-to-end): what else was learned by finished samples?
-- [Learned elsewhere](#learned-elsewhere): used with another solver, number of evaluations or network.
-- [TimeTuner, step by step](#timetuner-step-by-step): when do tuned conditioning times help?
-- [Is the metric worth believing](#is-the-metric-worth-believing): published FIDs beside our distances.
+- [Learned end to end](#learned-end-to-end): what learning other things gave
+- [Learned elsewhere](#learned-elsewhere): used with another solver, number of evaluations or network
+- [TimeTuner, step by step](#timetuner-step-by-step): when tuned conditioning times help
+- [Is the metric worth believing](#is-the-metric-worth-believing)
 
 A value is the Fréchet distance of {n:,} samples from the 50,000 training images of CIFAR-10; smaller is better. The
 first value of a pair, the primary metric, is in the features of EfficientNet-lite0, which was trained on ImageNet and
@@ -84,7 +84,7 @@ interval, from ten disjoint sets of samples. All samplers start from the same no
 - **Each other's features.** The two have scales of their own.
 - **Other numbers of samples.** The fewer samples, the larger the distance. Most of the floor of {n:,} test images is
   this bias.
-- **Other networks.** All samples are of `{model}` where nothing else is said.
+- **Other networks.** This one is `{model}` where nothing else is said.
 - **The classifier's features where a sampler is learned end to end.** The classifier is part of the loss. It has also
   seen the training images.
 
@@ -95,8 +95,9 @@ interval, from ten disjoint sets of samples. All samplers start from the same no
 *{caption}*
 
 {claim}
-The best untuned sampler is the one of the smallest distance in ImageNet features, on either path. In brackets: the
-distance as a multiple of the ceiling's. *Gain* is what the learned sampler takes off, with its 95 % interval.
+The best untuned sampler has the smallest distance in ImageNet features, on either path. The *ceiling* is the network's
+converged solution; in brackets stand multiples of its distance. No sampler here is below it in ImageNet features, some
+are in the classifier's. *Gain* is what the learned sampler takes off, with its 95 % interval.
 
 {headline}
 {many}
@@ -105,10 +106,10 @@ loss on held-out noise, the smallest at each number, never by a distance.
 
 ## Untuned samplers
 
-In bold: the smallest value of a column in ImageNet features; the intervals of others may overlap with its.
+In bold: the smallest value of a column in ImageNet features.
 `final=lower` lets the orders fall at the end; where that changes nothing there is one row. On the *straight path* the
 same network is sampled as a flow, x = (1 - t) x0 + t eps, on the grid `uniform-trailing` of flow time. The ODE is the
-same, its nodes are others. Euler's method there is DDIM on these nodes.
+same, its nodes are others. Euler's method there is DDIM on these nodes, which suit it far better.
 
 {untuned}
 ## Learned end to end
@@ -118,25 +119,26 @@ place of LPIPS, *gits* the shortest path of GITS. Other choices than 4,096 start
 uniform grid to start from stand behind the name. The small network has 9 million parameters.
 
 {learned}
-At five evaluations each knob more helps each solver, and all three are lowest. Of single knobs the grid is best for
-UniPC, the gain for DDIM and DPM-Solver++(2M). Beside a learned grid the multistep solvers take more from conditioning
-times than from gains, DDIM the reverse. At ten, gains beside both help DDIM alone. Sixteen noises or 100 iterations
-cost a few per cent. At five GITS goes from noise almost to the data in one jump.
+In ImageNet features a second knob helps each solver at five evaluations, and all three are lowest. Of single knobs the
+grid is best for UniPC, the gain for DDIM and DPM-Solver++(2M). Beside a learned grid the multistep solvers take more
+from conditioning times than from gains, DDIM the reverse. At ten, gains beside both help DDIM alone. Sixteen noises or
+100 iterations cost a few per cent. At five GITS leaps from noise almost to the data.
 
-In few evaluations what was learned on the straight path is worse than untuned in ImageNet features, with Euler's
-method in any. Yet each sample ends nearer to its converged solution: the loss compares pairs, a Fréchet distance
-compares sets. In more evaluations learning helps there, and UniPC in eight is as good as the first table's.
+In few evaluations learning on the straight path harms in ImageNet features, with Euler's method in any. Yet samples end
+nearer to their converged ones: the loss compares pairs, a Fréchet distance sets. In more it helps: UniPC in eight is as
+good as the first table's.
 
 ## Learned elsewhere
 
 `of_` stands before what the sampler was learned for.
 
 {elsewhere}
-Grids carry over best. DPM-Solver++(2M) does nearly as well on grids of the two others as on its own, UniPC does at five
-evaluations, DDIM does no better than untuned. Conditioning times belong to their solver, but UniPC's serve
-DPM-Solver++(2M). Those of DDIM, without gains, make both others worse than untuned; theirs do little for DDIM. At
-another number of evaluations a learned sampler is often worse than untuned. On the small network what was learned for
-the shipped one gains more than three quarters of what learning gains.
+In ImageNet features, beside the solver's best untuned grid of the diffusion's path: grids carry over best.
+DPM-Solver++(2M) does about as well on grids of the two others as on its own, UniPC does at five evaluations, DDIM no
+better than untuned. Conditioning times belong to their solver, but UniPC's serve DPM-Solver++(2M). Those of DDIM,
+without gains, make both others worse than untuned; theirs do little for DDIM. At another number of evaluations a
+learned sampler is often worse than the best untuned one. On the small network what was learned for the shipped one
+gains more than three quarters of what learning gains.
 
 ## TimeTuner, step by step
 
@@ -144,21 +146,23 @@ Each conditioning time is tuned by the step that it belongs to: a ratio tau / t,
 last step left alone, where a line says nothing else. *Consistency* is the paper's objective, on the tuned sampler's own
 states (sequential) or on noised images (parallel). *freeze2* leaves the last two steps untuned. *Truncation* compares
 with the converged solution of the interval. In bold: better than untuned in both features, by more than half of the
-difference's 95 % interval.
+difference's 95 % interval. Untuned, too: `constant-0.95`, one ratio
+for all steps, `epsilon-1.005`, which divides eps, and `time-shift`, by the variance of x.
 
 {steps}
-No objective helps everywhere. On the uniform grid consistency ruins the multistep solvers, mostly in the last two
-steps. At ten evaluations the rest is still worse than untuned.
+No objective helps everywhere. On the uniform grid consistency ruins the multistep solvers, mostly by its
+last tuned step.
 
-With DDIM on the quadratic grid little depends on the images, the seed, ratio or offset, or the last step. The exception
-is consistency in five steps: Adam finds times that harm less, 16 images times that help. A *gate* keeps a tuned time
-only where it lowers the truncation error on held-out images: it stops the harm at five, and most of the good at ten.
-One factor of 1.005 on eps, tuned by nobody, does in ten evaluations as much as truncation.
+With DDIM on the quadratic grid little depends on the images, the seed, ratio or offset, or the last step, but for
+consistency in five steps: Adam finds times that harm less, 16 images times that help. A *gate* keeps a time only where
+it lowers the truncation error on held-out images: it stops the harm at five, and most of the good at ten.
+`epsilon-1.005` does in ten evaluations as much as truncation.
 
 ## Is the metric worth believing
 
 {floor}
-Below are the samplers whose FID is published, with networks and grids of their authors. Kendall's tau is 1 where our
+Below are the samplers whose FID is published (`data/tables/published.csv` names the papers), with networks and grids of
+their authors. Kendall's tau is 1 where our
 distances put them in the same order, and -1 in the reverse. `pixels=1.0` is the authors' bound on Analytic-DDIM's last
 noise. Twice that bound takes it from 20.7 to 33.8 in ten evaluations, and from 4.79 to 5.04 in the classifier's
 features, which weigh noise far less.
@@ -332,10 +336,10 @@ def many_samples(frame: pd.DataFrame) -> str:
 
     values, ceiling = learned["value_1"], end["value_1"]
     return (
-        f"A distance of {MANY:,} samples has less bias. In ImageNet features the learned sampler then has "
-        f"{listed(values.map(number))} in {listed(values.index.map(str))} evaluations, the best untuned one "
-        f"{listed(plain['value_1'].map(number))}. The ceiling is {number(ceiling)}, so the learned sampler has "
-        f"{listed((values / ceiling).map('{:.2f}'.format))} times as much.\n"
+        f"From {MANY:,} samples, in ImageNet features, the learned sampler has {listed(values.map(number))} in "
+        f"{listed(values.index.map(str))} evaluations, the best untuned one {listed(plain['value_1'].map(number))}. "
+        f"The learned distances are {listed((values / ceiling).map('{:.2f}'.format))} times the ceiling's "
+        f"{number(ceiling)}.\n"
     )
 
 
