@@ -120,6 +120,7 @@ def test_what_the_pages_say_in_words_is_so():
     assert not page.less(flow, best, 1) and not page.less(best, flow, 1)
     straight = straight["value_1"]
     own = page.beside(frame)
+    assert own["value_1"].min() == end["value_1"] and own["value_2"].min() < end["value_2"]
     ddim = own[(own["solver"] == "ddim") & (own["timing"] == "untuned")].groupby("nfe")["value_1"].min()
     assert all(straight["untuned", "euler", nfe] < ddim[nfe] for nfe in page.FEW)
     solvers = ("ddim", "dpmpp-2m,final=lower", "unipc,final=lower")
