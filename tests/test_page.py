@@ -17,7 +17,7 @@ from tt_lib.figures import results
 from tt_lib.files import PACKAGE_ROOT
 from tt_lib.rows import FD_COLUMNS, read_rows
 from tt_lib.study import page
-from tt_lib.study.compare import BEST
+from tt_lib.study.compare import BEST, SAMPLER
 from tt_lib.study.page import FEATURES, FIGURE, MARK, MODEL, SAMPLES, STRAIGHT
 from tt_lib.timing import load_timing
 from tt_lib.tuning.learn import KNOBS
@@ -101,6 +101,17 @@ def test_readme_has_no_number_of_its_own():
 
 def test_what_the_pages_say_in_words_is_so():
     frame = read_rows(DATA / "results" / "fd.csv", FD_COLUMNS)
+    few, many = (page.beside(frame, n=n).set_index([*SAMPLER, "timing"]).sort_index() for n in (page.N, page.MANY))
+    shared = few.index.intersection(many.index)
+    bias = few.loc[shared, "value_1"] - many.loc[shared, "value_1"]
+    assert bias.min() > 0.65 and bias.max() < 2.05 and len(shared) > 130
+    for *sampler, timing in shared[shared.get_level_values("timing").isin(page.STEPWISE)]:
+        for which in (1, 2):
+            verdicts = []
+            for rows in (few, many):
+                tuned, untuned = rows.loc[(*sampler, timing)], rows.loc[(*sampler, "untuned")]
+                verdicts.append(int(page.less(tuned, untuned, which)) - int(page.less(untuned, tuned, which)))
+            assert verdicts[0] * verdicts[1] >= 0
     plain, learned, end = page.of_headline(frame)
     assert list(learned.index) == list(page.FEW) and (learned["value_1"] < plain["value_1"]).all()
     assert (learned["value_2"] < plain["value_2"]).all() and (learned["value_1"] > end["value_1"]).all()
