@@ -144,7 +144,7 @@ def test_the_faster_form_is_the_same_in_any_batch():
             return self.layer(pixels.float() / 255).mean((2, 3))
 
     slow = Features("inception-2015", Network(), 5, "", torch.device("cpu"))
-    pixels, fast = smooth(7, 0), make_fast(slow, 3)
+    pixels, fast = smooth(7, 0), make_fast(slow, 3, dtype=torch.float16)
     expected = slow(pixels)
     vectors = fast(pixels)
     assert slow.network.sizes == [7, 3, 3, 3] and vectors.shape == (7, 5) and vectors.dtype == torch.float32
