@@ -188,3 +188,32 @@ def test_a_wrong_guess_fails(guess, capsys, answer, said):
         exec(f"def fits():\n    {answer}", names)
     exec(guess["check"], names)
     assert capsys.readouterr().out.splitlines()[-1].startswith(said)
+
+
+WRONG_05 = [
+    ("05", "logits.softmax(0)", "(0 * logits).softmax(0)", "fixed ends: not yet. raising logit"),
+    ("05", "logits.softmax(0)", "(-logits).softmax(0)", "fixed ends: not yet. raising logit"),
+    ("08", "1 / (later * alpha(u))", "1 / alpha(u)", "first tau: not yet."),
+    ("13", "eps = gain * data.eps(x, t, schedule)", "x, eps = gain * x, gain * data.eps(x, t, schedule)", "alone"),
+    ("13", "eps = gain * data.eps(x, t, schedule)", "eps = data.eps(gain * x, t, schedule)", "gains: not yet. a gain"),
+    ("13", "rho(s) - rho(t)", "gain * rho(s) - rho(t)", "gains: not yet. a gain multiplies eps alone"),
+    ("13", "return best", "return torch.tensor([0.93, 0.95, 0.95, 0.94]).double()", "other noises to learn from"),
+    ("13", "(sample(gains, x) - y)", "(sample(gains, held_x) - held_y)", "other noises to learn from"),
+    ("13", "return best", "return gains.detach()", "keep the best gains by held-out loss"),
+    ("13", "range(iterations + 1)", "range(iterations // 6)", "gains: not yet. gains can leave less"),
+    ("17", "shares[learned, used] =", "shares[used, learned] =", "the first of a pair is the solver that was learned"),
+]
+
+
+@pytest.mark.parametrize("last, right, wrong, said", WRONG_05)
+def test_a_wrong_answer_to_05_fails(one_thread, capsys, last, right, wrong, said):
+    """A solution of notebook 05 with one mistake, up to the check that must see it."""
+    (path,) = (path for path in solutions() if path.name.startswith("05_"))
+    cells = [cell for cell in code(read(path))[1:] if cell.id[-2:] <= last]
+    changed = [cell.source.replace(right, wrong) for cell in cells]
+    assert changed != [cell.source for cell in cells]
+    names = {}
+    for source, cell in zip(changed, cells, strict=True):
+        if "\ncheck(" not in source or cell.id.endswith(last):
+            exec(source, names)
+    assert said in capsys.readouterr().out

@@ -29,8 +29,8 @@ from tt_lib.sampling import Sampler
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import make_solver
 from tt_lib.study.cells import Cell, find_timing
-from tt_lib.study.compare import FEATURES, FEW, MODEL, SMALL, N, beside_each_other
-from tt_lib.timing import Timing
+from tt_lib.study.compare import BEST, FEATURES, FEW, MODEL, SMALL, N, beside_each_other
+from tt_lib.timing import UNTUNED, Timing
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow
 from tt_lib.tuning.learn import KNOBS, LearnConfig, LearnResult, learn
 
@@ -60,11 +60,12 @@ ALT = {
     "degrees and more. Right, on a logarithmic axis: the length of the one over that of the other. It is 1 at the "
     "first two; at the last two it differs from sample to sample, from 0.2 to more than 3.",
     "shared": "Two panels over lambda, for DDIM with 5 and 10 evaluations, 2M with 5 and 10, and UniPC with 4 to 10. "
-    "Left: a row of nodes for each, from about -3.5 to 4.6. Right: tau / t, between 0.88 and 0.95 at every first node. "
-    "At inner nodes DDIM's are below 1, most of the others' above. The last ones of UniPC reach 2 with 4 and 5.",
+    "Left: a row of nodes for each, from about -3.5 to 4.6. UniPC's end earlier, the fewer there are. Right: tau / t, "
+    "between 0.88 and 0.95 at every first node. At inner nodes DDIM's are below 1, most of the others' above. The last "
+    "ones of UniPC are near 1.2 with 4 to 6 evaluations, below 0.8 with 8.",
     "knobs": "Four panels, NFE 5 and 10 by ImageNet features and the classifier's, with points for DDIM, 2M and UniPC: "
-    "the best untuned grid, the straight path, and seven sets of learned knobs. At 5 all three knobs are lowest. At 10 "
-    "2M and UniPC stay level once the grid and another knob are learned.",
+    "untuned on the best grid, on the straight path and on the uniform grid, and seven sets of learned knobs. At 5 all "
+    "three knobs are lowest. At 10 2M and UniPC stay level once the grid and another knob are learned.",
     "few": "Four panels, learned from 1, 4, 16 and 128 noises. Rings mark where those should end, and a line leads to "
     "where they do. With 1 noise its ring is met, and all other samples are a blurred ball. With 4 most of them crowd "
     "at the start of the spiral, others lie on spots. With 16 and 128 they follow the spiral.",
@@ -185,12 +186,6 @@ def moved_ends(factor: float, what: str, evaluation: int) -> Tensor:
     return drive(sampler.solver(_start()[0], times, SCHEDULE, None), sampler.predictor, taus, gains=gains).x
 
 
-def lowest_loss(what: str) -> float:
-    """The lowest loss of :func:`moved_ends` for one of :data:`MOVES`, by any evaluation and factors from 0.2 to 1.6."""
-    factors = [0.1 * k for k in range(2, 17)]
-    return min(loss(moved_ends(factor, what, k + 1)) for factor in factors for k in range(NFE))
-
-
 def draw_move(axes: Axes, factor: float, what: str = MOVES[0], evaluation: int = NFE) -> None:
     """:func:`moved_ends`, with their loss."""
     ends = moved_ends(factor, what, evaluation)
@@ -273,15 +268,15 @@ def acting_figure() -> Figure:
 
 
 def shipped() -> dict[tuple[str, int], Timing]:
-    """The shipped timings with all three knobs for CIFAR-10, by solver and NFE."""
-    every = LEARNED["grid, timing and gain"]
-    cells = {(name, nfe): Cell(solver, LEARNED_GRID, nfe, every) for name, solver in TUNED.items() for nfe in FEW}
+    """The shipped timings with all three knobs for CIFAR-10, by solver and NFE; UniPC's are those of ``BEST``."""
+    timings = dict.fromkeys(TUNED, LEARNED["grid, timing and gain"]) | {"UniPC": BEST["timing"]}
+    cells = {(name, nfe): Cell(TUNED[name], LEARNED_GRID, nfe, timings[name]) for name in TUNED for nfe in FEW}
     return {key: timing for key, cell in cells.items() if (timing := find_timing(MODEL, cell))}
 
 
 @style()
 def shared_figure() -> Figure:
-    """Learned grids and ratios tau / t of :func:`shipped` against lambda."""
+    """Learned grids and ratios tau / t of :func:`shipped` against lambda; UniPC's lines end in their NFE."""
     figure = Figure(figsize=(9.5, 4))
     left, right = figure.subplots(1, 2)
     right.axhline(1, color=BLACK, linewidth=1)
@@ -293,13 +288,16 @@ def shared_figure() -> Figure:
         for axes, values in ((left, [len(names)] * nfe), (right, timing.ratios)):
             label = name if name not in drawn else None
             axes.plot(lam, values, color=colour, marker=marker, markersize=4, linewidth=1, label=label)
+        if name == "UniPC":
+            place = {"xytext": (-1, 6), "textcoords": "offset points", "ha": "center"}
+            right.annotate(str(nfe), (lam[-1].item(), timing.ratios[-1]), color=colour, weight="bold", **place)
         drawn.add(name)
         names.append(f"{name}, NFE {nfe}")
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     for axes, label in ((left, ""), (right, "τ / t")):
         axes.set(xlabel="λ of the node (noise left, data right)", ylabel=label)
-    log_axis(right, "y", [0.8, 2.2])
+    log_axis(right, "y", [0.72, 1.4])
     legend_below(figure, *right.get_legend_handles_labels())
     return figure
 
@@ -307,8 +305,9 @@ def shared_figure() -> Figure:
 @style()
 def knobs_figure(table: pd.DataFrame) -> Figure:
     """Which knobs do what: rows of :func:`tt_lib.lessons.tables.study` at NFE 5 and 10, in both features."""
-    figure = Figure(figsize=(9.5, 6.4))
-    labels = ["untuned", "straight path", *list(LEARNED)[:-1], "all three"]
+    figure = Figure(figsize=(9.5, 6.8))
+    untuned = ["best grid", "straight path", "uniform grid"]
+    labels = [*(f"untuned, {where}" for where in untuned), *list(LEARNED)[:-1], "all three"]
     for row, short in zip(figure.subplots(2, 2, sharex=True), SHORT, strict=True):
         for axes, nfe in zip(row, (5, 10), strict=True):
             drawn = []
@@ -321,40 +320,65 @@ def knobs_figure(table: pd.DataFrame) -> Figure:
                     axes.plot(x, value, marker, color=colour, markersize=6, label=name if not place else None)
                     axes.vlines(x, low, high, colour, linewidth=2)
                     drawn += [low, high]
-            axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+            for border in (len(untuned) - 1.5, len(untuned) + 2.5):
+                axes.axvline(border, color=GREY, linewidth=1, linestyle=":")
+            axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right")
             axes.set(title=f"NFE {nfe}" if short == SHORT[0] else "", ylabel=LABELS[short] if nfe == 5 else "")
             log_axis(axes, "y", drawn)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
+CARRIED = {
+    ("UniPC", 6): {
+        "its own, 4,096 noises": "learned-grid-timing",
+        "seed 1": "learned-grid-timing,seed=1",
+        "seed 2": "learned-grid-timing,seed=2",
+        "128 noises": "learned-grid-timing,noises=128",
+        "16 noises": "learned-grid-timing,noises=16",
+        "100 iterations": "learned-grid-timing,iterations=100",
+        "for NFE 8": "learned-grid-timing,of_nfe=8",
+    },
+    ("UniPC", 5): {
+        "its own": "learned-grid-timing",
+        "for NFE 6": "learned-grid-timing,of_nfe=6",
+        "for DDIM": "learned-grid-timing,of_solver=ddim",
+        "for DDIM, with gain": "learned-grid-timing-gain,of_solver=ddim",
+    },
+    ("2M", 5): {
+        "its own": "learned-grid-timing",
+        "for UniPC": "learned-grid-timing,of_solver=unipc+final=lower",
+        "for DDIM": "learned-grid-timing,of_solver=ddim",
+        "for DDIM, with gain": "learned-grid-timing-gain,of_solver=ddim",
+    },
+    ("DDIM", 5): {
+        "its own": "learned-grid-timing",
+        "for UniPC": "learned-grid-timing,of_solver=unipc+final=lower",
+        "for UniPC, with gain": "learned-grid-timing-gain,of_solver=unipc+final=lower",
+    },
+    ("small network, UniPC", 5): {
+        "its own": "learned-grid-timing",
+        "for the shipped network": f"learned-grid-timing,of_model={MODEL}",
+    },
+}
+"""Rows of :func:`carry_table`: grid and timing, by the solver that uses them and its NFE, and by their origin."""
+
+
 def carry_table(rows: pd.DataFrame) -> str:
-    """A Markdown table: learned from little, and used elsewhere, as ImageNet distance / classifier's distance."""
-    unipc, of = TUNED["UniPC"], "of_solver=unipc+final=lower"
-    lines = {
-        "UniPC, NFE 6: 4,096 noises": (MODEL, unipc, 6, "learned-grid-timing"),
-        "seed 1": (MODEL, unipc, 6, "learned-grid-timing,seed=1"),
-        "seed 2": (MODEL, unipc, 6, "learned-grid-timing,seed=2"),
-        "1,024 noises": (MODEL, unipc, 6, "learned-grid-timing,noises=1024"),
-        "128 noises": (MODEL, unipc, 6, "learned-grid-timing,noises=128"),
-        "16 noises": (MODEL, unipc, 6, "learned-grid-timing,noises=16"),
-        "100 iterations": (MODEL, unipc, 6, "learned-grid-timing,iterations=100"),
-        "small network, UniPC, NFE 5: its own": (SMALL, unipc, 5, "learned-grid-timing"),
-        "learned for the shipped network": (SMALL, unipc, 5, f"learned-grid-timing,of_model={MODEL}"),
-        "DDIM, NFE 5, grid and timing: its own": (MODEL, "ddim", 5, "learned-grid-timing"),
-        "learned for UniPC": (MODEL, "ddim", 5, f"learned-grid-timing,{of}"),
-        "learned for UniPC, with gain": (MODEL, "ddim", 5, f"learned-grid-timing-gain,{of}"),
-        "2M, NFE 5, grid and timing: its own": (MODEL, TUNED["2M"], 5, "learned-grid-timing"),
-        "UniPC's": (MODEL, TUNED["2M"], 5, f"learned-grid-timing,{of}"),
-        "DDIM's": (MODEL, TUNED["2M"], 5, "learned-grid-timing,of_solver=ddim"),
-        "UniPC, NFE 6: what was learned for NFE 8": (MODEL, unipc, 6, "learned-grid-timing,of_nfe=8"),
-    }
+    """A Markdown table: learned from little and used elsewhere, beside the untuned sampler, in both features.
+
+    The untuned one has the best of the diffusion's grids by ImageNet features.
+    """
     both = {model: beside_each_other(rows, *FEATURES, model, N) for model in (MODEL, SMALL)}
     text = []
-    for name, (model, solver, nfe, timing) in lines.items():
-        own = pick(both[model], solver=solver, nfe=nfe, timing=timing)
-        text.append([name, *with_halves(own, 2, ("first", "second"))])
-    return markdown(["what", "ImageNet features", "classifier's features"], text)
+    for (name, nfe), timings in CARRIED.items():
+        own = both[SMALL if name.startswith("small") else MODEL]
+        own = own[(own["solver"] == TUNED[name.rpartition(" ")[2]]) & (own["nfe"] == nfe) & (own["eta"] == 0)]
+        untuned = own[own["timing"] == UNTUNED].sort_values("first").iloc[0]
+        lines = {"untuned": untuned} | {of: pick(own, timing=timing) for of, timing in timings.items()}
+        for of, row in lines.items():
+            text.append([f"{name}, NFE {nfe}: {of}", *with_halves(row, 2, ("first", "second"))])
+    return markdown(["used with: learned", "ImageNet features", "classifier's features"], text)
 
 
 @style()

@@ -68,10 +68,11 @@ KNOBS = {
     "grid and timing": "learned-grid-timing",
     "grid, timing and gain": "learned-grid-timing-gain",
 }
-"""What :func:`knob_rows` has; without the grid it is the uniform one."""
+"""What :func:`knob_rows` has; a grid that is not learned is the uniform one."""
 WAYS = {
     "GITS": "learned-gits",
     "LD3's recipe": "learned-ld3",
+    "grid and timing, 300 iterations": "learned-grid-timing",
     "grid, timing and gain, 1,000 iterations": LEARNED["timing"],
 }
 """What :func:`ways_table` shows."""
@@ -199,21 +200,24 @@ def quality(samplers: Iterable[tuple[str, pd.Series]]) -> str:
 def knob_rows(table: pd.DataFrame, name: str, nfe: int) -> dict[str, pd.DataFrame]:
     """One row of :func:`study`, or none, for each set of learned knobs of a solver of :data:`TUNED`, and untuned.
 
-    The best of the diffusion's grids is chosen by ImageNet features.
+    The best of the diffusion's grids is chosen by ImageNet features. Knobs without the grid are learned on the uniform
+    one.
     """
     untuned, flow = table[table["group"] == "untuned"], table[table["group"] == "untuned, straight path"]
     solver = TUNED[name]
     own = table[(table["solver"] == solver) & (table["nfe"] == nfe) & (table["path"] == "diffusion")]
     start = best(untuned[untuned["solver"] == solver], "imagenet")
+    uniform = own[(own["group"] == "untuned") & (own["grid"] == "uniform") & (own["eta"] == 0)]
     return {
         "nothing, on the best of the diffusion's grids": start[start["nfe"] == nfe],
         "nothing, on the straight path's nodes": flow[(flow["solver"] == ON_STRAIGHT[name]) & (flow["nfe"] == nfe)],
+        "nothing, on the uniform grid": uniform,
         **{knobs: own[own["timing"] == timing] for knobs, timing in KNOBS.items()},
     }
 
 
 def ways_table(table: pd.DataFrame) -> str:
-    """A Markdown table: UniPC learned by three ways beside the best untuned sampler, ImageNet / classifier's."""
+    """A Markdown table: UniPC learned by the ways of :data:`WAYS` beside the best untuned sampler, in both features."""
     untuned = best(table[table["group"].str.startswith("untuned")], "imagenet")
     own = table[table["solver"] == LEARNED["solver"]]
     columns = {}
@@ -223,7 +227,7 @@ def ways_table(table: pd.DataFrame) -> str:
             "best untuned, diffusion or straight path": untuned[untuned["nfe"] == nfe],
             **learned,
         }
-    return _wide("sampler", columns)
+    return _wide("FD: ImageNet / classifier's", columns)
 
 
 def _wide(corner: str, columns: Mapping[str, Mapping[str, pd.DataFrame]]) -> str:
