@@ -25,6 +25,8 @@ NEEDS = "**What it needs.**"
 LONGEST = 30.0
 """Seconds that a cell may have taken when the times were written; a test runs it without a clock."""
 HEADINGS = ("**What it teaches.**", NEEDS, TIME)
+HIDDEN = {"outputs_hidden": True}
+"""What JupyterLab goes by where the site goes by the tag hide-output."""
 CONSTANT = "<!-- constant -->"
 """In a line of text: its numbers are settings or mathematics, not measurements."""
 
@@ -76,8 +78,11 @@ def metadata_is_ours(path, book):
     if extra:
         yield f"metadata has {', '.join(sorted(extra))} besides kernelspec, language_info and tt"
     for cell in book.cells:
-        if set(cell.metadata) - {"tags"}:
+        hidden = "hide-output" in cell.metadata.get("tags", ())
+        if set(cell.metadata) - {"tags", *(["jupyter"] if hidden else [])}:
             yield f"cell {cell.id} has metadata {', '.join(sorted(cell.metadata))}"
+        if hidden and cell.metadata.get("jupyter") != HIDDEN:
+            yield f"cell {cell.id} is folded on the site and not in JupyterLab; give it the metadata jupyter {HIDDEN}"
 
 
 def no_path_of_a_machine(path, book):

@@ -120,14 +120,18 @@ def test_overlapping_are_those_whose_interval_does_not_lie_above(table):
 def test_what_is_learned_stands_beside_untuned_in_both_features(table):
     rows = tables.knob_rows(table, "DDIM", 5)
     assert [own["imagenet"].tolist() for own in rows.values()][:2] == [[20.0], [16.0]], "Euler is DDIM"
+    (uniform,) = rows["nothing, on the uniform grid"].to_dict("records")
+    assert uniform["grid"] == "uniform" and uniform["timing"] == "untuned" and uniform["eta"] == 0
     (own,) = tables.knob_rows(table.replace(tables.LEARNED["timing"], "learned-grid"), "UniPC", 5)["grid"].to_dict(
         "records"
     )
     assert own["group"] == "learned UniPC" and own["imagenet"] == 4.0
     lines = tables.ways_table(table).splitlines()
-    assert lines[0] == "| sampler | 5 evaluations | 6 evaluations | 8 evaluations | 10 evaluations |"
+    assert (
+        lines[0] == "| FD: ImageNet / classifier's | 5 evaluations | 6 evaluations | 8 evaluations | 10 evaluations |"
+    )
     assert lines[2].startswith("| best untuned, diffusion or straight path | 16.0 ± 0.1 / 1.60 ± 0.01 |"), "straight"
-    assert lines[5].endswith("| 2.0 ± 0.1 / 0.20 ± 0.01 |") and lines[3].count("not measured") == 4
+    assert lines[6].endswith("| 2.0 ± 0.1 / 0.20 ± 0.01 |") and lines[3].count("not measured") == 4
 
 
 def test_the_headline_draws_the_best_of_each_kind(table):
@@ -263,14 +267,20 @@ def test_what_the_lessons_say_of_knobs_and_ways_holds():
         low, high = five[f"{short}_low"], five[f"{short}_high"]
         assert high["ddim", gain] < low["ddim", timing] and high[LOWER, timing] < low[LOWER, gain]
         assert high[LOWER, timing] < low[LOWER, "learned-ld3"]
-    own, ld3 = (
+    own, two, ld3 = (
         table[(table["solver"] == LOWER) & (table["timing"] == name)].set_index("nfe")
-        for name in (tables.LEARNED["timing"], "learned-ld3")
+        for name in (tables.LEARNED["timing"], timing, "learned-ld3")
     )
-    for short, ahead in (("imagenet", [5, 6, 8, 10]), ("classifier", [5, 6])):
+    for ours, short, ahead in (
+        (own, "imagenet", [5, 6, 8, 10]),
+        (own, "classifier", [5, 6]),
+        (two, "imagenet", [5, 6, 8]),
+    ):
         assert [
-            nfe for nfe in ld3.index.sort_values() if own.loc[nfe, f"{short}_high"] < ld3.loc[nfe, f"{short}_low"]
+            nfe for nfe in ld3.index.sort_values() if ours.loc[nfe, f"{short}_high"] < ld3.loc[nfe, f"{short}_low"]
         ] == ahead
+    gits = find_timing(tables.MODEL, Cell(LOWER, "learned", 5, "learned-gits")).grid_times
+    assert gits[0] == 1 and gits[1] == pytest.approx(0.016, abs=0.0005)
 
 
 def test_what_the_lessons_say_of_the_straight_paths_nodes_holds():

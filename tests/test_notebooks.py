@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import times
 from books import NOTEBOOKS, exercises, lessons, read
-from guards import CLAIMS, CONSTANT, EVERY, LESSON, PREDICTION, QUESTIONS, slugs
+from guards import CLAIMS, CONSTANT, EVERY, HIDDEN, LESSON, PREDICTION, QUESTIONS, slugs
 from index import colab_badge, install_cell, repository_url
 
 PATHS = [*lessons(), *exercises()]
@@ -71,7 +71,7 @@ def good(tmp_path):
         cell("slider", metadata={"tags": ["nbval-skip"]}),
         text("[up](#A-part), [first](00_first.ipynb), [arXiv 2310.09469](https://arxiv.org/abs/2310.09469)"),
         text(f"{PREDICTION} which?"),
-        cell("show(figure(), ALT['x'])", metadata={"tags": ["hide-output"]}),
+        cell("show(figure(), ALT['x'])", metadata={"tags": ["hide-output"], "jupyter": HIDDEN}),
         text(f"{CLAIMS}\n\nThis.\n\n{QUESTIONS}\n" + "Why? <details><summary>Answer</summary>So.</details>\n" * 3),
     ]
     for number, each in enumerate([each for each in book.cells if each.cell_type == "code"], start=1):
@@ -115,6 +115,8 @@ BROKEN = [
     ("skipped_cells_store_no_output", put(4, outputs=[nbformat.v4.new_output("stream", text="x")]), "skip"),
     ("metadata_is_ours", lambda book: book.metadata.update(colab={}), "metadata has colab"),
     ("metadata_is_ours", put(3, metadata={"execution": {}}), "metadata execution"),
+    ("metadata_is_ours", put(3, metadata={"jupyter": HIDDEN}), "metadata jupyter"),
+    ("metadata_is_ours", put(7, metadata={"tags": ["hide-output"]}), "not in JupyterLab"),
     ("no_path_of_a_machine", say("/home/me/x"), "a machine's path"),
     ("figures_have_alt_text", lambda book: book.cells[3].outputs[0].update(metadata={}), "image/png"),
     ("figures_have_alt_text", out("display_data", data={"image/svg+xml": "<svg/>"}), "svg"),
