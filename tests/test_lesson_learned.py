@@ -208,11 +208,14 @@ def test_what_the_text_says_of_what_carries_over_holds():
 
     for name in ("seed 1", "seed 2", "128 noises", "16 noises", "100 iterations"):
         assert [compared("UniPC, NFE 6", name, short) for short in SHORT] == [(1, False)] * 2
-    assert compared("UniPC, NFE 6", "for NFE 8") == (1, True)
-    assert compared("UniPC, NFE 5", "for NFE 6") == (-1, True)
-    assert compared("small network, UniPC, NFE 5", "for the shipped network") == (1, True)
-    assert compared("2M, NFE 5", "for UniPC") == (1, False) and compared("2M, NFE 5", "for DDIM") == (-1, True)
-    assert compared("2M, NFE 5", "for DDIM, with gain")[0] == 1
-    for used, other in (("DDIM, NFE 5", "for UniPC"), ("UniPC, NFE 5", "for DDIM")):
+    assert compared("UniPC, NFE 6", "learned for NFE 8") == (1, True)
+    assert compared("UniPC, NFE 5", "learned for NFE 6") == (-1, True)
+    assert compared("small network, UniPC, NFE 5", "learned for the shipped network") == (1, True)
+    assert compared("2M, NFE 5", "learned for UniPC") == (1, False) and compared("2M, NFE 5", "learned for DDIM") == (
+        -1,
+        True,
+    )
+    assert compared("2M, NFE 5", "learned for DDIM, with gain")[0] == 1
+    for used, other in (("DDIM, NFE 5", "learned for UniPC"), ("UniPC, NFE 5", "learned for DDIM")):
         assert compared(used, other) == compared(used, f"{other}, with gain") == (-1, True)
         assert all(below(rows[f"{used}: {other}"], rows[f"{used}: {other}, with gain"], short) for short in SHORT)

@@ -289,7 +289,8 @@ def shared_figure() -> Figure:
             label = name if name not in drawn else None
             axes.plot(lam, values, color=colour, marker=marker, markersize=4, linewidth=1, label=label)
         if name == "UniPC":
-            place = {"xytext": (-1, 6), "textcoords": "offset points", "ha": "center"}
+            beside = -1 if timing.ratios[-1] > timing.ratios[-2] else 11  # away from the line
+            place = {"xytext": (beside, 6), "textcoords": "offset points", "ha": "center"}
             right.annotate(str(nfe), (lam[-1].item(), timing.ratios[-1]), color=colour, weight="bold", **place)
         drawn.add(name)
         names.append(f"{name}, NFE {nfe}")
@@ -337,28 +338,28 @@ CARRIED = {
         "128 noises": "learned-grid-timing,noises=128",
         "16 noises": "learned-grid-timing,noises=16",
         "100 iterations": "learned-grid-timing,iterations=100",
-        "for NFE 8": "learned-grid-timing,of_nfe=8",
+        "learned for NFE 8": "learned-grid-timing,of_nfe=8",
     },
     ("UniPC", 5): {
         "its own": "learned-grid-timing",
-        "for NFE 6": "learned-grid-timing,of_nfe=6",
-        "for DDIM": "learned-grid-timing,of_solver=ddim",
-        "for DDIM, with gain": "learned-grid-timing-gain,of_solver=ddim",
+        "learned for NFE 6": "learned-grid-timing,of_nfe=6",
+        "learned for DDIM": "learned-grid-timing,of_solver=ddim",
+        "learned for DDIM, with gain": "learned-grid-timing-gain,of_solver=ddim",
     },
     ("2M", 5): {
         "its own": "learned-grid-timing",
-        "for UniPC": "learned-grid-timing,of_solver=unipc+final=lower",
-        "for DDIM": "learned-grid-timing,of_solver=ddim",
-        "for DDIM, with gain": "learned-grid-timing-gain,of_solver=ddim",
+        "learned for UniPC": "learned-grid-timing,of_solver=unipc+final=lower",
+        "learned for DDIM": "learned-grid-timing,of_solver=ddim",
+        "learned for DDIM, with gain": "learned-grid-timing-gain,of_solver=ddim",
     },
     ("DDIM", 5): {
         "its own": "learned-grid-timing",
-        "for UniPC": "learned-grid-timing,of_solver=unipc+final=lower",
-        "for UniPC, with gain": "learned-grid-timing-gain,of_solver=unipc+final=lower",
+        "learned for UniPC": "learned-grid-timing,of_solver=unipc+final=lower",
+        "learned for UniPC, with gain": "learned-grid-timing-gain,of_solver=unipc+final=lower",
     },
     ("small network, UniPC", 5): {
         "its own": "learned-grid-timing",
-        "for the shipped network": f"learned-grid-timing,of_model={MODEL}",
+        "learned for the shipped network": f"learned-grid-timing,of_model={MODEL}",
     },
 }
 """Rows of :func:`carry_table`: grid and timing, by the solver that uses them and its NFE, and by their origin."""
@@ -378,7 +379,7 @@ def carry_table(rows: pd.DataFrame) -> str:
         lines = {"untuned": untuned} | {of: pick(own, timing=timing) for of, timing in timings.items()}
         for of, row in lines.items():
             text.append([f"{name}, NFE {nfe}: {of}", *with_halves(row, 2, ("first", "second"))])
-    return markdown(["used with: learned", "ImageNet features", "classifier's features"], text)
+    return markdown(["sampler: its grid and timing", "ImageNet features", "classifier's features"], text)
 
 
 @style()
