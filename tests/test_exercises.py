@@ -156,6 +156,57 @@ def test_every_check_can_fail(path):
         )
 
 
+WRONG_07 = {
+    "test_gap": [
+        "def gap_closed(untuned, tuned, ceiling):\n    return (untuned - tuned) / ceiling",
+        "def gap_closed(untuned, tuned, ceiling):\n    return 2 * (untuned - tuned) / untuned",
+        "def gap_closed(untuned, tuned, ceiling):\n    return (untuned - tuned) / 4",
+    ],
+    "test_differ": [
+        "def differ(a, b):\n    return a[1] <= b[0] or b[1] <= a[0]",
+        "def differ(a, b):\n    return a[1] < b[0]",
+    ],
+    "test_optimism": ["def optimism(timings, error, repeats=2000, seed=0):\n    return 2 * error"],
+    "test_chosen": [
+        "def chosen_by_both(candidates):\n    return min(candidates, key=lambda name: sum(candidates[name]))",
+        "def chosen_by_both(candidates):\n    return min(candidates, key=lambda name: min(candidates[name]))",
+        "def chosen_by_one(candidates, place):\n    return min(candidates, key=lambda name: candidates[name][0])",
+    ],
+    "test_share": [
+        "def detail_for_contrast(x, exact):\n    return solved(x, exact) ** 2",
+        "def detail_for_contrast(x, exact):\n    return beside_fine(x, exact)['detail']",
+        "def detail_for_contrast(x, exact):\n"
+        "    own = beside_fine(x, exact)\n"
+        "    return own['shared'] / own['contrast']",
+    ],
+}
+"""Wrong answers to the exercises of 07, by the function that checks them."""
+
+
+@pytest.fixture(scope="module")
+def tables_exercises():
+    """The names of the solutions of 07 and the checks of all exercises but the last, which makes images."""
+    (path,) = (path for path in solutions() if path.name.startswith("07_"))
+    names = {}
+    for cell in code(read(path))[1:]:
+        if "make_bench" in cell.source:
+            break
+        exec(cell.source, names)
+    names["solved"] = names["detail_for_contrast"]
+    return names
+
+
+@pytest.mark.parametrize("name, wrong", [(name, wrong) for name, answers in WRONG_07.items() for wrong in answers])
+def test_a_wrong_answer_to_07_fails(tables_exercises, capsys, name, wrong):
+    check(name, tables_exercises[name])
+    assert capsys.readouterr().out.endswith(": well done\n")
+    kept = dict(tables_exercises)
+    exec(wrong, tables_exercises)
+    check(name, tables_exercises[name])
+    tables_exercises |= kept
+    assert f"{name}: not yet. " in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def guess():
     """The cells of the last exercise of 07, with changes of two pairs instead of images and rows."""

@@ -33,8 +33,9 @@ HEAD = f"""\
 Read them as they stand, outputs included, run them on a laptop, or open them on Colab. Stored outputs are
 those of `TT_SCALE=ci`, the default (seconds of each cell: [budgets.toml](budgets.toml)), and the lab's those of
 `TT_SCALE=laptop`. This and `TT_SCALE=full` (a GPU) change sizes only. *Needs* names the notebooks to read first.
-Exercises check themselves, and their solutions lie beside them. [TEACHING.md](TEACHING.md) has plans, slides and
-typical misunderstandings for teachers.
+JupyterLab folds the output after a prediction ("Before you run the next cell"); a click opens it. Exercises check
+themselves, and their solutions lie beside them. [TEACHING.md](TEACHING.md) has plans, slides and typical
+misunderstandings for teachers.
 """
 INSTALL = f"""\
 import importlib.metadata

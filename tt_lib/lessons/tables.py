@@ -94,8 +94,8 @@ ALT = {
     "strip": "Three panels, for 4, 6 and 10 evaluations. The points lie along a rising band. The learned UniPC, a blue "
     "diamond, lies at its lower left end, near the star of the converged solution.",
     "near": "The corner around the converged solution, with 10 evaluations and 95 % intervals as crosses. Learned "
-    "samplers lie close to its star, among them UniPC's blue diamond. At its height lie a few others, twice as far to "
-    "the right.",
+    "samplers lie close to its star, among them UniPC's blue diamond. Four lie to the right, and a little lower. At "
+    "the diamond's height lie a few others, twice as far to the right.",
     "straight": "Two heat maps of changes in per cent, for Euler, Heun, 2M and UniPC by 4 to 10 evaluations. In "
     "ImageNet features the left is orange, worse: all of Euler's row, and ever less of the rows below. The right is "
     "purple, better. In the classifier's features only Euler at 4 and Heun up to 6 are worse.",
@@ -103,13 +103,12 @@ ALT = {
     "features above and the classifier's below, for DDIM, DPM-Solver++(2M), UniPC and UniPC with falling orders.",
     "puzzle": "Three rows of four pictures from the same noise. Uniform grid: strong contrast, flat surfaces. "
     "Quadratic grid: paler, with another motif in the first column. Converged: strong contrast and fine texture.",
-    "zoom": "Two parts of 16 by 16 pixels, enlarged, three times each. Uniform grid: smooth, even surfaces. Quadratic "
-    "grid: paler, with more speckles. Converged: speckles and strong contrast.",
+    "zoom": "Two parts of 16 by 16 pixels, enlarged, three times each. Uniform grid: broad, even patches. Quadratic "
+    "grid: paler, but for its contrast neighbouring pixels differ more. Converged: they differ as much, in strong "
+    "colours.",
     "map": "Four heat maps of changes in per cent, six samplers by 5, 10 and 20 evaluations: the consistency objective "
     "and the truncation objective, each in ImageNet features and in the classifier's. Cells whose intervals overlap "
     "are hatched.",
-    "ruined": "Four rows of four pictures from the same noise. Untuned: smooth and clean. Tuned by consistency: all "
-    "four are covered by coloured noise. Learned and converged: clean and crisp.",
 }
 """What the figures show, in words."""
 
@@ -305,7 +304,7 @@ def draw_field(axes: Axes, nfe: int, near: tuple[float, float] | None = None) ->
     few = table[table["nfe"].isin(NFES) & table["group"].isin(GROUPS)]
     far = [few[short].max() for short in SHORT] if near is None else near * end[list(SHORT)].astype(float)
     for which, short, last in zip("xy", SHORT, far, strict=True):
-        log_axis(axes, which, [end[short], last])
+        log_axis(axes, which, [end[short], few[f"{short}_low"].min(), last])
     axes.set(xlabel=LABELS["imagenet"], ylabel=LABELS["classifier"], title=f"NFE {nfe}")
 
 

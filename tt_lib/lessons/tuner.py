@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import pandas as pd
@@ -253,6 +254,27 @@ def step_errors(count: int, samples: int = SAMPLES) -> pd.DataFrame:
     return errors
 
 
+def switched_errors(count: int, samples: int = SAMPLES) -> pd.Series:
+    """The error at the end of a run of :func:`run_errors` where some steps alone are tuned by consistency.
+
+    Args:
+        count: number of steps.
+        samples: as in :func:`run_errors`.
+    """
+    (sampler, taus), x, schedule = _tuned_on_ring(count, samples), _start(samples), linear_betas()
+    true, errors = exact_flow(TOYS["ring of eight"], x, 0.9, 0.1, schedule), {}
+    plain, tuned = sampler.grid.tensor().tolist()[:-1], list(taus["consistency"] or ())
+    for name, own in {
+        "no step": plain,
+        "all but the last": [*tuned[:-1], plain[-1]],
+        "the last": [*plain[:-1], tuned[-1]],
+        "all": tuned,
+    }.items():
+        end = drive(sampler.solver(x, sampler.grid, schedule), sampler.predictor, own).x
+        errors[name] = (end - true).square().mean().sqrt().item()
+    return pd.Series(errors)
+
+
 @style()
 def runs_figure(errors: pd.DataFrame) -> Figure:
     """Errors at the end of whole runs: a column for each timing, indexed by the number of steps."""
@@ -286,6 +308,7 @@ def _start(count: int) -> Tensor:
     return _states(TOYS["ring of eight"], torch.tensor(0.9, dtype=torch.float64), count)
 
 
+@cache
 def _tuned_on_ring(count: int, samples: int) -> tuple[Sampler, dict[str, Sequence[float] | None]]:
     """DDIM in even steps from t = 0.9 to 0.1, and its conditioning times: None untuned, and found by each loss."""
     ring, schedule = TOYS["ring of eight"], linear_betas()
