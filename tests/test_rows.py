@@ -261,7 +261,7 @@ def test_provenance():
 def test_shipped_rows_have_the_columns(name):
     columns, key = getattr(results, f"{name.upper()}_COLUMNS"), getattr(results, f"{name.upper()}_KEY")
     frame = read_rows(results_folder() / f"{name}.csv", columns)
-    assert len(frame) > 10 and tuple(frame.columns) == columns and not frame.duplicated(list(key)).any()
+    assert len(frame) > 8 and tuple(frame.columns) == columns and not frame.duplicated(list(key)).any()
     assert frame["commit"].map(type).eq(str).all()
 
 
