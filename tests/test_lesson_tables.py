@@ -132,7 +132,7 @@ def test_what_is_learned_stands_beside_untuned_in_both_features(table):
         lines[0] == "| FD: ImageNet / classifier's | 5 evaluations | 6 evaluations | 8 evaluations | 10 evaluations |"
     )
     assert lines[2].startswith("| best untuned, diffusion or straight path | 16.0 ± 0.1 / 1.60 ± 0.01 |"), "straight"
-    assert lines[6].endswith("| 2.0 ± 0.1 / 0.20 ± 0.01 |") and lines[3].count("not measured") == 4
+    assert lines[7].endswith("| 2.0 ± 0.1 / 0.20 ± 0.01 |") and lines[3].count("not measured") == 4
 
 
 def test_the_headline_draws_the_best_of_each_kind(table):

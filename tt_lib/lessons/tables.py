@@ -73,6 +73,7 @@ WAYS = {
     "GITS": "learned-gits",
     "LD3's recipe": "learned-ld3",
     "grid and timing, 300 iterations": "learned-grid-timing",
+    "grid, timing and gain, 300 iterations": "learned-grid-timing-gain",
     "grid, timing and gain, 1,000 iterations": LEARNED["timing"],
 }
 """What :func:`ways_table` shows."""

@@ -135,8 +135,8 @@ good as the first table's.
 {elsewhere}
 In ImageNet features, beside the solver's best untuned grid of the diffusion's path: grids carry over best.
 DPM-Solver++(2M) does about as well on grids of the two others as on its own, UniPC does at five evaluations, DDIM no
-better than untuned. Conditioning times belong to their solver, but UniPC's serve DPM-Solver++(2M). Those of DDIM,
-without gains, make both others worse than untuned; theirs do little for DDIM. At another number of evaluations a
+better than untuned. Conditioning times belong to their solver, but UniPC's serve DPM-Solver++(2M). Those of DDIM
+harm UniPC, and DPM-Solver++(2M) without gains. UniPC's harm DDIM at five. At another number of evaluations a
 learned sampler is often worse than the best untuned one. On the small network what was learned for the shipped one
 gains more than three quarters of what learning gains.
 
