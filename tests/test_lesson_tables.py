@@ -284,6 +284,14 @@ def test_what_the_lessons_say_of_knobs_and_ways_holds():
         assert [
             nfe for nfe in ld3.index.sort_values() if ours.loc[nfe, f"{short}_high"] < ld3.loc[nfe, f"{short}_low"]
         ] == ahead
+    three = table[(table["solver"] == LOWER) & (table["timing"] == "learned-grid-timing-gain")].set_index("nfe")
+    steps = [frame["imagenet"].loc[[5, 6, 8]] for frame in (two, three, own)]
+    pays = (steps[0] - steps[1] > steps[1] - steps[2]).tolist()
+    assert pays == [True, False, False], "the third knob, and from six on the longer learning"
+    ten = table[table["nfe"] == 10].set_index(["solver", "timing"])["imagenet"]
+    for solver in (LOWER, tables.TUNED["2M"]):
+        lent, gain = (ten[solver, f"learned-grid-timing{end},of_solver=ddim"] for end in ("", "-gain"))
+        assert gain < 0.2 * lent
     gits = find_timing(tables.MODEL, Cell(LOWER, "learned", 5, "learned-gits")).grid_times
     assert gits[0] == 1 and gits[1] == pytest.approx(0.016, abs=0.0005)
 
