@@ -251,6 +251,7 @@ WRONG_05 = [
     ("13", "return best", "return torch.tensor([0.93, 0.95, 0.95, 0.94]).double()", "other noises to learn from"),
     ("13", "(sample(gains, x) - y)", "(sample(gains, held_x) - held_y)", "other noises to learn from"),
     ("13", "return best", "return gains.detach()", "keep the best gains by held-out loss"),
+    ("13", "1 + 0.2 * offsets.tanh()", "1 + 0.1 * offsets.tanh()", "gains: not yet."),
     ("13", "range(iterations + 1)", "range(iterations // 6)", "gains: not yet. gains can leave less"),
     ("17", "shares[learned, used] =", "shares[used, learned] =", "the first of a pair is the solver that was learned"),
 ]
