@@ -137,6 +137,12 @@ def test_a_solution_that_misses_its_check_is_seen(tmp_path):
     assert missed(book) == [CHECK]
 
 
+def solved(number):
+    """The code cells of the solutions to a notebook's exercises, by its number."""
+    (path,) = (path for path in solutions() if path.name.startswith(f"{number}_"))
+    return code(read(path))
+
+
 def checked(book):
     """The functions that a notebook hands to `check`, by name, as syntax trees."""
     trees = [ast.parse(cell.source) for cell in code(book) if "check(" in cell.source]
@@ -186,9 +192,8 @@ WRONG_07 = {
 @pytest.fixture(scope="module")
 def tables_exercises():
     """The names of the solutions of 07 and the checks of all exercises but the last, which makes images."""
-    (path,) = (path for path in solutions() if path.name.startswith("07_"))
     names = {}
-    for cell in code(read(path))[1:]:
+    for cell in solved("07")[1:]:
         if "make_bench" in cell.source:
             break
         exec(cell.source, names)
@@ -210,8 +215,7 @@ def test_a_wrong_answer_to_07_fails(tables_exercises, capsys, name, wrong):
 @pytest.fixture(scope="module")
 def guess():
     """The cells of the last exercise of 07, with changes of two pairs instead of images and rows."""
-    (path,) = (path for path in solutions() if path.name.startswith("07_"))
-    sources = [cell.source for cell in code(read(path))]
+    sources = [cell.source for cell in solved("07")]
     solution, checked = (next(each for each in sources if start in each) for start in ("def fits", "def test_guess"))
     pairs = {"one": ((0.9, 0.8), (20.0, 25.0)), "two": ((0.8, 0.9), (20.0, 25.0))}
     return {"solution": solution, "check": checked, "pairs": pairs}
@@ -260,8 +264,7 @@ WRONG_05 = [
 @pytest.mark.parametrize("last, right, wrong, said", WRONG_05)
 def test_a_wrong_answer_to_05_fails(one_thread, capsys, last, right, wrong, said):
     """A solution of notebook 05 with one mistake, up to the check that must see it."""
-    (path,) = (path for path in solutions() if path.name.startswith("05_"))
-    cells = [cell for cell in code(read(path))[1:] if cell.id[-2:] <= last]
+    cells = [cell for cell in solved("05")[1:] if cell.id[-2:] <= last]
     changed = [cell.source.replace(right, wrong) for cell in cells]
     assert changed != [cell.source for cell in cells]
     names = {}

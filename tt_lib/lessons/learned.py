@@ -331,7 +331,7 @@ def knobs_figure(table: pd.DataFrame) -> Figure:
 
 
 CARRIED = {
-    ("UniPC", 6): {
+    (MODEL, "UniPC", 6): {
         "its own, 4,096 noises": "learned-grid-timing",
         "seed 1": "learned-grid-timing,seed=1",
         "seed 2": "learned-grid-timing,seed=2",
@@ -340,29 +340,29 @@ CARRIED = {
         "100 iterations": "learned-grid-timing,iterations=100",
         "learned for NFE 8": "learned-grid-timing,of_nfe=8",
     },
-    ("UniPC", 5): {
+    (MODEL, "UniPC", 5): {
         "its own": "learned-grid-timing",
         "learned for NFE 6": "learned-grid-timing,of_nfe=6",
         "learned for DDIM": "learned-grid-timing,of_solver=ddim",
         "learned for DDIM, with gain": "learned-grid-timing-gain,of_solver=ddim",
     },
-    ("2M", 5): {
+    (MODEL, "2M", 5): {
         "its own": "learned-grid-timing",
         "learned for UniPC": "learned-grid-timing,of_solver=unipc+final=lower",
         "learned for DDIM": "learned-grid-timing,of_solver=ddim",
         "learned for DDIM, with gain": "learned-grid-timing-gain,of_solver=ddim",
     },
-    ("DDIM", 5): {
+    (MODEL, "DDIM", 5): {
         "its own": "learned-grid-timing",
         "learned for UniPC": "learned-grid-timing,of_solver=unipc+final=lower",
         "learned for UniPC, with gain": "learned-grid-timing-gain,of_solver=unipc+final=lower",
     },
-    ("small network, UniPC", 5): {
+    (SMALL, "UniPC", 5): {
         "its own": "learned-grid-timing",
         "learned for the shipped network": f"learned-grid-timing,of_model={MODEL}",
     },
 }
-"""Rows of :func:`carry_table`: grid and timing, by the solver that uses them and its NFE, and by their origin."""
+"""Rows of :func:`carry_table`: grid and timing, by the network, solver and NFE that use them, and by their origin."""
 
 
 def carry_table(rows: pd.DataFrame) -> str:
@@ -372,13 +372,14 @@ def carry_table(rows: pd.DataFrame) -> str:
     """
     both = {model: beside_each_other(rows, *FEATURES, model, N) for model in (MODEL, SMALL)}
     text = []
-    for (name, nfe), timings in CARRIED.items():
-        own = both[SMALL if name.startswith("small") else MODEL]
-        own = own[(own["solver"] == TUNED[name.rpartition(" ")[2]]) & (own["nfe"] == nfe) & (own["eta"] == 0)]
+    for (model, name, nfe), timings in CARRIED.items():
+        own = both[model]
+        own = own[(own["solver"] == TUNED[name]) & (own["nfe"] == nfe) & (own["eta"] == 0)]
         untuned = own[own["timing"] == UNTUNED].sort_values("first").iloc[0]
         lines = {"untuned": untuned} | {of: pick(own, timing=timing) for of, timing in timings.items()}
+        where = "small network, " if model == SMALL else ""
         for of, row in lines.items():
-            text.append([f"{name}, NFE {nfe}: {of}", *with_halves(row, 2, ("first", "second"))])
+            text.append([f"{where}{name}, NFE {nfe}: {of}", *with_halves(row, 2, ("first", "second"))])
     return markdown(["sampler: its grid and timing", "ImageNet features", "classifier's features"], text)
 
 

@@ -227,11 +227,7 @@ def run_errors(steps: Sequence[int], samples: int = SAMPLES) -> pd.DataFrame:
     true, rows = exact_flow(TOYS["ring of eight"], x, 0.9, 0.1, schedule), []
     for count in steps:
         sampler, taus = _tuned_on_ring(count, samples)
-        ends = {
-            name: drive(sampler.solver(x, sampler.grid, schedule), sampler.predictor, own).x
-            for name, own in taus.items()
-        }
-        rows.append({name: (end - true).square().mean().sqrt().item() for name, end in ends.items()})
+        rows.append({name: _error(sampler, x, sampler.grid.tensor(), own, true) for name, own in taus.items()})
     return pd.DataFrame(rows, index=pd.Index(steps, name="steps"))
 
 
@@ -247,9 +243,7 @@ def step_errors(count: int, samples: int = SAMPLES) -> pd.DataFrame:
     for k in range(count):
         true = exact_flow(TOYS["ring of eight"], x, times[k], times[k + 1], schedule)
         for name, own in taus.items():
-            tau = None if own is None else own[k : k + 1]
-            end = drive(ddim(x, times[k : k + 2], schedule, None), sampler.predictor, tau).x
-            errors.loc[name, f"step {k + 1}"] = (end - true).square().mean().sqrt().item()
+            errors.loc[name, f"step {k + 1}"] = _error(sampler, x, times[k : k + 2], own[k : k + 1], true)
         x = true
     return errors
 
@@ -262,17 +256,15 @@ def switched_errors(count: int, samples: int = SAMPLES) -> pd.Series:
         samples: as in :func:`run_errors`.
     """
     (sampler, taus), x, schedule = _tuned_on_ring(count, samples), _start(samples), linear_betas()
-    true, errors = exact_flow(TOYS["ring of eight"], x, 0.9, 0.1, schedule), {}
-    plain, tuned = sampler.grid.tensor().tolist()[:-1], list(taus["consistency"] or ())
-    for name, own in {
+    true = exact_flow(TOYS["ring of eight"], x, 0.9, 0.1, schedule)
+    plain, tuned = taus["untuned"], taus["consistency"]
+    switched = {
         "no step": plain,
-        "all but the last": [*tuned[:-1], plain[-1]],
-        "the last": [*plain[:-1], tuned[-1]],
+        "all but the last": (*tuned[:-1], plain[-1]),
+        "the last": (*plain[:-1], tuned[-1]),
         "all": tuned,
-    }.items():
-        end = drive(sampler.solver(x, sampler.grid, schedule), sampler.predictor, own).x
-        errors[name] = (end - true).square().mean().sqrt().item()
-    return pd.Series(errors)
+    }
+    return pd.Series({name: _error(sampler, x, sampler.grid.tensor(), own, true) for name, own in switched.items()})
 
 
 @style()
@@ -308,13 +300,19 @@ def _start(count: int) -> Tensor:
     return _states(TOYS["ring of eight"], torch.tensor(0.9, dtype=torch.float64), count)
 
 
+def _error(sampler: Sampler, x: Tensor, times: Tensor, taus: Sequence[float], true: Tensor) -> float:
+    """How far steps from ``x`` along ``times``, conditioned on ``taus``, end from ``true``: root mean square."""
+    end = drive(sampler.solver(x, times, sampler.schedule, None), sampler.predictor, taus).x
+    return (end - true).square().mean().sqrt().item()
+
+
 @cache
-def _tuned_on_ring(count: int, samples: int) -> tuple[Sampler, dict[str, Sequence[float] | None]]:
-    """DDIM in even steps from t = 0.9 to 0.1, and its conditioning times: None untuned, and found by each loss."""
+def _tuned_on_ring(count: int, samples: int) -> tuple[Sampler, dict[str, tuple[float, ...]]]:
+    """DDIM in even steps from t = 0.9 to 0.1, and its conditioning times: untuned, and found by each loss."""
     ring, schedule = TOYS["ring of eight"], linear_betas()
     grid = Grid("even", tuple(torch.linspace(0.9, 0.1, count + 1, dtype=torch.float64).tolist()))
     sampler = Sampler(MixturePredictor(ring, schedule), schedule, make_solver("ddim"), grid, (ring.dim,))
-    taus: dict[str, Sequence[float] | None] = {"untuned": None}
+    taus = {"untuned": grid.times[:-1]}
     for name in COLOURS:
         config = TuneConfig(name, "parallel", "search", bounds=(0.3, 1.5), freeze_last=0)
         taus[name] = tune(sampler, ring.sample(samples, torch.Generator().manual_seed(1)), config).timing.taus

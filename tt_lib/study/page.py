@@ -106,10 +106,10 @@ loss on held-out noise, the smallest at each number, never by a distance.
 
 ## Untuned samplers
 
-In bold: the smallest value of a column in ImageNet features.
-`final=lower` lets the orders fall at the end; where that changes nothing there is one row. On the *straight path* the
-same network is sampled as a flow, x = (1 - t) x0 + t eps, on the grid `uniform-trailing` of flow time. The ODE is the
-same, its nodes are others. Euler's method there is DDIM on these nodes, which suit it far better.
+In bold: the smallest value of a column in ImageNet features. `final=lower` lets the orders fall at the end; where that
+changes nothing there is one row. On the *straight path* the same network is sampled as a flow, x = (1 - t) x0 + t eps,
+on the grid `uniform-trailing` of flow time. The ODE is the same, its nodes are others. Euler's method there is DDIM on
+these nodes, which suit it far better.
 
 {untuned}
 ## Learned end to end
@@ -135,10 +135,10 @@ good as the first table's.
 {elsewhere}
 In ImageNet features, beside the solver's best untuned grid of the diffusion's path: grids carry over best.
 DPM-Solver++(2M) does about as well on grids of the two others as on its own, UniPC does at five evaluations, DDIM no
-better than untuned. Conditioning times belong to their solver, but UniPC's serve DPM-Solver++(2M). Those of DDIM
-harm UniPC, and DPM-Solver++(2M) without gains. UniPC's harm DDIM at five. At another number of evaluations a
-learned sampler is often worse than the best untuned one. On the small network what was learned for the shipped one
-gains more than three quarters of what learning gains.
+better than untuned. Conditioning times belong to their solver, but UniPC's serve DPM-Solver++(2M). Those of DDIM harm
+UniPC, and DPM-Solver++(2M) without gains. UniPC's harm DDIM at five. At another number of evaluations a learned sampler
+is often worse than the best untuned one. On the small network what was learned for the shipped one gains more than
+three quarters of what learning gains.
 
 ## TimeTuner, step by step
 
@@ -146,12 +146,12 @@ Each conditioning time is tuned by the step that it belongs to: a ratio tau / t,
 last step left alone, where a line says nothing else. *Consistency* is the paper's objective, on the tuned sampler's own
 states (sequential) or on noised images (parallel). *freeze2* leaves the last two steps untuned. *Truncation* compares
 with the converged solution of the interval. In bold: better than untuned in both features, by more than half of the
-difference's 95 % interval. Untuned, too: `constant-0.95`, one ratio
-for all steps, `epsilon-1.005`, which divides eps, and `time-shift`, by the variance of x.
+difference's 95 % interval. Untuned, too: `constant-0.95`, one ratio for all steps, `epsilon-1.005`, which divides eps,
+and `time-shift`, by the variance of x.
 
 {steps}
-No objective helps everywhere. On the uniform grid consistency ruins the multistep solvers, mostly by its
-last tuned step.
+No objective helps everywhere. On the uniform grid consistency ruins the multistep solvers, mostly by its last tuned
+step.
 
 With DDIM on the quadratic grid little depends on the images, the seed, ratio or offset, or the last step, but for
 consistency in five steps: Adam finds times that harm less, 16 images times that help. A *gate* keeps a time only where
@@ -376,10 +376,10 @@ def learned_table(frame: pd.DataFrame, elsewhere: bool = False) -> str:
         elsewhere: those that were learned for another solver, number of evaluations or network, in place of the others.
     """
     models = {MODEL: "", STRAIGHT: " · straight path", SMALL: " · small network"}
-    rows = pd.concat([beside(frame, model).assign(where=where) for model, where in models.items()])
+    own = {where: beside(frame, model).sort_values(["timing", "solver", "nfe"]) for model, where in models.items()}
+    rows = pd.concat([each.assign(where=where) for where, each in own.items()])
     rows = rows[rows["timing"].str.startswith(f"{LEARNED}-") | (rows["model"] == SMALL)]
     rows = rows[rows["timing"].str.contains(",of_") == elsewhere]
-    rows = rows.assign(place=rows["model"].map(list(models).index)).sort_values(["place", "timing", "solver", "nfe"])
     names = rows["solver"] + " · " + rows["timing"] + _where(rows["grid"], LEARNED) + rows["where"]
     return against_nfe(rows, names, "sampler")
 
@@ -412,12 +412,9 @@ def step_table(frame: pd.DataFrame) -> str:
 
 def _column_and_option(timing: str) -> tuple[str, str]:
     """The column of :func:`step_table` that a timing stands in, and what sets it apart there."""
-    if timing in (UNTUNED, *STEPWISE):
-        return timing, ""
-    for plain in STEPWISE:
-        if timing.startswith(plain):
-            return plain, timing.removeprefix(plain).lstrip(",-")
-    return UNTUNED, timing  # a correction, which nothing is tuned for
+    # One column's name begins with another's. What is in none of them is untuned, or a correction, and stands there.
+    column = max(filter(timing.startswith, STEPWISE), key=len, default=UNTUNED)
+    return column, timing.removeprefix(column).lstrip(",-")
 
 
 def floor(frame: pd.DataFrame) -> str:
