@@ -258,6 +258,10 @@ WRONG_05 = [
     ("13", "1 + 0.2 * offsets.tanh()", "1 + 0.1 * offsets.tanh()", "gains: not yet."),
     ("13", "range(iterations + 1)", "range(iterations // 6)", "gains: not yet. gains can leave less"),
     ("17", "shares[learned, used] =", "shares[used, learned] =", "the first of a pair is the solver that was learned"),
+    ("17", "= (toy_sampler(used)(", "= (toy_sampler('ddim')(", "transfer: not yet. a share is of the untuned loss"),
+    ("17", "= (toy_sampler(used)(", "= (toy_sampler('dpmpp-2m')(", "a share is of the untuned loss"),
+    ("17", "/ before", "/ (toy_sampler(learned)(seeds, start=held_x).x - held_y).square().mean()", "the solver in use"),
+    ("17", "start=held_x).x - held_y", "start=new_x).x - new_y", "transfer: not yet. a share is of the untuned loss"),
 ]
 
 
