@@ -7,7 +7,7 @@ import torch
 from test_compare import fd_rows
 
 from tt_lib.datasets import to_uint8
-from tt_lib.errors import BadValue
+from tt_lib.errors import BadValue, MissingFile
 from tt_lib.figures import frames
 from tt_lib.lessons import tables
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
@@ -121,7 +121,7 @@ def test_overlapping_are_those_whose_interval_does_not_lie_above(table):
 def test_what_is_learned_stands_beside_untuned_in_both_features(table):
     rows = tables.knob_rows(table, "DDIM", 5)
     assert [own["imagenet"].tolist() for own in rows.values()][:2] == [[20.0], [16.0]], "Euler is DDIM"
-    (uniform,) = rows["nothing, on the uniform grid"].to_dict("records")
+    (uniform,) = rows["untuned, uniform grid"].to_dict("records")
     assert uniform["grid"] == "uniform" and uniform["timing"] == "untuned" and uniform["eta"] == 0
     (own,) = tables.knob_rows(table.replace(tables.LEARNED["timing"], "learned-grid"), "UniPC", 5)["grid"].to_dict(
         "records"
@@ -131,7 +131,9 @@ def test_what_is_learned_stands_beside_untuned_in_both_features(table):
     assert (
         lines[0] == "| FD: ImageNet / classifier's | 5 evaluations | 6 evaluations | 8 evaluations | 10 evaluations |"
     )
-    assert lines[2].startswith("| best untuned, diffusion or straight path | 16.0 ± 0.1 / 1.60 ± 0.01 |"), "straight"
+    assert lines[2].startswith("| best untuned solver, diffusion or straight path | 16.0 ± 0.1 / 1.60 ± 0.01 |"), (
+        "straight"
+    )
     assert lines[7].endswith("| 2.0 ± 0.1 / 0.20 ± 0.01 |") and lines[3].count("not measured") == 4
 
 
@@ -238,7 +240,14 @@ def test_what_learning_left_of_the_loss_is_shown_where_it_was_learned(table):
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| Euler", "| Heun", "| 2M", "| UniPC"]
     stored = find_timing(tables.FLOW, Cell("euler", "learned", 4, "learned-grid-timing,start=uniform-trailing")).tuning
     left = 100 * stored["validation_learned"] / stored["validation_start"]
-    assert lines[2].split(" | ")[1] == f"{left:.0f} %" and lines[2].count("%") == 2 and "%" not in lines[3]
+    assert lines[2].split(" | ")[1] == f"{left:.0f} %" and lines[2].count("%") == 2
+    assert lines[2].count("not learned") == 3 and lines[3].count("not learned") == 5
+
+
+def test_a_measured_sampler_whose_timing_is_not_there_is_named(table):
+    gone = table.replace("learned-grid-timing,start=uniform-trailing", "learned-grid,start=quadratic")
+    with pytest.raises(MissingFile, match=r"no timing at .*euler-learned-4-learned-grid,start=quadratic"):
+        tables.losses_table(gone)
 
 
 def test_verdicts_count_where_the_features_agree(rows):

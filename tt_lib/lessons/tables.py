@@ -27,7 +27,7 @@ from tt_lib.figures.style import (
     style,
 )
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
-from tt_lib.study.cells import Cell, find_timing
+from tt_lib.study.cells import Cell, require_timing
 from tt_lib.study.compare import BEST as LEARNED
 from tt_lib.study.compare import BETTER, FEATURES, MODEL, SAME, SAMPLER, WORSE, N, beside_each_other, changes_in_both
 from tt_lib.study.compare import FEW as NFES
@@ -200,8 +200,7 @@ def quality(samplers: Iterable[tuple[str, pd.Series]]) -> str:
 def knob_rows(table: pd.DataFrame, name: str, nfe: int) -> dict[str, pd.DataFrame]:
     """One row of :func:`study`, or none, for each set of learned knobs of a solver of :data:`TUNED`, and untuned.
 
-    The best of the diffusion's grids is chosen by ImageNet features. Knobs without the grid are learned on the uniform
-    one.
+    The best diffusion grid is chosen by ImageNet features. Knobs without the grid are learned on the uniform one.
     """
     untuned, flow = table[table["group"] == "untuned"], table[table["group"] == "untuned, straight path"]
     solver = TUNED[name]
@@ -209,9 +208,9 @@ def knob_rows(table: pd.DataFrame, name: str, nfe: int) -> dict[str, pd.DataFram
     start = best(untuned[untuned["solver"] == solver], "imagenet")
     uniform = own[(own["group"] == "untuned") & (own["grid"] == "uniform") & (own["eta"] == 0)]
     return {
-        "nothing, on the best of the diffusion's grids": start[start["nfe"] == nfe],
-        "nothing, on the straight path's nodes": flow[(flow["solver"] == ON_STRAIGHT[name]) & (flow["nfe"] == nfe)],
-        "nothing, on the uniform grid": uniform,
+        "untuned, best diffusion grid": start[start["nfe"] == nfe],
+        "untuned, straight path": flow[(flow["solver"] == ON_STRAIGHT[name]) & (flow["nfe"] == nfe)],
+        "untuned, uniform grid": uniform,
         **{knobs: own[own["timing"] == timing] for knobs, timing in KNOBS.items()},
     }
 
@@ -224,7 +223,7 @@ def ways_table(table: pd.DataFrame) -> str:
     for nfe in NFES[1:]:
         learned = {name: own[(own["nfe"] == nfe) & (own["timing"] == timing)] for name, timing in WAYS.items()}
         columns[f"{nfe} evaluations"] = {
-            "best untuned, diffusion or straight path": untuned[untuned["nfe"] == nfe],
+            "best untuned solver, diffusion or straight path": untuned[untuned["nfe"] == nfe],
             **learned,
         }
     return _wide("FD: ImageNet / classifier's", columns)
@@ -400,12 +399,16 @@ def straight_map(table: pd.DataFrame) -> Figure:
 
 
 def losses_table(table: pd.DataFrame) -> str:
-    """A Markdown table: what learning left of the held-out loss in the cells of :func:`straight_map`, in per cent."""
+    """A Markdown table: what learning left of the held-out loss in the cells of :func:`straight_map`, in per cent.
+
+    Raises:
+        MissingFile: a learned sampler was measured and its timing is not there.
+    """
     flow = table[(table["path"] == "flow") & (table["timing"] != UNTUNED)]
-    cells = dict.fromkeys(((solver, nfe) for solver in STRAIGHT_SOLVERS for nfe in NFES), "")
+    cells = dict.fromkeys(((solver, nfe) for solver in STRAIGHT_SOLVERS for nfe in NFES), "not learned")
     for solver, grid, nfe, name in zip(flow["solver"], flow["grid"], flow["nfe"], flow["timing"], strict=True):
-        timing = find_timing(FLOW, Cell(solver, grid, nfe, name))
-        if timing is not None:
+        timing = require_timing(FLOW, Cell(solver, grid, nfe, name))
+        if timing is not None:  # a correction has no loss
             left = timing.tuning["validation_learned"] / timing.tuning["validation_start"]
             cells[solver, nfe] = f"{100 * left:.0f} %"
     lines = [[name, *(cells[solver, nfe] for nfe in NFES)] for solver, name in STRAIGHT_SOLVERS.items()]

@@ -54,8 +54,8 @@ ALT = {
     "short": "The best ratio of one step against its length, logarithmic and falling to the right. By the truncation "
     "loss it rises to 1. By the consistency loss it rises from 0.65 to about 0.82 and ends there.",
     "runs": "Error at the end of whole DDIM runs against the number of steps, 3 to 20, both axes logarithmic. Untuned "
-    "falls in a straight line. Truncation falls below it, parallel. Consistency begins beside truncation with 3 steps, "
-    "and hardly falls after 5: it is below untuned with 3 and 5 steps, above it with 10 and 20.",
+    "falls in a straight line. Truncation falls below it, parallel. Consistency begins a little above truncation with "
+    "3 steps, and hardly falls after 5: it is below untuned with 3 and 5 steps, above it with 10 and 20.",
     "ruined": "Three rows of five images from the same noise. Untuned: smooth shapes, an animal among them. Tuned by "
     "the paper's loss: their outlines under thick coloured grain. With the last two steps untuned: clean, and two are "
     "cars.",
