@@ -336,7 +336,7 @@ def knobs_figure(table: pd.DataFrame) -> Figure:
             axes.axhline(ceiling, color=BLACK, linewidth=1, linestyle="--", label="converged solution")
             for right in ("untuned, uniform grid", "grid"):
                 axes.axvline(labels.index(right) - 0.5, color=GREY, linewidth=1, linestyle=":")
-            axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right")
+            axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
             axes.set(title=f"NFE {nfe}" if short == SHORT[0] else "", ylabel=LABELS[short] if nfe == 5 else "")
             log_axis(axes, "y", drawn)
     legend_below(figure, *axes.get_legend_handles_labels())
