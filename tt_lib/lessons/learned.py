@@ -280,8 +280,9 @@ def acting_figure() -> Figure:
 
 def shipped() -> dict[tuple[str, int], Timing]:
     """The shipped timings with all three knobs for CIFAR-10, by solver and NFE; UniPC's are those of ``BEST``."""
-    timings = dict.fromkeys(TUNED, LEARNED["grid, timing and gain"]) | {"UniPC": BEST["timing"]}
-    cells = {(name, nfe): Cell(TUNED[name], LEARNED_GRID, nfe, timings[name]) for name in TUNED for nfe in FEW}
+    each = {name: (solver, LEARNED["grid, timing and gain"]) for name, solver in TUNED.items()}
+    each["UniPC"] = BEST["solver"], BEST["timing"]
+    cells = {(name, nfe): Cell(each[name][0], LEARNED_GRID, nfe, each[name][1]) for name in TUNED for nfe in FEW}
     return {key: timing for key, cell in cells.items() if (timing := find_timing(MODEL, cell))}
 
 
