@@ -8,6 +8,7 @@ from tt_lib.figures.frames import picture
 from tt_lib.lessons import learned
 from tt_lib.lessons.tables import SHORT, converged, knob_rows, study
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
+from tt_lib.study.cells import Cell, find_timing
 from tt_lib.tuning.learn import KNOBS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,12 +143,14 @@ def test_what_the_text_says_of_shipped_ratios_holds():
     inner = {name: [] for name in learned.COLOURS}
     for (name, _), timing in timings.items():
         inner[name] += timing.ratios[1:-1]
-    assert max(inner["DDIM"]) < 1 and max(timings["DDIM", 5].ratios[-1], timings["DDIM", 10].ratios[-1]) < 1
+    assert max(inner["DDIM"]) < 1
     assert all(sum(ratio > 1 for ratio in inner[name]) > 0.7 * len(inner[name]) for name in ("2M", "UniPC"))
-    # The last step of UniPC, which the reason does not explain.
+    for (name, nfe), timing in timings.items():
+        assert timing.ratios[-1] < 1 if name != "UniPC" else 1.1 < timing.ratios[-1] < 1.25
+    # The last step of UniPC with falling orders, which the reason does not explain.
     for nfe in (4, 5, 6):
-        assert timings["UniPC", nfe].ratios[-1] == pytest.approx(1.2, abs=0.02)
-        assert timings["UniPC", nfe].gains[-1] == pytest.approx(1.2, abs=0.005)
+        cell = Cell("unipc,final=lower", "learned", nfe, learned.BEST["timing"])
+        assert find_timing(learned.MODEL, cell).ratios[-1] == pytest.approx(1.2, abs=0.02)
     ends = [each for each in learned.shared_figure().axes[1].texts if each.get_text()]
     assert [each.get_text() for each in ends] == ["4", "5", "6", "8", "10"]
 

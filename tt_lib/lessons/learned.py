@@ -62,7 +62,7 @@ ALT = {
     "shared": "Two panels over lambda, for DDIM with 5 and 10 evaluations, 2M with 5 and 10, and UniPC with 4 to 10. "
     "Left: a row of nodes for each, from about -3.5 to 4.6. UniPC's end earlier, the fewer there are. Right: tau / t, "
     "between 0.88 and 0.95 at every first node. At inner nodes DDIM's are below 1, most of the others' above. The last "
-    "ones of UniPC are near 1.2 with 4 to 6 evaluations, below 0.8 with 8.",
+    "ones of DDIM and 2M are below 1, of UniPC near 1.2.",
     "knobs": "Four panels, NFE 5 and 10 by ImageNet features and the classifier's, with points for DDIM, 2M and UniPC: "
     "untuned on the best diffusion grid, the straight path and the uniform grid, and seven sets of learned knobs. At 5 "
     "all three knobs are lowest. At 10 2M and UniPC stay level once the grid and another knob are learned. A dashed "
