@@ -29,11 +29,11 @@ from tt_lib.figures.style import (
     relplot,
     style,
 )
+from tt_lib.lessons.kit import fact
 from tt_lib.lessons.tables import LABELS, converged, study
 from tt_lib.metrics.frechet import frechet_distance, jackknife_interval, leading_bias, square_root
 from tt_lib.metrics.reference import reference_path
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
-from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
 from tt_lib.study.compare import FEATURES
 
 CLASSIFIER = FEATURES[1]
@@ -102,12 +102,6 @@ def both_figure() -> Figure:
     return figure
 
 
-def floor_of(features: str) -> float:
-    """The distance of the test images from the training images, from its row."""
-    rows = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
-    return float(rows[(rows["solver"] == "floor") & (rows["features"] == features)]["value"].item())
-
-
 def shipped_statistics(features: str, split: str = "train") -> FeatureStatistics:
     """The shipped statistics of CIFAR-10's images of a split."""
     return FeatureStatistics.load(reference_path("cifar10", split, features))
@@ -149,7 +143,7 @@ def bias_figure(sizes: Sequence[int]) -> Figure:
     """:func:`own_distances` of the training images' Gaussians in both features, the prediction and the floor."""
     figure = Figure(figsize=(9, 3.7))
     for axes, name, label in zip(figure.subplots(1, 2), FEATURES, LABELS.values(), strict=True):
-        like, floor = shipped_statistics(name), floor_of(name)
+        like, floor = shipped_statistics(name), float(fact("fd", solver="floor", features=name))
         found, predicted = own_distances(like, sizes), [leading_bias(like.covariance, n) for n in sizes]
         axes.plot(sizes, predicted, color=ORANGE, linestyle="--", label="predicted, c / n")
         axes.plot(sizes, found, "o", color=BLUE, label="n draws from their own Gaussian")
@@ -224,12 +218,12 @@ def rounded(x: Tensor) -> Tensor:
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
-def jpeg(pixels: Tensor, quality: int = 75) -> Tensor:
-    """The uint8 images [N, 3, H, W] written as JPEG files and read again."""
+def jpeg(pixels: Tensor) -> Tensor:
+    """The uint8 images [N, 3, H, W] written as JPEG files of quality 75 and read again."""
     found = []
     for image in pixels.permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        Image.fromarray(image).save(file, "JPEG", quality=75)
         found.append(torch.tensor(np.array(Image.open(file))))
     return torch.stack(found).permute(0, 3, 1, 2)
 

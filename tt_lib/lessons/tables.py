@@ -423,22 +423,20 @@ def _draw_changes(axes: Axes, changes: pd.DataFrame, same: pd.DataFrame) -> Any:
     return image
 
 
-def changes_table(rows: pd.DataFrame, timings: Mapping[str, str], grid: str = "uniform") -> str:
-    """A Markdown table: what timings changed for the multistep solvers on a grid, ImageNet / classifier's features.
+def changes_table(rows: pd.DataFrame, timings: Mapping[str, str]) -> str:
+    """A Markdown table: what timings changed for the multistep solvers on the uniform grid, ImageNet / classifier's.
 
     Args:
         rows: of ``fd.csv``.
         timings: names of timings, by the head of their column.
-        grid: of the samplers.
     """
-    gains = _stepwise(rows)
-    gains = gains[(gains["grid"] == grid) & (gains["solver"] != "ddim")].sort_values(["nfe", "solver"], kind="stable")
+    gains = _stepwise(rows).query("grid == 'uniform' and solver != 'ddim'")
     lines = []
-    for (nfe, solver), own in gains.groupby(["nfe", "solver"]):
+    for (nfe, solver), own in gains.groupby(["nfe", "solver"]):  # sorted by both
         changes = own.set_index("timing")
         if set(timings.values()) <= set(changes.index):
             cells = [" / ".join(map(_change, *_sides_of(changes.loc[timing]))) for timing in timings.values()]
-            lines.append([f"{_plain(solver)}, {grid}", nfe, *cells])
+            lines.append([f"{_plain(solver)}, uniform", nfe, *cells])
     return markdown(["sampler", "NFE", *timings], lines)
 
 
