@@ -430,13 +430,17 @@ def changes_table(rows: pd.DataFrame, timings: Mapping[str, str]) -> str:
         rows: of ``fd.csv``.
         timings: names of timings, by the head of their column.
     """
+
+    def cell(row: pd.Series) -> str:
+        both = {side: " (overlap)" if row[f"verdict_{side}"] == SAME else "" for side in _SIDES}
+        return " / ".join(f"{100 * row[f'change_{side}']:+.0f} %{overlap}" for side, overlap in both.items())
+
     gains = _stepwise(rows).query("grid == 'uniform' and solver != 'ddim'")
     lines = []
-    for (nfe, solver), own in gains.groupby(["nfe", "solver"]):  # sorted by both
+    for (nfe, solver), own in gains.groupby(["nfe", "solver"]):
         changes = own.set_index("timing")
         if set(timings.values()) <= set(changes.index):
-            cells = [" / ".join(map(_change, *_sides_of(changes.loc[timing]))) for timing in timings.values()]
-            lines.append([f"{_plain(solver)}, uniform", nfe, *cells])
+            lines.append([f"{_plain(solver)}, uniform", nfe, *(cell(changes.loc[name]) for name in timings.values())])
     return markdown(["sampler", "NFE", *timings], lines)
 
 
@@ -458,14 +462,6 @@ def _stepwise(rows: pd.DataFrame) -> pd.DataFrame:
     """:func:`tt_lib.study.compare.changes_in_both` of the samplers of the study that are tuned step by step."""
     gains = changes_in_both(rows, FEATURES, N, MODEL)
     return gains[~gains["timing"].str.startswith("learned")]
-
-
-def _sides_of(row: pd.Series) -> tuple[list[float], list[str]]:
-    return [row[f"change_{side}"] for side in _SIDES], [row[f"verdict_{side}"] for side in _SIDES]
-
-
-def _change(change: float, verdict: str) -> str:
-    return f"{100 * change:+.0f} %" + (" (overlap)" if verdict == SAME else "")
 
 
 def _plain(solver: str) -> str:
