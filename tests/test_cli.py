@@ -247,7 +247,7 @@ def test_evaluate_again_replaces_the_row_and_a_correction_has_its_own(pipeline):
 def test_refuses_to_overwrite(pipeline, words, path):
     before = {file: file.read_bytes() for file in Path("data").rglob("*") if file.is_file()}
     message = fails(*words)
-    assert path in message and "--force" in message and message.startswith("AlreadyDone: ")
+    assert path in message and "--force" in message
     assert {file: file.read_bytes() for file in Path("data").rglob("*") if file.is_file()} == before
 
 
@@ -356,7 +356,7 @@ def test_network_that_answers_nan(pipeline, damaged):
         (*EVALUATE, "--model", "nan"),
     ):
         message = fails(*words)
-        assert message.startswith("NotFinite: ") and "evaluation 1, t = " in message and "tau = " in message
+        assert "evaluation 1, t = " in message and "tau = " in message
     assert "t = 0.667, tau = 0.667" in message  # the first time of the uniform grid of 3
 
 
@@ -461,7 +461,7 @@ def test_every_place_is_looked_at_before_the_work(no_work, words, option, suffix
     bad += ["a-folder.csv", "runs/x.other", "runs/x", "new/"] if suffix else ["a-file"]
     for place in bad:
         message = fails(*words, *needed, option, place)
-        assert message.startswith("BadValue: ") and (place in message or "path that ends in" in message), message
+        assert place in message or "path that ends in" in message, message
     assert not Path("runs/never").exists() and not Path("new").exists()
 
 
@@ -479,8 +479,7 @@ def test_every_usual_place_is_looked_at_before_the_work(no_work, monkeypatch, tm
     if words[0] in ("stats", "card"):
         return
     (tmp_path / place).write_text("not,rows\n1,2\n")
-    message = fails(*words)
-    assert message.startswith("CorruptFile: ") and place in message, "rows that cannot be read"
+    assert place in fails(*words), "rows that cannot be read"
 
 
 def test_published_rows_are_read_before_the_work(no_work, monkeypatch, tmp_path):
@@ -519,11 +518,11 @@ def test_other_errors_keep_their_traceback(project, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "part"),
     [
-        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device; remove the cause"),
-        (PermissionError(13, "Permission denied", "x.bin"), "PermissionError: [Errno 13] Permission denied: 'x.bin'"),
-        (MemoryError(), "MemoryError: not enough memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes\nmore"), "give a smaller --batch"),
-        (torch.OutOfMemoryError("CUDA out of memory."), "OutOfMemoryError: not enough memory (CUDA out of memory.)"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device; remove the cause"),
+        (PermissionError(13, "Permission denied", "x.bin"), "[Errno 13] Permission denied: 'x.bin'"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes\nmore"), "not enough memory (DefaultCPU"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "not enough memory (CUDA out of memory.)"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(project, monkeypatch, error, part):
@@ -531,7 +530,7 @@ def test_what_a_user_can_mend_is_one_line(project, monkeypatch, error, part):
         raise error
 
     monkeypatch.setattr("tt_lib.study.workbench.make_bench", broken)
-    assert part in fails(*SAMPLE)
+    assert fails(*SAMPLE).startswith(part)
 
 
 @pytest.mark.parametrize("swallow", [False, True])
@@ -576,7 +575,7 @@ SAMPLERS = (SAMPLE, EVALUATE, DIRECTION, SPEED, DEMO)
         *(((*TRAIN, "--stop-after", value), f"at least 1 step, got {value}") for value in (0,)),
         *(((*TRAIN, "--checkpoint-seconds", value), f"or above, got {value}") for value in ("nan", -1.0)),
         *(((*SAMPLE, "--device", name), f"'{name}' cannot be used here") for name in ("cuda:99", "")),
-        ((*SAMPLE, "--nosuch"), "NoSuchOption: No such option: --nosuch"),
+        ((*SAMPLE, "--nosuch"), "No such option: --nosuch"),
         (("sample",), "Missing option '--out'"),
         ((*SAMPLE, "--n", "many"), "Invalid value for '--n'"),
         (("nosuch",), "No such command 'nosuch'"),

@@ -47,6 +47,7 @@ def noise(count: int, channels: int = 3, size: int = 8) -> np.ndarray:
 def test_fixed_looks_differ_in_colour_marker_and_dashes():
     for values in zip(*style.LOOKS, strict=True):
         assert len(set(values)) == len(style.LOOKS)
+    assert len({look.marker for look in style.KINDS.values()}) == len(style.KINDS)
 
 
 def test_looks_keep_fixed_meanings_and_never_repeat():

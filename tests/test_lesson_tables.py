@@ -9,6 +9,8 @@ from test_compare import fd_rows
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue, MissingFile
 from tt_lib.figures import frames
+from tt_lib.figures.results import CURVES
+from tt_lib.figures.style import KINDS
 from tt_lib.lessons import tables
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
 from tt_lib.study import page
@@ -178,6 +180,15 @@ def test_the_corner_of_the_field_has_every_samplers_intervals():
     below = study[study["group"].isin(tables.GROUPS) & (study["nfe"] == 10) & (study["classifier"] < end["classifier"])]
     assert len(below) == 4 and set(below["grid"]) == {"uniform"} and below["timing"].str.startswith("learned").all()
     assert axes.get_ylim()[0] < below["classifier_low"].min() and (below["imagenet"] > end["imagenet"]).all()
+
+
+def test_a_mark_is_one_kind_of_sampler():
+    """In each figure of the notebook, and in that of the results."""
+    study = tables.study()
+    figures = [tables.headline_figure(study), tables.untuned_figure(study), frames.strip(tables.draw_field, (5, 10))]
+    lines = [line for figure in figures for axes in figure.axes for line in axes.lines if line.get_marker() != "None"]
+    looks = {(line.get_color(), line.get_marker()) for line in lines}
+    assert looks | {look[:2] for look in CURVES} == {look[:2] for look in KINDS.values()}
 
 
 def test_the_zoom_shows_a_square_of_each_part():

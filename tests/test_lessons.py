@@ -481,7 +481,10 @@ def test_a_scan_shows_each_image_and_the_mean_as_shares_of_untuned():
 
 
 def test_the_marked_tunings_agree_and_disagree_as_they_are_called():
-    distances = frechet.study().query("eta == 0").set_index(["solver", "grid", "nfe", "timing"])
+    study = tables.study().query("path == 'diffusion'")
+    end = tables.converged(study)
+    assert study["imagenet"].min() == end["imagenet"] and 0 < (study["classifier"] < end["classifier"]).sum() < 20
+    distances = study.query("eta == 0").set_index(["solver", "grid", "nfe", "timing"])
     signs = {}
     for name, (tuned, _) in frechet.MARKED.items():
         before, after = (distances.loc[(*tuned[:3], timing)] for timing in ("untuned", tuned[3]))
@@ -494,7 +497,8 @@ def test_most_of_the_floor_is_bias_in_imagenet_features_and_little_in_the_classi
     share = {}
     for name in frechet.FEATURES:
         train, test = (frechet.shipped_statistics(name, split) for split in ("train", "test"))
-        share[name] = leading_bias(train.covariance, 1) * (1 / test.n + 1 / train.n) / frechet.floor_of(name)
+        floor = float(fact("fd", solver="floor", features=name))
+        share[name] = leading_bias(train.covariance, 1) * (1 / test.n + 1 / train.n) / floor
     assert 0.85 < share["imagenet-efficientnet-lite0"] < 1 and share["cifar10-resnet"] < 0.1
 
 

@@ -393,7 +393,7 @@ def test_the_report(tmp_path, monkeypatch):
         "best untuned sampler": {5: 12.0, 10: 8.0},
         "learned sampler": {5: 9.0, 10: 6.0},
     }
-    assert lines == {"ceiling: 60 evaluations": 5.0}
+    assert lines == {"converged solution: 60 evaluations": 5.0}
 
 
 def test_the_figure_names_its_curves_and_its_line():

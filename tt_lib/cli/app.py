@@ -150,7 +150,7 @@ class OneLineErrors(TyperGroup):
             text = describe(error)
             if text is None:
                 raise
-            say_error(f"{type(error).__name__}: {text}")
+            say_error(text)
             raise typer.Exit(2) from error
         finally:
             signal.signal(signal.SIGINT, before)

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tt_lib.errors import BadValue
-from tt_lib.figures.style import GREY, LOOKS, count_axis, log_axis, relplot, style
+from tt_lib.figures.style import GREY, KINDS, count_axis, log_axis, relplot, style
 from tt_lib.timing import Timing
 
-CURVES = (LOOKS[0], LOOKS[2], LOOKS[4])
+CURVES = [KINDS[kind] for kind in ("ddim", "untuned, either path", "learned UniPC")]
 """Looks of curves that are named in the figure, in turn."""
 
 
@@ -37,7 +37,7 @@ def distance_curves(curves: Mapping[str, pd.DataFrame], lines: Mapping[str, floa
 
     Args:
         curves: columns ``value``, ``low`` and ``high``, indexed by NFE.
-        lines: horizontal lines by name, such as a network's ceiling.
+        lines: horizontal lines by name, such as the converged solution's.
 
     Raises:
         BadValue: no point.
@@ -54,13 +54,15 @@ def distance_curves(curves: Mapping[str, pd.DataFrame], lines: Mapping[str, floa
             place = (rows.index[-1], rows["value"].iloc[-1])
             axes.annotate(name, place, (9, 0), textcoords="offset points", va="center", color=look.color)
     count_axis(axes, points.index)
-    log_axis(axes, "y", [*points["value"], *points["low"], *points["high"], *lines.values()])
+    # Room for a line's name below it.
+    least = [0.9 * value for value in lines.values()]
+    log_axis(axes, "y", [*points["value"], *points["low"], *points["high"], *least])
     for name, value in lines.items():
         # It ends with the curves, whose names stand behind.
         begin, end = axes.get_xlim()[0], points.index.max()
         axes.plot([begin, end], [value, value], color=GREY, linestyle=(0, (6, 3)), linewidth=1.4, zorder=1)
         place = (begin, value)
-        axes.annotate(name, place, (4, 4), textcoords="offset points", va="bottom", color=GREY)
+        axes.annotate(name, place, (4, -4), textcoords="offset points", va="top", color=GREY)
     axes.set(xlabel="network evaluations for an image", ylabel="Fréchet distance\n(ImageNet features, logarithmic)")
     axes.set_xlim(axes.get_xlim()[0], axes.get_xlim()[1] * 1.35)
     return figure

@@ -57,6 +57,20 @@ LOOKS = [
     Look(GREY, "h", (2, 1, 4, 1)),
 ]
 """No two share a colour, a marker or dashes."""
+KINDS = {
+    "ddim": Look(VERMILLION, "o", ""),
+    "dpmpp-2m": Look(BLACK, "<", ""),
+    "unipc": Look(SKY, ">", (4, 1.5)),
+    "unipc,final=lower": Look(SKY, "p", ""),
+    "untuned": Look(BLACK, "s", ""),
+    "untuned, straight path": Look(GREEN, "^", ""),
+    "untuned, either path": Look(BLACK, "P", ""),
+    "tuned step by step": Look(ORANGE, "v", ""),
+    "learned, others": Look(PURPLE, "X", ""),
+    "learned UniPC": Look(BLUE, "D", ""),
+    "converged solution": Look(GREY, "*", ""),
+}
+"""Kinds of samplers where they are compared: in notebook 07 and in the figure of the results. No two share a marker."""
 TIMINGS = ["untuned", "consistency-sequential", "consistency-parallel", "truncation-sequential", "truncation-parallel"]
 TIMINGS += ["constant", "learned"]
 SOLVERS = ["ddim", "heun", "plms", "ipndm-v", "dpmpp-2m", "unipc", "deis-tab", "dpmpp-3m"]

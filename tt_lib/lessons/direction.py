@@ -85,7 +85,7 @@ def toy_directions(solver: str, steps: int) -> pd.DataFrame:
     return measure_directions(predictor, schedule, make_solver(solver), even(steps), starts()).frame()
 
 
-def what_one_tau_removes(steps: int = 10, end: float = 0.02, samples: int = 256) -> pd.DataFrame:
+def what_one_tau_removes(steps: int = 10, samples: int = 256) -> pd.DataFrame:
     """The best single tau for each step of DDIM on the ring, for noised samples.
 
     Returns:
@@ -95,7 +95,7 @@ def what_one_tau_removes(steps: int = 10, end: float = 0.02, samples: int = 256)
         r of error and motion; and the share of it that the answers have made good at tau = s, ``reach``.
     """
     rows = []
-    for x, t, s, right in _steps(steps, end, samples):
+    for x, t, s, right in _steps(steps, samples):
         ratios = torch.linspace(0.4, 1.3, 451, dtype=torch.float64)
         errors = torch.stack([_rms(_eps(x, (ratio * t).clamp(max=1)) - right) for ratio in ratios])
         best = int(errors.argmin())
@@ -232,10 +232,10 @@ def change_figure(frame: pd.DataFrame) -> Figure:
 
 
 @style()
-def shared_figure(steps: int = 10, end: float = 0.02, samples: int = 128) -> Figure:
+def shared_figure(steps: int = 10, samples: int = 128) -> Figure:
     """The error of the direction against how the answer moves with tau, in the first step and in the last."""
     figure = Figure(figsize=(8.5, 3.8))
-    every = _steps(steps, end, samples)
+    every = _steps(steps, samples)
     for axes, name, (x, t, _, right) in zip(
         figure.subplots(1, 2), ("first step", "last step"), (every[0], every[-1]), strict=True
     ):
@@ -283,12 +283,11 @@ def doubt_figure(exact: pd.Series, local: pd.DataFrame) -> Figure:
     return figure
 
 
-def _steps(steps: int, end: float, samples: int) -> Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _steps(steps: int, samples: int) -> Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """For each step noised samples x [samples, 2] at t, t, s and the right direction [samples, 2]."""
     schedule, ring, draw = linear_betas(), ring_2d(), torch.Generator().manual_seed(0)
     made = []
-    times = even(steps, end).tensor()
-    for t, s in pairwise(times):
+    for t, s in pairwise(even(steps, 0.02).tensor()):
         noise = torch.randn(samples, 2, generator=draw, dtype=torch.float64)
         x = schedule.alpha(t) * ring.sample(samples, draw) + schedule.sigma(t) * noise
         y, y_end = x / schedule.alpha(t), exact_flow(ring, x, t, s, schedule) / schedule.alpha(s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from tt_lib.figures.style import (
     BLUE,
     GREEN,
     GREY,
+    KINDS,
     ORANGE,
     VERMILLION,
     legend_below,
@@ -27,12 +29,12 @@ from tt_lib.figures.style import (
     relplot,
     style,
 )
-from tt_lib.metrics.features import IMAGENET, metric_of
+from tt_lib.lessons.kit import fact
+from tt_lib.lessons.tables import LABELS, converged, study
 from tt_lib.metrics.frechet import frechet_distance, jackknife_interval, leading_bias, square_root
 from tt_lib.metrics.reference import reference_path
 from tt_lib.metrics.statistics import FeatureStatistics, merge_all
-from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
-from tt_lib.study.compare import FEATURES, MODEL, N, beside_each_other
+from tt_lib.study.compare import FEATURES
 
 CLASSIFIER = FEATURES[1]
 DIMENSIONS = (2, 4, 8, 16, 32, 64, 128)
@@ -44,11 +46,10 @@ MARKED = {
 }
 """Tunings that :func:`both_figure` marks: solver, grid, number of evaluations and timing."""
 ALT = {
-    "both": "A cloud of grey points on logarithmic axes, a point for each sampler: the distance by the classifier's "
-    "features across, by ImageNet features upwards. It rises along the diagonal. A green arrow, DDIM with ten "
-    "quadratic steps before and after tuning, points down and to the left. An orange one, five uniform steps, points "
-    "left and a little up. A blue star at the lower left is the converged solution: no point lies below it, a few left "
-    "of it.",
+    "both": "A cloud of grey points on logarithmic axes, a point for each sampler: the distance by ImageNet features "
+    "across, by the classifier's upwards. It rises along the diagonal. A green arrow, DDIM with ten quadratic steps "
+    "before and after tuning, points down and to the left. An orange one, five uniform steps, points down and a little "
+    "to the right. A star at the lower left is the converged solution: no point lies left of it, a few below it.",
     "clouds": "Three clouds of points with the same mean and covariance: a round Gaussian, one that is crowded in a "
     "corner with tails to the right and to the top, and eight spots on a ring.",
     "bias": "Two panels, ImageNet features and the classifier's, on logarithmic axes. The distance of n draws from "
@@ -68,13 +69,6 @@ ALT = {
 """What the figures show, in words."""
 
 
-def study() -> pd.DataFrame:
-    """The samplers of the shipped network: columns of their names, ``imagenet`` and ``classifier``, their distances."""
-    rows = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
-    both = beside_each_other(rows, *FEATURES, MODEL, N)
-    return both.rename(columns={"first": "imagenet", "second": "classifier"})
-
-
 @style()
 def both_figure() -> Figure:
     """Each sampler's distance by both kinds of features, the tunings of :data:`MARKED`, and the converged solution.
@@ -82,8 +76,8 @@ def both_figure() -> Figure:
     Samplers far from the data, and the test images, lie outside the axes.
     """
     frame = study()
-    names = ["solver", "grid", "nfe", "timing", "eta"]
-    points = frame.set_index(names)[["classifier", "imagenet"]].sort_index()
+    frame = frame[frame["path"] == "diffusion"]
+    points = frame.set_index(["solver", "grid", "nfe", "timing", "eta"])[list(LABELS)].sort_index()
     figure = Figure(figsize=(6.8, 5))
     axes = figure.subplots()
     axes.plot(*points.to_numpy().T, "o", color=GREY, alpha=0.4, markersize=5, markeredgewidth=0, label="a sampler")
@@ -93,19 +87,19 @@ def both_figure() -> Figure:
         axes.annotate("", ends[1], ends[0], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
         axes.plot(*ends[0], "o", color=colour, markersize=9)
         axes.plot([], [], color=colour, linewidth=3, label=f"tuned: {name}")
-    converged = frame[(frame["grid"] == "karras") & (frame["nfe"] == 60)].iloc[0]
-    axes.plot(converged["classifier"], converged["imagenet"], "*", color=BLUE, markersize=15, label="converged")
-    log_axis(axes, "x", [2.2, 20])
-    log_axis(axes, "y", [5.3, 100])
-    axes.set(xlabel=metric_of(CLASSIFIER), ylabel=metric_of(IMAGENET))
+    color, marker, _ = KINDS["converged solution"]
+    options: dict[str, Any] = {
+        "markersize": 15,
+        "markeredgewidth": 2,
+        "fillstyle": "none",
+        "label": "converged solution",
+    }
+    axes.plot(*converged(frame)[list(LABELS)], marker, color=color, **options)
+    log_axis(axes, "x", [5.3, 100])
+    log_axis(axes, "y", [2.2, 20])
+    axes.set(**dict(zip(("xlabel", "ylabel"), LABELS.values(), strict=True)))
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
-
-
-def floor_of(features: str) -> float:
-    """The distance of the test images from the training images, from its row."""
-    rows = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
-    return float(rows[(rows["solver"] == "floor") & (rows["features"] == features)]["value"].item())
 
 
 def shipped_statistics(features: str, split: str = "train") -> FeatureStatistics:
@@ -148,16 +142,15 @@ def own_distances(like: FeatureStatistics, sizes: Sequence[int], seed: int = 0) 
 def bias_figure(sizes: Sequence[int]) -> Figure:
     """:func:`own_distances` of the training images' Gaussians in both features, the prediction and the floor."""
     figure = Figure(figsize=(9, 3.7))
-    for axes, name in zip(figure.subplots(1, 2), FEATURES, strict=True):
-        like, floor = shipped_statistics(name), floor_of(name)
+    for axes, name, label in zip(figure.subplots(1, 2), FEATURES, LABELS.values(), strict=True):
+        like, floor = shipped_statistics(name), float(fact("fd", solver="floor", features=name))
         found, predicted = own_distances(like, sizes), [leading_bias(like.covariance, n) for n in sizes]
         axes.plot(sizes, predicted, color=ORANGE, linestyle="--", label="predicted, c / n")
         axes.plot(sizes, found, "o", color=BLUE, label="n draws from their own Gaussian")
         axes.axhline(floor, color=GREY, linestyle=(0, (1.5, 2)), label="10,000 test images: the floor")
         log_axis(axes, "x", sizes)
         log_axis(axes, "y", [*found, *predicted, floor])
-        axes.set(xlabel="number of draws n", title=name)
-    figure.axes[0].set_ylabel("Fréchet distance")
+        axes.set(xlabel="number of draws n", ylabel=label)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
@@ -173,7 +166,7 @@ def draw_bias(axes: Axes, dimension: int) -> None:
     predicted = [leading_bias(exact_gaussian(dimension).covariance, n) for n in SIZES]
     axes.plot(SIZES, predicted, color=ORANGE, linestyle="--", label="predicted, c / n")
     axes.plot(SIZES, _toy_bias(dimension), "o", color=BLUE, label="n draws from their own Gaussian")
-    axes.set(xscale="log", yscale="log", ylim=(5e-4, 200), xlabel="n", ylabel="Fréchet distance")
+    axes.set(xscale="log", yscale="log", ylim=(5e-4, 200), xlabel="number of draws n", ylabel="Fréchet distance")
     axes.set_title(f"D = {dimension}")
 
 
@@ -199,7 +192,7 @@ def intervals_figure(intervals: Sequence[tuple[float, float, float]], truth: flo
     axes.plot(places, values, "o", color=BLUE, label="measured")
     best = int(values.argmin())
     axes.plot(best + 1, values[best], "*", color=VERMILLION, markersize=15, label="the lowest")
-    axes.axhline(values.mean(), color=BLACK, linestyle="--", linewidth=1.2, label="mean")
+    axes.axhline(values.mean(), color=BLACK, linestyle="--", linewidth=1.2, label="mean of the twenty")
     axes.axhline(truth, color=GREY, linestyle=(0, (1.5, 2)), label="infinitely many samples")
     axes.set(xlabel="set of samples", ylabel="Fréchet distance", xticks=[1, 5, 10, 15, 20], ylim=(0, None))
     legend_below(figure, *axes.get_legend_handles_labels())
@@ -225,12 +218,12 @@ def rounded(x: Tensor) -> Tensor:
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
-def jpeg(pixels: Tensor, quality: int = 75) -> Tensor:
-    """The uint8 images [N, 3, H, W] written as JPEG files and read again."""
+def jpeg(pixels: Tensor) -> Tensor:
+    """The uint8 images [N, 3, H, W] written as JPEG files of quality 75 and read again."""
     found = []
     for image in pixels.permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        Image.fromarray(image).save(file, "JPEG", quality=75)
         found.append(torch.tensor(np.array(Image.open(file))))
     return torch.stack(found).permute(0, 3, 1, 2)
 
@@ -251,5 +244,5 @@ def change_figure(distances: Mapping[str, float]) -> Figure:
     axes = figure.subplots()
     axes.plot(list(distances.values()), list(distances), "o", color=BLUE, markersize=9)
     log_axis(axes, "x", list(distances.values()))
-    axes.set(xlabel=metric_of(CLASSIFIER), ylim=(len(distances) - 0.5, -0.5))
+    axes.set(xlabel=LABELS["classifier"], ylim=(len(distances) - 0.5, -0.5))
     return figure

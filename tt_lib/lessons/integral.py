@@ -100,11 +100,11 @@ def _true_paths() -> tuple[Tensor, Tensor]:
 
 
 @style()
-def hook_figure(t: float = BEGIN, s: float = END, start: float = -0.5) -> Figure:
+def hook_figure() -> Figure:
     """One trajectory among others, and the tangent that DDIM follows instead."""
     schedule, mixture = linear_betas(), two_modes_1d()
-    times = torch.linspace(t, s, POINTS, dtype=torch.float64)
-    starts = torch.tensor([start, -2.2, -1.6, -1.0, -0.25, 0.05, 0.4, 0.8, 1.3, 2.0], dtype=torch.float64)[:, None]
+    times = torch.linspace(BEGIN, END, POINTS, dtype=torch.float64)
+    starts = torch.tensor([-0.5, -2.2, -1.6, -1.0, -0.25, 0.05, 0.4, 0.8, 1.3, 2.0], dtype=torch.float64)[:, None]
     y = exact_trajectory(mixture, starts, times, schedule)[..., 0] / schedule.alpha(times)[:, None]
     rho = schedule.rho(times)
     slope = mixture.eps(starts[:1], times[0], schedule)[0, 0]

@@ -14,13 +14,8 @@ from torch import Tensor
 from tt_lib.datasets import to_uint8
 from tt_lib.errors import BadValue
 from tt_lib.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
     GREY,
-    ORANGE,
-    PURPLE,
-    VERMILLION,
+    KINDS,
     heat_map,
     legend_below,
     log_axis,
@@ -37,19 +32,13 @@ from tt_lib.timing import UNTUNED
 SHORT = ("imagenet", "classifier")
 """What the columns of a :func:`study` begin with, for each of :data:`tt_lib.study.compare.FEATURES`."""
 LABELS = {"imagenet": "FD (ImageNet features)", "classifier": "FD (classifier's features)"}
-GROUPS = {
-    "untuned": (GREY, "o"),
-    "untuned, straight path": (GREEN, "s"),
-    "tuned step by step": (ORANGE, "^"),
-    "learned, others": (PURPLE, "X"),
-    "learned UniPC": (BLUE, "D"),
-}
-"""What :func:`group` tells apart, and how each is drawn."""
+GROUPS = ("untuned", "untuned, straight path", "tuned step by step", "learned, others", "learned UniPC")
+"""What :func:`group` tells apart."""
 SOLVERS = {
-    "ddim": ("DDIM", VERMILLION, "o"),
-    "dpmpp-2m": ("DPM-Solver++(2M)", BLACK, "s"),
-    "unipc": ("UniPC", ORANGE, "^"),
-    "unipc,final=lower": ("UniPC, falling orders", BLUE, "D"),
+    "ddim": "DDIM",
+    "dpmpp-2m": "DPM-Solver++(2M)",
+    "unipc": "UniPC",
+    "unipc,final=lower": "UniPC, falling orders",
 }
 """Solvers of :func:`untuned_figure`. With ``final=lower`` 2M is the same: its last step is of order 1 anyway."""
 GRIDS = ("uniform", "quadratic", "logsnr")
@@ -264,23 +253,23 @@ def headline_figure(table: pd.DataFrame) -> Figure:
     """
     untuned = table[table["group"] == "untuned"]
     lines = {
-        "DDIM, best of the diffusion's grids": (untuned[untuned["solver"] == "ddim"], VERMILLION, "o"),
-        "best untuned, diffusion's path": (untuned, BLACK, "s"),
-        "best on the straight path": (table[table["group"] == "untuned, straight path"], GREEN, "^"),
-        "learned end to end": (table[table["group"] == "learned UniPC"], BLUE, "D"),
+        "DDIM, best of the diffusion's grids": (untuned[untuned["solver"] == "ddim"], "ddim"),
+        "best untuned, diffusion's path": (untuned, "untuned"),
+        "best on the straight path": (table[table["group"] == "untuned, straight path"], "untuned, straight path"),
+        "learned end to end": (table[table["group"] == "learned UniPC"], "learned UniPC"),
     }
     figure = Figure(figsize=(9.5, 4))
     for axes, short in zip(figure.subplots(1, 2), SHORT, strict=True):
         values = []
-        for name, (own, color, marker) in lines.items():
-            points = best(own, short)
+        for name, (own, kind) in lines.items():
+            points, (color, marker, _) = best(own, short), KINDS[kind]
             axes.plot(points.index, points[short], color=color, marker=marker, markersize=4, linewidth=1.2, label=name)
             axes.vlines(points.index, points[f"{short}_low"], points[f"{short}_high"], color, linewidth=2.5)
             values += [*points[short]]
-        six, ceiling = points.loc[6, short], converged(table)[short]
-        axes.plot([6, 10.4], [six, six], color=BLUE, linewidth=1, linestyle="--")
-        axes.axhline(ceiling, color=GREY, linestyle=":", label="converged solution")
-        log_axis(axes, "y", [ceiling, *values])
+        six, end = points.loc[6, short], converged(table)[short]
+        axes.plot([6, 10.4], [six, six], color=color, linewidth=1, linestyle="--")
+        axes.axhline(end, color=KINDS["converged solution"].color, linestyle=":", label="converged solution")
+        log_axis(axes, "y", [end, *values])
         axes.set(xlabel="NFE (network evaluations a sample)", ylabel=LABELS[short], xticks=NFES)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
@@ -295,8 +284,10 @@ def draw_field(axes: Axes, nfe: int, near: tuple[float, float] | None = None) ->
     table = study()
     end = converged(table)
     options: dict[str, Any] = {"markersize": 15, "fillstyle": "none", "label": "converged solution"}
-    axes.plot(end["imagenet"], end["classifier"], "*", color=BLACK, **options)
-    for name, (color, marker) in GROUPS.items():
+    color, marker, _ = KINDS["converged solution"]
+    axes.plot(end["imagenet"], end["classifier"], marker, color=color, **options)
+    for name in GROUPS:
+        color, marker, _ = KINDS[name]
         own = table[(table["nfe"] == nfe) & (table["group"] == name)]
         options = {"markersize": 6 if name.startswith("learned") else 4, "markeredgewidth": 0, "label": name}
         axes.plot(own["imagenet"], own["classifier"], marker, color=color, alpha=0.8, **options)
@@ -337,10 +328,12 @@ def untuned_figure(table: pd.DataFrame) -> Figure:
     for row, short in zip(panels, SHORT, strict=True):
         drawn = []
         for axes, grid in zip(row, GRIDS, strict=True):
-            for solver, (label, color, marker) in SOLVERS.items():
+            for solver, label in SOLVERS.items():
+                color, marker, dashes = KINDS[solver]
                 own = table[(table["grid"] == grid) & (table["solver"] == solver) & table["nfe"].isin(NFES)]
                 own = own.sort_values("nfe")
-                axes.plot(own["nfe"], own[short], color=color, marker=marker, label=label)
+                line = (0, dashes) if dashes else "-"
+                axes.plot(own["nfe"], own[short], color=color, marker=marker, linestyle=line, label=label)
                 drawn += [*own[short]]
             axes.set(title=grid if short == SHORT[0] else "", xticks=NFES)
         for axes in row:
@@ -432,22 +425,24 @@ def _draw_changes(axes: Axes, changes: pd.DataFrame, same: pd.DataFrame) -> Any:
     return image
 
 
-def changes_table(rows: pd.DataFrame, timings: Mapping[str, str], grid: str = "uniform") -> str:
-    """A Markdown table: what timings changed for the multistep solvers on a grid, ImageNet / classifier's features.
+def changes_table(rows: pd.DataFrame, timings: Mapping[str, str]) -> str:
+    """A Markdown table: what timings changed for the multistep solvers on the uniform grid, ImageNet / classifier's.
 
     Args:
         rows: of ``fd.csv``.
         timings: names of timings, by the head of their column.
-        grid: of the samplers.
     """
-    gains = _stepwise(rows)
-    gains = gains[(gains["grid"] == grid) & (gains["solver"] != "ddim")].sort_values(["nfe", "solver"], kind="stable")
+
+    def cell(row: pd.Series) -> str:
+        both = {side: " (overlap)" if row[f"verdict_{side}"] == SAME else "" for side in _SIDES}
+        return " / ".join(f"{100 * row[f'change_{side}']:+.0f} %{overlap}" for side, overlap in both.items())
+
+    gains = _stepwise(rows).query("grid == 'uniform' and solver != 'ddim'")
     lines = []
     for (nfe, solver), own in gains.groupby(["nfe", "solver"]):
         changes = own.set_index("timing")
         if set(timings.values()) <= set(changes.index):
-            cells = [" / ".join(map(_change, *_sides_of(changes.loc[timing]))) for timing in timings.values()]
-            lines.append([f"{_plain(solver)}, {grid}", nfe, *cells])
+            lines.append([f"{_plain(solver)}, uniform", nfe, *(cell(changes.loc[name]) for name in timings.values())])
     return markdown(["sampler", "NFE", *timings], lines)
 
 
@@ -469,14 +464,6 @@ def _stepwise(rows: pd.DataFrame) -> pd.DataFrame:
     """:func:`tt_lib.study.compare.changes_in_both` of the samplers of the study that are tuned step by step."""
     gains = changes_in_both(rows, FEATURES, N, MODEL)
     return gains[~gains["timing"].str.startswith("learned")]
-
-
-def _sides_of(row: pd.Series) -> tuple[list[float], list[str]]:
-    return [row[f"change_{side}"] for side in _SIDES], [row[f"verdict_{side}"] for side in _SIDES]
-
-
-def _change(change: float, verdict: str) -> str:
-    return f"{100 * change:+.0f} %" + (" (overlap)" if verdict == SAME else "")
 
 
 def _plain(solver: str) -> str:

@@ -510,8 +510,8 @@ def write_report(root: Path, frame: pd.DataFrame) -> list[Path]:
         for name, rows in curves.items()
     }
     readme, figure = root / "README.md", root / FIGURE
-    ceiling = {f"ceiling: {end['nfe']} evaluations": end["value_1"]} if end is not None else {}
-    save_figure(distance_curves(curves, ceiling), figure, CAPTION, ALT)
+    level = {f"converged solution: {end['nfe']} evaluations": end["value_1"]} if end is not None else {}
+    save_figure(distance_curves(curves, level), figure, CAPTION, ALT)
     write_text(readme, insert_block(readme.read_text(encoding="utf-8"), results_block(frame)))
     return [readme, figure]
 

@@ -50,12 +50,11 @@ def jump_costs(sampler: Sampler, noises: int = 256) -> tuple[Tensor, Tensor]:
     return times, costs
 
 
-def shortest_path(costs: Tensor, steps: int, factor: float = FACTOR) -> list[int]:
+def shortest_path(costs: Tensor, steps: int) -> list[int]:
     """The cheapest path of ``steps`` jumps from the first node to the last, as the places of its steps + 1 nodes.
 
     Args:
         costs: [M + 1, M + 1], see :func:`jump_costs`.
-        factor: what the rest of a path counts against a jump.
 
     Raises:
         BadValue: no path has so many jumps.
@@ -65,7 +64,7 @@ def shortest_path(costs: Tensor, steps: int, factor: float = FACTOR) -> list[int
     # rest[i]: the cost of the cheapest path of so many jumps from node i to the last.
     rest, choices = costs[:, -1], []
     for _ in range(steps - 1):
-        rest, choice = (costs + factor * rest).min(1)
+        rest, choice = (costs + FACTOR * rest).min(1)
         choices.append(choice)
     path = [0]
     for choice in reversed(choices):
