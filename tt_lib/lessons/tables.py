@@ -77,7 +77,7 @@ ALT = {
     "headline": "Two panels of Fréchet distance against the number of evaluations, 4 to 10, on logarithmic axes, in "
     "ImageNet features and in the classifier's. Four falling lines: DDIM on the diffusion's grids far above, then the "
     "best untuned sampler and the best on the straight path, which cross, and lowest the learned sampler, nearly level "
-    "from 6 evaluations on. A dashed level line at its value for 6 stays below all others up to 10 in ImageNet "
+    "from 6 evaluations on. A dashed level line at its value for 5 stays below all others up to 10 in ImageNet "
     "features. In the classifier's the best untuned sampler meets it at 10. The converged solution is a dotted line "
     "below everything.",
     "player": "Every sampler of the study at one number of evaluations: its distance in ImageNet features to the right "
@@ -266,8 +266,8 @@ def headline_figure(table: pd.DataFrame) -> Figure:
             axes.plot(points.index, points[short], color=color, marker=marker, markersize=4, linewidth=1.2, label=name)
             axes.vlines(points.index, points[f"{short}_low"], points[f"{short}_high"], color, linewidth=2.5)
             values += [*points[short]]
-        six, end = points.loc[6, short], converged(table)[short]
-        axes.plot([6, 10.4], [six, six], color=color, linewidth=1, linestyle="--")
+        five, end = points.loc[5, short], converged(table)[short]
+        axes.plot([5, 10.4], [five, five], color=color, linewidth=1, linestyle="--")
         axes.axhline(end, color=KINDS["converged solution"].color, linestyle=":", label="converged solution")
         log_axis(axes, "y", [end, *values])
         axes.set(xlabel="NFE (network evaluations a sample)", ylabel=LABELS[short], xticks=NFES)
