@@ -237,7 +237,7 @@ def test_the_headline_names_the_best_untuned_sampler_of_both_paths():
     assert lines[1][:2] == ["10", "dpmpp-2m · quadratic"]
     assert lines[2] == [
         "60",
-        "dpmpp-2m · karras: the ceiling",
+        "dpmpp-2m · karras: converged solution",
         "5.00 ± 0.10 (1.0)",
         "",
         "",
@@ -245,7 +245,9 @@ def test_the_headline_names_the_best_untuned_sampler_of_both_paths():
         "",
         "",
     ]
-    assert len(cells(page.headline_table(ROWS[ROWS["nfe"] != 60]))) == 3, "without a ceiling there is no multiple of it"
+    assert len(cells(page.headline_table(ROWS[ROWS["nfe"] != 60]))) == 3, (
+        "without a converged solution there is no multiple of it"
+    )
 
 
 def test_the_short_headline_has_the_distances_alone():
@@ -280,7 +282,7 @@ def test_the_claim_is_made_of_the_primary_metric_and_says_what_the_second_says()
     assert page.claim(FLOW) == ""
 
 
-def test_many_samples_are_said_beside_their_own_ceiling():
+def test_many_samples_are_said_beside_their_own_converged_solution():
     many = both(
         ("unipc", "learned", 10, LEARNED, 4.4, 2.6),
         ("unipc", "learned", 5, LEARNED, 7.0, 3.0),
@@ -291,7 +293,7 @@ def test_many_samples_are_said_beside_their_own_ceiling():
     )
     said = (
         "has 7.00 and 4.40 in 5 and 10 evaluations, the best untuned one 14.0 and 9.00. The learned distances are "
-        "1.75 and 1.10 times the ceiling's 4.00."
+        "1.75 and 1.10 times the converged solution's 4.00."
     )
     assert said in page.many_samples(pd.concat([FRAME, many]))
     assert page.many_samples(FRAME) == ""

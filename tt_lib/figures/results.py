@@ -60,7 +60,7 @@ def distance_curves(curves: Mapping[str, pd.DataFrame], lines: Mapping[str, floa
     for name, value in lines.items():
         # It ends with the curves, whose names stand behind.
         begin, end = axes.get_xlim()[0], points.index.max()
-        axes.plot([begin, end], [value, value], color=GREY, linestyle=(0, (6, 3)), linewidth=1.4, zorder=1)
+        axes.plot([begin, end], [value, value], color=GREY, linestyle=":", linewidth=1.8, zorder=1)
         place = (begin, value)
         axes.annotate(name, place, (4, -4), textcoords="offset points", va="top", color=GREY)
     axes.set(xlabel="network evaluations for an image", ylabel="Fréchet distance\n(ImageNet features, logarithmic)")

@@ -40,11 +40,11 @@ SHIPPED = ("gamma", "pretrained", "stats", "timings")
 FIGURE, SAMPLES = "data/results/fd.png", "data/results/samples.png"
 CAPTION = (
     "Fréchet distance in ImageNet features of 10,000 samples against the number of network evaluations. The learned "
-    "sampler is nearest to the network's ceiling at each number. DDIM is on the best of the diffusion's grids."
+    "sampler is nearest to the converged solution at each number. DDIM is on the best of the diffusion's grids."
 )
 ALT = (
     "Three falling curves over 4 to 10 evaluations: DDIM highest, the best untuned sampler in the middle, the learned "
-    "sampler lowest and close to the dashed line of the ceiling."
+    "sampler lowest and close to the dotted line of the converged solution."
 )
 SAMPLES_CAPTION = (
     "The same noise, seeds 0 to 3 and not chosen, through four samplers of one network. `tt card --samples`."
@@ -95,9 +95,9 @@ ten disjoint sets of samples. All samplers start from the same noise.
 *{caption}*
 
 {claim}
-The best untuned sampler has the smallest distance in ImageNet features, on either path. The *ceiling* is the network's
-converged solution; in brackets stand multiples of its distance. *Gain* is what the learned sampler takes off, with its
-95 % interval.
+The best untuned sampler has the smallest distance in ImageNet features, on either path. The *converged solution* has no
+step error left. Brackets hold multiples of its distance. *Gain* is what the learned sampler takes off, with its 95 %
+interval.
 
 {headline}
 {many}
@@ -271,7 +271,7 @@ def headline_table(frame: pd.DataFrame, short: bool = False) -> str:
     """The learned sampler beside the best untuned one at each number of evaluations, and the converged solution.
 
     Args:
-        short: without gains and multiples of the ceiling.
+        short: without gains and multiples of the converged solution's.
     """
     plain, learned, end = of_headline(frame)
 
@@ -289,7 +289,9 @@ def headline_table(frame: pd.DataFrame, short: bool = False) -> str:
     what = ["untuned", "learned"] + ([] if short else ["gain"])
     if end is not None:
         empty = [""] * (len(what) - 1)
-        lines.append([str(end["nfe"]), f"{end['name']}: the ceiling", cell(end, 1), *empty, cell(end, 2), *empty])
+        lines.append(
+            [str(end["nfe"]), f"{end['name']}: converged solution", cell(end, 1), *empty, cell(end, 2), *empty]
+        )
     return markdown(
         lines, ["NFE", "best untuned sampler", *(f"{each}, {name}" for name in SHORT for each in what)], words=2
     )
@@ -324,7 +326,7 @@ def claim(frame: pd.DataFrame) -> str:
 
 
 def many_samples(frame: pd.DataFrame) -> str:
-    """What the headline's rows of :data:`MANY` samples say: the learned distances as multiples of the ceiling's."""
+    """What the headline's rows of :data:`MANY` samples say: the learned distances, also over the converged one."""
     plain, learned, end = of_headline(frame, MANY)
     if learned.empty or end is None:
         return ""
@@ -333,12 +335,12 @@ def many_samples(frame: pd.DataFrame) -> str:
         *most, last = values
         return f"{', '.join(most)} and {last}" if most else last
 
-    values, ceiling = learned["value_1"], end["value_1"]
+    values, least = learned["value_1"], end["value_1"]
     return (
         f"From {MANY:,} samples, in ImageNet features, the learned sampler has {listed(values.map(number))} in "
         f"{listed(values.index.map(str))} evaluations, the best untuned one {listed(plain['value_1'].map(number))}. "
-        f"The learned distances are {listed((values / ceiling).map('{:.2f}'.format))} times the ceiling's "
-        f"{number(ceiling)}.\n"
+        f"The learned distances are {listed((values / least).map('{:.2f}'.format))} times the converged "
+        f"solution's {number(least)}.\n"
     )
 
 
