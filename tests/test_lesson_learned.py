@@ -145,7 +145,7 @@ def test_what_the_text_says_of_shipped_ratios_holds():
         inner[name] += timing.ratios[1:-1]
     assert max(inner["DDIM"]) < 1
     assert all(sum(ratio > 1 for ratio in inner[name]) > 0.7 * len(inner[name]) for name in ("2M", "UniPC"))
-    for (name, nfe), timing in timings.items():
+    for (name, _), timing in timings.items():
         assert timing.ratios[-1] < 1 if name != "UniPC" else 1.1 < timing.ratios[-1] < 1.25
     # The last step of UniPC with falling orders, which the reason does not explain.
     for nfe in (4, 5, 6):
