@@ -179,14 +179,14 @@ class Bench:
     ) -> TuneResult:
         """Tune the timing of a cell's sampler step by step.
 
-        Without TF32: tuning moves a scalar by parts in a thousand, and needs float32 that is float32.
+        A search, which needs no gradient, runs the network as samples are made, on a GPU in bfloat16: its ratios may
+        differ from those of float32 in the second decimal. Adam runs it in float32, without TF32.
 
         Args:
             images, source: of :meth:`tuning_images`.
             state: file for the state of an unfinished tuning.
             held_out: the images of a gate, see :meth:`held_out_images`.
         """
-        # A search needs no gradient, so it may use the fast predictor.
         predictor = self.predictor if config.optimiser == "search" else self.tuner_predictor
         sampler = replace(self.sampler(cell), predictor=predictor)
         return tune(sampler, images, config, source=source, held_out=held_out, state=state, progress=progress)
