@@ -86,7 +86,10 @@ def test_what_is_committed_is_what_the_rows_and_files_give():
     assert linked == {line[3:].lower().replace(",", "").replace(" ", "-") for line in re.findall("(?m)^## .*", text)}
     prose = [line for line in text.splitlines() if not line.startswith("|")]
     assert len(" ".join(prose).split()) <= 1_200 and len(readme.split()) <= 1_300
+    first = (PACKAGE_ROOT / "notebooks" / "site" / "index.md").read_text(encoding="utf-8")
+    assert f"![{page.SAMPLES_ALT}](" in readme
     for path, alt in ((FIGURE, page.ALT), (SAMPLES, page.SAMPLES_ALT)):
+        assert f"![{alt}](../../{path})" in first
         with Image.open(PACKAGE_ROOT / path) as picture:
             assert picture.info["Description"] == alt
 
