@@ -272,12 +272,13 @@ def test_the_claim_is_made_of_the_primary_metric_and_says_what_the_second_says()
         "**10 learned evaluations do better than 10 of every untuned sampler here**, in ImageNet features: 6.00 against"
     )
     assert page.claim(FRAME).startswith(f"{begin} 8.00."), "at NFE 5 an untuned one in 10 is better"
-    assert "first seen to reach 6.00 in 60 evaluations, DDIM in none measured." in page.claim(FRAME)
+    assert "to reach 6.00 takes 60 evaluations, the first DDIM none measured." in page.claim(FRAME)
     later = both(("ddim", "uniform", 50, "untuned", 6.0, 2.6), ("ddim", "uniform", 20, "untuned", 6.1, 2.6))
-    assert "in 50 evaluations, DDIM in 50." in page.claim(pd.concat([FRAME, later]))
+    assert "takes 50 evaluations, the first DDIM 50." in page.claim(pd.concat([FRAME, later]))
     blind = both(("ddim", "logsnr", 10, "untuned", 9.0, 2.7))
     said = (
-        "they have 2.80. The least untuned distance there is 2.70, of `ddim` on the grid `logsnr` in 10, which has 9.00"
+        "they have 2.80. The least untuned distance there, 2.70, is level with it: `ddim` on the grid `logsnr` in 10, with "
+        "9.00"
     )
     assert said in page.claim(pd.concat([FRAME, blind]))
     near = both(("ddim", "logsnr", 10, "untuned", 6.1, 9.0))

@@ -188,7 +188,8 @@ def learn(
     and those of the pipeline's own scheduler in 60 steps. --batch is then the number of latents in one call of the
     network, by default 4; it changes nothing but the memory that is needed.
 
-    Example: `tt learn --solver unipc,final=lower --nfe 6 --knobs grid,timing`
+    Example, the recipe of the tables' best: `tt learn --solver unipc --nfe 5 --knobs grid,timing,gain
+    --iterations 1000 --compile`
 
     Example: `tt learn --pipeline FOLDER --prompts prompts.txt --nfe 6 --out runs/six.json`
     """

@@ -47,7 +47,8 @@ ALT = (
     "sampler lowest and close to the dotted line of the converged solution."
 )
 SAMPLES_CAPTION = (
-    "The same noise, seeds 0 to 3 and not chosen, through four samplers of one network. `tt card --samples`."
+    "The same noise, seeds 0 to 3 and not chosen, through four samplers of one network, the first two untuned on the "
+    "grid `quadratic`. `tt card --samples`."
 )
 SAMPLES_ALT = (
     "Four rows of four images from the same noise: DDIM, UniPC and the learned UniPC in 5 evaluations, and the "
@@ -67,7 +68,7 @@ made it.
 
 - [What these numbers may not be compared with](#what-these-numbers-may-not-be-compared-with)
 - [Learned and untuned](#learned-and-untuned)
-- [Untuned samplers](#untuned-samplers): which solver and grid in how many evaluations?
+- [Untuned samplers](#untuned-samplers): which solver and grid?
 - [Learned end to end](#learned-end-to-end): what learning other things gave
 - [Learned elsewhere](#learned-elsewhere): used with another solver, number of evaluations or network
 - [TimeTuner, step by step](#timetuner-step-by-step): when tuned conditioning times help
@@ -96,7 +97,7 @@ ten disjoint sets of samples. All samplers start from the same noise.
 
 {claim}
 The best untuned sampler has the smallest distance in ImageNet features, on either path. The *converged solution* has no
-step error left. Brackets hold multiples of its distance. *Gain* is what the learned sampler takes off, with its 95 %
+step error left. Brackets hold multiples of its distance. *Less by* is what the learned sampler takes off, with its 95 %
 interval.
 
 {headline}
@@ -286,7 +287,7 @@ def headline_table(frame: pd.DataFrame, short: bool = False) -> str:
         [str(nfe), one["name"], *cells(one, two, 1), *cells(one, two, 2)]
         for (nfe, one), (_, two) in zip(plain.iterrows(), learned.iterrows(), strict=True)
     ]
-    what = ["untuned", "learned"] + ([] if short else ["gain"])
+    what = ["untuned", "learned"] + ([] if short else ["less by"])
     if end is not None:
         empty = [""] * (len(what) - 1)
         lines.append(
@@ -317,10 +318,11 @@ def claim(frame: pd.DataFrame) -> str:
             return (
                 f"**{nfe} learned evaluations do better than {plain['nfe'].max()} of every untuned sampler here**, in "
                 f"ImageNet features: {number(row['value_1'])} against {number(one['value_1'])}. In the classifier's "
-                f"they have {number(row['value_2'])}. The least untuned distance there is {number(two['value_2'])}, of "
-                f"`{two['solver']}` on the grid `{two['grid']}` in {two['nfe']}, which has "
-                f"{number(two['value_1'])} in ImageNet features. An untuned sampler was first seen to reach "
-                f"{number(row['value_1'])} in {first(every, row)} evaluations, DDIM in {first(ddim, row)}.\n"
+                f"they have {number(row['value_2'])}. The least untuned distance there, {number(two['value_2'])}, is "
+                f"{'smaller' if less(two, row, 2) else 'larger' if less(row, two, 2) else 'level with it'}: "
+                f"`{two['solver']}` on the grid `{two['grid']}` in {two['nfe']}, with {number(two['value_1'])} in "
+                f"ImageNet features. The first untuned sampler to reach {number(row['value_1'])} takes "
+                f"{first(every, row)} evaluations, the first DDIM {first(ddim, row)}.\n"
             )
     return ""
 
