@@ -53,12 +53,12 @@ ALT = {
     "clouds": "Three clouds of points with the same mean and covariance: a round Gaussian, one that is crowded in a "
     "corner with tails to the right and to the top, and eight spots on a ring.",
     "bias": "Two panels, ImageNet features and the classifier's, on logarithmic axes. The distance of n draws from "
-    "their own Gaussian falls about as 1 / n, near the predicted line. By ImageNet features it comes down to the "
-    "distance of the test images at about 10,000 draws. By the classifier's it lies far below theirs throughout.",
-    "strip": "Three panels for 2, 16 and 128 dimensions, on logarithmic axes: the distance of n draws from their own "
-    "Gaussian falls along a line as 1 / n. The line lies higher with more dimensions.",
-    "player": "The distance of n draws from their own Gaussian against n, with the predicted line; the slider sets the "
-    "dimension from 2 to 128.",
+    "the Gaussian they came from falls about as 1 / n, near the predicted line. By ImageNet features it comes down to "
+    "the distance of the test images at about 10,000 draws. By the classifier's it lies far below theirs throughout.",
+    "strip": "Three panels for 2, 16 and 128 dimensions, on logarithmic axes: the distance of n draws from the "
+    "Gaussian they came from falls along a line as 1 / n. The line lies higher with more dimensions.",
+    "player": "The distance of n draws from the Gaussian they came from, against n, with the predicted line; the "
+    "slider sets the dimension from 2 to 128.",
     "intervals": "Twenty intervals side by side, of sets of samples from one distribution. Nearly all contain the "
     "dashed line of their mean. Most lie above the dotted line, the distance of infinitely many samples. The lowest of "
     "the twenty is marked with a star.",
@@ -86,7 +86,7 @@ def both_figure() -> Figure:
         arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 3, "mutation_scale": 20}
         axes.annotate("", ends[1], ends[0], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
         axes.plot(*ends[0], "o", color=colour, markersize=9)
-        axes.plot([], [], color=colour, linewidth=3, label=f"tuned: {name}")
+        axes.plot([], [], color=colour, linewidth=3, label=f"untuned (dot) to tuned (tip): {name}")
     color, marker, _ = KINDS["converged solution"]
     options: dict[str, Any] = {
         "markersize": 15,
@@ -146,7 +146,7 @@ def bias_figure(sizes: Sequence[int]) -> Figure:
         like, floor = shipped_statistics(name), float(fact("fd", solver="floor", features=name))
         found, predicted = own_distances(like, sizes), [leading_bias(like.covariance, n) for n in sizes]
         axes.plot(sizes, predicted, color=ORANGE, linestyle="--", label="predicted, c / n")
-        axes.plot(sizes, found, "o", color=BLUE, label="n draws from their own Gaussian")
+        axes.plot(sizes, found, "o", color=BLUE, label="n draws, against the Gaussian they came from")
         axes.axhline(floor, color=GREY, linestyle=(0, (1.5, 2)), label="10,000 test images: the floor")
         log_axis(axes, "x", sizes)
         log_axis(axes, "y", [*found, *predicted, floor])
@@ -165,7 +165,7 @@ def draw_bias(axes: Axes, dimension: int) -> None:
     """:func:`own_distances` of the standard Gaussian, mean of four seeds, and what is predicted."""
     predicted = [leading_bias(exact_gaussian(dimension).covariance, n) for n in SIZES]
     axes.plot(SIZES, predicted, color=ORANGE, linestyle="--", label="predicted, c / n")
-    axes.plot(SIZES, _toy_bias(dimension), "o", color=BLUE, label="n draws from their own Gaussian")
+    axes.plot(SIZES, _toy_bias(dimension), "o", color=BLUE, label="n draws, against the Gaussian they came from")
     axes.set(xscale="log", yscale="log", ylim=(5e-4, 200), xlabel="number of draws n", ylabel="Fréchet distance")
     axes.set_title(f"D = {dimension}")
 
@@ -197,6 +197,26 @@ def intervals_figure(intervals: Sequence[tuple[float, float, float]], truth: flo
     axes.set(xlabel="set of samples", ylabel="Fréchet distance", xticks=[1, 5, 10, 15, 20], ylim=(0, None))
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
+
+
+def rank_correlations() -> pd.DataFrame:
+    """Do both kinds of features order samplers alike? Of all samplers, and of DDIM's timings on each grid.
+
+    Learned samplers are left out, as a loss in the classifier's features trained them. Samplers whose distances are
+    equal count once.
+
+    Returns:
+        For each group of ``samplers`` how ``many`` they are, and Spearman's rank correlation ``rank``.
+    """
+    frame, both = study(), list(LABELS)
+    frame = frame[(frame["path"] == "diffusion") & ~frame["timing"].str.startswith("learned")].drop_duplicates(both)
+    ddim = frame[(frame["solver"] == "ddim") & (frame["eta"] == 0)]
+    groups = {"all samplers": frame}
+    for grid in ("quadratic", "uniform"):
+        for nfe in (5, 10):
+            groups[f"DDIM, {grid}, {nfe} evaluations"] = ddim[(ddim["grid"] == grid) & (ddim["nfe"] == nfe)]
+    rows = [(name, len(each), each[both].corr("spearman").iloc[0, 1]) for name, each in groups.items()]
+    return pd.DataFrame(rows, columns=["samplers", "many", "rank"])
 
 
 def point_clouds(clouds: Mapping[str, Tensor]) -> Figure:
@@ -243,6 +263,8 @@ def change_figure(distances: Mapping[str, float]) -> Figure:
     figure = Figure(figsize=(7, 0.42 * len(distances) + 0.9))
     axes = figure.subplots()
     axes.plot(list(distances.values()), list(distances), "o", color=BLUE, markersize=9)
+    for name, distance in distances.items():
+        axes.annotate(f"{distance:.2g}", (distance, name), (7, 0), textcoords="offset points", va="center")
     log_axis(axes, "x", list(distances.values()))
     axes.set(xlabel=LABELS["classifier"], ylim=(len(distances) - 0.5, -0.5))
     return figure
