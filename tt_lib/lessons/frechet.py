@@ -264,7 +264,7 @@ def change_figure(distances: Mapping[str, float]) -> Figure:
     axes = figure.subplots()
     axes.plot(list(distances.values()), list(distances), "o", color=BLUE, markersize=9)
     for name, distance in distances.items():
-        axes.annotate(f"{distance:.2g}", (distance, name), (7, 0), textcoords="offset points", va="center")
-    log_axis(axes, "x", list(distances.values()))
+        axes.annotate(f"{distance:#.2g}", (distance, name), (7, 0), textcoords="offset points", va="center")
+    log_axis(axes, "x", [*distances.values(), 2 * max(distances.values())])
     axes.set(xlabel=LABELS["classifier"], ylim=(len(distances) - 0.5, -0.5))
     return figure
