@@ -277,8 +277,8 @@ def test_the_claim_is_made_of_the_primary_metric_and_says_what_the_second_says()
     assert "takes 50 evaluations, the first DDIM 50." in page.claim(pd.concat([FRAME, later]))
     blind = both(("ddim", "logsnr", 10, "untuned", 9.0, 2.7))
     said = (
-        "they have 2.80. The least untuned distance there, 2.70, is level with it: `ddim` on the grid `logsnr` in 10, with "
-        "9.00"
+        "they have 2.80. The least untuned distance there, 2.70, is level with it: `ddim` on the grid `logsnr` in 10, "
+        "with 9.00"
     )
     assert said in page.claim(pd.concat([FRAME, blind]))
     near = both(("ddim", "logsnr", 10, "untuned", 6.1, 9.0))
