@@ -255,14 +255,19 @@ WRONG = [
     ),
     ("05", "05", "logits.softmax(0)", "(0 * logits).softmax(0)", "fixed ends: not yet. raising logit"),
     ("05", "05", "logits.softmax(0)", "(-logits).softmax(0)", "fixed ends: not yet. raising logit"),
+    ("05", "05", "logits.softmax(0)", "logits.abs().softmax(0)", "fixed ends: not yet. lowering logit"),
+    ("05", "05", "logits.softmax(0)", "(logits**2 + 1).div((logits**2 + 1).sum())", "lowering logit"),
     ("05", "08", "1 / (later * alpha(u))", "1 / alpha(u)", "first tau: not yet."),
+    ("05", "08", "1 / (later * alpha(u))", "later / alpha(u)", "first tau: not yet. no tau has this factor"),
     ("05", "13", "eps = gain * data.eps(x,", "x, eps = gain * x, gain * data.eps(x,", "alone"),
     ("05", "13", "eps = gain * data.eps(x,", "eps = data.eps(gain * x,", "gains: not yet. a gain"),
     ("05", "13", "rho(s) - rho(t)", "gain * rho(s) - rho(t)", "gains: not yet. a gain multiplies eps alone"),
     ("05", "13", "return best", "return torch.tensor([0.93, 0.95, 0.95, 0.94]).double()", "other noises to learn from"),
     ("05", "13", "(sample(gains, x) - y)", "(sample(gains, held_x) - held_y)", "other noises to learn from"),
     ("05", "13", "return best", "return gains.detach()", "keep the best gains by held-out loss"),
+    ("05", "13", "(sample(gains, held_x) - held_y)", "(sample(gains, x) - y)", "keep the best gains by held-out loss"),
     ("05", "13", "1 + 0.2 * offsets.tanh()", "1 + 0.1 * offsets.tanh()", "gains: not yet."),
+    ("05", "13", "0.2 * offsets.tanh()", "0.2 * offsets.tanh().mean().expand(4)", "each answer has its own gain"),
     ("05", "13", "range(iterations + 1)", "range(iterations // 6)", "gains: not yet. gains can leave less"),
     ("05", "17", "shares[learned, used] =", "shares[used, learned] =", "the first of a pair is the solver that was"),
     ("05", "17", "= (toy_sampler(used)(", "= (toy_sampler('ddim')(", "a share is of the untuned loss"),
@@ -278,9 +283,18 @@ WRONG = [
     ("07", "05", "/ (untuned - end)", "/ end", "gap closed: not yet."),
     ("07", "05", "(untuned - tuned) / (untuned - end)", "2 * (untuned - tuned) / untuned", "gap closed: not yet."),
     ("07", "05", "/ (untuned - end)", "/ 4", "there the whole gap is closed, however long"),
+    (
+        "07",
+        "05",
+        "(untuned - tuned) / (untuned - end)",
+        "max(-1, (untuned - tuned) / (untuned - end))",
+        "the wrong way",
+    ),
     ("07", "08", "a[1] < b[0] or b[1] < a[0]", "a[1] <= b[0] or b[1] <= a[0]", "intervals that touch have a number in"),
     ("07", "08", "a[1] < b[0] or b[1] < a[0]", "a[1] < b[0]", "undecided pairs: not yet. the order must not matter"),
     ("07", "08", "float((5.0 - measured.min(axis=1)).mean())", "2 * error", "winner's curse: not yet."),
+    ("07", "08", ".normal(5.0, error,", ".normal(5.0, 0.05,", "winner's curse: not yet. twice the error"),
+    ("07", "11", "max(candidates[name])", "max(map(abs, candidates[name]))", "two metrics: not yet. a and c get worse"),
     ("07", "11", "max(candidates[name])", "sum(candidates[name])", "two metrics: not yet."),
     ("07", "11", "max(candidates[name])", "min(candidates[name])", "two metrics: not yet."),
     ("07", "11", "candidates[name][place]", "candidates[name][0]", "place 1 is the second kind of features"),
@@ -297,16 +311,74 @@ WRONG = [
 """Wrong answers: notebook, cell whose check must see it, part of a solution, what stands in its place, what is said."""
 
 
+def answered(number, last, changes):
+    """Run the solutions of a notebook with some parts replaced, up to the check of cell ``last``; no check before."""
+    cells = solved(number)[1:]
+    sources = [cell.source for cell in cells[: [cell.id[-2:] for cell in cells].index(last) + 1]]
+    for right, other in changes:
+        assert any(right in source for source in sources), f"no solution has {right!r}"
+        sources = [source.replace(right, other) for source in sources]
+    names = {}
+    for source in sources[:-1]:
+        if "\ncheck(" not in source:
+            exec(source, names)
+    exec(sources[-1], names)
+
+
 @pytest.mark.parametrize("number, last, right, wrong, said", WRONG)
 def test_a_wrong_answer_fails(one_thread, capsys, number, last, right, wrong, said):
     """The solutions of a notebook with one mistake, up to the check that must see it."""
-    cells = solved(number)[1:]
-    cells = cells[: [cell.id[-2:] for cell in cells].index(last) + 1]
-    changed = [cell.source.replace(right, wrong) for cell in cells]
-    assert changed != [cell.source for cell in cells]
-    names = {}
-    for source in changed[:-1]:
-        if "\ncheck(" not in source:
-            exec(source, names)
-    exec(changed[-1], names)
+    answered(number, last, [(right, wrong)])
     assert said in capsys.readouterr().out
+
+
+COSINE = "optimizer.step()\n        optimizer.param_groups[0]['lr'] = 0.1 * float(torch.tensor(i / 40).cos()) ** 2"
+LBFGS = [
+    ("torch.optim.Adam([offsets], lr=0.1)", "torch.optim.LBFGS([offsets], lr=0.3, max_iter=1)"),
+    # One evaluation a step: its gradient is there already.
+    ("optimizer.step()", "optimizer.step(lambda: (sample(gains, x) - y).square().mean())"),
+]
+OFTEN = ("i % 10", "i % 1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("optimizer.step()", COSINE)],
+        [("optimizer.step()", COSINE), OFTEN],
+        [OFTEN],
+        [("i % 10", "i % 20")],
+        [("lr=0.1", "lr=0.05")],
+        [("lr=0.1", "lr=0.2")],
+        [*LBFGS, OFTEN],
+    ],
+    ids=["cosine", "cosine, often", "often", "seldom", "rate 0.05", "rate 0.2", "LBFGS"],
+)
+def test_gains_learned_otherwise_pass_too(one_thread, capsys, changes):
+    """Exercise 3 of 05 leaves the optimizer open, and how often the held-out loss is looked at."""
+    answered("05", "13", changes)
+    assert capsys.readouterr().out == "gains: well done\n"
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """The cells of the last task of 07 that make images, run."""
+    names = {}
+    for last in ("02", "13", "14", "15"):
+        exec(next(cell.source for cell in solved("07") if cell.id.endswith(last)), names)
+    return names
+
+
+@pytest.mark.parametrize("seeds", [range(4), range(4, 8)], ids=["0 to 3", "4 to 7"])
+def test_three_measures_pass_four_pairs_of_07_and_the_fifth_refutes_them(one_thread, pictures, seeds):
+    images, table = pictures["images"], pictures["table"]
+    exact = images("dpmpp-2m", "karras", 20, seeds=seeds)
+    *first, last = [*pictures["pairs"].values(), ("ddim", "quadratic", 5, "truncation-parallel")]
+    pairs = [((*cell[:3], "untuned"), cell) for cell in (*first, last)]
+    pairs.insert(0, tuple(("dpmpp-2m", grid, 6, "untuned") for grid in ("uniform", "quadratic")))
+    for pair in pairs:
+        rows = [dict(zip(("solver", "grid", "nfe", "timing"), cell, strict=True)) for cell in pair]
+        before, after = (pictures["pick"](table, **row)["imagenet"] for row in rows)
+        one, two = (pictures["beside_fine"](images(*cell, seeds=seeds), exact) for cell in pair)
+        for name in ("contrast", "detail", "shared"):
+            assert ((two[name] > one[name]) == (after > before)) == (pair != pairs[-1]), (pair, name)

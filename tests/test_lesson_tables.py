@@ -311,10 +311,6 @@ def test_what_the_lessons_say_of_knobs_and_ways_holds():
     assert pays == [True, False, False], "the third knob, and from six on the longer learning"
     harmed = best.loc[[5, 6, 8, 10], "imagenet_high"] < own.loc[[5, 6, 8, 10], "imagenet_low"]
     assert harmed.tolist() == [True, False, False, False], "by falling orders"
-    ten = table[table["nfe"] == 10].set_index(["solver", "timing"])["imagenet"]
-    for solver in (LOWER, tables.TUNED["2M"]):
-        lent, gain = (ten[solver, f"learned-grid-timing{end},of_solver=ddim"] for end in ("", "-gain"))
-        assert gain < 0.2 * lent
     gits = find_timing(tables.MODEL, Cell(LOWER, "learned", 5, "learned-gits")).grid_times
     assert gits[0] == 1 and gits[1] == pytest.approx(0.016, abs=0.0005)
 
@@ -366,6 +362,9 @@ def test_what_the_lesson_says_of_50_000_samples_holds():
         assert six[short] / end[short] == pytest.approx(1.07, abs=0.005)
         assert ddim[f"{short}_low"] < end[f"{short}_high"] and end[f"{short}_low"] < ddim[f"{short}_high"]
     assert len(ten) > 30 and tables.overlapping(ten, five, "imagenet").empty
+    assert "untuned, straight path" not in set(ten["group"]), "the text says that none of these was measured"
+    # In percent, as the text says it: of the rounded values too.
+    assert all(6 < 100 * (round(six[short], 2) / round(end[short], 2) - 1) < 7 for short in tables.SHORT)
     (close,) = tables.overlapping(ten, five, "classifier").to_dict("records")
     assert close["solver"] == "sde-dpmpp-2m" and close["imagenet"] > 2 * five["imagenet"]
 

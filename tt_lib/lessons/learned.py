@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -23,13 +23,13 @@ from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, l
 from tt_lib.grids import LEARNED as LEARNED_GRID
 from tt_lib.grids import Grid, make_grid
 from tt_lib.lessons.tables import KNOBS as LEARNED
-from tt_lib.lessons.tables import LABELS, SHORT, TUNED, converged, knob_rows, markdown, pick, with_halves
+from tt_lib.lessons.tables import LABELS, ON_STRAIGHT, SHORT, TUNED, converged, knob_rows, markdown, pick, with_halves
 from tt_lib.noise import SampleNoise
 from tt_lib.sampling import Sampler
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import make_solver
 from tt_lib.study.cells import Cell, find_timing
-from tt_lib.study.compare import BEST, FEATURES, FEW, MODEL, SMALL, N, beside_each_other
+from tt_lib.study.compare import BEST, FEATURES, MODEL, SMALL, STRAIGHT, N, beside_each_other
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow
 from tt_lib.tuning.learn import KNOBS, LearnConfig, LearnResult, learn
@@ -40,8 +40,6 @@ SAMPLES = 400
 SCHEDULE = linear_betas()
 COLOURS = {"DDIM": (VERMILLION, "o"), "2M": (BLACK, "s"), "UniPC": (BLUE, "D")}
 """Colours and marks of the solvers of :data:`tt_lib.lessons.tables.TUNED`."""
-BESIDE = {4: (-6, 9), 5: (4, -11), 6: (9, -5), 8: (9, -4), 10: (13, 0)}
-"""Where the NFE stands from the end of a line of UniPC, in points: the ends of 4 to 6 lie close together."""
 MOVES = ["conditioning time", "gain", "node"]
 """What :func:`draw_move` may multiply by a factor."""
 ALT = {
@@ -61,10 +59,10 @@ ALT = {
     "between the answers at tau and at t. It is 0 at the first two evaluations; at the last two it spreads to 80 "
     "degrees and more. Right, on a logarithmic axis: the length of the one over that of the other. It is 1 at the "
     "first two; at the last two it differs from sample to sample, from 0.2 to more than 3.",
-    "shared": "Two panels over lambda, for DDIM with 5 and 10 evaluations, 2M with 5 and 10, and UniPC with 4 to 10. "
-    "Left: a row of nodes for each, from about -4 to 4.6. UniPC's end earlier, the fewer there are. Right: tau / t, "
-    "between 0.88 and 0.95 at every first node. At inner nodes DDIM's are below 1, most of the others' above. The last "
-    "ones of DDIM and 2M are below 1, of UniPC near 1.2.",
+    "shared": "Three panels over lambda, for DDIM, 2M and UniPC with 5 evaluations (dashed, open marks) and 10. Left: "
+    "a row of nodes for each, from about -4 to 4.6; UniPC's with 5 end near 2. Middle: tau / t, between 0.88 and 0.95 "
+    "at every first node. At inner nodes DDIM's are below 1, most of the others' above. The last ones of DDIM and 2M "
+    "are below 1, of UniPC near 1.2. Right: gains within 5 per cent of 1, but for the last ones, 1.13 to 1.2.",
     "knobs": "Four panels, NFE 5 and 10 by ImageNet features and the classifier's, with points for DDIM, 2M and UniPC: "
     "untuned on the best diffusion grid, the straight path and the uniform grid, and seven sets of learned knobs. At 5 "
     "all three knobs are lowest. At 10 2M and UniPC stay level once the grid and another knob are learned. A dashed "
@@ -281,38 +279,34 @@ def acting_figure() -> Figure:
 
 
 def shipped() -> dict[tuple[str, int], Timing]:
-    """The shipped timings with all three knobs for CIFAR-10, by solver and NFE; UniPC's are those of ``BEST``."""
+    """Shipped timings with all three knobs for CIFAR-10, by solver and NFE (5, 10); UniPC's are those of ``BEST``."""
     each = {name: (solver, LEARNED["grid, timing and gain"]) for name, solver in TUNED.items()}
     each["UniPC"] = BEST["solver"], BEST["timing"]
-    cells = {(name, nfe): Cell(each[name][0], LEARNED_GRID, nfe, each[name][1]) for name in TUNED for nfe in FEW}
+    cells = {(name, nfe): Cell(each[name][0], LEARNED_GRID, nfe, each[name][1]) for name in TUNED for nfe in (5, 10)}
     return {key: timing for key, cell in cells.items() if (timing := find_timing(MODEL, cell))}
 
 
 @style()
 def shared_figure() -> Figure:
-    """Learned grids and ratios tau / t of :func:`shipped` against lambda; UniPC's lines end in their NFE."""
-    figure = Figure(figsize=(9.5, 4))
-    left, right = figure.subplots(1, 2)
-    right.axhline(1, color=BLACK, linewidth=1)
-    names: list[str] = []
-    drawn: set[str] = set()
-    for (name, nfe), timing in shipped().items():
+    """Nodes, ratios tau / t and gains of :func:`shipped`, against lambda; the rows of nodes name the lines."""
+    figure = Figure(figsize=(9.5, 4.2))
+    panels = figure.subplots(1, 3)
+    rows = list(shipped())
+    for row, ((name, nfe), timing) in enumerate(shipped().items()):
         lam = SCHEDULE.lam(torch.tensor(timing.times, dtype=torch.float64))
         colour, marker = COLOURS[name]
-        for axes, values in ((left, [len(names)] * nfe), (right, timing.ratios)):
-            label = name if name not in drawn else None
-            axes.plot(lam, values, color=colour, marker=marker, markersize=4, linewidth=1, label=label)
-        if name == "UniPC":
-            place = {"xytext": BESIDE[nfe], "textcoords": "offset points", "ha": "center", "va": "center"}
-            right.annotate(str(nfe), (lam[-1].item(), timing.ratios[-1]), color=colour, weight="bold", **place)
-        drawn.add(name)
-        names.append(f"{name}, NFE {nfe}")
-    left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
-    for axes, label in ((left, ""), (right, "τ / t")):
-        axes.set(xlabel="λ of the node (noise left, data right)", ylabel=label)
-    log_axis(right, "y", [0.86, 1.3])
-    legend_below(figure, *right.get_legend_handles_labels())
+        few: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"} if nfe == 5 else {}
+        for axes, values in zip(panels, ([row] * nfe, timing.ratios, timing.gains), strict=True):
+            options = {"markersize": 5, "linewidth": 1.3, **few}
+            axes.plot(lam, values, color=colour, marker=marker, **options)
+    panels[0].set_yticks(range(len(rows)), [f"{name}, NFE {nfe}" for name, nfe in rows])
+    panels[0].invert_yaxis()
+    for axes, title in zip(panels, ("nodes", "τ / t", "gain"), strict=True):
+        axes.set(title=title, xlabel="λ of the node")
+    for axes in panels[1:]:
+        axes.axhline(1, color=BLACK, linewidth=1)
+        axes.set_ylim(0.86, 1.28)
+    panels[2].axhline(1.2, color=GREY, linewidth=1, linestyle=":")
     return figure
 
 
@@ -383,17 +377,21 @@ CARRIED = {
 
 
 def carry_table(rows: pd.DataFrame) -> str:
-    """A Markdown table: learned from little and used elsewhere, beside the untuned sampler, in both features.
+    """A Markdown table: learned from little and used elsewhere, beside two untuned samplers, in both features.
 
-    The untuned one has the solver's best diffusion grid by ImageNet features.
+    One has the solver's best diffusion grid by ImageNet features. One has the straight path's nodes, which the small
+    network was not measured with.
     """
-    both = {model: beside_each_other(rows, *FEATURES, model, N) for model in (MODEL, SMALL)}
+    both = {model: beside_each_other(rows, *FEATURES, model, N) for model in (MODEL, SMALL, STRAIGHT)}
+    straight = both[STRAIGHT][both[STRAIGHT]["timing"] == UNTUNED]
     text = []
     for (model, name, nfe), timings in CARRIED.items():
         own = both[model]
         own = own[(own["solver"] == TUNED[name]) & (own["nfe"] == nfe) & (own["eta"] == 0)]
         untuned = own[own["timing"] == UNTUNED].sort_values("first").iloc[0]
         lines = {"untuned, best diffusion grid": untuned}
+        if model == MODEL:
+            lines["untuned, straight path"] = pick(straight, solver=ON_STRAIGHT[name], nfe=nfe)
         lines |= {of: pick(own, timing=timing) for of, timing in timings.items()}
         where = "small network, " if model == SMALL else ""
         for of, row in lines.items():

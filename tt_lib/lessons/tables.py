@@ -418,11 +418,16 @@ def _draw_changes(axes: Axes, changes: pd.DataFrame, same: pd.DataFrame) -> Any:
     """A heat map of changes in per cent, hatched where the intervals overlap; what was not measured stays empty."""
     per_cent = 100 * changes
     axes.grid(False)
-    image = heat_map(axes, per_cent, per_cent.map(lambda each: "" if pd.isna(each) else f"{each:+.0f}"), SATURATED, 8)
+    image = heat_map(axes, per_cent, per_cent.map(_signed), SATURATED, 8)
     for place, column in zip(*same.to_numpy().nonzero(), strict=True):
         options: dict[str, Any] = {"fill": False, "hatch": "////", "edgecolor": GREY, "linewidth": 0, "alpha": 0.5}
         axes.add_patch(Rectangle((column, place), 1, 1, **options))
     return image
+
+
+def _signed(change: float) -> str:
+    """A change in whole per cent; one that rounds to 0 has no sign."""
+    return "" if pd.isna(change) else f"{round(change):+d}" if round(change) else "0"
 
 
 def changes_table(rows: pd.DataFrame, timings: Mapping[str, str]) -> str:
