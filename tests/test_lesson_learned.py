@@ -179,6 +179,9 @@ def test_what_the_text_says_of_knobs_holds():
         for nfe in (5, 10)
     }
     best, straight, uniform = list(rows["DDIM", 5])[:3]
+    for knobs in learned.LEARNED.values():
+        cells = [Cell("unipc,final=lower", "learned" if "grid" in knobs else "uniform", nfe, knobs) for nfe in (5, 10)]
+        assert all(find_timing(learned.MODEL, cell).tuning["iterations"] == 300 for cell in cells)
     for nfe in (5, 10):
         own = rows["DDIM", nfe]
         for short in SHORT:
