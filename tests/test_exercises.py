@@ -358,21 +358,3 @@ def test_gains_learned_otherwise_pass_too(one_thread, capsys, changes):
     """Exercise 3 of 05 leaves the optimizer open, and how often the held-out loss is looked at."""
     answered("05", "13", changes)
     assert capsys.readouterr().out == "gains: well done\n"
-
-
-def test_three_measures_pass_four_pairs_of_07_and_the_fifth_refutes_them(one_thread):
-    """With other seeds than the solution's."""
-    names, seeds = {}, range(4, 8)
-    for last in ("02", "13", "14", "15"):
-        exec(next(cell.source for cell in solved("07") if cell.id.endswith(last)), names)
-    images, table = names["images"], names["table"]
-    exact = images("dpmpp-2m", "karras", 20, seeds=seeds)
-    *first, last = [*names["pairs"].values(), ("ddim", "quadratic", 5, "truncation-parallel")]
-    pairs = [((*cell[:3], "untuned"), cell) for cell in (*first, last)]
-    pairs.insert(0, tuple(("dpmpp-2m", grid, 6, "untuned") for grid in ("uniform", "quadratic")))
-    for pair in pairs:
-        rows = [dict(zip(("solver", "grid", "nfe", "timing"), cell, strict=True)) for cell in pair]
-        before, after = (names["pick"](table, **row)["imagenet"] for row in rows)
-        one, two = (names["beside_fine"](images(*cell, seeds=seeds), exact) for cell in pair)
-        for name in ("contrast", "detail", "shared"):
-            assert ((two[name] > one[name]) == (after > before)) == (pair != pairs[-1]), (pair, name)
