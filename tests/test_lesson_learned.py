@@ -148,9 +148,10 @@ def test_what_the_text_says_of_shipped_ratios_holds():
     for (name, _), timing in timings.items():
         assert timing.ratios[-1] < 1 if name != "UniPC" else 1.1 < timing.ratios[-1] < 1.25
     # The last step of UniPC with falling orders, which the reason does not explain.
-    for nfe in (4, 5, 6):
-        cell = Cell("unipc,final=lower", "learned", nfe, learned.BEST["timing"])
-        assert find_timing(learned.MODEL, cell).ratios[-1] == pytest.approx(1.2, abs=0.02)
+    names = ("learned-grid-timing-gain", learned.BEST["timing"])
+    cells = [Cell("unipc,final=lower", "learned", nfe, name) for nfe in (4, 5, 6) for name in names]
+    lasts = sorted(find_timing(learned.MODEL, cell).ratios[-1] for cell in cells)
+    assert lasts[0] < 1 and min(lasts[1:]) > 1.15
     # The last gain is the largest, and near its bound; the others are near 1.
     assert all(1.13 < max(timing.gains) == timing.gains[-1] < 1.2 for timing in timings.values())
     assert all(0.95 < gain < 1.05 for timing in timings.values() for gain in timing.gains[:-1])
