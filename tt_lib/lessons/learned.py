@@ -32,7 +32,7 @@ from tt_lib.study.cells import Cell, find_timing
 from tt_lib.study.compare import BEST, FEATURES, MODEL, SMALL, STRAIGHT, N, beside_each_other
 from tt_lib.timing import UNTUNED, Timing
 from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow
-from tt_lib.tuning.learn import KNOBS, LearnConfig, LearnResult, learn
+from tt_lib.tuning.learn import KNOBS, LARGEST_GAIN, LearnConfig, LearnResult, learn
 
 NFE, NOISES, HELD_OUT, ITERATIONS, RATE = 4, 128, 512, 60, 0.1
 SAMPLES = 400
@@ -291,22 +291,22 @@ def shared_figure() -> Figure:
     """Nodes, ratios tau / t and gains of :func:`shipped`, against lambda; the rows of nodes name the lines."""
     figure = Figure(figsize=(9.5, 4.2))
     panels = figure.subplots(1, 3)
-    rows = list(shipped())
-    for row, ((name, nfe), timing) in enumerate(shipped().items()):
+    timings = shipped()
+    for row, ((name, nfe), timing) in enumerate(timings.items()):
         lam = SCHEDULE.lam(torch.tensor(timing.times, dtype=torch.float64))
         colour, marker = COLOURS[name]
         few: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"} if nfe == 5 else {}
         for axes, values in zip(panels, ([row] * nfe, timing.ratios, timing.gains), strict=True):
             options = {"markersize": 5, "linewidth": 1.3, **few}
             axes.plot(lam, values, color=colour, marker=marker, **options)
-    panels[0].set_yticks(range(len(rows)), [f"{name}, NFE {nfe}" for name, nfe in rows])
+    panels[0].set_yticks(range(len(timings)), [f"{name}, NFE {nfe}" for name, nfe in timings])
     panels[0].invert_yaxis()
     for axes, title in zip(panels, ("nodes", "τ / t", "gain"), strict=True):
         axes.set(title=title, xlabel="λ of the node")
     for axes in panels[1:]:
         axes.axhline(1, color=BLACK, linewidth=1)
         axes.set_ylim(0.86, 1.28)
-    panels[2].axhline(1.2, color=GREY, linewidth=1, linestyle=":")
+    panels[2].axhline(1 + LARGEST_GAIN, color=GREY, linewidth=1, linestyle=":")
     return figure
 
 
@@ -316,8 +316,8 @@ def knobs_figure(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(9.5, 7.2))
     for row, short in zip(figure.subplots(2, 2, sharex=True), SHORT, strict=True):
         for axes, nfe in zip(row, (5, 10), strict=True):
-            ceiling = converged(table)[short]
-            drawn = [ceiling]
+            level = converged(table)[short]
+            drawn = [level]
             for shift, (name, (colour, marker)) in enumerate(COLOURS.items()):
                 rows = knob_rows(table, name, nfe)
                 labels = list(rows)
@@ -329,7 +329,7 @@ def knobs_figure(table: pd.DataFrame) -> Figure:
                     axes.plot(x, value, marker, color=colour, markersize=6, label=name if not place else None)
                     axes.vlines(x, low, high, colour, linewidth=2)
                     drawn += [low, high]
-            axes.axhline(ceiling, color=BLACK, linewidth=1, linestyle="--", label="converged solution")
+            axes.axhline(level, color=BLACK, linewidth=1, linestyle="--", label="converged solution")
             for right in ("untuned, uniform grid", "grid"):
                 axes.axvline(labels.index(right) - 0.5, color=GREY, linewidth=1, linestyle=":")
             axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
