@@ -144,7 +144,11 @@ BAD_TABLES = {
     "no cells": (HEAD, r"no \[\[cells\]\]"),
     "single brackets": (HEAD + ONE_CELL.replace("[[cells]]", "[cells]"), "in two brackets"),
     "misspelt section": (HEAD + TUNING.replace("tuning", "tunning") + ONE_CELL, "unknown entry 'tunning'"),
-    "nfe": (HEAD + ONE_CELL.replace("nfe = 2", "nfe = 0"), "nfe must be a whole number of at least 1, got 0"),
+    "nfe": (HEAD + ONE_CELL.replace("nfe = 2", "nfe = 0"), "ddim-uniform-0-untuned: .* at least 1 .*, got 0"),
+    "an nfe that the solver does not make": (
+        HEAD + ONE_CELL.replace("ddim", "dpm-solver-3").replace("nfe = 2", "nfe = [4, 6]"),
+        "dpm-solver-3-uniform-6-untuned: .* 4, 7, 10, .* got 6",
+    ),
     "n": (HEAD.replace("20", "25") + ONE_CELL, "multiple of 10"),
     "n beyond the last seed": (
         HEAD.replace("seed = 3", "seed = 999999990") + ONE_CELL,

@@ -170,9 +170,11 @@ def _make_tables(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict
     for table in tables:
         for cell in table.cells:
             read_grid(cell.start)
-            if cell.nfe < 1:
-                raise BadValue(f"nfe must be a whole number of at least 1, got {cell.nfe}")
-            check_gamma_images(cell.make_solver(), images)
+            try:
+                solver, _ = cell.make_solver().for_nfe(cell.nfe)  # a dry run refuses what a run would
+            except BadValue as error:
+                raise BadValue(f"{cell.label}: {error}") from error
+            check_gamma_images(solver, images)
             if recipe := table.recipe(cell):
                 check_recipe(cell, recipe)
     return tables
