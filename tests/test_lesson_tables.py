@@ -1,5 +1,7 @@
 """Notebook 07: the study's rows in both features, who is best, and what the figures draw."""
 
+from itertools import pairwise
+
 import matplotlib
 import pandas as pd
 import pytest
@@ -281,6 +283,27 @@ def test_the_headline_of_the_shipped_rows_holds():
     # In the classifier's features one is not told apart; its ImageNet distance is twice as large.
     (close,) = tables.overlapping(untuned[untuned["nfe"] == 10], five, "classifier").to_dict("records")
     assert close["solver"] == "sde-dpmpp-2m" and 1.9 < close["imagenet"] / five["imagenet"] < 2.1
+
+
+def test_what_the_first_lesson_says_of_ddim_holds():
+    """Of the shipped rows, with intervals apart: which objective helps DDIM, and what Adam leaves of the harm."""
+    ddim = tables.study().query("solver == 'ddim' and eta == 0").set_index(["grid", "nfe", "timing"])
+    paper, truncation = "consistency-sequential", "truncation-parallel"
+    adam = f"{paper},optimiser=adam"
+    ascending = {
+        ("quadratic", 10): ([paper, "untuned"], [truncation, "untuned"]),
+        ("quadratic", 5): ([truncation, "untuned", paper], [adam, paper]),
+        ("uniform", 5): ([paper, "untuned"],),
+    }
+    for short in tables.SHORT:
+        low, high = ddim[f"{short}_low"], ddim[f"{short}_high"]
+        for place, orders in ascending.items():
+            for better, worse in ((a, b) for order in orders for a, b in pairwise(order)):
+                assert high[(*place, better)] < low[(*place, worse)], (short, place, better)
+        assert ddim[short]["quadratic", 5, "untuned"] < ddim[short]["quadratic", 5, adam]
+    five = ddim.sort_index().loc["uniform", 5]
+    assert five["imagenet_high"]["untuned"] < five["imagenet_low"][truncation]
+    assert five["classifier_high"][truncation] < five["classifier_low"]["untuned"]
 
 
 def test_what_the_lessons_say_of_knobs_and_ways_holds():
