@@ -308,8 +308,8 @@ def test_what_the_lessons_say_of_knobs_and_ways_holds():
         ] == ahead
     three = table[(table["solver"] == LOWER) & (table["timing"] == "learned-grid-timing-gain")].set_index("nfe")
     for more, less, pays in ((three, two, []), (own, three, [6, 8])):
-        apart = more["imagenet_high"] < less["imagenet_low"]
-        assert [nfe for nfe in (5, 6, 8, 10) if apart[nfe]] == pays, "the third knob, and longer learning"
+        apart = [nfe for nfe in (5, 6, 8, 10) if more.loc[nfe, "imagenet_high"] < less.loc[nfe, "imagenet_low"]]
+        assert apart == pays, "the third knob, and longer learning"
     harmed = best.loc[[5, 6, 8, 10], "imagenet_high"] < own.loc[[5, 6, 8, 10], "imagenet_low"]
     assert harmed.tolist() == [True, False, False, False], "by falling orders"
     gits = find_timing(tables.MODEL, Cell(LOWER, "learned", 5, "learned-gits")).grid_times
