@@ -312,6 +312,8 @@ def test_what_the_lessons_say_of_knobs_and_ways_holds():
         assert apart == pays, "the third knob, and longer learning"
     harmed = best.loc[[5, 6, 8, 10], "imagenet_high"] < own.loc[[5, 6, 8, 10], "imagenet_low"]
     assert harmed.tolist() == [True, False, False, False], "by falling orders"
+    others = table[table["group"].str.startswith("untuned") & (table["nfe"] == 10)]
+    assert len(tables.overlapping(others, best.loc[10], "classifier")) == 1, "level with the last row"
     gits = find_timing(tables.MODEL, Cell(LOWER, "learned", 5, "learned-gits")).grid_times
     assert gits[0] == 1 and gits[1] == pytest.approx(0.016, abs=0.0005)
 
