@@ -76,11 +76,11 @@ SATURATED = 40
 """Changes in per cent beyond this have a map's last colour: one ruined sampler must not hide the others."""
 ALT = {
     "headline": "Two panels of Fréchet distance against the number of evaluations, 4 to 10, on logarithmic axes, in "
-    "ImageNet features and in the classifier's. Four falling lines: DDIM on the diffusion's grids far above, then the "
-    "best untuned sampler and the best untuned one on the straight path, which cross, and lowest the learned sampler, "
-    "nearly flat from 6 evaluations on. A dashed horizontal line at the learned sampler's distance for 5 stays below "
-    "all other lines up to 10 in ImageNet features. In the classifier's the best untuned sampler meets it at 10. A "
-    "dotted horizontal line below everything is the converged solution.",
+    "ImageNet features and in the classifier's. Four falling lines: DDIM far above, then the best untuned samplers on "
+    "the diffusion's and on the straight path, which cross, and lowest the learned sampler, nearly flat from 6 on. A "
+    "dashed horizontal line at the learned sampler's distance for 5 stays below all other lines in ImageNet features. "
+    "In the classifier's the best untuned sampler meets it at 10. A dotted horizontal line below everything is the "
+    "converged solution.",
     "player": "Every sampler of the study at one number of evaluations: its distance in ImageNet features to the right "
     "and in the classifier's upwards. The slider goes from 4 to 10 evaluations. The cloud moves down to the left, "
     "towards the star of the converged solution. The learned UniPC, a diamond, comes close to it at 6.",
