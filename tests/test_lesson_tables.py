@@ -419,3 +419,12 @@ def test_what_the_lesson_counts_in_the_map_holds():
         assert counts.loc["ImageNet: worse", "classifier: worse"] == harms
         tuned = both[both["timing"] == timing]
         assert page.better(tuned, untuned.loc[tuned.index]).sum() == gains + 1
+
+
+def test_what_the_lesson_says_of_the_last_two_steps_holds():
+    """Of the shipped rows, with intervals apart: no harm is left in one row, harm in both features in two."""
+    frame = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
+    lines = tables.changes_table(frame, {"all": "consistency-parallel", "two": "consistency-parallel-freeze2"})
+    cells = [line.split(" | ")[2:] for line in lines.splitlines()[2:]]
+    assert all(ruin.count("+") == 2 for ruin, _ in cells) and "overlap" not in lines
+    assert [left.count("+") for _, left in cells] == [0, 1, 2, 2]
