@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -75,32 +76,39 @@ SATURATED = 40
 """Changes in per cent beyond this have a map's last colour: one ruined sampler must not hide the others."""
 ALT = {
     "headline": "Two panels of Fréchet distance against the number of evaluations, 4 to 10, on logarithmic axes, in "
-    "ImageNet features and in the classifier's. Four falling lines: DDIM on the diffusion's grids far above, then the "
-    "best untuned sampler and the best on the straight path, which cross, and lowest the learned sampler, nearly level "
-    "from 6 evaluations on. A dashed level line at its value for 5 stays below all others up to 10 in ImageNet "
-    "features. In the classifier's the best untuned sampler meets it at 10. The converged solution is a dotted line "
-    "below everything.",
+    "ImageNet features and in the classifier's. Four falling lines: DDIM far above, then the best untuned samplers on "
+    "the diffusion's and on the straight path, which cross, and lowest the learned sampler, nearly flat from 6 on. A "
+    "dashed horizontal line at the learned sampler's distance for 5 stays below all other lines in ImageNet features. "
+    "In the classifier's the best untuned sampler meets it at 10. A dotted horizontal line below everything is the "
+    "converged solution.",
     "player": "Every sampler of the study at one number of evaluations: its distance in ImageNet features to the right "
     "and in the classifier's upwards. The slider goes from 4 to 10 evaluations. The cloud moves down to the left, "
     "towards the star of the converged solution. The learned UniPC, a diamond, comes close to it at 6.",
     "strip": "Three panels, for 4, 6 and 10 evaluations. The points lie along a rising band. The learned UniPC, a blue "
-    "diamond, lies at its lower left end, near the star of the converged solution.",
-    "near": "The corner around the converged solution, with 10 evaluations and 95 % intervals as crosses. Learned "
-    "samplers lie close to its star, among them UniPC's blue diamond. Four lie to the right, and a little lower. At "
-    "the diamond's height lie a few others, twice as far to the right.",
+    "diamond, lies at its lower left end: with 4 evaluations well above the star of the converged solution and to its "
+    "right, with 6 and 10 at the star.",
+    "near": "The corner around the converged solution, with 10 evaluations and 95 % intervals as crosses, the star's "
+    "too. Learned samplers lie close to the star, among them UniPC's blue diamond. Four lie to the right, and a little "
+    "lower; of these only the lowest point lies below the star's cross. At the diamond's height lie a few others, "
+    "twice as far to the right.",
     "straight": "Two heat maps of changes in per cent, for Euler, Heun, 2M and UniPC by 4 to 10 evaluations. In "
     "ImageNet features the left is orange, worse: all of Euler's row, and ever less of the rows below. The right is "
     "purple, better. In the classifier's features only Euler at 4 and Heun up to 6 are worse.",
     "untuned": "Six panels of distance against the number of evaluations: three grids from left to right, ImageNet "
-    "features above and the classifier's below, for DDIM, DPM-Solver++(2M), UniPC and UniPC with falling orders.",
+    "features above and the classifier's below. On the uniform and the quadratic grid DDIM is high, and "
+    "DPM-Solver++(2M) and UniPC with falling orders are low. UniPC without them is as high as DDIM or higher on the "
+    "uniform grid, but for 5 evaluations in the classifier's features. On logsnr both UniPC lines are far above the "
+    "others at 5 and below them from 8 on.",
     "puzzle": "Three rows of four pictures from the same noise. Uniform grid: strong contrast, flat surfaces. "
     "Quadratic grid: paler, with another motif in the first column. Converged: strong contrast and fine texture.",
     "zoom": "Two parts of 16 by 16 pixels, enlarged, three times each. Uniform grid: broad, even patches. Quadratic "
     "grid: paler, but for its contrast neighbouring pixels differ more. Converged: they differ as much, in strong "
     "colours.",
     "map": "Four heat maps of changes in per cent, six samplers by 5, 10 and 20 evaluations: the consistency objective "
-    "and the truncation objective, each in ImageNet features and in the classifier's. Cells whose intervals overlap "
-    "are hatched.",
+    "and the truncation objective, each in ImageNet features and in the classifier's. Consistency is mostly orange, "
+    "worse, and most of all for 2M and UniPC on the uniform grid at 5 and 10. Truncation is mostly purple, better, or "
+    "hatched, where intervals overlap; it is dark orange for 2M and UniPC on the uniform grid at 5, in ImageNet "
+    "features.",
 }
 """What the figures show, in words."""
 
@@ -139,9 +147,14 @@ def group(solver: str, timing: str, path: str) -> str:
 
 
 def best(table: pd.DataFrame, short: str) -> pd.DataFrame:
-    """The sampler of the smallest distance for each NFE of :data:`NFES`, indexed by NFE."""
+    """The sampler of the smallest distance for each NFE of :data:`NFES`, indexed by NFE.
+
+    The column ``of`` says of how many; two names of the same samples count once.
+    """
     table = table[table["nfe"].isin(NFES)]
-    return table.loc[table.groupby("nfe")[short].idxmin()].set_index("nfe", drop=False)
+    many = table.drop_duplicates(["nfe", *SHORT]).groupby("nfe").size()
+    first = table.loc[table.groupby("nfe")[short].idxmin()].set_index("nfe", drop=False)
+    return first.assign(of=many)
 
 
 def pick(table: pd.DataFrame, **where: Any) -> pd.Series:
@@ -179,6 +192,19 @@ def converged(table: pd.DataFrame) -> pd.Series:
 def overlapping(table: pd.DataFrame, row: pd.Series, short: str) -> pd.DataFrame:
     """The samplers of a table whose interval in one kind of features overlaps with a sampler's, or lies below it."""
     return table[table[f"{short}_low"] <= row[f"{short}_high"]].sort_values(short, kind="stable")
+
+
+def difference(row: pd.Series, other: pd.Series) -> str:
+    """How much larger a sampler's distances are than another's, ImageNet / classifier's, with half of 95 % intervals.
+
+    The samplers are taken for independent. From the same noise the interval of pairs is usually narrower; it needs the
+    samples, and rows do not hold them.
+    """
+    cells = []
+    for short in SHORT:
+        halves = [(each[f"{short}_high"] - each[f"{short}_low"]) / 2 for each in (row, other)]
+        cells.append(f"{row[short] - other[short]:+.2f} ± {math.hypot(*halves):.2f}")
+    return " / ".join(cells)
 
 
 def quality(samplers: Iterable[tuple[str, pd.Series]]) -> str:
@@ -255,7 +281,7 @@ def headline_figure(table: pd.DataFrame) -> Figure:
     lines = {
         "DDIM, best of the diffusion's grids": (untuned[untuned["solver"] == "ddim"], "ddim"),
         "best untuned, diffusion's path": (untuned, "untuned"),
-        "best on the straight path": (table[table["group"] == "untuned, straight path"], "untuned, straight path"),
+        "best untuned, straight path": (table[table["group"] == "untuned, straight path"], "untuned, straight path"),
         "learned end to end": (table[table["group"] == "learned UniPC"], "learned UniPC"),
     }
     figure = Figure(figsize=(9.5, 4))
@@ -267,7 +293,7 @@ def headline_figure(table: pd.DataFrame) -> Figure:
             axes.vlines(points.index, points[f"{short}_low"], points[f"{short}_high"], color, linewidth=2.5)
             values += [*points[short]]
         five, end = points.loc[5, short], converged(table)[short]
-        axes.plot([5, 10.4], [five, five], color=color, linewidth=1, linestyle="--")
+        axes.plot([5, 10.4], [five, five], color=color, linewidth=1, linestyle="--", label="its distance at NFE 5")
         axes.axhline(end, color=KINDS["converged solution"].color, linestyle=":", label="converged solution")
         log_axis(axes, "y", [end, *values])
         axes.set(xlabel="NFE (network evaluations a sample)", ylabel=LABELS[short], xticks=NFES)
@@ -279,26 +305,34 @@ def draw_field(axes: Axes, nfe: int, near: tuple[float, float] | None = None) ->
     """Every sampler of one NFE by both distances, and the converged solution.
 
     Args:
-        near: the axes end at these multiples of its distances, and intervals are drawn; all samplers, if None.
+        near: the axes end at these multiples of its distances, and intervals are drawn, its own too; all samplers, if
+            None.
     """
     table = study()
     end = converged(table)
     options: dict[str, Any] = {"markersize": 15, "fillstyle": "none", "label": "converged solution"}
     color, marker, _ = KINDS["converged solution"]
     axes.plot(end["imagenet"], end["classifier"], marker, color=color, **options)
+    if near:
+        _crosses(axes, end, color)
     for name in GROUPS:
         color, marker, _ = KINDS[name]
         own = table[(table["nfe"] == nfe) & (table["group"] == name)]
         options = {"markersize": 6 if name.startswith("learned") else 4, "markeredgewidth": 0, "label": name}
         axes.plot(own["imagenet"], own["classifier"], marker, color=color, alpha=0.8, **options)
         if near:
-            axes.hlines(own["classifier"], own["imagenet_low"], own["imagenet_high"], color, linewidth=1)
-            axes.vlines(own["imagenet"], own["classifier_low"], own["classifier_high"], color, linewidth=1)
+            _crosses(axes, own, color)
     few = table[table["nfe"].isin(NFES) & table["group"].isin(GROUPS)]
     far = [few[short].max() for short in SHORT] if near is None else near * end[list(SHORT)].astype(float)
     for which, short, last in zip("xy", SHORT, far, strict=True):
         log_axis(axes, which, [end[short], few[f"{short}_low"].min(), last])
     axes.set(xlabel=LABELS["imagenet"], ylabel=LABELS["classifier"], title=f"NFE {nfe}")
+
+
+def _crosses(axes: Axes, own: Any, color: str) -> None:
+    """The intervals of one sampler, or of several."""
+    axes.hlines(own["classifier"], own["imagenet_low"], own["imagenet_high"], color, linewidth=1)
+    axes.vlines(own["imagenet"], own["classifier_low"], own["classifier_high"], color, linewidth=1)
 
 
 @style()
