@@ -7,6 +7,7 @@ import io
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import pyplot
@@ -196,3 +197,10 @@ def test_show_stores_the_text_alternative(figure, monkeypatch):
         assert png.size == (2 * stored["width"], 2 * stored["height"])
     with pytest.raises(BadValue, match="alt text"):
         style.show(figure, "")
+
+
+def test_words_of_a_heat_map_are_white_on_dark_colours_alone(figure):
+    table = pd.DataFrame([[-1.0, -0.5, 0.0, 0.5, 1.0]])
+    axes = figure.subplots()
+    style.heat_map(axes, table, table.map(str), 1.0)
+    assert [text.get_color() for text in axes.texts] == ["white", "black", "black", "black", "white"]

@@ -28,6 +28,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from seaborn.utils import relative_luminance
 
 from tt_lib.errors import BadValue
 from tt_lib.files import atomic_path, check_suffix
@@ -229,7 +230,11 @@ def heat_map(axes: Axes, table: pd.DataFrame, words: pd.DataFrame, limit: float,
     options: dict[str, Any] = {"annot": words, "fmt": "", "annot_kws": {"fontsize": fontsize}, "cbar": False}
     seaborn.heatmap(table, ax=axes, cmap="PuOr_r", vmin=-limit, vmax=limit, **options)
     axes.tick_params(axis="y", labelrotation=0)
-    return axes.collections[0]
+    mesh = axes.collections[0]
+    for text in axes.texts:  # seaborn writes white on light colours, too; from 0.179 on black has more contrast
+        column, row = map(int, text.get_position())
+        text.set_color("black" if relative_luminance(mesh.to_rgba(table.iat[row, column])) > 0.179 else "white")
+    return mesh
 
 
 def _one_line(what: str, text: str) -> str:
