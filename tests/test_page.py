@@ -142,8 +142,7 @@ def test_what_the_pages_say_in_words_is_so():
     for solver, nfe in straight.loc["learned"].index:
         mine, plain_one = (straight.loc[(timing, solver, nfe)] for timing in ("learned", "untuned"))
         assert page.less(plain_one, mine, 1) == (nfe <= last[solver]), (solver, nfe)
-    flow, best = straight.loc[("learned", "unipc", 8)], learned.loc[8]
-    assert not page.less(flow, best, 1) and not page.less(best, flow, 1)
+        assert page.less(mine, plain_one, 1) or solver == "euler" or nfe < 8, (solver, nfe)
     straight = straight["value_1"]
     own = page.beside(frame)
     ddim = own[(own["solver"] == "ddim") & (own["timing"] == "untuned")].groupby("nfe")["value_1"].min()
@@ -272,13 +271,15 @@ def test_the_claim_is_made_of_the_primary_metric_and_says_what_the_second_says()
         "**10 learned evaluations do better than 10 of every untuned sampler here**, in ImageNet features: 6.00 against"
     )
     assert page.claim(FRAME).startswith(f"{begin} 8.00."), "at NFE 5 an untuned one in 10 is better"
-    assert "to reach 6.00 takes 60 evaluations, the first DDIM none measured." in page.claim(FRAME)
+    assert "to reach 6.00 takes 60 evaluations, the first DDIM on the diffusion's grids none measured." in page.claim(
+        FRAME
+    )
     later = both(("ddim", "uniform", 50, "untuned", 6.0, 2.6), ("ddim", "uniform", 20, "untuned", 6.1, 2.6))
-    assert "takes 50 evaluations, the first DDIM 50." in page.claim(pd.concat([FRAME, later]))
+    assert "takes 50 evaluations, the first DDIM on the diffusion's grids 50." in page.claim(pd.concat([FRAME, later]))
     blind = both(("ddim", "logsnr", 10, "untuned", 9.0, 2.7))
     said = (
-        "they have 2.80. The least untuned distance there, 2.70, is level with it: `ddim` on the grid `logsnr` in 10, "
-        "with 9.00"
+        "they have 2.80. The least untuned distance there, 2.70, is not told apart from it: `ddim` on the grid "
+        "`logsnr` in 10, with 9.00"
     )
     assert said in page.claim(pd.concat([FRAME, blind]))
     near = both(("ddim", "logsnr", 10, "untuned", 6.1, 9.0))
@@ -296,8 +297,8 @@ def test_many_samples_are_said_beside_their_own_converged_solution():
         n=50_000,
     )
     said = (
-        "has 7.00 and 4.40 in 5 and 10 evaluations, the best untuned one 14.0 and 9.00. The learned distances are "
-        "1.75 and 1.10 times the converged solution's 4.00."
+        "has 7.00 and 4.40 in 5 and 10 evaluations, the best untuned one measured so 14.0 and 9.00. The learned "
+        "distances are 1.75 and 1.10 times the converged solution's 4.00."
     )
     assert said in page.many_samples(pd.concat([FRAME, many]))
     assert page.many_samples(FRAME) == ""
