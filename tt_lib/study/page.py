@@ -63,8 +63,7 @@ ROWS = {
 """The rows of the picture of samples."""
 PAGE = """# Results
 
-`tt card` writes this page from `fd.csv` beside it. Each row names the command, the commit and the device that
-made it.
+`tt card` writes this page from `fd.csv` beside it. Each row names command, commit and device that made it.
 
 - [What these numbers may not be compared with](#what-these-numbers-may-not-be-compared-with)
 - [Learned and untuned](#learned-and-untuned)
@@ -108,7 +107,7 @@ it was chosen by the least sum of losses on held-out noise. Try `{use}`.
 ## Untuned samplers
 
 In bold: the smallest value of a column in ImageNet features. `final=lower` lets the orders fall at the end; where that
-changes nothing there is one row. On the *straight path* the same network is sampled as a flow, x = (1 - t) x0 + t eps,
+changes nothing there is one row. On the *straight path* the network is sampled as a flow, x = (1 - t) x0 + t eps,
 on the grid `uniform-trailing` of flow time. The ODE is the same, its nodes are others. Euler's method there is DDIM on
 these nodes, which suit it far better.
 
@@ -117,8 +116,7 @@ these nodes, which suit it far better.
 
 A name says what is learned: grid, conditioning times (timing), gain. *ld3* is the recipe of LD3 with our distance in
 place of LPIPS, *gits* the shortest path of GITS. Other choices than 4,096 start noises, 300 iterations, a learning
-rate of 0.03, seed 0 and the uniform grid to start from stand behind the name. The small network has 9 million
-parameters.
+rate of 0.03, seed 0 and a start from the uniform grid stand behind the name. The small network has 9 M parameters.
 
 {learned}
 In ImageNet features, in 300 iterations, a second knob helps each solver at five evaluations, and all three are lowest.
@@ -128,7 +126,7 @@ Falling orders, which help untuned UniPC, harm the learned one in 1,000 iteratio
 iterations cost a few per cent. At five GITS leaps from noise almost to the data.
 
 In few evaluations learning on the straight path harms in ImageNet features, Euler's method in any. The others gain in
-eight and ten. Yet samples always end nearer to their converged ones: the loss compares pairs, a Fréchet distance sets.
+eight and ten. Yet samples end nearer to their converged ones: the loss compares pairs, a Fréchet distance sets.
 
 ## Learned elsewhere
 
