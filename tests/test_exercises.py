@@ -195,6 +195,12 @@ def test_a_wrong_guess_fails(guess, capsys, answer, said):
     assert capsys.readouterr().out.splitlines()[-1].startswith(said)
 
 
+SECOND_SCAN = "return best_of(max(low, coarse - spacing), min(high, coarse + spacing))"
+SURELY = "change.mean() < -2 * change.std() / len(change) ** 0.5"
+HALVES = "step(mixture, step(mixture, x, t, middle, t), middle, s, middle).detach()"
+TARGET = f"target = {HALVES}\n    return (step(mixture, x, t, s, tau) - target).square().sum(1)"
+DISTANCE = "return (mixture.eps(x, tau, schedule) - after).square().sum(1)"
+"""Parts of the solutions to 03; the last is what stands in their place."""
 WRONG = [
     ("02", "05", "(a.norm(dim=1) * b.norm(dim=1))", "a.norm(dim=1).square()", "against [2.0, 2.0]: 45 degrees"),
     ("02", "05", "cosine.clamp(-1, 1)", "cosine", "beyond 1: clamp it"),
@@ -207,6 +213,36 @@ WRONG = [
     ),
     ("02", "11", "local_long / local_short)", "local_long)", "from 0.6 to 0.0375, a sixteenth, means order 3"),
     ("02", "14", "range(6)", "range(7)", "better placed: not yet. give six times from 0.9 to 0.1, not [0.9, "),
+    ("03", "06", "return 2 * ((step", "return ((step", "about 0.5 times that of autograd"),
+    ("03", "06", "change / (2 * d)", "change / d", "about 2 times that of autograd"),
+    ("03", "09", "min(high, coarse + spacing)", "coarse + spacing", "search: not yet. stop at the bound 1.3"),
+    ("03", "09", "max(low, coarse - spacing)", "coarse - spacing", "search: not yet. stop at the bound 0.7"),
+    ("03", "09", "low, high = bounds", "low, high = 0.7, 1.3", "search: not yet. stop at the bound 0.4"),
+    (
+        "03",
+        "09",
+        "loss(ratio * t).mean()",
+        "loss(ratio * t).median()",
+        "the mean loss is smallest at 0.8274, not at 0.72",
+    ),
+    ("03", "09", SECOND_SCAN, "return coarse", "the mean loss is smallest at 0.8274"),
+    ("03", "09", SECOND_SCAN, f"{SECOND_SCAN[:7]}torch.tensor({SECOND_SCAN[7:]})", "a Python float, not Tensor"),
+    ("03", "12", SURELY, "change.mean() < 0", "0.8 is better, but not surely"),
+    ("03", "12", "< -2 *", "< 2 *", "0.8 is better, but not surely"),
+    ("03", "12", "< -2 *", "< -1 *", "0.8 is better, but not surely"),
+    ("03", "12", "< -2 *", "< -3 *", "0.95 gains little, but surely"),
+    ("03", "12", "len(change) ** 0.5", "len(change)", "0.8 is better, but not surely"),
+    ("03", "12", " / len(change) ** 0.5", "", "truncation's ratio helps"),
+    ("03", "12", "change.std()", "(untuned.var() + (change + untuned).var()).sqrt()", "0.95 gains little, but surely"),
+    ("03", "12", SURELY, "(change < 0).double().mean() > 0.5", "0.8 is better, but not surely"),
+    ("03", "12", SURELY, "0.7 < ratio < 1.3", "1.1 harms this step"),
+    ("03", "12", SURELY, "0.7 < ratio < 1", "0.8 is better, but not surely"),
+    ("03", "12", "else 1.0", "else 0.0", "consistency's ratio harms this step"),
+    ("03", "17", TARGET, "after = mixture.eps(x, t, schedule)\n    " + DISTANCE, "better on 0 of 3 toys"),
+    ("03", "17", TARGET, "return consistency(mixture, x, t, s, tau)", "better on 0 of 3 toys"),
+    ("03", "17", TARGET, "return ((tau / t - 0.8) ** 2).repeat(len(x))", "your loss never asks the network"),
+    ("03", "17", "- target).square().sum(1)", "- target).square().sum(1).mean()", "one number for each sample"),
+    ("03", "17", HALVES, "exact_flow(mixture, x, t, s, schedule)", "not the exact path"),
     ("04", "06", "h * (low - high)", "0.1 * (low - high)", "vertex: not yet. with r = 2.0 and h = 0.5"),
     ("04", "09", "after < before", "after < 1", "each step counts by itself"),
     ("04", "09", "after < before", "after < 0.9 * before", "each step counts by itself"),
@@ -417,3 +453,34 @@ def test_gains_learned_otherwise_pass_too(one_thread, capsys, changes):
     """Exercise 3 of 05 leaves the optimizer open, and how often the held-out loss is looked at."""
     answered("05", "13", changes)
     assert capsys.readouterr().out == "gains: well done\n"
+
+
+MIDWAY = """middle = (t + s) / 2
+    after = mixture.eps(step(mixture, x, t, middle, t), middle, schedule)
+    """
+BEFORE_AND_AFTER = """after = mixture.eps(step(mixture, x, t, s, tau), s, schedule)
+    after = (mixture.eps(x, t, schedule) + after) / 2
+    """
+SUBSTEPS = """target, times = x, torch.linspace(t, s, 17, dtype=torch.float64)
+    for now, later in zip(times[:-1], times[1:], strict=True):
+        target = step(mixture, target, now, later, now)
+    return (step(mixture, x, t, s, tau) - target).square().sum(1)"""
+BOUNDED = """from scipy.optimize import minimize_scalar
+    return minimize_scalar(lambda r: loss(r * t).mean().item(), bounds=bounds, method="bounded").x"""
+
+
+@pytest.mark.parametrize(
+    "last, right, other",
+    [
+        ("09", SECOND_SCAN, BOUNDED),
+        ("12", "change.std()", "change.std(correction=0)"),
+        ("17", TARGET, MIDWAY + DISTANCE),
+        ("17", TARGET, BEFORE_AND_AFTER + DISTANCE),
+        ("17", TARGET, SUBSTEPS),
+    ],
+    ids=["a bounded minimiser", "biased deviation", "midway", "before and after", "substeps"],
+)
+def test_unusual_answers_to_03_pass(one_thread, capsys, last, right, other):
+    """The exercises of 03 leave the search and the target open."""
+    answered("03", last, [(right, other)])
+    assert capsys.readouterr().out.endswith(": well done\n")

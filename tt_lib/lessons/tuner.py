@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -20,7 +20,15 @@ from tt_lib.sampling import Sampler
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.ddim import ddim
 from tt_lib.solvers.registry import make_solver
-from tt_lib.toy import GaussianMixture, MixturePredictor, exact_flow, ring_2d, single_gaussian, two_modes_1d
+from tt_lib.toy import (
+    GaussianMixture,
+    MixturePredictor,
+    exact_flow,
+    exact_trajectory,
+    ring_2d,
+    single_gaussian,
+    two_modes_1d,
+)
 from tt_lib.tuning import TuneConfig, tune
 from tt_lib.tuning.objectives import squared_distance
 
@@ -37,7 +45,8 @@ ALT = {
     "hook": "Left: where one step lands in the plane, for some samples. A line joins the true end of each to where the "
     "untuned step lands and to where the tuned one lands, with a ratio of 0.66. Most tuned ends lie between, nearer to "
     "the true ones; two at the lower left lie farther than untuned. Right: the mean squared error against the ratio "
-    "tau / t. It starts at 1 for the untuned step, and falls to less than a half at a ratio of 0.66.",
+    "tau / t. It starts at 1 for the untuned step, and falls to less than a half at a ratio of 0.66, along an "
+    "arrow named way of the tuner.",
     "scan": "Both losses of one step against the ratio tau / t. The truncation loss falls from 1 at tau = t to "
     "less than 0.6 at a ratio of 0.78. The consistency loss falls more slowly and is lowest at about 0.64. There a "
     "hollow mark shows the truncation loss: more than 1.7.",
@@ -54,10 +63,11 @@ ALT = {
     "short": "The best ratio of one step against its length, logarithmic and falling to the right. By the truncation "
     "loss it rises to 1. By the consistency loss it rises from 0.65 to about 0.82 and ends there.",
     "runs": "Error at the end of whole DDIM runs against the number of steps, 3 to 20, both axes logarithmic. Untuned "
-    "falls in a straight line. Truncation falls below it, parallel. Consistency begins a little above truncation with "
-    "3 steps, and hardly falls after 5: it is below untuned with 3 and 5 steps, above it with 10 and 20.",
+    "falls in a straight line, parallel to a dotted one in proportion to 1 / steps. Truncation falls below it, "
+    "parallel. Consistency begins a little above truncation with 3 steps, and hardly falls after 5: it is below "
+    "untuned with 3 and 5 steps, above it with 10 and 20.",
     "ruined": "Three rows of five images from the same noise. Untuned: smooth shapes, an animal among them. Tuned by "
-    "the paper's loss: their outlines under thick coloured grain. With the last two steps untuned: clean, and two are "
+    "the paper's loss: their outlines under thick coloured noise. With the last two steps untuned: clean, and two are "
     "cars.",
 }
 """What the figures show, in words."""
@@ -118,8 +128,7 @@ def draw_scan(axes: Axes, ratios: Tensor, losses: Mapping[str, Tensor], end: flo
     """
     untuned = int((ratios - 1).abs().argmin())
     axes.axvline(1, color=BLACK, linewidth=1, label="start: τ = t, untuned")
-    if end > ratios[0]:
-        axes.axvline(end, color=GREY, linewidth=1, linestyle=":", label="τ = s, the end of the step")
+    axes.axvline(end, color=GREY, linewidth=1, linestyle=":", label="τ = s, the end of the step")
     shares = {name: (values / values[untuned]).detach().cpu() for name, values in losses.items()}
     points = "." if len(ratios) < 20 else ""
     for name, share in shares.items():
@@ -132,7 +141,9 @@ def draw_scan(axes: Axes, ratios: Tensor, losses: Mapping[str, Tensor], end: flo
     (hollow,) = axes.plot(ratios[asked], shares["truncation"][asked], "D", color=BLUE, markersize=8)
     hollow.set(markerfacecolor="white", label="truncation at consistency's τ")
     axes.plot(1, 1, "o", color=BLACK, markersize=7)
-    axes.set(xlabel="ratio τ / t", ylabel="loss (1 = untuned)", ylim=(0, 2.5), xlim=(ratios[0], ratios[-1]))
+    axes.set(
+        xlabel="ratio τ / t", ylabel="loss (1 = untuned)", ylim=(0, 2.5), xlim=(min(ratios[0], end - 0.02), ratios[-1])
+    )
 
 
 def draw_losses(axes: Axes, t: float, length: float = 0.16, toy: str = "ring of eight") -> None:
@@ -147,7 +158,7 @@ def draw_losses(axes: Axes, t: float, length: float = 0.16, toy: str = "ring of 
 def hook_figure(t: float = 0.36, s: float = 0.1, count: int = 48) -> Figure:
     """One step on the ring with tau = t and with the best tau: where its samples land, and the loss over tau.
 
-    Of ``count`` samples those are drawn whose three ends lie in the window.
+    Of ``count`` samples those are drawn whose three ends lie in the window, and none at its frame.
     """
     losses, (schedule, ring) = step_losses("ring of eight", t, s), (linear_betas(), TOYS["ring of eight"])
     lowest = int(losses.truncation.argmin())
@@ -159,7 +170,8 @@ def hook_figure(t: float = 0.36, s: float = 0.1, count: int = 48) -> Figure:
         for tau in (t, losses.taus[lowest].item())
     ]
     low, high = torch.tensor([[-1.4, -1.2], [0.1, 0.3]], dtype=torch.float64)
-    inside = ((torch.stack([true, *ends]) > low) & (torch.stack([true, *ends]) < high)).all(2).all(0)
+    three = torch.stack([true, *ends])
+    inside = ((three > low + 0.04) & (three < high - 0.04)).all(2).all(0)
     true, ends = true[inside], [end[inside] for end in ends]
     figure = Figure(figsize=(9.4, 4.2))
     plane, valley = figure.subplots(1, 2)
@@ -180,6 +192,7 @@ def hook_figure(t: float = 0.36, s: float = 0.1, count: int = 48) -> Figure:
     valley.plot(ratios[lowest], share[lowest], "D", color=BLUE, markersize=9)
     arrow = {"arrowstyle": "-|>", "color": BLACK, "linewidth": 1.8}
     valley.annotate("", (ratios[lowest].item() + 0.02, 1.2), (1, 1.2), arrowprops=arrow)
+    valley.annotate("way of the tuner", ((1 + ratios[lowest].item()) / 2, 1.25), ha="center")
     valley.set(xlim=(0.5, 1.1), ylim=(0, 1.6), xlabel="ratio τ / t", ylabel="mean squared error (1 = untuned)")
     valley.set_title("the knob of this step")
     legend_below(figure, *plane.get_legend_handles_labels())
@@ -211,6 +224,7 @@ def short_steps_figure(found: pd.DataFrame) -> Figure:
     axes.axhline(1, color=BLACK, linewidth=1, label="untuned")
     axes.set(xlabel="length h = t − s of the step", ylabel="best ratio τ / t")
     log_axis(axes, "x", found.index)
+    axes.set_xticks(found.index, [f"{length:g}" for length in found.index])
     axes.invert_xaxis()
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
@@ -227,44 +241,40 @@ def run_errors(steps: Sequence[int], samples: int = SAMPLES) -> pd.DataFrame:
     true, rows = exact_flow(TOYS["ring of eight"], x, 0.9, 0.1, schedule), []
     for count in steps:
         sampler, taus = _tuned_on_ring(count, samples)
-        rows.append({name: _error(sampler, x, sampler.grid.tensor(), own, true) for name, own in taus.items()})
+        solve = partial(sampler.solver, x, sampler.grid.tensor(), schedule, None)
+        rows.append({name: _rms(drive(solve(), sampler.predictor, own).x - true) for name, own in taus.items()})
     return pd.DataFrame(rows, index=pd.Index(steps, name="steps"))
 
 
-def step_errors(count: int, samples: int = SAMPLES) -> pd.DataFrame:
-    """The error of each step of the runs of :func:`run_errors` if it begins on the exact path: a row for each timing.
+def error_parts(count: int, samples: int = SAMPLES) -> pd.DataFrame:
+    """What makes up the error of a run of :func:`run_errors`: a row for each choice of steps tuned by consistency.
+
+    The difference from the true end is a sum. One part is the last step's own, begun on the exact path; the rest comes
+    from the steps before it. The columns hold the RMS of both, the cosine of the angle between them over all samples
+    and coordinates, and the RMS of their sum.
 
     Args:
         count: number of steps.
         samples: as in :func:`run_errors`.
     """
     (sampler, taus), x, schedule = _tuned_on_ring(count, samples), _start(samples), linear_betas()
-    times, errors = sampler.grid.tensor(), pd.DataFrame(index=list(taus))
-    for k in range(count):
-        true = exact_flow(TOYS["ring of eight"], x, times[k], times[k + 1], schedule)
-        for name, own in taus.items():
-            errors.loc[name, f"step {k + 1}"] = _error(sampler, x, times[k : k + 2], own[k : k + 1], true)
-        x = true
-    return errors
-
-
-def switched_errors(count: int, samples: int = SAMPLES) -> pd.Series:
-    """The error at the end of a run of :func:`run_errors` where some steps alone are tuned by consistency.
-
-    Args:
-        count: number of steps.
-        samples: as in :func:`run_errors`.
-    """
-    (sampler, taus), x, schedule = _tuned_on_ring(count, samples), _start(samples), linear_betas()
-    true = exact_flow(TOYS["ring of eight"], x, 0.9, 0.1, schedule)
+    ring, times, before = TOYS["ring of eight"], sampler.grid.tensor(), f"first {count - 1}"
     plain, tuned = taus["untuned"], taus["consistency"]
-    switched = {
-        "no step": plain,
-        "all but the last": (*tuned[:-1], plain[-1]),
-        "the last": (*plain[:-1], tuned[-1]),
-        "all": tuned,
+    chosen = {
+        "untuned": plain,
+        f"{before} tuned": (*tuned[:-1], plain[-1]),
+        "last tuned": (*plain[:-1], tuned[-1]),
+        "all tuned": tuned,
     }
-    return pd.Series({name: _error(sampler, x, sampler.grid.tensor(), own, true) for name, own in switched.items()})
+    middle, true = exact_trajectory(ring, x, times[[0, -2, -1]], schedule)[1:]
+    rows = {}
+    for name, own in chosen.items():
+        end = drive(sampler.solver(x, times, schedule, None), sampler.predictor, own).x
+        alone = drive(sampler.solver(middle, times[-2:], schedule, None), sampler.predictor, own[-1:]).x
+        first, last = end - alone, alone - true
+        cosine = ((first * last).sum() / (first.norm() * last.norm())).item()
+        rows[name] = {before: _rms(first), "last": _rms(last), "cosine": cosine, "run": _rms(end - true)}
+    return pd.DataFrame(rows).T
 
 
 @style()
@@ -272,6 +282,8 @@ def runs_figure(errors: pd.DataFrame) -> Figure:
     """Errors at the end of whole runs: a column for each timing, indexed by the number of steps."""
     figure = Figure(figsize=(7, 3.8))
     axes = figure.subplots()
+    guide = 0.8 * errors["untuned"].iloc[0] * errors.index[0] / errors.index.to_numpy()
+    axes.plot(errors.index, guide, color=GREY, linestyle=":", label="in proportion to 1 / steps")
     for name, (colour, line, marker) in {"untuned": (BLACK, "-", "o"), **COLOURS}.items():
         axes.plot(errors.index, errors[name], color=colour, linestyle=line, marker=marker, label=name)
     axes.set(xlabel="DDIM steps", ylabel="distance from the true end (RMS)")
@@ -300,10 +312,9 @@ def _start(count: int) -> Tensor:
     return _states(TOYS["ring of eight"], torch.tensor(0.9, dtype=torch.float64), count)
 
 
-def _error(sampler: Sampler, x: Tensor, times: Tensor, taus: Sequence[float], true: Tensor) -> float:
-    """How far steps from ``x`` along ``times``, conditioned on ``taus``, end from ``true``: root mean square."""
-    end = drive(sampler.solver(x, times, sampler.schedule, None), sampler.predictor, taus).x
-    return (end - true).square().mean().sqrt().item()
+def _rms(error: Tensor) -> float:
+    """Root mean square over samples and coordinates."""
+    return error.square().mean().sqrt().item()
 
 
 @cache
