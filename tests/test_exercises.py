@@ -337,6 +337,13 @@ WRONG = [
         "next(name for name in candidates if max(candidates[name]) < 0)",
         "two metrics: not yet. a and c get worse",
     ),
+    (
+        "07",
+        "11",
+        "min(candidates, key=lambda name: max(candidates[name]))",
+        "min((name for name in candidates if max(candidates[name]) < 0), key=lambda name: candidates[name][0])",
+        "two metrics: not yet. a and c get worse",
+    ),
     ("07", "08", "float((5.0 - measured.min(axis=1)).mean())", "2 * error", "winner's curse: not yet."),
     ("07", "08", ".normal(5.0, error,", ".normal(5.0, 0.05,", "winner's curse: not yet. twice the error"),
     ("07", "11", "max(candidates[name])", "max(map(abs, candidates[name]))", "two metrics: not yet. a and c get worse"),
