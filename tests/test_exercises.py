@@ -384,6 +384,18 @@ def test_a_wrong_answer_fails(one_thread, capsys, number, last, right, wrong, sa
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "last, right, other",
+    [
+        ("05", "(untuned - tuned) / (untuned - end)", "(untuned - tuned) * (1 / (untuned - end))"),
+        ("08", "return [(i, j) for i, j in pairs if", "return [[i, j] for i, j in pairs if"),
+    ],
+)
+def test_a_right_answer_of_another_form_passes(one_thread, capsys, last, right, other):
+    answered("07", last, [(right, other)])
+    assert "not yet" not in (said := capsys.readouterr().out) and "well done" in said
+
+
 COSINE = "optimizer.step()\n        optimizer.param_groups[0]['lr'] = 0.1 * float(torch.tensor(i / 40).cos()) ** 2"
 LBFGS = [
     ("torch.optim.Adam([offsets], lr=0.1)", "torch.optim.LBFGS([offsets], lr=0.3, max_iter=1)"),
