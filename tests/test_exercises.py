@@ -373,6 +373,13 @@ WRONG = [
         "next(name for name in candidates if max(candidates[name]) < 0)",
         "two metrics: not yet. a and c get worse",
     ),
+    (
+        "07",
+        "11",
+        "min(candidates, key=lambda name: max(candidates[name]))",
+        "min((name for name in candidates if max(candidates[name]) < 0), key=lambda name: candidates[name][0])",
+        "two metrics: not yet. a and c get worse",
+    ),
     ("07", "08", "float((5.0 - measured.min(axis=1)).mean())", "2 * error", "winner's curse: not yet."),
     ("07", "08", ".normal(5.0, error,", ".normal(5.0, 0.05,", "winner's curse: not yet. twice the error"),
     ("07", "11", "max(candidates[name])", "max(map(abs, candidates[name]))", "two metrics: not yet. a and c get worse"),
@@ -411,6 +418,18 @@ def test_a_wrong_answer_fails(one_thread, capsys, number, last, right, wrong, sa
     """The solutions of a notebook with one mistake, up to the check that must see it."""
     answered(number, last, [(right, wrong)])
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "last, right, other",
+    [
+        ("05", "(untuned - tuned) / (untuned - end)", "(untuned - tuned) * (1 / (untuned - end))"),
+        ("08", "return [(i, j) for i, j in pairs if", "return [[i, j] for i, j in pairs if"),
+    ],
+)
+def test_a_right_answer_of_another_form_passes(one_thread, capsys, last, right, other):
+    answered("07", last, [(right, other)])
+    assert "not yet" not in (said := capsys.readouterr().out) and "well done" in said
 
 
 COSINE = "optimizer.step()\n        optimizer.param_groups[0]['lr'] = 0.1 * float(torch.tensor(i / 40).cos()) ** 2"

@@ -14,9 +14,8 @@ from tt_lib.figures import frames
 from tt_lib.figures.results import CURVES
 from tt_lib.figures.style import KINDS
 from tt_lib.lessons import tables
-from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
-from tt_lib.study import page
 from tt_lib.study.cells import Cell, find_timing
+from tt_lib.study.compare import BETTER, SAME, WORSE
 
 LOWER = "unipc,final=lower"
 ENDS = ("dpmpp-2m", "karras", 60, "untuned", 2.0)
@@ -225,10 +224,11 @@ def test_untuned_has_a_panel_for_each_grid_and_features(table):
 
 
 def test_the_map_writes_each_change_in_per_cent_and_saturates(rows):
-    panels = tables.step_by_step_map(rows, ["consistency-sequential", "truncation-parallel"]).axes[:4]
+    gains = tables.step_by_step(rows)
+    panels = tables.step_by_step_map(gains, ["consistency-sequential", "truncation-parallel"]).axes[:4]
     assert [panel.get_title() for panel in panels[:2]] == [
-        "consistency\nImageNet features",
-        "consistency\nclassifier's features",
+        "consistency-sequential\nImageNet features",
+        "consistency-sequential\nclassifier's features",
     ]
     assert [[text.get_text() for text in panel.texts] for panel in panels] == [
         ["+900"],
@@ -240,16 +240,16 @@ def test_the_map_writes_each_change_in_per_cent_and_saturates(rows):
     assert colours.norm.vmax == tables.SATURATED and isinstance(colours.norm, matplotlib.colors.Normalize)
     assert all(not panel.patches for panel in panels), "every interval is apart"
     with pytest.raises(BadValue, match="no consistency-parallel was measured in both"):
-        tables.step_by_step_map(rows, ["consistency-parallel"])
+        tables.step_by_step_map(gains, ["consistency-parallel"])
 
 
 def test_the_map_hatches_what_overlaps_and_the_table_says_so(rows):
     pair = [("unipc,final=lower", "uniform", 5, timing, value) for timing, value in (("untuned", 4), ("x", 4.1))]
     both = [fd_rows(*pair, features=features, n=tables.N) for features in tables.FEATURES]
     both[1].loc[1, ["value", "low", "high"]] = 5.0, 4.9, 5.1
-    frame = pd.concat([rows, *both])
-    assert [len(panel.patches) for panel in tables.step_by_step_map(frame, ["x"]).axes[:2]] == [1, 0]
-    lines = tables.changes_table(frame, {"tuned": "x"}).splitlines()
+    gains = tables.step_by_step(pd.concat([rows, *both]))
+    assert [len(panel.patches) for panel in tables.step_by_step_map(gains, ["x"]).axes[:2]] == [1, 0]
+    lines = tables.changes_table(gains, {"tuned": "x"}).splitlines()
     assert lines[0] == "| sampler | NFE | tuned |" and lines[2:] == ["| UniPC, uniform | 5 | +2 % (overlap) / +25 % |"]
 
 
@@ -278,11 +278,12 @@ def test_a_measured_sampler_whose_timing_is_not_there_is_named(table):
 
 
 def test_verdicts_count_where_the_features_agree(rows):
-    counts = tables.verdicts(rows, ["consistency-sequential", "truncation-parallel"])
+    gains = tables.step_by_step(rows)
+    counts = tables.verdicts(gains, ["consistency-sequential", "truncation-parallel"])
     assert counts.loc["ImageNet: better", "classifier: better"] == 1
     assert counts.loc["ImageNet: worse", "classifier: worse"] == 1
     assert counts.loc["ImageNet: worse", "classifier: better"] == 1 and counts.to_numpy().sum() == 3
-    assert tables.verdicts(rows, ["truncation-parallel"]).to_numpy().sum() == 2
+    assert tables.verdicts(gains, ["truncation-parallel"]).to_numpy().sum() == 2
 
 
 def told_apart(row, other, short):
@@ -430,27 +431,36 @@ def test_what_the_lessons_say_of_the_best_by_the_classifier_holds():
     assert uniform < tables.pick(table, solver=LOWER, nfe=5, timing="learned-grid")["classifier"]
 
 
-def test_what_the_lesson_counts_in_the_map_holds():
-    """Of the shipped rows: two gains of consistency, eight of truncation, and harm in twelve and one.
-
-    The page of results tests the difference itself, and so sees a gain more of each.
-    """
-    frame = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
-    both = page.beside(frame).set_index(tables.SAMPLER)
-    untuned = both[both["timing"] == "untuned"]
-    for timing, gains, harms in (("consistency-sequential", 2, 12), ("truncation-parallel", 8, 1)):
-        counts = tables.verdicts(frame, [timing])
+def test_what_the_lesson_says_of_the_map_holds():
+    """Of the shipped rows, from 50,000 samples: consistency gains in four and harms in twelve, truncation 10 and 2."""
+    changes = tables.step_by_step(n=50_000)
+    timings = ("consistency-sequential", "truncation-parallel")
+    for timing, gains, harms in zip(timings, (4, 10), (12, 2), strict=True):
+        counts = tables.verdicts(changes, [timing])
         assert counts.to_numpy().sum() == 18
         assert counts.loc["ImageNet: better", "classifier: better"] == gains
         assert counts.loc["ImageNet: worse", "classifier: worse"] == harms
-        tuned = both[both["timing"] == timing]
-        assert page.better(tuned, untuned.loc[tuned.index]).sum() == gains + 1
+    own = changes[changes["timing"].isin(timings)]
+    contrary = own[(own["verdict_first"] != own["verdict_second"]) & ~own.eq(SAME).any(axis=1)]
+    assert set(contrary["solver"]) == {"ddim"}
+    counts = tables.verdicts(changes, timings)
+    assert sum(counts.loc[f"ImageNet: {each}", f"classifier: {each}"] for each in (BETTER, WORSE, SAME)) > 30, "most"
+    five = own.query("timing == 'truncation-parallel' and grid == 'uniform' and nfe == 5")
+    assert len(five) == 3 and set(five["verdict_first"]) == {WORSE}
+
+
+def test_what_the_lesson_says_of_its_last_two_samplers_holds():
+    """Of the shipped rows, from 50,000 samples."""
+    more = tables.study(n=50_000)
+    where = {"solver": tables.TUNED["2M"], "grid": "uniform", "nfe": 10, "timing": "truncation-parallel"}
+    tuned, learned = tables.pick(more, **where), tables.pick(more, **tables.LEARNED, nfe=10)
+    assert not told_apart(tuned, learned, "classifier") and tuned["imagenet"] > 2 * learned["imagenet"]
 
 
 def test_what_the_lesson_says_of_the_last_two_steps_holds():
     """Of the shipped rows, with intervals apart: no harm is left in one row, harm in both features in two."""
-    frame = read_rows(results_folder() / "fd.csv", FD_COLUMNS)
-    lines = tables.changes_table(frame, {"all": "consistency-parallel", "two": "consistency-parallel-freeze2"})
+    timings = {"all": "consistency-parallel", "two": "consistency-parallel-freeze2"}
+    lines = tables.changes_table(tables.step_by_step(n=50_000), timings)
     cells = [line.split(" | ")[2:] for line in lines.splitlines()[2:]]
     assert all(ruin.count("+") == 2 for ruin, _ in cells) and "overlap" not in lines
     assert [left.count("+") for _, left in cells] == [0, 1, 2, 2]

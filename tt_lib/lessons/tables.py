@@ -75,7 +75,7 @@ SQUARE = 16
 SATURATED = 40
 """Changes in per cent beyond this have a map's last colour: one ruined sampler must not hide the others."""
 ALT = {
-    "headline": "Two panels of Fréchet distance against the number of evaluations, 4 to 10, on logarithmic axes, in "
+    "headline": "Two panels of Fréchet distance against the number of evaluations, 4 to 10, on a logarithmic axis, in "
     "ImageNet features and in the classifier's. Four falling lines: DDIM far above, then the best untuned samplers on "
     "the diffusion's and on the straight path, which cross, and lowest the learned sampler, nearly flat from 6 on. A "
     "dashed horizontal line at the learned sampler's distance for 5 stays below all other lines in ImageNet features. "
@@ -100,15 +100,16 @@ ALT = {
     "uniform grid, but for 5 evaluations in the classifier's features. On logsnr both UniPC lines are far above the "
     "others at 5 and below them from 8 on.",
     "puzzle": "Three rows of four pictures from the same noise. Uniform grid: strong contrast, flat surfaces. "
-    "Quadratic grid: paler, with another motif in the first column. Converged: strong contrast and fine texture.",
+    "Quadratic grid: paler, with another motif in the first column. Converged: strong contrast and fine texture, and a "
+    "car in the fourth column, where both grids have a boat.",
     "zoom": "Two parts of 16 by 16 pixels, enlarged, three times each. Uniform grid: broad, even patches. Quadratic "
     "grid: paler, but for its contrast neighbouring pixels differ more. Converged: they differ as much, in strong "
     "colours.",
-    "map": "Four heat maps of changes in per cent, six samplers by 5, 10 and 20 evaluations: the consistency objective "
-    "and the truncation objective, each in ImageNet features and in the classifier's. Consistency is mostly orange, "
-    "worse, and most of all for 2M and UniPC on the uniform grid at 5 and 10. Truncation is mostly purple, better, or "
-    "hatched, where intervals overlap; it is dark orange for 2M and UniPC on the uniform grid at 5, in ImageNet "
-    "features.",
+    "map": "Four heat maps of changes in per cent, six samplers by 5, 10 and 20 evaluations: consistency, tuned "
+    "sequentially, and truncation, tuned in parallel, each in ImageNet features and in the classifier's. Consistency "
+    "is mostly orange, worse, and most of all for 2M and UniPC on the uniform grid at 5 and 10. Truncation is mostly "
+    "purple, better, or hatched, where intervals overlap; it is dark orange for 2M and UniPC on the uniform grid at 5, "
+    "in ImageNet features.",
 }
 """What the figures show, in words."""
 
@@ -378,16 +379,31 @@ def untuned_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def step_by_step(rows: pd.DataFrame | None = None, n: int = N) -> pd.DataFrame:
+    """:func:`tt_lib.study.compare.changes_in_both` of the samplers of the study that are tuned step by step.
+
+    Args:
+        rows, n: as :func:`study` takes them.
+    """
+    frame = read_rows(results_folder() / "fd.csv", FD_COLUMNS) if rows is None else rows
+    gains = changes_in_both(frame, FEATURES, n, MODEL)
+    return gains[~gains["timing"].str.startswith("learned")]
+
+
 @style()
-def step_by_step_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
+def step_by_step_map(gains: pd.DataFrame, timings: Sequence[str]) -> Figure:
     """What tuning step by step changed, in per cent: a panel for each timing and kind of features.
 
     A cell whose intervals overlap is hatched.
 
+    Args:
+        gains: of :func:`step_by_step`.
+        timings: names of timings.
+
     Raises:
         BadValue: a timing has no row with an untuned one beside it in both features.
     """
-    gains = _stepwise(rows).sort_values(["grid", "solver"], kind="stable")
+    gains = gains.sort_values(["grid", "solver"], ascending=[False, True], kind="stable")
     gains = gains.assign(sampler=gains["solver"].map(_plain) + ", " + gains["grid"])
     panels = [(timing, side) for timing in timings for side in _SIDES]
     figure = Figure(figsize=(10.5, 4))
@@ -399,7 +415,7 @@ def step_by_step_map(rows: pd.DataFrame, timings: Sequence[str]) -> Figure:
         order = own["sampler"].unique()
         table = own.pivot(values=f"change_{side}", **index).loc[order]
         image = _draw_changes(axes, table, own.pivot(values=f"verdict_{side}", **index).loc[order] == SAME)
-        axes.set(title=f"{timing.split('-')[0]}\n{_features(_SIDES[side])}", xlabel="NFE", ylabel="")
+        axes.set(title=f"{timing}\n{_features(_SIDES[side])}", xlabel="NFE", ylabel="")
     figure.colorbar(image, ax=figure.axes, label="change of the distance", format="{x:+.0f} %")
     return figure
 
@@ -441,7 +457,7 @@ def losses_table(table: pd.DataFrame) -> str:
             left = timing.tuning["validation_learned"] / timing.tuning["validation_start"]
             cells[solver, nfe] = f"{100 * left:.0f} %"
     lines = [[name, *(cells[solver, nfe] for nfe in NFES)] for solver, name in STRAIGHT_SOLVERS.items()]
-    return markdown(["solver", *(f"{nfe} evaluations" for nfe in NFES)], lines)
+    return markdown(["loss left, of untuned", *(f"{nfe} evaluations" for nfe in NFES)], lines)
 
 
 def _features(short: str) -> str:
@@ -464,11 +480,11 @@ def _signed(change: float) -> str:
     return "" if pd.isna(change) else f"{round(change):+d}" if round(change) else "0"
 
 
-def changes_table(rows: pd.DataFrame, timings: Mapping[str, str]) -> str:
-    """A Markdown table: what timings changed for the multistep solvers on the uniform grid, ImageNet / classifier's.
+def changes_table(gains: pd.DataFrame, timings: Mapping[str, str]) -> str:
+    """A Markdown table: what timings changed for 2M and UniPC on the uniform grid, ImageNet / classifier's.
 
     Args:
-        rows: of ``fd.csv``.
+        gains: of :func:`step_by_step`.
         timings: names of timings, by the head of their column.
     """
 
@@ -476,7 +492,7 @@ def changes_table(rows: pd.DataFrame, timings: Mapping[str, str]) -> str:
         both = {side: " (overlap)" if row[f"verdict_{side}"] == SAME else "" for side in _SIDES}
         return " / ".join(f"{100 * row[f'change_{side}']:+.0f} %{overlap}" for side, overlap in both.items())
 
-    gains = _stepwise(rows).query("grid == 'uniform' and solver != 'ddim'")
+    gains = gains.query("grid == 'uniform' and solver != 'ddim'")
     lines = []
     for (nfe, solver), own in gains.groupby(["nfe", "solver"]):
         changes = own.set_index("timing")
@@ -485,9 +501,8 @@ def changes_table(rows: pd.DataFrame, timings: Mapping[str, str]) -> str:
     return markdown(["sampler", "NFE", *timings], lines)
 
 
-def verdicts(rows: pd.DataFrame, timings: Sequence[str]) -> pd.DataFrame:
-    """How many samplers get better, worse, or neither by some timings, in one feature against the other."""
-    gains = _stepwise(rows)
+def verdicts(gains: pd.DataFrame, timings: Sequence[str]) -> pd.DataFrame:
+    """How many samplers of :func:`step_by_step` get better, worse, or neither by some timings, in both features."""
     gains = gains[gains["timing"].isin(timings)]
     counts = pd.crosstab(gains["verdict_first"], gains["verdict_second"])
     counts = counts.reindex(index=_VERDICTS, columns=_VERDICTS, fill_value=0)
@@ -497,12 +512,6 @@ def verdicts(rows: pd.DataFrame, timings: Sequence[str]) -> pd.DataFrame:
 
 _VERDICTS = [BETTER, WORSE, SAME]
 _SIDES = dict(zip(("first", "second"), SHORT, strict=True))
-
-
-def _stepwise(rows: pd.DataFrame) -> pd.DataFrame:
-    """:func:`tt_lib.study.compare.changes_in_both` of the samplers of the study that are tuned step by step."""
-    gains = changes_in_both(rows, FEATURES, N, MODEL)
-    return gains[~gains["timing"].str.startswith("learned")]
 
 
 def _plain(solver: str) -> str:
