@@ -256,7 +256,7 @@ WRONG = [
     ("05", "05", "logits.softmax(0)", "(0 * logits).softmax(0)", "fixed ends: not yet. raising logit"),
     ("05", "05", "logits.softmax(0)", "(-logits).softmax(0)", "fixed ends: not yet. raising logit"),
     ("05", "05", "logits.softmax(0)", "logits.abs().softmax(0)", "fixed ends: not yet. lowering logit"),
-    ("05", "05", "(high - low) * shares)", "(high - low) * shares).detach()", "fixed ends: not yet. gradients must pass"),
+    ("05", "05", "(high - low) * shares)", "(high - low) * shares).detach()", "gradients must pass"),
     ("05", "05", "logits.softmax(0)", "(logits**2 + 1).div((logits**2 + 1).sum())", "lowering logit"),
     (
         "05",
