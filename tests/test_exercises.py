@@ -292,6 +292,7 @@ WRONG = [
     ("05", "05", "logits.softmax(0)", "(0 * logits).softmax(0)", "fixed ends: not yet. raising logit"),
     ("05", "05", "logits.softmax(0)", "(-logits).softmax(0)", "fixed ends: not yet. raising logit"),
     ("05", "05", "logits.softmax(0)", "logits.abs().softmax(0)", "fixed ends: not yet. lowering logit"),
+    ("05", "05", "(high - low) * shares)", "(high - low) * shares).detach()", "gradients must pass"),
     ("05", "05", "logits.softmax(0)", "(logits**2 + 1).div((logits**2 + 1).sum())", "lowering logit"),
     (
         "05",
@@ -309,12 +310,15 @@ WRONG = [
     ("05", "13", "(sample(gains, x) - y)", "(sample(gains, held_x) - held_y)", "other noises to learn from"),
     ("05", "13", "return best", "return gains.detach()", "keep the best gains by held-out loss"),
     ("05", "13", "(sample(gains, held_x) - held_y)", "(sample(gains, x) - y)", "keep the best gains by held-out loss"),
+    ("05", "13", "if i % 10 == 0:", "if i > 0:", "keep the best gains by held-out loss, also the untuned"),
+    ("05", "13", "return best", "return best - 1", "gains: not yet. return gains"),
     ("05", "13", "1 + 0.2 * offsets.tanh()", "1 + 0.1 * offsets.tanh()", "ends of gains 0.7 pull to 0.8"),
     ("05", "13", "1 + 0.2 * offsets.tanh()", "1 + offsets", "a gain lies within a fifth of 1"),
     ("05", "13", "lr=0.1", "lr=0.005", ": more iterations, or another rate"),
     ("05", "13", "0.2 * offsets.tanh()", "0.2 * offsets.tanh().mean().expand(4)", "each answer has its own gain"),
     ("05", "13", "range(iterations + 1)", "range(iterations // 6)", "gains: not yet. gains can leave less"),
     ("05", "17", "shares[learned, used] =", "shares[used, learned] =", "the first of a pair is the solver that was"),
+    ("05", "17", "sampler.solver(x, times,", "sampler.solver(held_x, times,", "used_with starts from the noises x"),
     ("05", "17", "= (toy_sampler(used)(", "= (toy_sampler('ddim')(", "a share is of the untuned loss"),
     ("05", "17", "= (toy_sampler(used)(", "= (toy_sampler('dpmpp-2m')(", "a share is of the untuned loss"),
     (

@@ -1,12 +1,18 @@
 """Notebook 05: what its figures claim of samplers that were learned on the spiral."""
 
+import json
+import re
+import statistics
+from pathlib import Path
+
 import pytest
 import torch
 
 from tt_lib.errors import BadValue
 from tt_lib.figures.frames import picture
+from tt_lib.grids import make_grid
 from tt_lib.lessons import learned
-from tt_lib.lessons.tables import SHORT, converged, knob_rows, study
+from tt_lib.lessons.tables import SHORT, converged, knob_rows, pick, study
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
 from tt_lib.study.cells import Cell, find_timing
 from tt_lib.tuning.learn import KNOBS, LARGEST_GAIN
@@ -141,6 +147,28 @@ def test_panels_of_few_noises_join_ends_with_their_right_ends():
     assert any(line.get_xydata().tolist() == [[0, 0], [1, 0.5]] for line in axes.lines)
 
 
+def lams(grid):
+    """Lambda of the nodes of a grid or timing, clean data aside."""
+    return learned.SCHEDULE.lam(torch.tensor([t for t in grid.times if t > 0], dtype=torch.float64))
+
+
+def test_what_learning_ends_at_depends_on_the_start():
+    """UniPC with falling orders at five, from three grids."""
+    table, timings, rows = study(), {}, {}
+    for start in ("uniform", "quadratic", "logsnr"):
+        name = learned.LEARNED["grid, timing and gain"] + ("" if start == "uniform" else f",start={start}")
+        timings[start] = find_timing(learned.MODEL, Cell("unipc,final=lower", "learned", 5, name))
+        assert timings[start].tuning["start_grid"] == start and timings[start].tuning["iterations"] == 300
+        rows[start] = pick(table, solver="unipc,final=lower", nfe=5, timing=name, path="diffusion")
+    apart = {start: (lams(timing) - lams(timings["uniform"])).abs().max() for start, timing in timings.items()}
+    assert apart["quadratic"] < 0.15 and apart["logsnr"] > 1
+    lost = {start: timing.tuning["validation_learned"] for start, timing in timings.items()}
+    assert lost["quadratic"] < 1.1 * lost["uniform"] and lost["logsnr"] > 1.5 * lost["uniform"]
+    for short in SHORT:
+        assert level(rows["quadratic"], rows["uniform"], short) and below(rows["uniform"], rows["logsnr"], short)
+    assert make_grid("logsnr", 5, learned.SCHEDULE).times[0] == 1
+
+
 def test_what_the_text_says_of_shipped_ratios_holds():
     timings = learned.shipped()
     assert {name for name, _ in timings} == {"DDIM", "2M", "UniPC"} and {nfe for _, nfe in timings} == {5, 10}
@@ -155,18 +183,22 @@ def test_what_the_text_says_of_shipped_ratios_holds():
     assert all(sum(ratio > 1 for ratio in inner[name]) > 0.7 * len(inner[name]) for name in ("2M", "UniPC"))
     for (name, _), timing in timings.items():
         assert timing.ratios[-1] < 1 if name != "UniPC" else 1.1 < timing.ratios[-1] < 1.25
-    # Nodes: the first, cleaner with fewer evaluations, and the last.
-    noisiest, cleanest = learned.SCHEDULE.lam(1.0), learned.SCHEDULE.lam(learned.SCHEDULE.t_min)
-    lams = {key: learned.SCHEDULE.lam(torch.tensor(timing.times).double()) for key, timing in timings.items()}
-    for name in learned.COLOURS:
-        assert noisiest + 1 < lams[name, 10][0] < lams[name, 5][0] - 0.2
-        rest = [cleanest - lams[name, nfe][-1] for nfe in (5, 10)]
-        assert min(rest) > 1 if name == "UniPC" else max(rest) < 0.05
+    # Nodes: where they began, and what learning moved.
+    cleanest = learned.SCHEDULE.lam(learned.SCHEDULE.t_min)
+    for (name, nfe), timing in timings.items():
+        moved = lams(timing) - lams(make_grid("uniform", nfe, learned.SCHEDULE))
+        assert timing.tuning["start_grid"] == "uniform" and (moved[:-1] > 0).all()
+        assert moved[0] < 0.16 < moved[1:-1].min() if nfe == 5 else moved[0] > 0.2
+        rest = cleanest - lams(timing)[-1]
+        assert rest > 1 if name == "UniPC" else rest < 0.05
     # The last gain is the largest; the others are near 1.
     assert all(1.13 < max(timing.gains) == timing.gains[-1] < 1.2 for timing in timings.values())
     assert all(0.95 < gain < 1.05 for timing in timings.values() for gain in timing.gains[:-1])
     nodes, ratios, gains = learned.shared_figure().axes
     assert len(nodes.get_yticklabels()) == len(timings)
+    grey = [line.get_xdata() for line in nodes.lines if line.get_marker() == "|"]
+    for line, (_, nfe) in zip(grey, timings, strict=True):
+        assert list(line) == pytest.approx(lams(make_grid("uniform", nfe, learned.SCHEDULE)).tolist())
     for panel, values in ((ratios, "ratios"), (gains, "gains")):
         drawn = [list(line.get_ydata()) for line in panel.lines if line.get_marker() != "None"]
         assert drawn == [pytest.approx(list(getattr(timing, values))) for timing in timings.values()]
@@ -197,7 +229,12 @@ def test_what_the_text_says_of_knobs_holds():
             assert own[three]["imagenet"] == min(each["imagenet"] for each in own.values())
             assert set(own) - ahead == ({three, "grid and timing"} if name == "UniPC" else {three})
         else:
-            assert level(own["grid and timing"], own[three], "imagenet")
+            levels = {knobs for knobs in learned.LEARNED if level(own[knobs], own[three], "imagenet")}
+            pairs = {"grid and gain", "grid and timing", three}
+            assert levels == pairs | ({"grid"} if name == "UniPC" else set())
+            assert below(own["grid"], own[straight], "imagenet")
+        others = {row["solver"] for knobs, row in own.items() if knobs != straight}
+        assert others == {learned.TUNED[name]} and own[straight]["solver"] == learned.ON_STRAIGHT[name]
     for knobs in learned.LEARNED.values():
         cells = [Cell("unipc,final=lower", "learned" if "grid" in knobs else "uniform", nfe, knobs) for nfe in (5, 10)]
         assert all(find_timing(learned.MODEL, cell).tuning["iterations"] == 300 for cell in cells)
@@ -208,7 +245,15 @@ def test_what_the_text_says_of_knobs_holds():
                 assert below(own[pair], own["grid"], short) and below(own[three], own[pair], short)
         ahead = {knobs for knobs in learned.LEARNED if below(own[knobs], own[straight], "imagenet")}
         assert ahead == {three}
-        assert all(below(own[straight], own[pair], "imagenet") for pair in ("grid", "grid and gain", "grid and timing"))
+        fewer = ("grid", "grid and gain", "grid and timing")
+        assert all(below(own[straight], own[knobs], "imagenet") for knobs in fewer)
+        # On the same held-out noises the learned grids have the lower loss.
+        there = Cell("euler", "learned", nfe, f"{learned.LEARNED['grid and timing']},start=uniform-trailing")
+        plain = find_timing(learned.STRAIGHT, there).tuning
+        for knobs in fewer:
+            tuning = find_timing(learned.MODEL, Cell("ddim", "learned", nfe, learned.LEARNED[knobs])).tuning
+            assert all(tuning[key] == plain[key] for key in ("objective", "distance", "validation", "seed"))
+            assert tuning["validation_learned"] < 0.95 * plain["validation_start"]
     for name in ("2M", "UniPC"):
         five, ten = rows[name, 5], rows[name, 10]
         assert all(below(five["grid and timing"], five["grid and gain"], short) for short in SHORT)
@@ -247,7 +292,9 @@ def test_what_the_text_says_of_what_carries_over_holds():
 
     def compared(used, learned_for, short="imagenet"):
         row = rows[f"{used}: {learned_for}"]
-        plain = rows[f"{used}: untuned, {'best diffusion grid' if 'small' in used else 'straight path'}"]
+        plain = rows[
+            f"{used}: untuned, {'best diffusion grid by ImageNet features' if 'small' in used else 'straight path'}"
+        ]
         best = rows[f"{used}: {own.get(used, 'its own')}"]
         assert not below(row, best, short)
         helps = below(row, plain, short) - below(plain, row, short)
@@ -263,6 +310,39 @@ def test_what_the_text_says_of_what_carries_over_holds():
         True,
     )
     assert compared("2M, NFE 5", "learned for DDIM, with gain")[0] == 1
+    assert compared("DDIM, NFE 5", "its own") == (-1, False), "its own harm, too"
+    for options in ("", ",noises=16", ",iterations=100"):
+        cell = Cell("unipc,final=lower", "learned", 6, learned.LEARNED["grid and timing"] + options)
+        assert find_timing(learned.MODEL, cell).tuning["validation"] == 512
     for used, other in (("DDIM, NFE 5", "learned for UniPC"), ("UniPC, NFE 5", "learned for DDIM")):
         assert compared(used, other) == compared(used, f"{other}, with gain") == (-1, True)
         assert all(below(rows[f"{used}: {other}"], rows[f"{used}: {other}, with gain"], short) for short in SHORT)
+
+
+def test_what_the_text_says_of_few_noises_holds_for_other_draws():
+    """By the lesson's own loop: what was drawn there, and as many other draws."""
+    path = Path(__file__).parents[1] / "notebooks" / "05_learn_the_whole_sampler.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (shown,) = ("".join(output["text"]) for output in cells[35]["outputs"] if "text" in output)
+    lesson = dict(torch=torch, schedule=learned.SCHEDULE)
+    lesson |= {name: getattr(learned.SCHEDULE, name) for name in ("alpha", "sigma", "rho", "lam")}
+    for i in (8, 10, 12, 14):
+        exec("".join(cells[i]["source"]).partition("\nbest, history")[0], lesson)
+    other, found = lesson["LEARN_FIRST_SEED"] + 1000, {}
+    new, start = lesson["pairs"](0, 400), (lesson["logits"], lesson["offsets"])
+    untuned = lesson["loss"](start, *new).item()
+    for count in (1, 16, 128):
+        found[count] = []
+        for draw in range(3):
+            few = [knob.clone().requires_grad_() for knob in start]
+            own = lesson["pairs"](other + 128 * draw, count)
+            lesson["train"](few, *own)
+            found[count].append([lesson["loss"](few, *each).item() for each in (own, new)])
+    numbers = [list(map(float, re.findall(r"\d\.\d+", line))) for line in shown.splitlines()]
+    assert numbers[0] == [round(untuned, 3)] and max(numbers[1][3:]) > 2 * untuned
+    drawn = [list(zip(row[:3], row[3:], strict=True)) for row in numbers[1:]]
+    for one, sixteen, many in (drawn, list(found.values())):
+        assert all(own < 0.06 * untuned for own, _ in one) and all(each > 0.25 * untuned for _, each in one)
+        assert all(each < 0.6 * untuned for _, each in sixteen) and all(each < 0.3 * untuned for _, each in many)
+        middle = [statistics.median(each for _, each in draws) for draws in (sixteen, one)]
+        assert middle[0] < 0.6 * middle[1]

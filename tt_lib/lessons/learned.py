@@ -64,16 +64,17 @@ ALT = {
     "mark is near 40 and the bar goes beyond 100. Right, the length of the one over that of the other: 1 without a bar "
     "at the first two; at the third the mark is below 1, at the fourth above, and both bars reach to both sides of 1.",
     "shared": "Three panels over lambda, for DDIM, 2M and UniPC with 5 evaluations (dashed, open marks) and 10. Left: "
-    "a row of nodes for each, from about -4 to 4.6; UniPC's with 5 end near 2. Middle: tau / t, between 0.88 and 0.95 "
-    "at every first node. At inner nodes DDIM's are below 1, most of the others' above. The last ones of DDIM and 2M "
-    "are below 1, of UniPC near 1.2. Right: gains within 5 per cent of 1, but for the last ones, 1.13 to 1.2.",
+    "a row of nodes for each, from about -4 to 4.6, all but the last to the right of their grey marks; UniPC's with 5 "
+    "end near 2. Middle: tau / t, between 0.88 and 0.95 at every first node. At inner nodes DDIM's are below 1, most "
+    "of the others' above. The last ones of DDIM and 2M are below 1, of UniPC near 1.2. Right: gains within 5 per cent "
+    "of 1, but for the last ones, 1.13 to 1.2.",
     "knobs": "Four panels, NFE 5 and 10 by ImageNet features and the classifier's, with points for DDIM, 2M and UniPC: "
     "untuned on the best diffusion grid, the straight path and the uniform grid, and seven sets of learned knobs. At 5 "
     "all three knobs are lowest. At 10 2M and UniPC stay level once the grid and another knob are learned. A dashed "
     "line at the converged solution lies below all, but for four points of the classifier's at 10.",
-    "few": "Four panels, learned from 1, 4, 16 and 128 noises. Rings mark where those should end, and a line leads to "
-    "where they do. With 1 noise its ring is met, and all other samples are a blurred ball. With 4 most of them crowd "
-    "at the start of the spiral, others lie on spots. With 16 and 128 they follow the spiral.",
+    "few": "Three panels, learned from 1, 16 and 128 noises. Rings mark where those should end, and a line leads to "
+    "where they do. With 1 noise its ring is met, and all other samples are a blurred ball. With 16 and 128 they "
+    "follow the spiral.",
 }
 """What the figures show, in words."""
 
@@ -296,12 +297,17 @@ def shipped() -> dict[tuple[str, int], Timing]:
 
 @style()
 def shared_figure() -> Figure:
-    """Nodes, ratios tau / t and gains of :func:`shipped`, against lambda; the rows of nodes name the lines."""
+    """Nodes, ratios tau / t and gains of :func:`shipped`, against lambda; the rows of nodes name the lines.
+
+    Grey marks are the nodes where learning began.
+    """
     figure = Figure(figsize=(9.5, 4.2))
     panels = figure.subplots(1, 3)
     timings = shipped()
     for row, ((name, nfe), timing) in enumerate(timings.items()):
         lam = SCHEDULE.lam(torch.tensor(timing.times, dtype=torch.float64))
+        start = SCHEDULE.lam(make_grid(timing.tuning["start_grid"], nfe, SCHEDULE).tensor()[:-1])
+        panels[0].plot(start, [row] * nfe, "|", color=GREY, markersize=14, markeredgewidth=2)
         colour, marker = COLOURS[name]
         few: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"} if nfe == 5 else {}
         for axes, values in zip(panels, ([row] * nfe, timing.ratios, timing.gains), strict=True):
@@ -396,7 +402,11 @@ def carry_table(rows: pd.DataFrame) -> str:
         if model == MODEL:
             lines = {"untuned, straight path": pick(straight, solver=ON_STRAIGHT[name], nfe=nfe)}
         else:
-            lines = {"untuned, best diffusion grid": own[own["timing"] == UNTUNED].sort_values("first").iloc[0]}
+            lines = {
+                "untuned, best diffusion grid by ImageNet features": own[own["timing"] == UNTUNED]
+                .sort_values("first")
+                .iloc[0]
+            }
         lines |= {of: pick(own, timing=timing) for of, timing in timings.items()}
         where = "small network, " if model == SMALL else ""
         for of, row in lines.items():
