@@ -201,7 +201,28 @@ HALVES = "step(mixture, step(mixture, x, t, middle, t), middle, s, middle).detac
 TARGET = f"target = {HALVES}\n    return (step(mixture, x, t, s, tau) - target).square().sum(1)"
 DISTANCE = "return (mixture.eps(x, tau, schedule) - after).square().sum(1)"
 """Parts of the solutions to 03; the last is what stands in their place."""
+MIDDLE = "schedule.time_of_lam(-((schedule.rho(t) + schedule.rho(s)) / 2).log())"
+LAST_STEP = "step(x, t, s, mixture.eps(there, middle, schedule))"
+MSE = ".square().mean().item()"
+OWN = "GaussianMixture([0.95, 0.05], [[-1.0], [6.0]], [0.2, 0.2])"
+HAND_OVER = "yield from two_step(x, times, schedule, noise)"
+DENSER = "times[0] * torch.linspace(1, 0, 6).double() ** 2"
+"""Parts of the solutions to 01 and 08; the last is a grid of one's own."""
 WRONG = [
+    ("01", "11", MIDDLE, "(t + s) / 2", "midpoint: not yet. from the state 1 the rule goes to 1.101, yours to 1.143"),
+    ("01", "11", MIDDLE, "schedule.time_of_lam((schedule.lam(t) + schedule.lam(s)) / 2)", "yours to 1.139"),
+    ("01", "11", LAST_STEP, "exact_flow(mixture, x, t, s, schedule)", "yours to 1.114: half way in rho?"),
+    ("01", "14", MSE, ".square().mean().sqrt().item()", "the mean *squared* error is 0.32, not 0.56"),
+    ("01", "14", MSE, ".square().max().item()", "the mean *squared* error is 0.32, not 0.23"),
+    ("01", "14", MSE, ".abs().max().item()", "the mean *squared* error is 0.32, not 0.48"),
+    ("01", "14", MSE, ".abs().mean().item()", "the mean *squared* error is 0.32, not 0.49"),
+    ("01", "17", OWN, "GaussianMixture([1.0], [[0.0]], [3.0])", "it is 1.0 times as bad as the two bumps"),
+    ("01", "17", OWN, "GaussianMixture([0.35, 0.65], [[-3.0], [3.0]], [0.6, 0.6])", "it is 0.7 times as bad"),
+    ("08", "11", "(count + 1, dtype=torch.float64)", "(count + 1)", "who is it: not yet. the times are float64"),
+    ("08", "14", HAND_OVER, f"yield from two_step(x, {DENSER}, schedule, noise)", "ask at times of the given grid"),
+    ("08", "14", HAND_OVER, f"yield from make_solver('ddim')(x, {DENSER}, schedule)", "ask at times of the given grid"),
+    ("08", "14", HAND_OVER, "yield from make_solver('unipc,final=lower')(x, times, schedule)", "1.42 times DDIM's"),
+    ("08", "14", HAND_OVER, "yield from make_solver('heun')(x, times, schedule)", "it makes 9 evaluations"),
     ("02", "05", "(a.norm(dim=1) * b.norm(dim=1))", "a.norm(dim=1).square()", "against [2.0, 2.0]: 45 degrees"),
     ("02", "05", "cosine.clamp(-1, 1)", "cosine", "beyond 1: clamp it"),
     (
@@ -507,3 +528,19 @@ def test_unusual_answers_to_03_pass(one_thread, capsys, last, right, other):
     """The exercises of 03 leave the search and the target open."""
     answered("03", last, [(right, other)])
     assert capsys.readouterr().out.endswith(": well done\n")
+
+
+@pytest.mark.parametrize(
+    "number, last, right, other, said",
+    [
+        ("01", "14", MSE, ".square().sum()", "one tau for all: well done"),
+        ("01", "17", OWN, "GaussianMixture([0.05, 0.95], [[-3.0], [3.0]], [0.2, 0.2])", "2.8 times as bad"),
+        ("08", "14", HAND_OVER, "yield from make_solver('plms')(x, times, schedule)", "0.50 times DDIM's"),
+        ("08", "14", HAND_OVER, "yield from make_solver('plms,order=2')(x, times, schedule)", "0.65 times DDIM's"),
+    ],
+    ids=["a sum", "rare, another place", "another solver", "with an option"],
+)
+def test_other_right_answers_to_01_and_08_pass(one_thread, capsys, number, last, right, other, said):
+    answered(number, last, [(right, other)])
+    out = capsys.readouterr().out
+    assert said in out and out.endswith(": well done\n")

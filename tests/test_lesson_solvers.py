@@ -7,6 +7,7 @@ from tt_lib.engine import drive
 from tt_lib.errors import BadValue
 from tt_lib.figures.frames import picture
 from tt_lib.grids import make_grid
+from tt_lib.lessons import fact
 from tt_lib.lessons.solvers import (
     ANSWERS,
     ENDINGS,
@@ -226,3 +227,24 @@ def test_few_steps_are_distances_from_the_exact_end():
     exact = exact_flow(mixture, noise, grid.times[0], 0.0, schedule)
     assert errors["ddim"][1] == pytest.approx((end - exact).square().sum(1).mean().sqrt().item(), rel=1e-6)
     assert len(errors["heun"]) == 2
+
+
+def test_what_the_lesson_says_of_five_evaluations_holds():
+    """Claims of notebook 08 about its three panels, and about its table beside them."""
+    names = ["ddim", "heun", "deis-tab", "dpmpp-2m", "unipc", "unipc,final=lower"]
+    five = {}
+    for grid in ("uniform", "quadratic", "logsnr"):
+        errors = {name: values[0] for name, values in few_steps(names, grid, (5,), 64).items()}
+        five[grid] = sorted(errors, key=errors.__getitem__)
+    assert [order[0] for order in five.values()] == ["deis-tab", "deis-tab", "dpmpp-2m"]
+    assert [order[-1] for order in five.values()] == ["unipc", "heun", "heun"]
+    assert five["uniform"][:2] == ["deis-tab", "ddim"] and make_solver("deis-tab").defaults["order"] == 3
+    for features in ("imagenet-efficientnet-lite0", "cifar10-resnet"):
+        where = {"model": "cifar10-ddpm-w96", "grid": "uniform", "nfe": 5, "timing": "untuned", "n": 10_000}
+        ddim, unipc = (float(fact("fd", solver=name, features=features, **where)) for name in ("ddim", "unipc"))
+        assert ddim > unipc, "grey images are no better than glaring ones"
+
+
+def test_in_the_limit_of_short_steps_solvers_have_the_orders_of_the_lesson():
+    errors = ladder_errors(["dpmpp-3m", "dpmpp-3m,variant=exact", "unipc"], ladder=(320, 640), run_up=True)
+    assert [orders(values)[0] for values in errors.values()] == pytest.approx([2, 3, 4], abs=0.15)

@@ -226,6 +226,32 @@ def test_at_one_state_some_tau_gives_the_right_direction():
     )
 
 
+def test_one_path_has_most_of_the_error_of_80_steps():
+    """Claim of notebook 01: down to t = 0.02 the sum does not yet halve, for one path that turns sharply."""
+    starts, (coarse, fine) = torch.linspace(-1.6, 1.6, 33, dtype=torch.float64)[:, None], (40, 80)
+    schedule, mixture = linear_betas(), two_modes_1d()
+    exact, errors = exact_trajectory(mixture, starts, [0.5, 0.02], schedule)[-1], {}
+    for steps in (coarse, fine):
+        grid = torch.linspace(0.5, 0.02, steps + 1, dtype=torch.float64)
+        end = drive(ddim(starts, grid, schedule, None), MixturePredictor(mixture, schedule)).x
+        errors[steps] = (end - exact).abs()[:, 0]
+    assert errors[fine].max() > 0.8 * errors[fine].sum()
+    assert (errors[coarse].median() / errors[fine].median()).item() == pytest.approx(2, abs=0.1)
+
+
+def test_another_tau_moves_the_ends_of_a_single_step_far_before_it_spreads_them():
+    schedule, mixture = linear_betas(), two_modes_1d()
+    start = torch.randn(1000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    t, s = way = torch.tensor([0.999, 0.001], dtype=torch.float64)
+    exact, losses = exact_trajectory(mixture, start, way, schedule, rtol=1e-7)[-1], {}
+    for tau in (0.999, 0.995, 0.99, 0.95, 0.9, 0.7):
+        eps = mixture.eps(start, torch.tensor(tau, dtype=torch.float64), schedule)
+        ends = schedule.alpha(s) * (start / schedule.alpha(t) + (schedule.rho(s) - schedule.rho(t)) * eps)
+        losses[tau] = (ends - exact).square().mean().item()
+    assert ends.mean() > 3 and 0.4 < ends.std() < 0.6 < exact.std(), "at 0.7 they lie far off, still less wide"
+    assert min(losses.values()) > 0.99 * losses[0.999], "no tau mends the step"
+
+
 @pytest.mark.parametrize("call", [lambda: integral.integrand(0.2, 0.5, 0.0), lambda: integral.paths(0)])
 def test_impossible_steps_are_refused(call):
     with pytest.raises(BadValue, match="got"):
