@@ -40,6 +40,7 @@ from tt_lib.sampling import Sampler
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.ddim import ddim
 from tt_lib.solvers.registry import make_solver
+from tt_lib.study.cells import Cell, require_timing
 from tt_lib.toy import MixturePredictor, exact_flow, exact_trajectory, ring_2d, two_modes_1d
 from tt_lib.tuning import TuneConfig, tune
 from tt_lib.tuning.optimisers import SEARCH_RANGE
@@ -462,10 +463,25 @@ def test_on_five_quadratic_steps_adams_timing_harms_much_less_than_the_searchs()
     for short in tables.SHORT:
         assert untuned[short] < adam[short] < adam[f"{short}_high"] < found[f"{short}_low"]
         assert adam[short] - untuned[short] < 0.3 * (found[short] - untuned[short])
+    few = rows.set_index("timing").loc["consistency-parallel,images=16"]
+    assert all(few[f"{short}_high"] < untuned[f"{short}_low"] for short in tables.SHORT), "from 16 images it helps"
     files = {path.name: json.loads(path.read_text()) for path in (PACKAGE_ROOT / "data/timings").glob("*/*.json")}
     tuned = {name: each["tuning"] for name, each in files.items() if each["tuning"]["objective"] in tuner.COLOURS}
     (other,) = (name for name, each in tuned.items() if each["optimiser"] != "search")
     assert len(tuned) > 20 and other == "ddim-quadratic-5-consistency-sequential,optimiser=adam.json"
+    start = "ddim-quadratic-5-consistency"
+    first = [
+        files[f"{start}-{name}.json"] for name in ("parallel,images=16", "sequential,optimiser=adam", "sequential")
+    ]
+    assert [round(each["taus"][0] / each["times"][0], 2) for each in first] == [0.95, 1.01, 1.08]
+
+
+def test_the_ruined_step_keeps_its_time_with_ddim_and_extrapolates_with_2m():
+    tuned = require_timing("cifar10-ddpm-w96", Cell("ddim", "uniform", 5, "consistency-parallel"))
+    assert tuned.ratios[3] == 1 and tuned.tuning["loss_tuned"][3] == tuned.tuning["loss_untuned"][3] < 3072 / 3
+    lam = linear_betas().lam(torch.tensor(tuned.grid_times[2:5], dtype=torch.float64))
+    before, now = lam.diff().tolist()
+    assert now / before / 2 == pytest.approx(2.06, abs=0.01), "weights 1 + 2.06 and -2.06"
 
 
 def tuned_by_consistency(count):
