@@ -3,9 +3,10 @@
 import json
 from dataclasses import replace
 
+import grade as grader
 import pytest
 import torch
-from grade import GAIN, GRIDS, SOLVERS, WORDS, WRITTEN, grade, measure, read_answers, verdicts
+from grade import GAIN, GRIDS, SIZE, SOLVERS, WRITTEN, grade, measure, read_answers, verdicts, written
 
 from tt_lib.errors import BadValue, CorruptFile, MissingFile, TimingMismatch
 from tt_lib.networks.running import make_predictor
@@ -13,18 +14,22 @@ from tt_lib.networks.unet import load_model, make_unet, save_model
 from tt_lib.sampling import end_distances, make_sampler
 from tt_lib.tuning.learn import PIXELS, LearnConfig, learn
 
-SENTENCES = dict.fromkeys(WRITTEN, "word " * WORDS)
-RIGHT = {"error_untuned": 0.5, "error_learned": 0.3, "direction": [0.1, 0.4, 0.2], "worst_step": 2, **SENTENCES}
+SENTENCE = "The last step is the worst, so the grid has more nodes there."
+SENTENCES = dict.fromkeys(WRITTEN, SENTENCE)
+NUMBERS = {"error_untuned": 0.5, "error_learned": 0.3, "direction": [0.1, 0.4, 0.2], "worst_step": 2, "size": 0.9}
+RIGHT = NUMBERS | SENTENCES
 WRONG = [
-    ({"error_learned": 0.2}, 5, {}, "error_learned is what"),
-    ({"error_untuned": 0.8}, 5, {}, "error_untuned is what"),
-    ({"direction": [0.1, 0.4, 0.3]}, 5, {}, "direction holds"),
-    ({"direction": [0.1, 0.4]}, 5, {}, "direction holds"),
+    ({"error_learned": 0.2}, 5, {}, "error_learned is the learned"),
+    ({"error_untuned": 0.8}, 5, {}, "error_untuned is the smallest"),
+    ({"direction": [0.1, 0.4, 0.3]}, 5, {}, "direction is the relative"),
+    ({"direction": [0.1, 0.4]}, 5, {}, "direction is the relative"),
     ({"worst_step": 1}, 5, {}, "worst_step is"),
     ({}, 10, {}, "evaluations: 10"),
     ({"error_learned": 0.475}, 5, {"error_learned": 0.475}, "of the best untuned one: 0.95"),
-    ({"why": ""}, 5, {}, "why says in 10 words"),
-    ({"second_opinion": "It agrees."}, 5, {}, "second_opinion says in 10 words"),
+    ({"why": ""}, 5, {}, "why says why this"),
+    ({"second_opinion": "It agrees."}, 5, {}, "second_opinion says whether"),
+    ({}, 5, {"size": 2.1}, "size of its converged samples at most 2: 2.1"),
+    ({}, 5, {"size": float("nan")}, "the network is trained"),
 ]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,12 +37,43 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("said, nfe, measured, failed", WRONG)
 def test_each_wrong_answer_is_named_and_nothing_else(said, nfe, measured, failed):
     lines = list(verdicts(RIGHT | said, nfe, RIGHT | measured))
-    assert [failed in line for holds, line in lines if not holds] == [True]
+    assert [failed in line for holds, line, _ in lines if not holds] == [True]
+
+
+@pytest.mark.parametrize("name", ["error_untuned", "error_learned", "direction"])
+def test_what_is_said_about_a_wrong_number_does_not_hold_the_right_one(name):
+    right = {"error_untuned": 0.5678, "error_learned": 0.3456, "direction": [0.123, 0.456, 0.234]}
+    wrong = {name: [7.0, 8.0, 9.0] if name == "direction" else 7.0}
+    said = str(list(verdicts(RIGHT | right | wrong, 5, RIGHT | right)))
+    assert not any(digits in said for digits in ("0.57", "0.35", "0.12", "0.46", "0.23", "0.5678", "0.3456"))
+    assert name == "direction" or "0.61" not in said, "the share of a known error is the other"
+
+
+@pytest.mark.parametrize(
+    "text, holds",
+    [
+        (SENTENCE, True),
+        ("DPM-Solver++ is nearest untuned; its last step needs more nodes.", True),
+        ("最后一步的方向误差最大，所以我在接近数据的一端放了更多的节点，并且学习网格和条件时间。", True),
+        ("最後のステップの方向誤差が一番大きいので、データの近くに節点を増やしました。", True),
+        ("Последний шаг хуже всех, поэтому там больше узлов.", True),
+        ("", False),
+        ("It agrees.", False),
+        ("a " * 100, False),
+        ("b b b b b b b b b b", False),
+        ("word " * 20, False),
+        ("why not " * 20, False),
+        ("1234567890 " * 10, False),
+        ("abcdefghij " * 10, False),
+    ],
+)
+def test_an_answer_in_words_is_no_filler_in_any_language(text, holds):
+    assert written(text) == holds
 
 
 def test_right_answers_hold_within_the_margin_of_measuring():
     near = {name: value * 1.03 for name, value in RIGHT.items() if name.startswith("error")}
-    assert len(list(verdicts(RIGHT, 6, RIGHT))) == 8 and all(holds for holds, _ in verdicts(RIGHT | near, 5, RIGHT))
+    assert len(list(verdicts(RIGHT, 6, RIGHT))) == 9 and all(holds for holds, *_ in verdicts(RIGHT | near, 5, RIGHT))
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +101,21 @@ def hand_in(lab, **changes):
     return path
 
 
-def test_the_lab_passes_from_file_to_verdict_and_a_number_written_by_hand_does_not(lab, capsys):
+def test_an_untouched_lab_with_an_untrained_network_does_not_pass(lab, capsys):
+    assert lab[3]["size"] > SIZE and grade(hand_in(lab), count=4) == 1
+    said = capsys.readouterr().out
+    assert said.count("NO ") == 1 and "remove the # before %env" in said and said.endswith("not passed yet\n")
+
+
+def test_the_lab_passes_from_file_to_verdict_and_a_number_written_by_hand_does_not(lab, capsys, monkeypatch):
     answers = lab[3]
+    monkeypatch.setattr(grader, "SIZE", 2 * answers["size"])  # as if its network, of random weights, were trained
     assert answers["error_learned"] < GAIN * answers["error_untuned"] and len(answers["direction"]) == 5
     assert grade(hand_in(lab), count=4) == 0
-    assert capsys.readouterr().out.endswith("passed\n")
+    assert capsys.readouterr().out.endswith("the numbers pass; your teacher reads the two texts\n")
     assert grade(hand_in(lab, error_learned=answers["error_learned"] / 2), count=4) == 1
     said = capsys.readouterr().out
-    assert "NO  error_learned is what" in said and said.count("NO ") == 1 and said.endswith("not passed yet\n")
+    assert "NO  error_learned is the learned" in said and said.count("NO ") == 1 and said.endswith("not passed yet\n")
 
 
 def test_errors_are_distances_from_the_converged_solution_of_the_same_noise(lab):

@@ -327,7 +327,7 @@ def test_a_network_with_another_number_of_levels(unet):
     timing = moved(adapted)
     expected = ours(adapted, unet, timing.taus)
     assert gap(plain_loop(TunedUNet(unet, timing, levels=100), scheduler, 5), expected) < 1e-5
-    with pytest.raises(TimingMismatch, match="levels=1000, which must be the scheduler's num_train_timesteps"):
+    with pytest.raises(TimingMismatch, match="num_train_timesteps must be levels=1000"):
         plain_loop(TunedUNet(unet, timing), scheduler, 5)
 
 
@@ -355,8 +355,15 @@ def test_guidance_by_two_calls_and_by_one(unet):
             # Guidance enlarges what float32 rounds differently in batches of 4 and of 2.
             assert gap(plain_loop(guided(tuned, joint), scheduler, 4), expected) < 5e-5
     assert gap(plain_loop(guided(unet, joint=True), scheduler, 4), expected) > 1e-3
-    with pytest.raises(TimingMismatch, match="call 2 of 7 calls"):
-        plain_loop(guided(TunedUNet(unet, timing), joint=False), scheduler, 4)
+    once, twice = TunedUNet(unet, timing), TunedUNet(unet, timing, calls_per_evaluation=2)
+    message = r"^call 2 of 7 calls asks for timestep 999 \(t = 1\)\. .*give calls_per_evaluation=2\. .*reset\(\)"
+    with pytest.raises(TimingMismatch, match=message) as caught:
+        plain_loop(guided(once, joint=False), scheduler, 4)
+    assert "spacing" not in str(caught.value) and "levels" not in str(caught.value), "they are right"
+    with pytest.raises(TimingMismatch, match=r"call 2 of 14 calls \(2 for.*less often, give calls_per_evaluation=1\."):
+        plain_loop(guided(twice, joint=True), scheduler, 4)
+    for tuned, joint in ((once, True), (twice, False)):
+        assert gap(plain_loop(guided(tuned, joint), scheduler, 4), expected) < 5e-5, "the error began a new run"
 
 
 def test_another_number_of_steps_spacing_scheduler_or_timing(ddim, unet):
@@ -376,7 +383,7 @@ def test_another_number_of_steps_spacing_scheduler_or_timing(ddim, unet):
     with pytest.raises(TimingMismatch, match="call 3 of 9"):
         plain_loop(heun, make("euler"), 5)
     pipeline.scheduler = make("ddim", timestep_spacing="trailing", prediction_type="v_prediction")
-    message = r"call 1 of 5.*timestep is 800 \(t = 0.801\).*asks for 999 \(t = 1\)"
+    message = r"call 1 of 5.*asks for timestep 999 \(t = 1\).*timing's is 800 \(t = 0.801\)"
     with pytest.raises(TimingMismatch, match=message), tuned_times(pipeline, moved(adapted)):
         images()
 
@@ -391,11 +398,11 @@ def test_runs_that_are_too_short_or_too_long(ddim, unet):
     tuned = TunedUNet(unet, timing)
     for n in levels[:3]:
         tuned(x, n)
-    with pytest.raises(TimingMismatch, match="ended after 3 calls of 5"):
+    with pytest.raises(TimingMismatch, match=r"ended after 3 of 5 calls.*call reset\(\)"):
         tuned(x, levels[0])
     for n in levels:
         tuned(x, torch.tensor(n))
-    with pytest.raises(TimingMismatch, match=r"at least 6 calls, and the timing has 5"):
+    with pytest.raises(TimingMismatch, match=r"at least 6 calls, the timing 5"):
         tuned(x, levels[-1])
     tuned(x, levels[0])
     tuned.reset()

@@ -95,7 +95,7 @@ class Calls:
         made = self.made
         self.reset()
         if made:
-            raise TimingMismatch(f"the run ended after {made} of {self._numbers()}; {self._remedy()}")
+            raise TimingMismatch(f"the run ended after {made} of {self._numbers()}. {self._remedy()}")
         if not self.complete_runs:
             raise TimingMismatch(
                 f"no run of {self._numbers()} was made with the tuned times: the network was not called. Run the "
@@ -156,28 +156,38 @@ class Calls:
         return answer
 
     def _message(self, evaluation: int, timestep: Tensor) -> str:
-        first = float(timestep.double().flatten()[0])
+        made, each, first = self.made, self.calls_per_evaluation, float(timestep.double().flatten()[0])
         time = f" (t = {(first + 1) / self.levels:g})" if self.leveled else ""
         text = (
-            f"call {self.made + 1} of {self._numbers()}: the timing's nominal timestep is {self.nominal[evaluation]:g} "
-            f"(t = {self.timing.times[evaluation]:g}), the pipeline asks for {first:g}{time}, "
-            f"both with levels={self.levels}, which must be the scheduler's num_train_timesteps"
+            f"call {made + 1} of {self._numbers()} asks for timestep {first:g}{time}. "
+            f"The timing's is {self.nominal[evaluation]:g} (t = {self.timing.times[evaluation]:g}). "
         )
-        if self.made and same_timestep(timestep, self.nominal[0], self.within):
-            text += f", where a run begins: the run before ended after {self.made} calls of {self.total}"
-        elif not self.made and self.complete_runs:
-            text += (
-                f"; if that is no new run, it makes at least {self.total + 1} calls, and the timing has {self.total}"
-            )
-        return f"{text}; {self._remedy()}"
+
+        def asked(other: int) -> bool:
+            return other < len(self.nominal) and same_timestep(timestep, self.nominal[other], self.within)
+
+        broken = "If a run was broken off, call reset() before the next one. "
+        if made == each and asked(0):
+            text += f"If each evaluation calls the network {each + 1} times, as guidance may, give "
+            return f"{text}calls_per_evaluation={each + 1}. {broken.rstrip()}"
+        if made % each and asked(evaluation + 1):
+            text += f"If each evaluation calls the network less often, give calls_per_evaluation={made % each}. "
+        elif made and asked(0):
+            text += f"The run before ended after {made} of {self.total} calls. {broken}"
+        elif not made:
+            if self.complete_runs:
+                text += f"If this is no new run: it makes at least {self.total + 1} calls, the timing {self.total}. "
+            text += f"The scheduler's num_train_timesteps must be levels={self.levels}. "
+        return text + self._remedy()
 
     def _numbers(self) -> str:
-        return f"{self.total} calls ({self.timing.nfe} evaluations, {self.calls_per_evaluation} calls each)"
+        each = f" ({self.calls_per_evaluation} for each evaluation)" if self.calls_per_evaluation > 1 else ""
+        return f"{self.total} calls{each}"
 
     def _remedy(self) -> str:
         timing = self.timing
         return (
-            f"the timing is for {timing.solver} on the grid {timing.grid} with {len(timing.grid_times) - 1} steps: "
+            f"The timing is for {timing.solver} on the grid {timing.grid} with {len(timing.grid_times) - 1} steps: "
             "sample with that scheduler, spacing and number of steps, or tune another timing"
         )
 
