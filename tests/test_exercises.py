@@ -427,6 +427,13 @@ WRONG = [
     ),
     ("07", "14", ' / measured["contrast"]', "", "paler alone changes nothing"),
     ("07", "14", 'measured["detail"]', 'measured["shared"]', "detail for contrast: not yet."),
+    ("09", "11", 'optimiser="search"', 'optimiser="adam", iterations=5', "tune by truncation with search, not"),
+    ("09", "11", "tune(sampler, points, config).timing", "adapted.timing()", "tune by truncation with search, not"),
+    ("09", "11", "(sampler, points,", "(sampler, ring.sample(32).float(),", "the same points give other times"),
+    ("09", "11", "(sampler, points,", "(sampler, 0 * points + 0.5,", "other points give the same times"),
+    ("09", "11", "(scheduler, steps)\n", "(DDIMScheduler(clip_sample=False), 5)\n", "for another solver"),
+    ("09", "11", "(scheduler, steps)\n", "(scheduler, 5)\n", "for another number of steps"),
+    ("09", "14", "return int(", "return n - 200 or int(", "with 10 steps, leading steps end where"),
 ]
 """Wrong answers: notebook, cell whose check must see it, part of a solution, what stands in its place, what is said."""
 

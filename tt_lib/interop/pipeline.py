@@ -177,7 +177,7 @@ class Calls:
         elif not made:
             if self.complete_runs:
                 text += f"If this is no new run: it makes at least {self.total + 1} calls, the timing {self.total}. "
-            text += f"The scheduler's num_train_timesteps must be levels={self.levels}. "
+            return f"{text}{self._remedy()}. The scheduler's num_train_timesteps must be levels={self.levels}"
         return text + self._remedy()
 
     def _numbers(self) -> str:

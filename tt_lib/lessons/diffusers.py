@@ -44,8 +44,9 @@ ALT = {
     "player": "Times of the calls of six schedulers, one after another: circles where the scheduler asks, crosses "
     "where the tuned network is conditioned.",
     "strip": "Five panels of times against calls in five steps. DDIM, DPM-Solver++ and UniPC make five calls at "
-    "falling times. Heun makes nine: after the first they come in pairs at one time, and crosses lie above the first "
-    "circle of a pair and below the second. PLMS makes six, two of them at one time.",
+    "falling times. Heun makes nine: after the first they come in pairs at one time. Crosses lie above the first "
+    "circle of a pair and below the second, but for the last pair, where they lie in the circles. PLMS makes six, two "
+    "of them at one time.",
     "threes": "Two rows of eight small grey images from the same noise. Unguided: different digits. Guided: all of "
     "them are threes, and much alike.",
     "carried": "Three rows of eight digits from the same noise. Untuned, and with the ratios of another spacing: "
