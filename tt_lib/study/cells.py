@@ -275,10 +275,21 @@ class Cell:
         """The cell's solver; eta is named only where it is not 0, since not every solver takes it."""
         return make_solver(self.solver, **({"eta": self.eta} if self.eta else {}))
 
+    def fitted_solver(self) -> tuple[Solver, int]:
+        """The cell's solver for its number of evaluations, and the steps of its grid.
+
+        Raises:
+            BadValue: the solver cannot make so many; the message names the cell.
+        """
+        try:
+            return self.make_solver().for_nfe(self.nfe)
+        except BadValue as error:
+            raise BadValue(f"{self.label}: {error}") from error
+
 
 def check_recipe(cell: Cell, recipe: Recipe) -> None:
     """Raise :class:`BadValue` if a cell cannot be tuned so: asked before images, gamma and all other work."""
-    solver, steps = cell.make_solver().for_nfe(cell.nfe)
+    solver, steps = cell.fitted_solver()
     try:
         match recipe.config:
             case TuneConfig() as config:

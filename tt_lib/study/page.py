@@ -301,14 +301,16 @@ def claim(frame: pd.DataFrame) -> str:
     Better is by more than half of the difference's 95 % interval. What the classifier's features say stands behind it.
     """
     _, learned, _ = of_headline(frame)
-    every = pd.concat([beside(frame, model) for model in (MODEL, STRAIGHT)])
+    every = pd.concat([beside(frame, model) for model in (MODEL, STRAIGHT)], ignore_index=True)
     every = every[every["timing"] == UNTUNED]
     plain, ddim = every[every["nfe"].isin(FEW)], every[every["solver"] == "ddim"]
 
     def first(rows: pd.DataFrame, row: pd.Series) -> str:
         reached = rows[rows["value_1"] <= row["value_1"]]["nfe"].min()
         before = rows[rows["nfe"] < reached]["nfe"].max()
-        return "in none measured" if pd.isna(reached) else f"between {before:.0f} and {reached:.0f}"
+        if pd.isna(reached):
+            return "in none measured"
+        return f"in {reached:.0f}" if pd.isna(before) else f"between {before:.0f} and {reached:.0f}"
 
     for nfe, row in learned.iterrows():
         if less(row, plain, 1).all():

@@ -170,10 +170,7 @@ def _make_tables(head: dict[str, Any], tuning: dict[str, Any], blocks: list[dict
     for table in tables:
         for cell in table.cells:
             read_grid(cell.start)
-            try:
-                solver, _ = cell.make_solver().for_nfe(cell.nfe)  # a dry run refuses what a run would
-            except BadValue as error:
-                raise BadValue(f"{cell.label}: {error}") from error
+            solver, _ = cell.fitted_solver()  # a dry run refuses what a run would
             check_gamma_images(solver, images)
             if recipe := table.recipe(cell):
                 check_recipe(cell, recipe)
