@@ -338,7 +338,7 @@ def test_what_the_lessons_say_of_knobs_and_ways_holds():
     at = {(row["solver"], row["timing"], row["nfe"]): row for _, row in table.iterrows() if row["grid"] == "learned"}
 
     def ahead(better, worse, short, nfes=(5, 6, 8, 10)):
-        """The numbers of evaluations at which one recipe is ahead of another."""
+        """The numbers of evaluations at which one recipe is ahead of another; computed here, to check ``margin``."""
         pairs = {nfe: (at[(*better, nfe)], at[(*worse, nfe)]) for nfe in nfes}
         halves = {nfe: [(x[f"{short}_high"] - x[f"{short}_low"]) / 2 for x in pair] for nfe, pair in pairs.items()}
         return [nfe for nfe, (a, b) in pairs.items() if b[short] - a[short] > math.hypot(*halves[nfe])]
