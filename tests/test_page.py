@@ -281,7 +281,7 @@ def test_the_claim_is_made_of_the_primary_metric_and_says_what_the_second_says()
     assert "DDIM on the diffusion's grids in 50." in first, "nothing was measured with fewer"
     blind = both(("ddim", "logsnr", 10, "untuned", 9.0, 2.7))
     said = (
-        "they have 2.80. The least untuned distance there, 2.70, is not told apart from it: `ddim` on the grid "
+        "they have 2.80. The least untuned distance there, 2.70, is not clearly different: `ddim` on the grid "
         "`logsnr` in 10, with 9.00"
     )
     assert said in page.claim(pd.concat([FRAME, blind]))

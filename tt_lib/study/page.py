@@ -318,7 +318,7 @@ def claim(frame: pd.DataFrame) -> str:
         if less(row, plain, "first").all():
             one, two = (plain.loc[plain[which].idxmin()] for which in ("first", "second"))
             smaller, larger = less(two, row, "second"), less(row, two, "second")
-            verdict = "smaller" if smaller else "larger" if larger else "not told apart from it"
+            verdict = "smaller" if smaller else "larger" if larger else "not clearly different"
             return (
                 f"**{nfe} learned evaluations do better than {plain['nfe'].max()} of every untuned sampler here**, in "
                 f"ImageNet features: {number(row['first'])} against {number(one['first'])}. In the classifier's "
