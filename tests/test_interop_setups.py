@@ -69,6 +69,9 @@ SETUPS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "flow dpm x0": (DPM, {"use_flow_sigmas": True, "prediction_type": "sample"}, {}),
     "flow single": (SINGLE, FLOW, {}),
     "flow deis": ("DEISMultistepScheduler", FLOW | {"flow_shift": 2.0}, {}),
+    "flow dpm dynamic": (DPM, FLOW | {"use_dynamic_shifting": True}, {"mu": 0.7}),
+    "flow single dynamic": (SINGLE, FLOW | {"use_dynamic_shifting": True}, {"mu": 0.7}),
+    "flow deis dynamic": ("DEISMultistepScheduler", FLOW | {"use_dynamic_shifting": True}, {"mu": 0.7}),
     "edm euler": (EDM_EULER, {}, {}),
     "edm euler exponential": (EDM_EULER, {"sigma_schedule": "exponential", "sigma_max": 20.0}, {}),
     "edm euler sigma_min": (EDM_EULER, {"final_sigmas_type": "sigma_min", "sigma_data": 1.0}, {}),
@@ -138,15 +141,15 @@ def test_samples_equal_to_diffusers(name):
 @pytest.mark.parametrize("name", supported())
 def test_custom_times(name):
     cell, accepts = supported()[name][1], inspect.signature(getattr(diffusers, name).set_timesteps).parameters
-    assert all((word in cell) == (word in accepts) for word in ("timesteps", "sigmas"))
+    assert all((word in cell) == (word in accepts) for word in ("timesteps", "sigmas", "mu"))
     if cell == "diffusers takes none":
         by_hand = five_steps(name)
         by_hand.timesteps = by_hand.timesteps * 0.9
         with pytest.raises(BadValue, match=f"set by hand: {name} takes none"):
             from_scheduler(by_hand)
         return
-    cases = [each for each, (kind, _, hand) in SETUPS.items() if kind == name and hand.keys() & {"timesteps", "sigmas"}]
-    assert cases
+    cases = [each for each, (kind, _, hand) in SETUPS.items() if kind == name and hand]
+    assert cases and all(any(word in SETUPS[each][2] for each in cases) for word in accepts if word in cell)
     for case in cases:  # as samples, they are compared above
         adapted = from_scheduler(as_set(case))
         assert adapted.grid.name == "diffusers-by-hand"

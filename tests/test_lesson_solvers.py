@@ -28,11 +28,11 @@ from tt_lib.lessons.solvers import (
     weights_figure,
     with_run_up,
 )
-from tt_lib.schedules import ContinuousLinearVP, linear_betas
+from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.toy import MixturePredictor, exact_flow, ring_2d
 
-SCHEDULE = ContinuousLinearVP()
+SCHEDULE = linear_betas()
 DETERMINISTIC = [name for name, solver in SOLVERS.items() if not solver.stochastic]
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -189,8 +189,8 @@ def test_the_corner_of_the_field_has_every_samplers_intervals():
     below = study[study["group"].isin(tables.GROUPS) & (study["nfe"] == 10) & (study["classifier"] < end["classifier"])]
     assert len(below) == 4 and set(below["grid"]) == {"uniform"} and below["timing"].str.startswith("learned").all()
     assert axes.get_ylim()[0] < below["classifier_low"].min() and (below["imagenet"] > end["imagenet"]).all()
-    # Only the lowest is told apart, in the classifier's features, and all are in ImageNet features.
-    apart = {s: [told_apart(row, end, s) for _, row in below.iterrows()] for s in tables.SHORT}
+    # Only the lowest is clearly different in the classifier's features, and all are in ImageNet features.
+    apart = {s: [clearly_different(row, end, s) for _, row in below.iterrows()] for s in tables.SHORT}
     assert all(apart["imagenet"])
     assert below[apart["classifier"]]["classifier"].tolist() == [below["classifier"].min()]
     assert (below["classifier"] < end["classifier_low"]).sum() == 1, "the cross in words"
@@ -287,7 +287,7 @@ def test_verdicts_count_where_the_features_agree(rows):
     assert tables.verdicts(gains, ["truncation-parallel"]).to_numpy().sum() == 2
 
 
-def told_apart(row, other, short):
+def clearly_different(row, other, short):
     """Whether the interval of the difference that the lesson shows does not hold 0."""
     cell = tables.difference(row, other).split(" / ")[tables.SHORT.index(short)]
     value, half = map(float, cell.split(" ± "))
@@ -303,10 +303,10 @@ def test_the_headline_of_the_shipped_rows_holds():
     for nfe in tables.NFES:
         own = tables.pick(table, **tables.LEARNED, nfe=nfe)
         assert tables.overlapping(untuned[untuned["nfe"] == nfe], own, "imagenet").empty
-    # In the classifier's features one is not told apart; its ImageNet distance is twice as large.
+    # In the classifier's features one is not clearly different; its ImageNet distance is twice as large.
     (close,) = tables.overlapping(untuned[untuned["nfe"] == 10], five, "classifier").to_dict("records")
     assert close["solver"] == "sde-dpmpp-2m" and 1.9 < close["imagenet"] / five["imagenet"] < 2.1
-    assert not told_apart(close, five, "classifier")
+    assert not clearly_different(close, five, "classifier")
 
 
 def test_what_the_first_lesson_says_of_ddim_holds():
@@ -338,7 +338,7 @@ def test_what_the_lessons_say_of_knobs_and_ways_holds():
     at = {(row["solver"], row["timing"], row["nfe"]): row for _, row in table.iterrows() if row["grid"] == "learned"}
 
     def ahead(better, worse, short, nfes=(5, 6, 8, 10)):
-        """The numbers of evaluations at which one recipe is ahead of another."""
+        """The numbers of evaluations at which one recipe is ahead of another; computed here, to check ``margin``."""
         pairs = {nfe: (at[(*better, nfe)], at[(*worse, nfe)]) for nfe in nfes}
         halves = {nfe: [(x[f"{short}_high"] - x[f"{short}_low"]) / 2 for x in pair] for nfe, pair in pairs.items()}
         return [nfe for nfe, (a, b) in pairs.items() if b[short] - a[short] > math.hypot(*halves[nfe])]
@@ -354,7 +354,7 @@ def test_what_the_lessons_say_of_knobs_and_ways_holds():
     assert ahead(best, own, "imagenet") == [5], "harmed by falling orders"
     best = table[(table["solver"] == "unipc") & (table["timing"] == longer)].set_index("nfe")
     others = table[table["group"].str.startswith("untuned") & (table["nfe"] == 10)]
-    assert len(tables.overlapping(others, best.loc[10], "classifier")) == 1, "level with the last row"
+    assert len(tables.overlapping(others, best.loc[10], "classifier")) == 1, "not clearly different from the last row"
     gits = find_timing(tables.MODEL, Cell(LOWER, "learned", 5, "learned-gits")).grid_times
     assert gits[0] == 1 and gits[1] == pytest.approx(0.016, abs=0.0005)
 
@@ -392,7 +392,7 @@ def test_what_the_lesson_says_of_learning_on_the_straight_path_holds():
     for nfe in (8, 10):
         blue = tables.pick(table, **tables.LEARNED, nfe=nfe, path="diffusion")
         row = tables.best(learned.reset_index(), "imagenet").loc[nfe]
-        assert not any(told_apart(row, blue, short) for short in tables.SHORT)
+        assert not any(clearly_different(row, blue, short) for short in tables.SHORT)
 
 
 def test_what_the_lesson_says_of_50_000_samples_holds():
@@ -413,7 +413,7 @@ def test_what_the_lesson_says_of_50_000_samples_holds():
 
 
 def test_what_the_lessons_say_of_the_best_by_the_classifier_holds():
-    """Of the shipped rows: at ten evaluations level with the learned sampler, at fewer behind it."""
+    """Of the shipped rows: at ten evaluations not clearly different from the learned sampler, at fewer behind it."""
     table = tables.study()
     own = tables.best(table[table["group"].str.startswith("untuned")], "classifier")
     assert own["classifier"].round(1).loc[[5, 6, 10]].tolist() == [4.3, 3.6, 2.9]
@@ -449,7 +449,7 @@ def test_what_the_lesson_says_of_its_last_two_samplers_holds():
     more = tables.study(n=50_000)
     where = {"solver": tables.TUNED["2M"], "grid": "uniform", "nfe": 10, "timing": "truncation-parallel"}
     tuned, learned = tables.pick(more, **where), tables.pick(more, **tables.LEARNED, nfe=10)
-    assert not told_apart(tuned, learned, "classifier") and tuned["imagenet"] > 2 * learned["imagenet"]
+    assert not clearly_different(tuned, learned, "classifier") and tuned["imagenet"] > 2 * learned["imagenet"]
 
 
 def test_what_the_lesson_says_of_the_last_two_steps_holds():

@@ -122,8 +122,9 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 COLUMNS = ("samples equal to diffusers", "custom times", "tune", "learn", "tuned pipeline runs")
 CUSTOM = {
-    "DPMSolverMultistepScheduler": "timesteps",
-    "DPMSolverSinglestepScheduler": "timesteps",
+    "DEISMultistepScheduler": "mu of a flow",
+    "DPMSolverMultistepScheduler": "timesteps, mu of a flow",
+    "DPMSolverSinglestepScheduler": "timesteps, mu of a flow",
     "EDMEulerScheduler": "sigmas, as places of its own rule",
     "EulerDiscreteScheduler": "timesteps, sigmas",
     "FlowMatchEulerDiscreteScheduler": "timesteps, sigmas, mu",

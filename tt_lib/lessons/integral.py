@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tt_lib.engine import drive
 from tt_lib.errors import BadValue, check_range
-from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_below, style
+from tt_lib.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION, legend_below, style
 from tt_lib.grids import Grid
 from tt_lib.schedules import linear_betas
 from tt_lib.solvers.registry import make_solver
@@ -28,10 +28,10 @@ STARTS = (-1.6, -0.5, 0.1, 0.4, 1.5)
 POINTS = 201
 RHO, Y = "ρ = σ/α  (noise on the left, data on the right)", "y = x/α"
 ALT = {
-    "hook": "Two panels over rho, which falls from left to right. Left: ten curved paths run from the noise to ends "
+    "hook": "Two panels over rho, which falls from left to right. Left: eight paths run from the noise to ends "
     "around the two centres of the data, 1 and -1. One is black, and an arrow marks the tangent at its start. Right: "
     "the end of the step, enlarged. The black path bends down towards -1; the tangent goes straight on and ends near "
-    "0, between the centres. The wedge between them is shaded.",
+    "0, between the centres. An upright bar marks the gap between the two ends.",
     "paths": "Five true paths over rho, from the noise on the left to the data on the right, and four straight "
     "DDIM steps for each. Path and steps lie together on the left. Near the data, in the enlarged panel on the right, "
     "the paths bend towards 1 or -1, and the straight steps leave them. The areas between them are shaded.",
@@ -104,7 +104,7 @@ def hook_figure() -> Figure:
     """One trajectory among others, and the tangent that DDIM follows instead."""
     schedule, mixture = linear_betas(), two_modes_1d()
     times = torch.linspace(BEGIN, END, POINTS, dtype=torch.float64)
-    starts = torch.tensor([-0.5, -2.2, -1.6, -1.0, -0.25, 0.05, 0.4, 0.8, 1.3, 2.0], dtype=torch.float64)[:, None]
+    starts = torch.tensor([-0.5, -1.6, -1.0, -0.25, 0.05, 0.4, 0.8, 1.3], dtype=torch.float64)[:, None]
     y = exact_trajectory(mixture, starts, times, schedule)[..., 0] / schedule.alpha(times)[:, None]
     rho = schedule.rho(times)
     slope = mixture.eps(starts[:1], times[0], schedule)[0, 0]
@@ -112,14 +112,13 @@ def hook_figure() -> Figure:
     figure = Figure(figsize=(9, 3.8))
     for axes in figure.subplots(1, 2, width_ratios=(1.5, 1)):
         axes.plot(rho, y[:, 1:], color=GREY, linewidth=0.8, alpha=0.7)
-        axes.fill_between(
-            rho, y[:, 0], tangent, color=ORANGE, alpha=0.3, linewidth=0, label="gap between step and path"
-        )
+        error = [tangent[-1], y[-1, 0]]
+        axes.plot([rho[-1]] * 2, error, color=ORANGE, linewidth=5, solid_capstyle="butt", label="error of the step")
         axes.plot(rho, y[:, 0], color=BLACK, label="true path")
         axes.plot(rho, tangent, color=VERMILLION, linestyle="--", label="one DDIM step: its tangent")
         axes.plot(rho[0], y[0, 0], "o", color=BLACK, markersize=9, label="start of the step")
         axes.plot(rho[-1], tangent[-1], "X", color=VERMILLION, markersize=9, label="end of the step")
-        axes.plot(rho[-1], y[-1, 0], "D", color=BLUE, markersize=8, label="end of the path")
+        axes.plot(rho[-1], y[-1, 0], "D", color=BLACK, markersize=8, label="end of the path")
         axes.set(xlabel="ρ = σ/α", xlim=(3.6, 0))
     figure.axes[0].set(ylabel=Y, ylim=(-6, 6), title="from noise (left) to data (right)")
     arrow = {"arrowstyle": "-|>", "color": VERMILLION, "linewidth": 2.5}
@@ -140,7 +139,7 @@ def draw_paths(axes: Axes, steps: int) -> None:
             rho,
             exact[:, k],
             followed,
-            color=ORANGE,
+            color=SKY,
             alpha=0.35,
             linewidth=0,
             label="" if k else "gap between steps and path",
@@ -211,7 +210,7 @@ def one_step_figure(true: Tensor, ends: Tensor) -> Figure:
     """Histograms of true ends [N, 1] and of those of one single step."""
     figure = Figure(figsize=(7, 3.4))
     axes = figure.subplots()
-    for values, colour, name in ((true, BLUE, "true ends"), (ends, VERMILLION, "one DDIM step")):
+    for values, colour, name in ((true, BLACK, "true ends"), (ends, VERMILLION, "one DDIM step")):
         axes.hist(values[:, 0].numpy(), bins=np.linspace(-2, 2, 81).tolist(), color=colour, alpha=0.75, label=name)
     axes.set(xlabel="x", ylabel="samples in each bin")
     legend_below(figure, *axes.get_legend_handles_labels())

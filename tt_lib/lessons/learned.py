@@ -399,16 +399,11 @@ def carry_table(rows: pd.DataFrame) -> str:
     for (model, name, nfe), timings in CARRIED.items():
         own = both[model]
         own = own[(own["solver"] == TUNED[name]) & (own["nfe"] == nfe) & (own["eta"] == 0)]
-        if model == MODEL:
-            lines = {"untuned, straight path": pick(straight, solver=ON_STRAIGHT[name], nfe=nfe)}
-        else:
-            lines = {
-                "untuned, best diffusion grid by ImageNet features": own[own["timing"] == UNTUNED]
-                .sort_values("first")
-                .iloc[0]
-            }
-        lines |= {of: pick(own, timing=timing) for of, timing in timings.items()}
-        where = "small network, " if model == SMALL else ""
+        where, grid, untuned = "", "straight path", pick(straight, solver=ON_STRAIGHT[name], nfe=nfe)
+        if model == SMALL:
+            where, grid = "small network, ", "best diffusion grid by ImageNet features"
+            untuned = own[own["timing"] == UNTUNED].sort_values("first").iloc[0]
+        lines = {f"untuned, {grid}": untuned} | {of: pick(own, timing=timing) for of, timing in timings.items()}
         for of, row in lines.items():
             text.append([f"{where}{name}, NFE {nfe}: {of}", *with_halves(row, 2, ("first", "second"))])
     return markdown(["sampler: its grid and timing", "ImageNet features", "classifier's features"], text)
@@ -426,8 +421,7 @@ def few_figure(runs: dict[int, tuple[Tensor, Tensor, Tensor]]) -> Figure:
     for axes, (_, own, right) in zip(figure.axes, titles.values(), strict=True):
         for a, b in zip(own[:16], right[:16], strict=True):
             axes.plot(*torch.stack([a, b]).T, color=VERMILLION, linewidth=1)
-        axes.plot(
-            *right[:16].T, "o", color=VERMILLION, markersize=8, fillstyle="none", label="learned from (16 at most)"
-        )
+        label = "learned from: a ring where it should end, a line to where it ends"
+        axes.plot(*right[:16].T, "o", color=VERMILLION, markersize=8, fillstyle="none", label=label)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure

@@ -24,7 +24,7 @@ from tt_lib.figures.style import count_axis, heat_map, relplot, style
 from tt_lib.grids import make_grid
 from tt_lib.noise import SampleNoise
 from tt_lib.predictors import to_eps
-from tt_lib.schedules import ContinuousLinearVP, Schedule, float64, linear_betas
+from tt_lib.schedules import Schedule, float64, linear_betas
 from tt_lib.solvers.layout import Evaluation, layout, stages_of
 from tt_lib.solvers.registry import SOLVERS, Solver, make_solver
 from tt_lib.study.cells import Cell
@@ -48,7 +48,7 @@ ALT = {
     "blurred and grey.",
     "weights": "Three heat maps of weights, a row for each step and a column for each evaluation. Midpoint: 0 for the "
     "first and 1 for the second evaluation of each step. DPM-Solver++(2M): above 1 on the diagonal, negative left of "
-    "it. UniPC: larger weights of both signs, up to 2.55 and down to -2.84.",
+    "it. UniPC: larger weights of both signs, up to 2.54 and down to -2.85.",
     "x0": "Three heat maps of weights of data predictions. DPM-Solver++(2M) has at most two weights in a row, side by "
     "side. UniPC has up to four. PLMS has one in every earlier column, with alternating signs.",
     "player": "Heat maps of the weights of nine solvers, one after another, over four steps of a grid even in t.",
@@ -211,7 +211,7 @@ def step_weights(solver: Solver, times: Tensor, schedule: Schedule, of: str = "e
 def draw_weights(axes: Axes, solver: str | Solver, spacing: str = "even in t", steps: int = 4, of: str = "eps") -> None:
     """A heat map of :func:`step_weights` on a grid from 0.9 to 0.1; weights below 0.005 have no number."""
     solver = make_solver(solver) if isinstance(solver, str) else solver
-    schedule = ContinuousLinearVP()
+    schedule = linear_betas()
     table, _, made = step_weights(solver, spaced(spacing, steps, schedule), schedule, of)
     frame = pd.DataFrame(table.numpy(), columns=step_names(made))
     words = frame.map(lambda value: f"{value:.2f}".replace("-", "−") if abs(value) >= 0.005 else "")
@@ -252,7 +252,7 @@ def ladder_errors(
         ladder: numbers of steps.
         run_up: cut the first step, see :func:`with_run_up`.
     """
-    mixture, schedule = two_modes_1d(scale=0.4), ContinuousLinearVP()
+    mixture, schedule = two_modes_1d(scale=0.4), linear_betas()
     x = torch.linspace(-1.5, 1.5, 9, dtype=torch.float64)[:, None]
     exact = exact_flow(mixture, x, start, END, schedule, rtol=1e-12)
     grids = [spaced(spacing, steps, schedule, start) for steps in ladder]

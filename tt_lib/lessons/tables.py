@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,19 @@ from tt_lib.figures.style import (
 from tt_lib.rows import FD_COLUMNS, read_rows, results_folder
 from tt_lib.study.cells import Cell, require_timing
 from tt_lib.study.compare import BEST as LEARNED
-from tt_lib.study.compare import BETTER, FEATURES, MODEL, SAME, SAMPLER, WORSE, N, beside_each_other, changes_in_both
+from tt_lib.study.compare import (
+    BETTER,
+    FEATURES,
+    MODEL,
+    SAME,
+    SAMPLER,
+    WORSE,
+    N,
+    beside_each_other,
+    changes_in_both,
+    half,
+    margin,
+)
 from tt_lib.study.compare import FEW as NFES
 from tt_lib.study.compare import STRAIGHT as FLOW
 from tt_lib.timing import UNTUNED
@@ -196,16 +207,8 @@ def overlapping(table: pd.DataFrame, row: pd.Series, short: str) -> pd.DataFrame
 
 
 def difference(row: pd.Series, other: pd.Series) -> str:
-    """How much larger a sampler's distances are than another's, ImageNet / classifier's, with half of 95 % intervals.
-
-    The samplers are taken for independent. From the same noise the interval of pairs is usually narrower; it needs the
-    samples, and rows do not hold them.
-    """
-    cells = []
-    for short in SHORT:
-        halves = [(each[f"{short}_high"] - each[f"{short}_low"]) / 2 for each in (row, other)]
-        cells.append(f"{row[short] - other[short]:+.2f} ± {math.hypot(*halves):.2f}")
-    return " / ".join(cells)
+    """How much larger a sampler's distances are than another's, ImageNet / classifier's, with :func:`margin`."""
+    return " / ".join(f"{row[short] - other[short]:+.2f} ± {margin(row, other, short):.2f}" for short in SHORT)
 
 
 def quality(samplers: Iterable[tuple[str, pd.Series]]) -> str:
@@ -265,11 +268,8 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 
 def with_halves(row: pd.Series, digits: int, names: Sequence[str] = SHORT) -> list[str]:
     """Both distances with half of their intervals; the classifier's are smaller and keep two digits."""
-    cells = []
-    for short, places in zip(names, (digits, 2), strict=True):
-        half = (row[f"{short}_high"] - row[f"{short}_low"]) / 2
-        cells.append(f"{row[short]:.{places}f} ± {half:.{places}f}")
-    return cells
+    both = zip(names, (digits, 2), strict=True)
+    return [f"{row[short]:.{places}f} ± {half(row, short):.{places}f}" for short, places in both]
 
 
 @style()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -112,6 +114,20 @@ def beside_each_other(frame: pd.DataFrame, first: str, second: str, model: str, 
         for name, features in (("first", first), ("second", second))
     )
     return one.merge(other, on=same)
+
+
+def half(row: Any, name: str) -> Any:
+    """Half of the 95 % interval of a distance that has the columns ``name``, ``name_low`` and ``name_high``."""
+    return (row[f"{name}_high"] - row[f"{name}_low"]) / 2
+
+
+def margin(row: Any, other: Any, name: str) -> Any:
+    """Half of the 95 % interval of the difference of two samplers' distances.
+
+    The samplers are taken for independent. From the same noise the interval of pairs is usually narrower; it needs the
+    samples, and rows do not hold them.
+    """
+    return np.hypot(half(row, name), half(other, name))
 
 
 def _check_different(features: tuple[str, str]) -> None:

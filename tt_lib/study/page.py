@@ -18,7 +18,19 @@ from tt_lib.errors import CorruptFile
 from tt_lib.files import file_hash, read_json, write_text
 from tt_lib.grids import LEARNED
 from tt_lib.study.cells import Cell, require_timing
-from tt_lib.study.compare import BEST, FEATURES, FEW, MODEL, SAMPLER, SMALL, STRAIGHT, N, beside_each_other
+from tt_lib.study.compare import (
+    BEST,
+    FEATURES,
+    FEW,
+    MODEL,
+    SAMPLER,
+    SMALL,
+    STRAIGHT,
+    N,
+    beside_each_other,
+    half,
+    margin,
+)
 from tt_lib.study.tables import published_rows
 from tt_lib.study.workbench import Bench
 from tt_lib.timing import UNTUNED
@@ -174,17 +186,13 @@ def beside(frame: pd.DataFrame, model: str = MODEL, n: int = N) -> pd.DataFrame:
     """One row for each sampler of a model that was measured in both features.
 
     Returns:
-        As :func:`tt_lib.study.compare.beside_each_other`, but the columns of numbers are ``value``, ``low`` and
-        ``high`` with ``_1`` (primary metric) and ``_2`` behind.
+        As :func:`tt_lib.study.compare.beside_each_other`; ``first`` is the primary metric.
 
     Raises:
         BadValue: the rows are of two networks of one name.
     """
     frame = frame[(frame["seed"] == 0) & (frame["reference"] == "train")]
-    rows = beside_each_other(frame, *FEATURES, model, n)
-    numbers = {"": "value", "_low": "low", "_high": "high"}
-    behind = {"first": 1, "second": 2}
-    return rows.rename(columns={f"{a}{b}": f"{numbers[b]}_{behind[a]}" for a in behind for b in numbers})
+    return beside_each_other(frame, *FEATURES, model, n)
 
 
 def named(rows: pd.DataFrame) -> pd.Series:
@@ -207,7 +215,7 @@ def of_headline(frame: pd.DataFrame, n: int = N) -> tuple[pd.DataFrame, pd.DataF
     own = own.assign(name=named(own))
     straight = straight.assign(name=straight["solver"] + _where(straight["grid"], STRAIGHT_GRID) + " · straight path")
     plain = pd.concat([rows[(rows["timing"] == UNTUNED) & rows["nfe"].isin(FEW)] for rows in (own, straight)])
-    plain = plain.sort_values("value_1", kind="stable").drop_duplicates("nfe").set_index("nfe").sort_index()
+    plain = plain.sort_values("first", kind="stable").drop_duplicates("nfe").set_index("nfe").sort_index()
     learned = own[(own["solver"] == BEST["solver"]) & (own["timing"] == BEST["timing"])].set_index("nfe").sort_index()
     ends = own[(own["nfe"] == CONVERGED) & (own["timing"] == UNTUNED)]
     both = plain.index.intersection(learned.index)
@@ -229,40 +237,35 @@ def number(value: float, of: float | None = None) -> str:
     return f"{value:.{3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
 
 
-def plus_minus(row: Any, which: int) -> str:
+def plus_minus(row: Any, which: str) -> str:
     """A distance in the first or second features, with half of its interval."""
-    value = row[f"value_{which}"]
+    value = row[which]
     return f"{number(value)}{NARROW}±{NARROW}{number(half(row, which), value)}"
 
 
 def pair(row: Any) -> str:
     """The distances in both features."""
-    return f"{number(row['value_1'])}{NARROW}/{NARROW}{number(row['value_2'])}"
+    return f"{number(row['first'])}{NARROW}/{NARROW}{number(row['second'])}"
 
 
-def half(row: Any, which: int) -> float:
-    """Half of a distance's interval."""
-    return (row[f"high_{which}"] - row[f"low_{which}"]) / 2
-
-
-def gain(plain: Any, other: Any, which: int) -> str:
+def gain(plain: Any, other: Any, which: str) -> str:
     """What a sampler takes off an untuned one's distance, in per cent, with half of its interval.
 
     The interval is first order in both, and takes the two for independent.
     """
-    ratio = other[f"value_{which}"] / plain[f"value_{which}"]
-    margin = ratio * np.hypot(*(half(row, which) / row[f"value_{which}"] for row in (plain, other)))
-    return f"{100 * (1 - ratio):.0f} ± {max(100 * margin, 1):.0f} %".replace("-", "−")
+    ratio = other[which] / plain[which]
+    error = ratio * np.hypot(*(half(row, which) / row[which] for row in (plain, other)))
+    return f"{100 * (1 - ratio):.0f} ± {max(100 * error, 1):.0f} %".replace("-", "−")
 
 
-def less(row: Any, plain: Any, which: int) -> Any:
+def less(row: Any, plain: Any, which: str) -> Any:
     """Whether a distance is smaller, by more than half of the difference's 95 % interval."""
-    return plain[f"value_{which}"] - row[f"value_{which}"] > np.hypot(half(plain, which), half(row, which))
+    return plain[which] - row[which] > margin(plain, row, which)
 
 
 def better(row: Any, plain: Any) -> Any:
     """Whether a distance is smaller in both features, as :func:`less` says."""
-    return less(row, plain, 1) & less(row, plain, 2)
+    return less(row, plain, "first") & less(row, plain, "second")
 
 
 def headline_table(frame: pd.DataFrame, short: bool = False) -> str:
@@ -273,23 +276,22 @@ def headline_table(frame: pd.DataFrame, short: bool = False) -> str:
     """
     plain, learned, end = of_headline(frame)
 
-    def cell(row: Any, which: int) -> str:
-        multiple = "" if short or end is None else f" ({row[f'value_{which}'] / end[f'value_{which}']:.1f})"
+    def cell(row: Any, which: str) -> str:
+        multiple = "" if short or end is None else f" ({row[which] / end[which]:.1f})"
         return plus_minus(row, which) + multiple
 
-    def cells(one: Any, two: Any, which: int) -> list[str]:
+    def cells(one: Any, two: Any, which: str) -> list[str]:
         return [cell(one, which), cell(two, which)] + ([] if short else [gain(one, two, which)])
 
     lines = [
-        [str(nfe), one["name"], *cells(one, two, 1), *cells(one, two, 2)]
+        [str(nfe), one["name"], *cells(one, two, "first"), *cells(one, two, "second")]
         for (nfe, one), (_, two) in zip(plain.iterrows(), learned.iterrows(), strict=True)
     ]
     what = ["untuned", "learned"] + ([] if short else ["less by"])
     if end is not None:
         empty = [""] * (len(what) - 1)
-        lines.append(
-            [str(end["nfe"]), f"{end['name']}: converged solution", cell(end, 1), *empty, cell(end, 2), *empty]
-        )
+        own = [cell(end, "first"), *empty, cell(end, "second"), *empty]
+        lines.append([str(end["nfe"]), f"{end['name']}: converged solution", *own])
     return markdown(
         lines, ["NFE", "best untuned sampler", *(f"{each}, {name}" for name in SHORT for each in what)], words=2
     )
@@ -306,22 +308,23 @@ def claim(frame: pd.DataFrame) -> str:
     plain, ddim = every[every["nfe"].isin(FEW)], every[every["solver"] == "ddim"]
 
     def first(rows: pd.DataFrame, row: pd.Series) -> str:
-        reached = rows[rows["value_1"] <= row["value_1"]]["nfe"].min()
+        reached = rows[rows["first"] <= row["first"]]["nfe"].min()
         before = rows[rows["nfe"] < reached]["nfe"].max()
         if pd.isna(reached):
             return "in none measured"
         return f"in {reached:.0f}" if pd.isna(before) else f"between {before:.0f} and {reached:.0f}"
 
     for nfe, row in learned.iterrows():
-        if less(row, plain, 1).all():
-            one, two = (plain.loc[plain[f"value_{which}"].idxmin()] for which in (1, 2))
+        if less(row, plain, "first").all():
+            one, two = (plain.loc[plain[which].idxmin()] for which in ("first", "second"))
+            smaller, larger = less(two, row, "second"), less(row, two, "second")
+            verdict = "smaller" if smaller else "larger" if larger else "not clearly different"
             return (
                 f"**{nfe} learned evaluations do better than {plain['nfe'].max()} of every untuned sampler here**, in "
-                f"ImageNet features: {number(row['value_1'])} against {number(one['value_1'])}. In the classifier's "
-                f"they have {number(row['value_2'])}. The least untuned distance there, {number(two['value_2'])}, is "
-                f"{'smaller' if less(two, row, 2) else 'larger' if less(row, two, 2) else 'not told apart from it'}: "
-                f"`{two['solver']}` on the grid `{two['grid']}` in {two['nfe']}, with {number(two['value_1'])} in "
-                f"ImageNet features. An untuned sampler first reaches {number(row['value_1'])} "
+                f"ImageNet features: {number(row['first'])} against {number(one['first'])}. In the classifier's "
+                f"they have {number(row['second'])}. The least untuned distance there, {number(two['second'])}, is "
+                f"{verdict}: `{two['solver']}` on the grid `{two['grid']}` in {two['nfe']}, with "
+                f"{number(two['first'])} in ImageNet features. An untuned sampler first reaches {number(row['first'])} "
                 f"{first(every, row)} evaluations, DDIM on the diffusion's grids {first(ddim, row)}.\n"
             )
     return ""
@@ -337,11 +340,11 @@ def many_samples(frame: pd.DataFrame) -> str:
         *most, last = values
         return f"{', '.join(most)} and {last}" if most else last
 
-    values, least = learned["value_1"], end["value_1"]
+    values, least = learned["first"], end["first"]
     return (
         f"From {MANY:,} samples, in ImageNet features, the learned sampler has {listed(values.map(number))} in "
         f"{listed(values.index.map(str))} evaluations, the best untuned one measured so "
-        f"{listed(plain['value_1'].map(number))}. The learned distances are "
+        f"{listed(plain['first'].map(number))}. The learned distances are "
         f"{listed((values / least).map('{:.2f}'.format))} times the converged solution's {number(least)}.\n"
     )
 
@@ -354,7 +357,7 @@ def against_nfe(rows: pd.DataFrame, names: pd.Series, head: str, best: bool = Fa
     """
     rows = rows.assign(name=names, cell=[pair(row) for row in rows.to_dict("records")])
     if best:
-        least = rows.groupby("nfe")["value_1"].transform("min") == rows["value_1"]
+        least = rows.groupby("nfe")["first"].transform("min") == rows["first"]
         rows["cell"] = rows["cell"].mask(least, "**" + rows["cell"] + "**")
     wide = rows.pivot(index="name", columns="nfe", values="cell").reindex(rows["name"].unique()).fillna("")
     return markdown(wide.reset_index().to_numpy().tolist(), [head, *map(str, wide.columns)])
@@ -366,7 +369,7 @@ def untuned_table(frame: pd.DataFrame) -> str:
     rows = rows[(rows["timing"] == UNTUNED) & rows["nfe"].isin(SHOWN)].sort_values(["grid", "solver", "eta", "nfe"])
     # Where falling orders change nothing in any cell, the solver's own name stands for both.
     plain = rows.assign(solver=rows["solver"].str.replace(",final=lower", ""))
-    both, same = plain.duplicated(SAMPLER), plain.duplicated([*SAMPLER, "value_1", "value_2"])
+    both, same = plain.duplicated(SAMPLER), plain.duplicated([*SAMPLER, "first", "second"])
     own = [plain["solver"], plain["grid"]]
     merge = both.groupby(own).transform("any") & ~(both & ~same).groupby(own).transform("any")
     rows = rows.assign(solver=rows["solver"].where(~merge, plain["solver"])).drop_duplicates(SAMPLER)
@@ -443,7 +446,7 @@ def published_table(frame: pd.DataFrame) -> str:
         .merge(beside(frame), on=[*SAMPLER, "timing"])
         .sort_values("value", kind="stable")
     )
-    own = [f"value_{which}" for which in (1, 2)]
+    own = ["first", "second"]
     lines = [
         [f"{name}, {row['nfe']}", f"{row['value']:g}", *(number(row[each]) for each in own)]
         for name, row in zip(named(both), both.to_dict("records"), strict=True)
@@ -507,14 +510,14 @@ def write_report(root: Path, frame: pd.DataFrame) -> list[Path]:
     plain, learned, end = of_headline(frame)
     rows = beside(frame)
     ddim = rows[(rows["solver"] == "ddim") & (rows["timing"] == UNTUNED) & rows["nfe"].isin(FEW)]
-    ddim = ddim.sort_values("value_1").drop_duplicates("nfe").set_index("nfe").sort_index()
+    ddim = ddim.sort_values("first").drop_duplicates("nfe").set_index("nfe").sort_index()
     curves = {"DDIM": ddim, "best untuned sampler": plain, "learned sampler": learned}
     curves = {
-        name: rows[["value_1", "low_1", "high_1"]].set_axis(["value", "low", "high"], axis=1)
+        name: rows[["first", "first_low", "first_high"]].set_axis(["value", "low", "high"], axis=1)
         for name, rows in curves.items()
     }
     readme, figure = root / "README.md", root / FIGURE
-    level = {f"converged solution: {end['nfe']} evaluations": end["value_1"]} if end is not None else {}
+    level = {f"converged solution: {end['nfe']} evaluations": end["first"]} if end is not None else {}
     save_figure(distance_curves(curves, level), figure, CAPTION, ALT)
     write_text(readme, insert_block(readme.read_text(encoding="utf-8"), results_block(frame)))
     return [readme, figure]
