@@ -202,7 +202,7 @@ def test_what_the_pages_say_in_words_is_so():
             assert found < 0.9 * quadratic[nfe, objective]
             assert (found < quadratic[nfe, "untuned"]) == ("images" in timing)
         else:
-            assert abs(found / quadratic[nfe, objective] - 1) < 0.05
+            assert abs(found / quadratic[nfe, objective] - 1) < 0.06
     gated = [quadratic[nfe, "consistency-parallel,gate=true"] for nfe in (5, 10)]
     assert abs(gated[0] / quadratic[5, "untuned"] - 1) < 0.01
     assert quadratic[10, "untuned"] - gated[1] < 0.5 * (
