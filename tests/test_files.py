@@ -245,9 +245,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
 from tt_lib.files import TTError, atomic_path
-from tt_lib.figures.style import save_figure
-from tt_lib.rows import write_rows
-import tt_lib.rows
 
 tensors, path = {"x": torch.zeros(100_000)}, sys.argv[1]
 writers = {
@@ -256,7 +253,7 @@ writers = {
     "safetensors": lambda file: save_file(tensors, file),
     "numpy": lambda file: numpy.save(open(file, "wb"), tensors["x"].numpy()),
     "picture": lambda file: Image.effect_noise((500, 500), 80).save(file, "PNG"),
-    "figure": lambda file: Figure(figsize=(20, 20)).savefig(file, format="png", dpi=300),
+    "figure": lambda file: Figure(figsize=(20, 20)).savefig(file, format="png"),
 }
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 for name, write in writers.items():

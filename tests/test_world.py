@@ -105,7 +105,7 @@ COMMANDS = {
     "table": "table --config table.toml --batch 2 --results runs/3.csv --work runs/w3",
     "evaluate": "evaluate --model tiny --nfe 2 --dataset digits --features digits-resnet --samples 50 --batch 2 "
     "--seed 7 --results runs/e.csv --work runs/e",
-    "train": "train --dataset digits --images 528 --batch 66 --lr 1e-3 --out runs/digits --results runs/log.csv",
+    "train": "train --dataset digits --images 264 --batch 66 --lr 1e-3 --out runs/digits --results runs/log.csv",
 }
 
 
@@ -175,7 +175,7 @@ def test_evaluate_in_several_processes_gives_the_tables_row(folder, printed, alo
 def test_several_processes_train_what_one_trains(folder, printed):
     """The whole command, on real digits with the real network: it shares each batch, and one process writes."""
     assert printed.count("model folder: runs/digits") == 1
-    config = replace(DEFAULTS["digits"], images=528, batch=66, lr=1e-3)
+    config = replace(DEFAULTS["digits"], images=264, batch=66, lr=1e-3)
     train(config, folder / "runs" / "alone", results=folder / "runs" / "alone.csv")
     ours, expected = (load_file(folder / "runs" / name / WEIGHTS) for name in ("digits", "alone"))
     for name, value in expected.items():
@@ -183,7 +183,7 @@ def test_several_processes_train_what_one_trains(folder, printed):
     rows, one = (read_rows(folder / "runs" / name, TRAINING_COLUMNS) for name in ("log.csv", "alone.csv"))
     assert set(rows["devices"]) == {"3 x cpu (1 threads)"} and set(rows["run"]) == {"digits"}
     assert set(rows["command"]) == {command_of_three("train")}
-    assert rows["step"].tolist() == list(range(1, 9)) and rows["images"].tolist() == [
+    assert rows["step"].tolist() == list(range(1, 5)) and rows["images"].tolist() == [
         66 * step for step in rows["step"]
     ]
     assert rows["loss"].tolist() == pytest.approx(one["loss"].tolist(), abs=2e-3)

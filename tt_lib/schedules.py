@@ -233,9 +233,9 @@ class DiscreteSchedule(VP):
     def log_alpha(self, t: Times) -> Tensor:
         t = _in_range(t)
         place = t * self.levels
-        left = place.detach().floor().clamp(0, self.levels - 1)
+        left = place.detach().long().clamp(0, self.levels - 1)
         knots = self._knots.to(place.device)
-        low, high = knots[left.long()], knots[left.long() + 1]
+        low, high = knots[left], knots[left + 1]
         value = low + (place - left) * (high - low)
         if not self.zero_snr:
             return value
@@ -432,7 +432,7 @@ def _log(value: Tensor) -> Tensor:
 
 def _in_range(t: Times) -> Tensor:
     t = torch.as_tensor(t, dtype=torch.float64)
-    if bool(((t < -1e-12) | (t > 1 + 1e-12)).any()) or bool(t.isnan().any()):
+    if not bool(((t >= -1e-12) & (t <= 1 + 1e-12)).all()):  # also NaN
         raise BadValue(f"times must lie in [0, 1], got {t.detach().flatten()[:8].tolist()}")
     return _clamp(t)
 

@@ -50,17 +50,19 @@ class GaussianMixture:
         self.weights = self.weights / self.weights.sum()
         if (scales is None) == (covariances is None):
             raise BadValue("give either scales or covariances")
-        # Every component in its principal axes: variances [M, D] along the columns of axes [M, D, D].
-        identity = torch.eye(self.dim, dtype=torch.float64).expand(len(self.means), -1, -1)
+        # Every component in its principal axes: variances [M, D] along the columns of axes [M, D, D]. An isotropic one
+        # has one variance, [M, 1], and needs no axes.
+        self._axes: Tensor | None = None
         if covariances is None:
             values = float64(scales)
             if values.shape != self.weights.shape or not _positive(values):
                 raise BadValue(f"scales must be {len(self.weights)} positive numbers, one for each mean, got {scales}")
-            self._variances, self._axes = values.square()[:, None].expand_as(self.means), identity
+            self._variances = values.square()[:, None]
         else:
             values = float64(covariances)
-            if values.shape != identity.shape or not torch.allclose(values, values.mT, rtol=1e-9, atol=0):
-                raise BadValue(f"covariances must be symmetric, {list(identity.shape)}, got {covariances}")
+            shape = [len(self.means), self.dim, self.dim]
+            if list(values.shape) != shape or not torch.allclose(values, values.mT, rtol=1e-9, atol=0):
+                raise BadValue(f"covariances must be symmetric, {shape}, got {covariances}")
             self._variances, self._axes = torch.linalg.eigh(values)
             if not _positive(self._variances):
                 raise BadValue(f"covariances must be positive definite, got eigenvalues {self._variances.tolist()}")
@@ -74,7 +76,7 @@ class GaussianMixture:
         """``n`` draws of x_0: [n, D] on the CPU."""
         which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.dim, dtype=torch.float64, generator=generator) * self._variances[which].sqrt()
-        return self.means[which] + torch.einsum("nde,ne->nd", self._axes[which], z)
+        return self.means[which] + (z if self._axes is None else torch.einsum("nde,ne->nd", self._axes[which], z))
 
     def eps(self, x: Tensor, t: Times, schedule: Schedule) -> Tensor:
         """``eps(x, t) = E[eps | x_t = x] = -sigma(t) grad log p_t(x)``: [B, D]; 0 at t = 0."""
@@ -98,32 +100,31 @@ class GaussianMixture:
         eps, x0 = self._eps_x0(x, alpha, sigma)
         return to_v(eps, x0, alpha, sigma)
 
-    def _level(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``log(w_m N_m(x))`` [B, M]; ``x - alpha mu_m`` and its variance [B or 1, M, D] in the principal axes."""
+    def _eps_x0(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise BadValue(f"x must be [B, {self.dim}] for this mixture, got the shape {list(x.shape)}")
         if alpha.ndim > 1 or (alpha.ndim == 1 and len(alpha) != len(x)):
             raise BadValue(f"times must be a scalar or [{len(x)}], one for each row of x, got {list(alpha.shape)}")
-        alpha, sigma = (value.to(x.device).reshape(-1, 1, 1) for value in (alpha, sigma))
-        weights, means, variances, axes = self._on(x.device)
-        z = torch.einsum("mde,bmd->bme", axes, x.double()[:, None] - alpha * means)
+        alpha, sigma = (value.to(x.device).reshape(-1) for value in (alpha, sigma))
+        weights, means, variances = (
+            part.to(x.device) for part in (self.weights, self.means, self._variances[..., None])
+        )
+        axes = None if self._axes is None else self._axes.to(x.device)
+        # The samples are the last axis, [M, D, B], until the end: so it takes a fraction of the time.
+        z = x.double().T.contiguous() - alpha * means[..., None]
+        z = z if axes is None else axes.mT @ z
         variance = alpha**2 * variances + sigma**2
-        log_normal = -0.5 * (z**2 / variance + variance.log() + math.log(2 * math.pi)).sum(2)
-        return weights.log() + log_normal, z, variance
-
-    def _eps_x0(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        log_joint, z, variance = self._level(x, alpha, sigma)
-        _, means, variances, axes = self._on(x.device)
-        # softmax subtracts the largest logarithm: far out, where every density underflows, it still answers.
-        share = log_joint.softmax(1)
-        pull = share[:, :, None] * z / variance
-        eps = along(sigma, pull[:, 0]) * torch.einsum("mde,bme->bd", axes, pull)
+        pull = z / variance
+        # log(w_m N_m(x)) but for a constant. softmax subtracts the largest: far out, where every density underflows, it
+        # still answers.
+        share = (weights.log()[:, None] - 0.5 * (z * pull + variance.log()).sum(1)).softmax(0)
+        pull = share[:, None] * pull
+        shrunk = variances * pull
+        if axes is not None:
+            pull, shrunk = axes @ pull, axes @ shrunk
         # Not (x - sigma eps) / alpha: that cancels where alpha is small.
-        shrunk = torch.einsum("mde,bme->bd", axes, variances * pull)
-        return eps, share @ means + along(alpha, shrunk) * shrunk
-
-    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
-        return tuple(part.to(device) for part in (self.weights, self.means, self._variances, self._axes))
+        eps, x0 = sigma * pull.sum(0), means.T @ share + alpha * shrunk.sum(0)
+        return eps.T.contiguous(), x0.T.contiguous()
 
 
 class MixturePredictor:

@@ -18,20 +18,21 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import pandas as pd
-import seaborn
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-from seaborn.utils import relative_luminance
 
 from tt_lib.errors import BadValue
 from tt_lib.files import atomic_path, check_suffix
+
+if TYPE_CHECKING:  # a second to import, which few need
+    import seaborn
 
 # Okabe and Ito, "Color Universal Design", 2008.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -160,6 +161,8 @@ def relplot(frame: pd.DataFrame, series: str | None, size: tuple[float, float], 
     Raises:
         BadValue: no row, or too many series.
     """
+    import seaborn
+
     if frame.empty:
         raise BadValue("no row to draw; give a frame of one row or more")
     own = looks(frame[series]) if series else {}
@@ -227,6 +230,9 @@ def count_axis(axes: Axes, counts: Iterable[int]) -> None:
 
 def heat_map(axes: Axes, table: pd.DataFrame, words: pd.DataFrame, limit: float, fontsize: float = 9) -> Any:
     """A heat map around 0 with words in its cells; colours end at the limit. Returns what a colour bar needs."""
+    import seaborn
+    from seaborn.utils import relative_luminance
+
     options: dict[str, Any] = {"annot": words, "fmt": "", "annot_kws": {"fontsize": fontsize}, "cbar": False}
     seaborn.heatmap(table, ax=axes, cmap="PuOr_r", vmin=-limit, vmax=limit, **options)
     axes.tick_params(axis="y", labelrotation=0)

@@ -19,7 +19,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.stats import ttest_rel
 from torch import Tensor
 
 from tt_lib.errors import BadValue, CorruptFile
@@ -334,6 +333,8 @@ def gate_records(problem: Problem, taus: Sequence[float]) -> list[dict[str, Any]
 
 def p_lower(a: Tensor, b: Tensor) -> float:
     """p of the one-sided paired t-test for a mean of ``a`` [P] below that of ``b`` [P]; 1 where they are equal."""
+    from scipy.stats import ttest_rel
+
     if torch.equal(a, b):
         return 1.0
     p = float(ttest_rel(a.numpy(), b.numpy(), alternative="less").pvalue)
