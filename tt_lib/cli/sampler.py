@@ -96,8 +96,8 @@ def tune(
     """Tune the conditioning times of one sampler, with the network frozen.
 
     --timing names the objective and the strategy. The objective is `consistency` (the paper's) or `truncation` (the
-    distance to a converged solution). The strategy is `-sequential` (the paper's) or `-parallel` (all steps in one
-    batch). `-freeze2` after them leaves the last two steps untuned.
+    distance to a converged solution). The strategy is `-sequential` (the default of the authors' code) or
+    `-parallel` (all steps in one batch). `-freeze2` after them leaves the last two steps untuned.
 
     Options follow after commas: `images=16`, `source=generated` (the network's own images; no data set is needed),
     `optimiser=adam` (as the authors do; the default is a search without gradients), `iterations`, `learning_rate`,

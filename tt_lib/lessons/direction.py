@@ -28,7 +28,7 @@ from tt_lib.figures.style import (
     style,
 )
 from tt_lib.grids import Grid
-from tt_lib.lessons.tables import step_by_step
+from tt_lib.lessons.tables import markdown, step_by_step
 from tt_lib.metrics.direction import measure_directions
 from tt_lib.rows import DIRECTION_COLUMNS, read_rows, results_folder
 from tt_lib.schedules import linear_betas
@@ -40,6 +40,8 @@ from tt_lib.toy import MixturePredictor, exact_flow, exact_trajectory, ring_2d
 
 BEGIN, END = 0.9, 0.1
 SAMPLES = 64
+RUN_ERRORS = {"relative": "mean direction error", "accumulated": "accumulated error at the end"}
+"""Columns of :func:`tuned_runs`, in words."""
 TIME = "time t at which the step begins  (1 = noise, 0 = data)"
 ALT = {
     "hook": "Two panels in the plane of y, the whole ring of eight clusters and one step enlarged. From the start, "
@@ -69,7 +71,7 @@ ALT = {
     "runs": "Two scatter plots of 48 samplers, logarithmic, with both axes from what tuning improved to what it made "
     "worse. Upwards: the Fréchet distance, tuned over untuned. To the right, left panel: the mean direction error; the "
     "points lie in a cloud, in all four quarters. Right panel: the accumulated error; the points rise from the lower "
-    "left, where nearly all of truncation's lie, to the upper right, but some lie in the other quarters.",
+    "left, where most of truncation's lie, to the upper right, but some lie in the other quarters.",
     "doubt": "Measured truncation error of each of five steps, divided by the exact one. With 16 substeps "
     "all bars reach 1. With 4 substeps they stop a little below, and with 2 at about 0.7 in the first four steps.",
 }
@@ -167,8 +169,7 @@ def tuned_runs() -> pd.DataFrame:
 def runs_figure(runs: pd.DataFrame) -> Figure:
     """:func:`tuned_runs`: the distance against the mean direction error, and against the accumulated error."""
     figure = Figure(figsize=(9, 4.2))
-    names = {"relative": "mean direction error", "accumulated": "accumulated error at the end"}
-    for axes, (column, name) in zip(figure.subplots(1, 2, sharey=True), names.items(), strict=True):
+    for axes, (column, name) in zip(figure.subplots(1, 2, sharey=True), RUN_ERRORS.items(), strict=True):
         for objective in ("consistency", "truncation"):
             own, look = runs[runs["timing"].str.startswith(objective)], FIXED[f"{objective}-parallel"]
             axes.plot(own[column], own["distance"], look.marker, color=look.color, alpha=0.7, label=objective)
@@ -182,11 +183,15 @@ def runs_figure(runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def verdict_counts(runs: pd.DataFrame, column: str) -> str:
-    """How many of :func:`tuned_runs` have less of an error, and what became of their samples."""
-    less = runs[runs[column] < 1]
-    better, worse = ((less["verdict"] == verdict).sum() for verdict in (BETTER, WORSE))
-    return f"smaller in {len(less)} of {len(runs)}; of these samples get better in {better}, worse in {worse}"
+def verdict_table(runs: pd.DataFrame) -> str:
+    """A Markdown table: how many of :func:`tuned_runs` have less of an error, and what became of their samples."""
+    lines = []
+    for column, name in RUN_ERRORS.items():
+        for nfe, own in runs.groupby("nfe"):
+            verdicts = own[own[column] < 1]["verdict"]
+            counts = [(verdicts == verdict).sum() for verdict in (BETTER, WORSE)]
+            lines.append([name, nfe, f"{len(verdicts)} of {len(own)}", *counts])
+    return markdown(["smaller", "NFE", "in", "of these better", "worse"], lines)
 
 
 @style()
