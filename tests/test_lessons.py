@@ -367,9 +367,6 @@ def test_what_the_lesson_says_of_errors_and_samples_holds():
     cancel = runs.query("solver == 'unipc,final=lower' and grid == 'quadratic' and nfe == 10")
     cancel = cancel[cancel["timing"].str.startswith("consistency")]
     assert len(cancel) == 3 and (cancel["accumulated"] > 1.3).all() and (cancel["verdict"] == BETTER).all()
-    ruined = runs[(runs["accumulated"] < 1) & (runs["verdict"] == "worse")]
-    assert ruined["solver"].tolist() == ["ddim", "dpmpp-2m,final=lower"] and set(ruined["grid"]) == {"uniform"}
-    assert set(ruined["timing"]) == {"truncation-parallel"} and set(ruined["nfe"]) == {5}
 
 
 def test_what_the_lesson_says_of_the_toys_errors_holds():
@@ -514,7 +511,9 @@ def test_on_five_quadratic_steps_adams_timing_harms_much_less_than_the_searchs()
 
 def test_the_ruined_step_keeps_its_time_with_ddim_and_extrapolates_with_2m():
     tuned = require_timing("cifar10-ddpm-w96", Cell("ddim", "uniform", 5, "consistency-parallel"))
-    assert tuned.ratios[3] == 1 and tuned.tuning["loss_tuned"][3] == tuned.tuning["loss_untuned"][3] < 3072 / 3
+    other = require_timing("cifar10-ddpm-w96", Cell("dpmpp-2m,final=lower", "uniform", 5, "consistency-parallel"))
+    assert tuned.ratios[3] == 1 and tuned.tuning["loss_tuned"][3] == tuned.tuning["loss_untuned"][3]
+    assert tuned.tuning["loss_untuned"][3] / other.tuning["loss_untuned"][3] == pytest.approx(0.25, abs=0.02)
     lam = linear_betas().lam(torch.tensor(tuned.grid_times[2:5], dtype=torch.float64))
     before, now = lam.diff().tolist()
     assert now / before / 2 == pytest.approx(2.06, abs=0.01), "weights 1 + 2.06 and -2.06"
