@@ -118,10 +118,10 @@ it was chosen by the least sum of losses on held-out noise. Try `{use}`.
 
 ## Untuned samplers
 
-In bold: the smallest value of a column in ImageNet features. `final=lower` lets the orders fall at the end; where that
-changes nothing there is one row. On the *straight path* the network is sampled as a flow, x = (1 - t) x0 + t eps,
-on the grid `uniform-trailing` of flow time. The ODE is the same, its nodes are others. Euler's method there is DDIM on
-these nodes, which suit it far better.
+In bold: the smallest value of a column in ImageNet features. `final=lower` lets the orders fall at the end; one row
+stands where that changes nothing or was not measured. On the *straight path* the network is sampled as a flow, x =
+(1 - t) x0 + t eps, on the grid `uniform-trailing` of flow time. Its ODE is the same, on other nodes. Euler's method
+there is DDIM on nodes that suit it far better.
 
 {untuned}
 ## Learned end to end
@@ -135,10 +135,10 @@ In ImageNet features, in 300 iterations, a second knob helps each solver at five
 Of single knobs the grid is best there for UniPC, the gain for the others. Beside a learned grid the multistep
 solvers take more from conditioning times than from gains, DDIM the reverse. At ten, gains beside both help DDIM alone.
 Falling orders, which help untuned UniPC, harm the learned one in 1,000 iterations up to five. Sixteen noises or 100
-iterations cost a few per cent. At five GITS leaps from noise almost to the data.
+iterations are not clearly worse. At five GITS leaps from noise almost to the data.
 
 In few evaluations learning on the straight path harms in ImageNet features, Euler's method in any. The others gain in
-eight and ten. Yet samples end nearer to their converged ones: the loss compares pairs, a Fréchet distance sets.
+eight and ten. Yet samples end nearer to converged ones: the loss compares pairs, a Fréchet distance sets.
 
 ## Learned elsewhere
 
@@ -146,20 +146,20 @@ eight and ten. Yet samples end nearer to their converged ones: the loss compares
 
 {elsewhere}
 In ImageNet features, beside the solver's best untuned grid of the diffusion's path: grids carry over best.
-DPM-Solver++(2M) does about as well on grids of the others as on its own, UniPC at five evaluations, DDIM no
-better than untuned. Conditioning times belong to their solver, but UniPC's serve DPM-Solver++(2M). Those of DDIM harm
-UniPC, and DPM-Solver++(2M) but with gains at five. UniPC's harm DDIM. At another number of evaluations a learned
-sampler is often worse than the best untuned one. On the small network what was learned for the shipped one gains more
-than three quarters of what learning gains.
+DPM-Solver++(2M) does about as well on grids of the others as on its own, UniPC at five evaluations, DDIM no better than
+untuned. Conditioning times belong to their solver, but UniPC's serve DPM-Solver++(2M), whose own serve both at five.
+Those of DDIM harm UniPC, and DPM-Solver++(2M) except with gains at five. UniPC's harm DDIM. At another number of
+evaluations a learned sampler is often worse than the best untuned one. On the small network what was learned for the
+shipped one gains over three quarters of what learning gains.
 
 ## TimeTuner, step by step
 
-Each conditioning time is tuned by the step that it belongs to: a ratio tau / t, by a search on 256 real images, the
-last step left alone, where a line says nothing else. *Consistency* is the paper's objective, on the tuned sampler's own
-states (sequential) or on noised images (parallel). *freeze2* leaves the last two steps untuned. *Truncation* compares
-with the converged solution of the interval. In bold: better than untuned in both features, by more than half of the
-difference's 95 % interval. Untuned, too: `constant-0.95`, one ratio for all steps, `epsilon-1.005`, which divides eps,
-and `time-shift`, by the variance of x.
+Each conditioning time is tuned by its own step: a ratio tau / t, by a search on 256 real images, the last step left
+alone, where a line says nothing else. *Consistency* is the paper's objective, on the tuned sampler's own states
+(sequential) or on noised images (parallel). *freeze2* leaves the last two steps untuned. *Truncation* compares with the
+converged solution of the interval. In bold: better than untuned in both features, by more than half of the difference's
+95 % interval. Untuned, too: `constant-0.95`, one ratio for all steps, `epsilon-1.005`, which divides eps, and
+`time-shift`, by the variance of x.
 
 {steps}
 No objective helps everywhere. On the uniform grid consistency ruins the multistep solvers in five and ten evaluations,
@@ -172,8 +172,8 @@ only where it lowers the truncation error on held-out images: it stops the harm 
 ## Is the metric worth believing
 
 {floor}
-Below are the samplers whose FID is published (`data/tables/published.csv` names the papers), with networks and grids of
-their authors. Kendall's tau is 1 for the same order, -1 for the reverse. `pixels=1.0` is the authors' bound on
+Below are the samplers whose FID is published (`data/tables/published.csv` names the papers), with their authors'
+networks and grids. Kendall's tau is 1 for the same order, -1 for the reverse. `pixels=1.0` is the authors' bound on
 Analytic-DDIM's last noise. Twice that takes it from 20.7 to 33.8 in ten evaluations, in ImageNet features.
 
 {published}"""
