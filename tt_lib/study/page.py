@@ -293,7 +293,7 @@ def headline_table(frame: pd.DataFrame, short: bool = False) -> str:
         own = [cell(end, "first"), *empty, cell(end, "second"), *empty]
         lines.append([str(end["nfe"]), f"{end['name']}: converged solution", *own])
     return markdown(
-        lines, ["NFE", "best untuned sampler", *(f"{each}, {name}" for name in SHORT for each in what)], words=2
+        lines, ["NFE", "best untuned, by ImageNet", *(f"{each}, {name}" for name in SHORT for each in what)], words=2
     )
 
 
