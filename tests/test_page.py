@@ -230,7 +230,7 @@ def test_what_the_pages_say_in_words_is_so():
 
 def test_the_headline_names_the_best_untuned_sampler_of_both_paths():
     head, *lines = cells(page.headline_table(FRAME))
-    assert head[:2] == ["NFE", "best untuned sampler"] and len(head) == 8
+    assert head[:2] == ["NFE", "best untuned, by ImageNet"] and len(head) == 8
     assert lines[0][:5] == [
         "5",
         "unipc · straight path",
