@@ -40,7 +40,7 @@ from tt_lib.schedules import DiscreteSchedule, Flow, Schedule, time_of_index
 GRIDS: dict[str, str] = {
     "uniform": "every (N/K)-th level from the lowest, index 0 (the DDIM paper's; 'leading' in diffusers)",
     "uniform-trailing": "every (N/K)-th level from the highest, t = 1",
-    "quadratic": "levels spaced as squares up to 0.8 N (the DDIM paper's for CIFAR-10)",
+    "quadratic": "levels spaced as squares up to 0.8 N (the DDIM code's for CIFAR-10)",
     "logsnr": "even in lambda = log(alpha / sigma), from t = 1 to t_min (DPM-Solver's)",
     "karras": "even in (sigma / alpha)^(1/7), from t = 1 to t_min (Karras et al. 2022)",
 }
