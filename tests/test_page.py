@@ -205,8 +205,10 @@ def test_what_the_pages_say_in_words_is_so():
         if timing in ("consistency-parallel,images=16", "consistency-sequential,optimiser=adam") and nfe == 5:
             assert found < 0.9 * quadratic[nfe, objective]
             assert (found < quadratic[nfe, "untuned"]) == ("images" in timing)
+        elif timing == "consistency-parallel,seed=3" and nfe == 5:
+            assert 1.15 * quadratic[nfe, "untuned"] < found < 0.95 * quadratic[nfe, objective], "harms a little less"
         else:
-            assert abs(found / quadratic[nfe, objective] - 1) < 0.06
+            assert abs(found / quadratic[nfe, objective] - 1) < 0.05
     gated = [quadratic[nfe, "consistency-parallel,gate=true"] for nfe in (5, 10)]
     assert abs(gated[0] / quadratic[5, "untuned"] - 1) < 0.01
     assert quadratic[10, "untuned"] - gated[1] < 0.5 * (

@@ -183,9 +183,8 @@ def runs_figure(runs: pd.DataFrame) -> Figure:
 def verdict_table(runs: pd.DataFrame) -> str:
     """A Markdown table: how many of :func:`tuned_runs` have less of an error, and what became of their samples."""
     lines = []
-    for column, name in {"all": "any", **RUN_ERRORS}.items():
-        for nfe, own in runs.assign(all=0).groupby("nfe"):
-            verdicts = own[own[column] < 1]["verdict"]
+    for name, own in {"any": runs, **{words: runs[runs[each] < 1] for each, words in RUN_ERRORS.items()}}.items():
+        for nfe, verdicts in own.groupby("nfe")["verdict"]:
             lines.append([name, nfe, len(verdicts), *((verdicts == verdict).sum() for verdict in (BETTER, WORSE))])
     return markdown(["smaller", "NFE", "samplers", "better", "worse"], lines)
 
